@@ -1,0 +1,27 @@
+# `make demo` and `make test` set up everything themselves; both may be run again, in any order.
+
+PYTHON ?= python3
+VENV_PYTHON = .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/references.stamp
+	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
+
+test: .venv/test.stamp
+	$(VENV_PYTHON) -m pytest
+
+lint: .venv/lint.stamp
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+# A stamp is written only after its installation has succeeded, so an interrupted one starts again.
+.venv/%.stamp: setup.py version.txt pyproject.toml
+	test -x $(VENV_PYTHON) || $(PYTHON) -m venv .venv
+	$(VENV_PYTHON) -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs build *.egg-info

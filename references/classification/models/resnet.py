@@ -1,0 +1,112 @@
+"""ResNet and its variants, written with the layers.
+
+`Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, table 1. Names of the children are
+torchvision's, so its checkpoints load.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of residual blocks, global pooling and a linear classifier.
+
+    Args:
+        block: ``tnn.BasicBlock`` or ``tnn.Bottleneck``.
+        depths: blocks in each stage.
+        num_classes: size of the output.
+        width: channels of the stem; each stage has twice the planes of the one before.
+        groups: groups of the 3×3 convolutions.
+        width_per_group: ``base_width`` of the blocks.
+        norm_layer: called with its channels.
+        se_layer: channel attention in each block, called with its channels.
+        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+    """
+
+    def __init__(
+        self,
+        block: type[tnn.BasicBlock] | type[tnn.Bottleneck],
+        depths: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        width: int = 64,
+        *,
+        groups: int = 1,
+        width_per_group: int = 64,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        se_layer: Callable[..., nn.Module] | None = None,
+        stochastic_depth: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        channels, index = width, 0
+        for stage, depth in enumerate(depths):
+            planes, blocks = width * 2**stage, []
+            for i in range(depth):
+                blocks.append(
+                    block(
+                        channels,
+                        planes,
+                        stride=2 if stage > 0 and i == 0 else 1,
+                        groups=groups,
+                        base_width=width_per_group,
+                        norm_layer=norm_layer,
+                        se_layer=se_layer,
+                        stochastic_depth=stochastic_depth * index / max(1, sum(depths) - 1),
+                    )
+                )
+                channels, index = planes * block.expansion, index + 1
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def resnet18(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width)
+
+
+def resnet34(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.BasicBlock, (3, 4, 6, 3), num_classes, width)
+
+
+def resnet50(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width)
+
+
+def resnet101(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 23, 3), num_classes, width)
+
+
+# Variants cost one line each.
+
+
+def se_resnet18(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width, se_layer=tnn.SqueezeExcitation)
+
+
+def se_resnet50(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, se_layer=tnn.SqueezeExcitation)
+
+
+def resnext50_32x4d(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, groups=32, width_per_group=4)
+
+
+def wide_resnet50_2(num_classes: int = 1000, width: int = 64) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, width_per_group=128)

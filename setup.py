@@ -1,0 +1,34 @@
+"""Package metadata; settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# What the training scripts need beyond the layers.
+REFERENCES = ["matplotlib>=3.7", "numpy>=1.24", "pillow>=9.4", "scikit-learn>=1.3", "tqdm>=4.65"]
+TEST = ["expecttest>=0.2", "hypothesis>=6.90", "pytest>=8.0", "setuptools>=70.1"]
+DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
+
+setup(
+    name="torchvision_layers",
+    version=(ROOT / "version.txt").read_text().strip(),
+    description="Layers for computer vision, with quantizable twins that fuse themselves",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    packages=find_packages(include=["torchvision_layers", "torchvision_layers.*"]),
+    package_data={"torchvision_layers": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["torch>=2.6", "torchvision>=0.21"],
+    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

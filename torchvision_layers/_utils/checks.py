@@ -1,0 +1,76 @@
+"""Argument checks: each error names the argument, the rule and the value."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+import torch.fx
+from torch import Tensor
+
+__all__ = ["check_features", "check_input", "check_int", "check_probability", "check_same_shape", "check_sizes"]
+
+
+def check_int(argument: str, value: object, minimum: int = 1) -> int:
+    """Returns ``value``, an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tuple[int, ...]:
+    """Returns ``value``, one integer or ``dims`` of them, as a tuple of ``dims`` integers."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != dims:
+            raise ValueError(f"{argument} must be one int or {dims} of them, got {value!r}")
+        return tuple(check_int(argument, v, minimum) for v in value)
+    return (check_int(argument, value, minimum),) * dims
+
+
+def check_probability(argument: str, value: object) -> float:
+    """Returns ``value``, a number in [0, 1]; NaN is refused."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number, got {value!r}")
+    if math.isnan(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{argument} must be in [0, 1], got {value}")
+    return float(value)
+
+
+def _is_tensor(input: Tensor) -> bool:
+    """Whether there is a tensor to look at; symbolic and script tracing show none, and record no check."""
+    if not torch.jit.is_scripting():
+        if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing():
+            return False
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    return True
+
+
+def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = False) -> None:
+    """Raises unless ``input`` has ``dims`` dimensions, the second of size ``channels`` (and no later one of size 0)."""
+    if not _is_tensor(input):
+        return
+    if input.dim() != dims:
+        raise ValueError(f"input must have {dims} dimensions, got {input.dim()}: shape {list(input.shape)}")
+    if input.shape[1] != channels:
+        raise ValueError(f"input must have {channels} channels, got {input.shape[1]}: shape {list(input.shape)}")
+    if needs_pixels:
+        for size in input.shape[2:]:
+            if size == 0:
+                raise ValueError(f"input must have at least one pixel, got shape {list(input.shape)}")
+
+
+def check_features(input: Tensor, features: int) -> None:
+    """Raises unless the last dimension of ``input`` has size ``features``."""
+    if not _is_tensor(input):
+        return
+    if input.dim() == 0 or input.shape[-1] != features:
+        raise ValueError(f"input must have {features} features in its last dimension, got shape {list(input.shape)}")
+
+
+def check_same_shape(argument: str, skip: Tensor, branch: Tensor) -> None:
+    """Raises unless a skip has the shape of the branch that it is added to: nothing is broadcast."""
+    if _is_tensor(skip) and skip.shape != branch.shape:
+        raise ValueError(f"{argument} must give the shape of the branch {list(branch.shape)}, got {list(skip.shape)}")

@@ -1,0 +1,145 @@
+"""Layer arguments (constructors, instances) made into modules of their own."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+__all__ = ["Builder", "LayerArgument", "check_layer_argument"]
+
+#: What a layer argument may be: a class, a ``partial``, any function that returns a module, or a module to copy.
+LayerArgument: TypeAlias = Callable[..., nn.Module] | nn.Module
+
+# A sixteenth of the channels: the reduction that the Squeeze-and-Excitation paper settles on (arXiv 1709.01507, 6.1).
+_SQUEEZE_RATIO = 16
+
+
+def check_layer_argument(argument: str, layer: object) -> None:
+    """Raises unless ``layer`` is a constructor or a module."""
+    is_other_class = isinstance(layer, type) and not issubclass(layer, nn.Module)
+    if not callable(layer) or is_other_class:
+        raise TypeError(f"{argument} must be a constructor such as nn.ReLU, or a module to copy, got {layer!r}")
+
+
+def _parameters(layer: LayerArgument) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(layer).parameters)
+    except (TypeError, ValueError):  # no signature to read: written in C, for instance
+        return {}
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the children of one layer, all on one device and in one dtype.
+
+    An instance is deep-copied at each place where it is used, so that no two places share a module.
+    """
+
+    device: torch.device | str | int | None = None
+    dtype: torch.dtype | None = None
+
+    def module(self, argument: str, layer: LayerArgument, *args: object, **kwargs: object) -> nn.Module:
+        """Calls a constructor, or copies an instance."""
+        check_layer_argument(argument, layer)
+        if isinstance(layer, nn.Module):
+            module = copy.deepcopy(layer)
+        else:
+            with torch.device(self.device) if self.device is not None else nullcontext():
+                try:
+                    module = layer(*args, **kwargs)
+                except TypeError as error:
+                    raise TypeError(f"{argument}={layer!r} cannot be called with {args} {kwargs}: {error}") from error
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{argument}={layer!r} must make an nn.Module, it made {type(module).__name__}")
+        if self.device is None and self.dtype is None:
+            return module
+        return module.to(device=self.device, dtype=self.dtype)
+
+    def conv(
+        self,
+        argument: str,
+        layer: LayerArgument,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] | str,
+        dilation: tuple[int, ...],
+        groups: int,
+        bias: bool,
+    ) -> nn.Module:
+        """A convolution; an instance must agree with every number that its place asks for."""
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups != 0:
+                raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
+        conv = self.module(
+            argument,
+            layer,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
+        if isinstance(layer, nn.Module):
+            wanted = {
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "kernel_size": kernel_size,
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+                "groups": groups,
+            }
+            for name, value in wanted.items():
+                if getattr(conv, name, value) != value:
+                    raise ValueError(
+                        f"{argument} is an instance with {name}={getattr(conv, name)}, its place needs {name}={value}"
+                    )
+        return conv
+
+    def norm(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
+        """A normalization, called with its channels."""
+        norm = self.module(argument, layer, channels)
+        for name in ("num_features", "num_channels"):
+            self._check_width(argument, norm, name, channels)
+        return norm
+
+    def activation(
+        self, argument: str, layer: LayerArgument | None, channels: int, inplace: bool | None = None
+    ) -> nn.Module:
+        """An activation; ``inplace`` is passed on where the constructor takes it and has it not bound already."""
+        if layer is None:
+            return nn.Identity()
+        bound = layer.keywords if isinstance(layer, partial) else {}
+        takes_inplace = not isinstance(layer, nn.Module) and "inplace" in _parameters(layer) and "inplace" not in bound
+        kwargs = {"inplace": inplace} if inplace is not None and takes_inplace else {}
+        activation = self.module(argument, layer, **kwargs)
+        if getattr(activation, "num_parameters", 1) != 1:  # nn.PReLU
+            self._check_width(argument, activation, "num_parameters", channels)
+        return activation
+
+    def squeeze_excitation(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
+        """Channel attention, called with its channels and, if it insists on them, with ``squeeze_channels``."""
+        squeeze = None if isinstance(layer, nn.Module) else _parameters(layer).get("squeeze_channels")
+        needs_squeeze = squeeze is not None and squeeze.default is inspect.Parameter.empty
+        kwargs = {"squeeze_channels": max(1, channels // _SQUEEZE_RATIO)} if needs_squeeze else {}
+        se = self.module(argument, layer, channels, **kwargs)
+        self._check_width(argument, se, "input_channels", channels)
+        return se
+
+    @staticmethod
+    def _check_width(argument: str, module: nn.Module, name: str, channels: int) -> None:
+        width = getattr(module, name, channels)
+        is_lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
+        if width != channels and not is_lazy:
+            raise ValueError(f"{argument} has {name}={width}, its place needs {channels}")

@@ -1,0 +1,135 @@
+"""The building block of MobileNetV2."""
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.construct import Builder, LayerArgument
+from .conv import ConvNormAct
+from .stochastic_depth import StochasticDepth
+
+__all__ = ["InvertedResidual"]
+
+
+class InvertedResidual(nn.Module):
+    r"""Expansion, depthwise convolution and linear projection, added to the input where the shapes agree.
+
+    From `MobileNetV2: Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_ (table 1,
+    section 3.3): no activation follows the projection or the addition. Calls and checkpoints of torchvision's block
+    of MobileNetV2 fit.
+
+    Args:
+        inp: channels of the input.
+        oup: channels of the output.
+        stride: step of the depthwise convolution, ``1`` or ``2``.
+        expand_ratio: the depthwise convolution has ``round(inp * expand_ratio)`` channels; ``1`` leaves the
+            expansion out.
+        norm_layer: called with its channels. Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision;
+            ``nn.Identity`` for none, which gives the convolutions a bias.
+        kernel_size: side of the depthwise kernel, odd. Default: ``3``.
+        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU6``.
+        se_layer: channel attention after the depthwise convolution, called with its channels (and
+            ``squeeze_channels``, a sixteenth of them, where it insists). Default: ``None``.
+        conv_layer: makes the depthwise convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training, where there is a skip.
+            Default: ``0.0``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
+    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
+
+    Examples::
+
+        >>> tnn.InvertedResidual(8, 12, stride=2, expand_ratio=6)(torch.rand(2, 8, 16, 16)).shape
+        torch.Size([2, 12, 8, 8])
+    """
+
+    def __init__(
+        self,
+        inp: int,
+        oup: int,
+        stride: int,
+        expand_ratio: float,
+        norm_layer: LayerArgument | None = None,
+        *,
+        kernel_size: int = 3,
+        activation_layer: LayerArgument | None = nn.ReLU6,
+        se_layer: LayerArgument | None = None,
+        conv_layer: LayerArgument = nn.Conv2d,
+        stochastic_depth: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_int("inp", inp)
+        self.out_channels = check_int("oup", oup)
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride!r}")
+        if isinstance(expand_ratio, bool) or not isinstance(expand_ratio, (int, float)):
+            raise TypeError(f"expand_ratio must be a number, got {expand_ratio!r}")
+        if not expand_ratio > 0 or round(inp * expand_ratio) < 1:
+            raise ValueError(f"expand_ratio must leave at least one channel, got {expand_ratio} for inp={inp}")
+        if check_int("kernel_size", kernel_size) % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_probability("stochastic_depth", stochastic_depth)
+        if norm_layer is None:
+            norm_layer = nn.BatchNorm2d
+        hidden = round(inp * expand_ratio)
+        self.stride = stride
+        self.use_res_connect = stride == 1 and inp == oup
+
+        build = Builder(device, dtype)
+        norm = build.norm("norm_layer", norm_layer, oup)
+        bias = isinstance(norm, nn.Identity)
+        layers: list[nn.Module] = []
+        if expand_ratio != 1:
+            layers.append(
+                ConvNormAct(
+                    inp,
+                    hidden,
+                    kernel_size=1,
+                    norm_layer=norm_layer,
+                    activation_layer=activation_layer,
+                    bias=bias,
+                    device=device,
+                    dtype=dtype,
+                )
+            )
+        layers.append(
+            ConvNormAct(
+                hidden,
+                hidden,
+                kernel_size,
+                stride,
+                groups=hidden,
+                norm_layer=norm_layer,
+                activation_layer=activation_layer,
+                bias=bias,
+                conv_layer=conv_layer,
+                device=device,
+                dtype=dtype,
+            )
+        )
+        if se_layer is not None:
+            layers.append(build.squeeze_excitation("se_layer", se_layer, hidden))
+        layers.append(nn.Conv2d(hidden, oup, 1, bias=bias, device=device, dtype=dtype))
+        layers.append(norm)
+        self.conv = nn.Sequential(*layers)
+        drops = self.use_res_connect and stochastic_depth > 0
+        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if drops else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels)
+        branch = self.conv(input)
+        if not self.use_res_connect:
+            return branch
+        if self.stochastic_depth is not None:
+            branch = self.stochastic_depth(branch)
+        check_same_shape("conv_layer", input, branch)
+        return self._join(branch, input)
+
+    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        return skip + branch

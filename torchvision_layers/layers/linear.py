@@ -1,0 +1,77 @@
+"""Fully connected projection with normalization, dropout and activation."""
+
+from collections import OrderedDict
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from .._utils.checks import check_features, check_int, check_probability
+from .._utils.construct import Builder, LayerArgument
+
+__all__ = ["LinearDropoutAct"]
+
+
+class LinearDropoutAct(nn.Sequential):
+    r"""Linear projection, normalization, dropout, activation: :math:`y = a(d(n(x A^T + b)))`.
+
+    Dropout as in `Srivastava et al. <https://jmlr.org/papers/v15/srivastava14a.html>`_ (section 4): in training each
+    value is zeroed with probability ``dropout`` and the rest is scaled up; in eval it is the identity.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: bias in the projection. Default: ``True``.
+        dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
+        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        inplace: asks dropout and activation to work in place; ``None`` leaves them their own default.
+            Default: ``None``.
+        norm_layer: called with ``out_features``; ``None`` for none. Default: ``None``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
+    type, ``ValueError`` for a number out of its range or an instance with another width.
+
+    Shape: input :math:`(*, F_{in})`, output :math:`(*, F_{out})`, :math:`*` being any dimensions that the
+    normalization takes.
+
+    Examples::
+
+        >>> tnn.LinearDropoutAct(16, 4, dropout=0.2)(torch.rand(2, 16)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        activation_layer: LayerArgument | None = nn.ReLU,
+        inplace: bool | None = None,
+        *,
+        norm_layer: LayerArgument | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        in_features = check_int("in_features", in_features)
+        out_features = check_int("out_features", out_features)
+        probability = check_probability("dropout", dropout)
+        build = Builder(device, dtype)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["linear"] = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        if norm_layer is not None:
+            layers["norm"] = build.norm("norm_layer", norm_layer, out_features)
+        layers["dropout"] = nn.Dropout(probability, inplace=bool(inplace))
+        if activation_layer is not None:
+            layers["activation"] = build.activation("activation_layer", activation_layer, out_features, inplace)
+        super().__init__(layers)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_features(input, self.in_features)
+        for layer in self:
+            input = layer(input)
+        return input

@@ -1,0 +1,269 @@
+"""The two building blocks of residual networks."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.construct import Builder, LayerArgument
+from .stochastic_depth import StochasticDepth
+
+__all__ = ["BasicBlock", "Bottleneck"]
+
+
+class _ResidualBlock(nn.Module):
+    """What both blocks have in common: checks at the start, and all that stands after the last normalization."""
+
+    expansion: ClassVar[int]
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        groups: int,
+        dilation: int,
+        stochastic_depth: float,
+    ) -> None:
+        super().__init__()
+        self.inplanes = check_int("inplanes", inplanes)
+        check_int("planes", planes)
+        self.stride = check_int("stride", stride)
+        check_int("groups", groups)
+        check_int("dilation", dilation)
+        check_probability("stochastic_depth", stochastic_depth)
+        if downsample is not None and not isinstance(downsample, nn.Module):
+            raise TypeError(f"downsample must be a module or None, got {downsample!r}")
+
+    def _add_ending(
+        self,
+        build: Builder,
+        out_channels: int,
+        downsample: nn.Module | None,
+        norm_layer: LayerArgument,
+        activation_layer: LayerArgument | None,
+        se_layer: LayerArgument | None,
+        stochastic_depth: float,
+    ) -> None:
+        self.se = None if se_layer is None else build.squeeze_excitation("se_layer", se_layer, out_channels)
+        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        if downsample is None and (self.stride != 1 or self.inplanes != out_channels):
+            norm = build.norm("norm_layer", norm_layer, out_channels)
+            downsample = nn.Sequential(_conv1x1(build, self.inplanes, out_channels, self.stride, norm), norm)
+        self.downsample = downsample
+        self.act = build.activation("activation_layer", activation_layer, out_channels, inplace=True)
+
+    def _end(self, branch: Tensor, input: Tensor) -> Tensor:
+        if self.se is not None:
+            branch = self.se(branch)
+        if self.stochastic_depth is not None:
+            branch = self.stochastic_depth(branch)
+        skip = input if self.downsample is None else self.downsample(input)
+        check_same_shape("downsample", skip, branch)
+        return self._join(branch, skip)
+
+    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        branch += skip
+        return self.act(branch)
+
+
+def _needs_bias(norm: nn.Module) -> bool:
+    """A convolution carries a bias only where no normalization follows it."""
+    return isinstance(norm, nn.Identity)
+
+
+def _conv1x1(build: Builder, in_channels: int, out_channels: int, stride: int, norm: nn.Module) -> nn.Conv2d:
+    bias = _needs_bias(norm)
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias, device=build.device, dtype=build.dtype)
+
+
+def _conv3x3(
+    build: Builder,
+    conv_layer: LayerArgument,
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    dilation: int,
+    groups: int,
+    norm: nn.Module,
+) -> nn.Module:
+    return build.conv(
+        "conv_layer",
+        conv_layer,
+        in_channels,
+        out_channels,
+        kernel_size=(3, 3),
+        stride=(stride, stride),
+        padding=(dilation, dilation),
+        dilation=(dilation, dilation),
+        groups=groups,
+        bias=_needs_bias(norm),
+    )
+
+
+class BasicBlock(_ResidualBlock):
+    r"""Two 3×3 convolutions added to their input: :math:`y = a(n(w_2 * a(n(w_1 * x))) + s(x))`.
+
+    From `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_ (eq. 1 and 2, figure 5
+    left). Calls and checkpoints of torchvision's block fit.
+
+    Args:
+        inplanes: channels of the input.
+        planes: channels of the output.
+        stride: step of the first convolution and of the projection. Default: ``1``.
+        downsample: module on the skip :math:`s`. Default: ``None``, where the shapes differ a strided 1×1
+            convolution and a normalization (eq. 2), else the identity.
+        groups: must be ``1``; stands here for torchvision's order of arguments.
+        base_width: must be ``64``; stands here for torchvision's order of arguments.
+        dilation: space between the elements of both kernels. Default: ``1``.
+        norm_layer: called with its channels; ``nn.Identity`` for none, which gives the convolutions a bias.
+            Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision.
+        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        se_layer: channel attention at the end of the branch, called with ``planes`` (and ``squeeze_channels``, a
+            sixteenth of them, where it insists). Default: ``None``.
+        conv_layer: makes the 3×3 convolutions, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
+    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
+
+    Examples::
+
+        >>> tnn.BasicBlock(8, 16, stride=2)(torch.rand(2, 8, 16, 16)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: LayerArgument | None = None,
+        *,
+        activation_layer: LayerArgument | None = nn.ReLU,
+        se_layer: LayerArgument | None = None,
+        conv_layer: LayerArgument = nn.Conv2d,
+        stochastic_depth: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
+        if groups != 1 or base_width != 64:
+            raise ValueError(f"groups and base_width must be 1 and 64 in a BasicBlock, got {groups} and {base_width}")
+        if norm_layer is None:
+            norm_layer = nn.BatchNorm2d
+        build = Builder(device, dtype)
+        norm1 = build.norm("norm_layer", norm_layer, planes)
+        norm2 = build.norm("norm_layer", norm_layer, planes)
+        self.conv1 = _conv3x3(build, conv_layer, inplanes, planes, stride, dilation, 1, norm1)
+        self.bn1 = norm1
+        self.act1 = build.activation("activation_layer", activation_layer, planes, inplace=True)
+        self.conv2 = _conv3x3(build, conv_layer, planes, planes, 1, dilation, 1, norm2)
+        self.bn2 = norm2
+        self._add_ending(build, planes, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.inplanes)
+        branch = self.act1(self.bn1(self.conv1(input)))
+        branch = self.bn2(self.conv2(branch))
+        return self._end(branch, input)
+
+
+class Bottleneck(_ResidualBlock):
+    r"""A 3×3 convolution between two 1×1 ones, added to their input.
+
+    From `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_ (figure 5 right); the
+    stride stands in the 3×3 convolution, as in torchvision; grouped as in `ResNeXt
+    <https://arxiv.org/abs/1611.05431>`_ and widened as in `Wide ResNet <https://arxiv.org/abs/1605.07146>`_. Calls
+    and checkpoints of torchvision's block fit.
+
+    Args:
+        inplanes: channels of the input.
+        planes: a quarter of the channels of the output (``expansion`` is 4).
+        stride: step of the 3×3 convolution and of the projection. Default: ``1``.
+        downsample: module on the skip. Default: ``None``, where the shapes differ a strided 1×1 convolution and a
+            normalization, else the identity.
+        groups: groups of the 3×3 convolution. Default: ``1``.
+        base_width: the 3×3 convolution has ``int(planes * base_width / 64) * groups`` channels. Default: ``64``.
+        dilation: space between the elements of the 3×3 kernel. Default: ``1``.
+        norm_layer: called with its channels; ``nn.Identity`` for none, which gives the convolutions a bias.
+            Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision.
+        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        se_layer: channel attention at the end of the branch, called with ``4 * planes`` (and ``squeeze_channels``, a
+            sixteenth of them, where it insists). Default: ``None``.
+        conv_layer: makes the 3×3 convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
+    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, 4 P, \lceil H/s \rceil, \lceil W/s \rceil)`, :math:`P`
+    being ``planes``.
+
+    Examples::
+
+        >>> tnn.Bottleneck(8, 4, stride=2)(torch.rand(2, 8, 16, 16)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: LayerArgument | None = None,
+        *,
+        activation_layer: LayerArgument | None = nn.ReLU,
+        se_layer: LayerArgument | None = None,
+        conv_layer: LayerArgument = nn.Conv2d,
+        stochastic_depth: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
+        width = int(planes * (check_int("base_width", base_width) / 64)) * groups
+        if width == 0:
+            raise ValueError(f"base_width must leave at least one channel, got {base_width} for planes={planes}")
+        if norm_layer is None:
+            norm_layer = nn.BatchNorm2d
+        out_channels = planes * self.expansion
+        build = Builder(device, dtype)
+        norm1 = build.norm("norm_layer", norm_layer, width)
+        norm2 = build.norm("norm_layer", norm_layer, width)
+        norm3 = build.norm("norm_layer", norm_layer, out_channels)
+        self.conv1 = _conv1x1(build, inplanes, width, 1, norm1)
+        self.bn1 = norm1
+        self.act1 = build.activation("activation_layer", activation_layer, width, inplace=True)
+        self.conv2 = _conv3x3(build, conv_layer, width, width, stride, dilation, groups, norm2)
+        self.bn2 = norm2
+        self.act2 = build.activation("activation_layer", activation_layer, width, inplace=True)
+        self.conv3 = _conv1x1(build, width, out_channels, 1, norm3)
+        self.bn3 = norm3
+        self._add_ending(build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.inplanes)
+        branch = self.act1(self.bn1(self.conv1(input)))
+        branch = self.act2(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        return self._end(branch, input)

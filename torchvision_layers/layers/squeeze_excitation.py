@@ -1,0 +1,63 @@
+"""Channel attention from globally pooled features."""
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_input, check_int
+from .._utils.construct import Builder, LayerArgument
+
+__all__ = ["SqueezeExcitation"]
+
+
+class SqueezeExcitation(nn.Module):
+    r"""Scales each channel by what the image as a whole says of it: :math:`y = x \cdot \sigma(W_2 \delta(W_1 z))`.
+
+    From `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_: :math:`z` is the mean of each channel
+    (eq. 2), the gate eq. 3, the product eq. 4. Calls and checkpoints of ``torchvision.ops.SqueezeExcitation`` fit.
+
+    Args:
+        input_channels: channels of the input and of the output.
+        squeeze_channels: channels between the two projections.
+        activation: :math:`\delta`. Default: ``nn.ReLU``.
+        scale_activation: :math:`\sigma`. Default: ``nn.Sigmoid``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
+    type, ``ValueError`` for a width below 1 or an input without pixels, whose mean would be NaN.
+
+    Shape: input and output are both :math:`(N, C, H, W)`, :math:`C` being ``input_channels``.
+
+    Examples::
+
+        >>> tnn.SqueezeExcitation(16, 4)(torch.rand(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        squeeze_channels: int,
+        activation: LayerArgument = nn.ReLU,
+        scale_activation: LayerArgument = nn.Sigmoid,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_channels = check_int("input_channels", input_channels)
+        self.squeeze_channels = check_int("squeeze_channels", squeeze_channels)
+        build = Builder(device, dtype)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1, device=device, dtype=dtype)
+        self.fc2 = nn.Conv2d(squeeze_channels, input_channels, 1, device=device, dtype=dtype)
+        self.activation = build.activation("activation", activation, squeeze_channels)
+        self.scale_activation = build.activation("scale_activation", scale_activation, input_channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.input_channels, needs_pixels=True)
+        scale = self.activation(self.fc1(self.avgpool(input)))
+        return self._scale(input, self.scale_activation(self.fc2(scale)))
+
+    def _scale(self, input: Tensor, scale: Tensor) -> Tensor:
+        return scale * input

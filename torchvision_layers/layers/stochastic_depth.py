@@ -1,0 +1,44 @@
+"""Residual branches dropped at random."""
+
+import torch
+import torchvision.ops
+
+from .._utils.checks import check_probability
+
+__all__ = ["StochasticDepth"]
+
+
+class StochasticDepth(torchvision.ops.StochasticDepth):
+    r"""In training zeroes a residual branch with probability ``p`` and scales it by :math:`1 / (1 - p)` otherwise.
+
+    From `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_ (eq. 2), with the scale in training
+    instead of in eval, where it is the identity. It is ``torchvision.ops.StochasticDepth`` with its arguments checked
+    at construction.
+
+    Args:
+        p: probability of dropping, in [0, 1].
+        mode: ``"batch"`` drops the whole batch together, ``"row"`` each sample for itself.
+        device: taken as everywhere; there is nothing to place.
+        dtype: taken as everywhere; there is nothing to type.
+
+    Errors: ``ValueError`` for ``p`` outside [0, 1] or another mode.
+
+    Shape: input and output are both :math:`(N, *)`.
+
+    Examples::
+
+        >>> tnn.StochasticDepth(0.2, "row").eval()(torch.ones(2, 3)).sum()
+        tensor(6.)
+    """
+
+    def __init__(
+        self,
+        p: float,
+        mode: str,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if mode not in ("batch", "row"):
+            raise ValueError(f"mode must be 'batch' or 'row', got {mode!r}")
+        super().__init__(check_probability("p", p), mode)
