@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 import torch.fx
@@ -31,7 +31,7 @@ def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tu
 
 def check_probability(argument: str, value: object) -> float:
     """Returns ``value``, a number in [0, 1]; NaN is refused."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number, got {value!r}")
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{argument} must be in [0, 1], got {value}")

@@ -47,6 +47,8 @@ class InvertedResidual(nn.Module):
         torch.Size([2, 12, 8, 8])
     """
 
+    __constants__ = ["use_res_connect"]  # noqa: RUF012  # as torch.jit wants it
+
     def __init__(
         self,
         inp: int,
@@ -124,12 +126,13 @@ class InvertedResidual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels)
         branch = self.conv(input)
-        if not self.use_res_connect:
+        if self.use_res_connect:
+            if self.stochastic_depth is not None:
+                branch = self.stochastic_depth(branch)
+            check_same_shape("conv_layer", input, branch)
+            return self._join(branch, input)
+        else:  # noqa: RET505  # script leaves out a branch of an if only where there is an else
             return branch
-        if self.stochastic_depth is not None:
-            branch = self.stochastic_depth(branch)
-        check_same_shape("conv_layer", input, branch)
-        return self._join(branch, input)
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
         return skip + branch

@@ -1,0 +1,31 @@
+"""Quantizable twins of the layers, and the way of any model to int8."""
+
+from .conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
+from .inverted_residual import QuantizableInvertedResidual
+from .linear import QuantizableLinearDropoutAct
+from .model import QuantizableModel, quantizable
+from .report import Report, ReportRow, report
+from .residual import QuantizableBasicBlock, QuantizableBottleneck
+from .squeeze_excitation import QuantizableSqueezeExcitation
+from .workflow import convert, freeze, fuse_model, prepare_qat, quantize
+
+__all__ = [
+    "QuantizableBasicBlock",
+    "QuantizableBottleneck",
+    "QuantizableConv1dNormAct",
+    "QuantizableConv3dNormAct",
+    "QuantizableConvNormAct",
+    "QuantizableInvertedResidual",
+    "QuantizableLinearDropoutAct",
+    "QuantizableModel",
+    "QuantizableSqueezeExcitation",
+    "Report",
+    "ReportRow",
+    "convert",
+    "freeze",
+    "fuse_model",
+    "prepare_qat",
+    "quantizable",
+    "quantize",
+    "report",
+]

@@ -1,0 +1,343 @@
+"""The eager engine: everything that touches ``torch.ao``, which is deprecated and will go."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.ao.nn.intrinsic as nni
+import torch.ao.nn.intrinsic.qat as nniqat
+import torch.ao.nn.quantized as nnq
+import torch.ao.quantization as taoq
+from torch import Tensor, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub
+from torch.ao.quantization.quantization_mappings import (
+    get_default_qat_module_mappings,
+    get_default_static_quant_module_mappings,
+)
+
+from ._chains import chains
+from ._kernels import Kernel, kernel
+
+__all__ = [
+    "BACKENDS",
+    "DeQuantStub",
+    "FloatFunctional",
+    "FloatIsland",
+    "QuantStub",
+    "convert",
+    "freeze",
+    "fuse_children",
+    "is_int8",
+    "is_unit",
+    "mark_fused",
+    "prepare",
+    "running_on",
+    "unobserved",
+]
+
+BACKENDS = ("x86", "onednn", "qnnpack")
+
+
+# Fusing
+
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.Linear: nn.BatchNorm1d,
+}
+_WITH_RELU: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Conv1d: nni.ConvReLU1d,
+    nn.Conv2d: nni.ConvReLU2d,
+    nn.Conv3d: nni.ConvReLU3d,
+    nn.Linear: nni.LinearReLU,
+}
+_WITH_NORM_AND_RELU: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Conv1d: nni.ConvBnReLU1d,
+    nn.Conv2d: nni.ConvBnReLU2d,
+    nn.Conv3d: nni.ConvBnReLU3d,
+}
+
+
+class FusedReLU6(_FusedModule):
+    """A convolution or projection, perhaps a batch norm, and a ReLU6, to become one int8 kernel.
+
+    Int8 has a kernel with ReLU but none with ReLU6. The output is quantized over a range that ends at 6, or lower where
+    calibration never reaches 6; saturation is the ReLU6, nothing is replaced or approximated.
+    """
+
+    def with_relu(self) -> nn.Module:
+        """The same with ReLU in place of ReLU6, for torch's own conversions."""
+        parts = [part for part in self if type(part) in _NORMS or type(part) in _NORMS.values()]
+        fused = (_WITH_RELU if len(parts) == 1 else _WITH_NORM_AND_RELU)[type(parts[0])]
+        other = fused(*parts, nn.ReLU()).train(self.training)
+        other.qconfig = self.qconfig
+        if hasattr(self, "activation_post_process"):
+            other.activation_post_process = self.activation_post_process
+        return other
+
+
+class _ConvertReLU6:
+    """Stands in torch's table from float to int8, where a class would."""
+
+    @staticmethod
+    def from_float(fused: FusedReLU6) -> nn.Module:
+        other = fused.with_relu()
+        return get_default_static_quant_module_mappings()[type(other)].from_float(other)
+
+
+class _PrepareReLU6:
+    """Stands in torch's table from float to quantization-aware training, where a class would."""
+
+    @staticmethod
+    def from_float(fused: FusedReLU6) -> nn.Module:
+        other = fused.with_relu()
+        return get_default_qat_module_mappings()[type(other)].from_float(other)
+
+
+def fuse_children(module: nn.Module, is_qat: bool) -> None:
+    """Fuses the chains among the children of ``module`` in place, then those of each child.
+
+    A child with a ``fuse_model`` of its own is asked instead.
+    """
+    for chain in chains(module):
+        _fuse_chain(module, chain, is_qat)
+    for child in module.children():
+        if isinstance(child, _FusedModule):
+            continue
+        if hasattr(child, "fuse_model"):
+            child.fuse_model(is_qat)  # type: ignore[operator]  # whose, nobody knows
+        else:
+            fuse_children(child, is_qat)
+
+
+def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
+    """Fuses each convolution or projection of a chain with the norm and the ReLU that follow, as far as they can be."""
+    modules = [parent.get_submodule(name) for name in names]
+    for start, first in enumerate(modules):
+        if type(first) not in _NORMS or _has_hooks(first):
+            continue
+        group, can_take_norm = [start], True
+        for i in range(start + 1, len(modules)):
+            module = modules[i]
+            if _has_hooks(module):
+                break
+            if type(module) is nn.Identity:
+                continue
+            if type(module) is nn.Dropout and type(first) is nn.Linear:
+                # The identity in eval. In training it commutes with ReLU, but not with a norm nor with ReLU6.
+                can_take_norm = False
+                continue
+            if can_take_norm and _is_foldable(first, module, is_qat):
+                group.append(i)
+                can_take_norm = False
+                continue
+            dropped = any(type(m) is nn.Dropout for m in modules[start + 1 : i])
+            if type(module) is nn.ReLU or (type(module) is nn.ReLU6 and not (is_qat and dropped)):
+                group.append(i)
+            break
+        if len(group) == 1:
+            continue
+        if is_qat and type(first) is nn.Conv1d and type(modules[group[1]]) is not nn.BatchNorm1d:
+            continue  # for training torch has no fused Conv1d and ReLU without a norm between them
+        _fuse_group(parent, [names[i] for i in group], is_qat)
+
+
+def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
+    modules = [parent.get_submodule(name) for name in names]
+    if len({module.training for module in modules}) != 1:
+        raise ValueError(f"{', '.join(names)} must all be in training or all in eval mode to be fused")
+    if modules[0].training and not is_qat:
+        raise ValueError(f"is_qat must be True to fuse {', '.join(names)} in training mode; call eval() to fold them")
+
+    if len(names) == 3 and type(modules[0]) is nn.Linear:
+        # torch has no Linear-BatchNorm-ReLU: two steps in eval; in training the ReLU stays by itself.
+        _fuse_group(parent, names[:2], is_qat)
+        if not is_qat:
+            _fuse_group(parent, [names[0], names[2]], is_qat)
+        return
+    if type(modules[-1]) is nn.ReLU6:
+        if len(names) == 3 and not is_qat:
+            _fuse_group(parent, names[:2], is_qat)
+            modules = [parent.get_submodule(names[0]), modules[-1]]
+        fused = FusedReLU6(*modules).train(modules[-1].training)
+        _set_submodule(parent, names[0], fused)
+        for name in names[1:]:
+            _set_submodule(parent, name, nn.Identity().train(fused.training))
+    else:
+        (taoq.fuse_modules_qat if is_qat else taoq.fuse_modules)(parent, names, inplace=True)
+    for name in names[1:]:
+        mark_fused(parent.get_submodule(name), names[0])
+
+
+def mark_fused(module: nn.Module, host: str) -> None:
+    """Notes for the report that a sibling computes what the module computed."""
+    module.fused_into = host  # type: ignore[assignment]  # a plain attribute
+
+
+def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
+    if type(norm) is not _NORMS[type(first)]:
+        return False
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    return norm.running_mean is not None and (norm.affine or not is_qat)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Fusing would lose them or call them with something else."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _set_submodule(parent: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, last = name.rpartition(".")
+    setattr(parent.get_submodule(path), last, module)
+
+
+# Preparing and converting
+
+
+class FloatIsland(nn.Module):
+    """Runs in float a module that has no int8 kernel: dequantize, run, requantize."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.dequant = DeQuantStub()
+        self.module = module
+        self.quant = QuantStub()
+        self.module.qconfig = None  # type: ignore[assignment]  # torch.ao reads it as "leave this alone"
+        self.train(module.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.quant(self.module(self.dequant(input)))
+
+
+def _range(is_qat: bool) -> object:
+    """Observes the range of an activation in all eight bits."""
+    if is_qat:
+        observer = taoq.MovingAverageMinMaxObserver
+        return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255)
+    return taoq.HistogramObserver.with_args(reduce_range=False)
+
+
+class _UpToSix(taoq.MovingAverageMinMaxObserver):
+    """Observes what ReLU6 would let through."""
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        super().forward(x_orig.clamp(max=6.0))
+        return x_orig
+
+
+def _range_up_to_six(is_qat: bool) -> object:
+    """A range that ends at 6, or at the largest value where none reaches 6, and never above."""
+    if is_qat:
+        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255)
+    return taoq.MinMaxObserver.with_args(dtype=torch.quint8)
+
+
+def _weights(backend: str, is_qat: bool) -> object:
+    """One scale a channel; on x86 in seven bits.
+
+    Without VNNI instructions x86 adds two products of eight bits in sixteen, which can overflow. torch shortens the
+    activations to seven bits against that; shorter weights prevent it as well (2 * 255 * 64 < 2 ** 15) and leave
+    saturation at 255, by which ReLU6 is exact. VNNI needs neither: that is the onednn backend.
+    """
+    limits = {"quant_min": -64, "quant_max": 63} if backend == "x86" else {"quant_min": -128, "quant_max": 127}
+    shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, **limits}
+    if is_qat:
+        observer = taoq.MovingAveragePerChannelMinMaxObserver
+        return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **shared)
+    return taoq.PerChannelMinMaxObserver.with_args(**shared)
+
+
+def prepare(model: nn.Module, backend: str, is_qat: bool) -> None:
+    """Puts islands around what int8 cannot run, and observers (in training fake quantization) everywhere else."""
+    _add_islands(model)
+    weight = _weights(backend, is_qat)
+    model.qconfig = taoq.QConfig(activation=_range(is_qat), weight=weight)  # type: ignore[assignment]
+    for module in model.modules():
+        if isinstance(module, FusedReLU6):
+            module.qconfig = taoq.QConfig(activation=_range_up_to_six(is_qat), weight=weight)  # type: ignore[assignment]
+    with _quiet():
+        if is_qat:
+            mapping: dict[Callable[..., object], object] = {
+                **get_default_qat_module_mappings(),
+                nn.Conv1d: torch.ao.nn.qat.Conv1d,
+                FusedReLU6: _PrepareReLU6,
+            }
+            taoq.prepare_qat(model, mapping=mapping, inplace=True)
+        else:
+            taoq.prepare(model, inplace=True)
+
+
+def convert(model: nn.Module, backend: str) -> None:
+    """Swaps prepared modules for int8 ones in place, packed for ``backend``."""
+    mapping: dict[Callable[..., object], object] = {
+        **get_default_static_quant_module_mappings(),
+        torch.ao.nn.qat.Conv1d: nnq.Conv1d,
+        FusedReLU6: _ConvertReLU6,
+    }
+    with running_on(backend), _quiet():
+        taoq.convert(model, mapping=mapping, inplace=True)
+
+
+@contextmanager
+def running_on(backend: str) -> Iterator[None]:
+    """Sets torch's engine for a while: int8 weights are packed for it when they are made, copied or loaded.
+
+    Kernels without weights (addition, pooling) choose by it as well, whenever they run.
+    """
+    previous = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = previous
+
+
+def freeze(model: nn.Module) -> None:
+    """Stops batch statistics and observers in place, as for the last epochs of quantization-aware training."""
+    model.apply(nniqat.freeze_bn_stats)
+    model.apply(taoq.disable_observer)
+
+
+def unobserved(model: nn.Module) -> list[str]:
+    """Paths of prepared modules that no calibration batch ran through."""
+    return [
+        path.removesuffix(".activation_post_process")
+        for path, module in model.named_modules()
+        if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)) and bool(module.min_val.isinf().any())
+    ]
+
+
+def is_int8(module: nn.Module) -> bool:
+    """Whether torch.ao made the module and it computes on int8 tensors."""
+    packages = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    return type(module).__module__.startswith(packages) and not isinstance(module, FloatFunctional)
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether torch.ao treats the module and its children as one."""
+    return isinstance(module, (_FusedModule, FloatFunctional, QuantStub, DeQuantStub))
+
+
+def _add_islands(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, FloatIsland) or is_unit(child):
+            continue
+        if kernel(child) in (Kernel.ISLAND, Kernel.UNKNOWN):
+            setattr(module, name, FloatIsland(child))
+        else:
+            _add_islands(child)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out torch's deprecations of eager mode and of its tensors, about which a caller of ours can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor.*deprecated", category=UserWarning)
+        yield

@@ -1,0 +1,111 @@
+"""What the eager engine can do with a torch module: run it in int8, wrap it in a float island, or neither."""
+
+from enum import Enum
+
+import torchvision.ops
+from torch import nn
+
+from ..layers.stochastic_depth import StochasticDepth
+
+__all__ = ["Kernel", "kernel"]
+
+
+class Kernel(Enum):
+    """How a module runs in an int8 model."""
+
+    CONVERTED = "has an int8 form"
+    PASSED = "takes int8 tensors as it is"
+    ISLAND = "has no int8 kernel"
+    CONTAINER = "only calls its children"
+    UNKNOWN = "is not known to the int8 engine"
+
+
+# Swapped for a module of torch.ao.nn.quantized.
+_CONVERTED = {
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ELU,
+    nn.GroupNorm,
+    nn.Hardswish,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LeakyReLU,
+    nn.Linear,
+    nn.ReLU6,
+}
+
+# Their operators have kernels for quantized tensors: exact, or with a range of their own (sigmoids, tanh).
+_PASSED = {
+    StochasticDepth,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.ChannelShuffle,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.Flatten,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ReLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Unflatten,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.ZeroPad2d,
+    torchvision.ops.StochasticDepth,
+}
+
+# Raise on a quantized tensor, or (GELU) keep a range that does not fit their output.
+_ISLANDS = {
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.BatchNorm1d,
+    nn.CELU,
+    nn.GELU,
+    nn.GLU,
+    nn.Hardshrink,
+    nn.LogSigmoid,
+    nn.LogSoftmax,
+    nn.MaxPool3d,
+    nn.Mish,
+    nn.PReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Softmax,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanhshrink,
+}
+
+
+def kernel(module: nn.Module) -> Kernel:
+    """How a float module will run; of a subclass nothing is known."""
+    for known, how in ((_CONVERTED, Kernel.CONVERTED), (_PASSED, Kernel.PASSED), (_ISLANDS, Kernel.ISLAND)):
+        if type(module) in known:
+            return how
+    has_own_tensors = bool(module._parameters or module._buffers)
+    is_leaf = not module._modules
+    is_torch_leaf_with_parts = type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    )
+    if has_own_tensors or is_torch_leaf_with_parts or (is_leaf and not isinstance(module, nn.Sequential)):
+        return Kernel.UNKNOWN
+    return Kernel.CONTAINER

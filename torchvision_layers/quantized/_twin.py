@@ -1,0 +1,93 @@
+"""What all quantizable twins share, and the way from a float layer to its twin."""
+
+import copy
+from typing import ClassVar
+
+from torch import nn
+from typing_extensions import Self
+
+from ..layers.stochastic_depth import StochasticDepth
+from ._eager import fuse_children
+
+__all__ = ["QuantizableLayer", "make_twins"]
+
+_TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
+
+# Layers that compute nothing in eval, in float as in int8.
+_NEED_NO_TWIN = (StochasticDepth,)
+
+
+class QuantizableLayer(nn.Module):
+    """Mixed into a float layer, which it names in ``float_class``, to make its twin.
+
+    A twin has the signature, the ``state_dict`` keys and the results of its float layer.
+    """
+
+    float_class: ClassVar[type[nn.Module]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "float_class" in cls.__dict__:
+            _TWINS[cls.float_class] = cls
+
+    @classmethod
+    def from_float(cls, layer: nn.Module) -> Self:
+        """A twin with copies of the parameters, buffers and mode of ``layer``.
+
+        Raises ``TypeError`` unless ``layer`` is of the twin's float class.
+        """
+        if _twin_class(layer, "layer") is not cls:
+            raise TypeError(f"layer must be a {cls.float_class.__name__}, got {type(layer).__name__}")
+        twin = copy.deepcopy(layer)
+        make_twins(twin)
+        assert isinstance(twin, cls)
+        return twin
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuses its own children in place and asks the rest to fuse themselves; a second call changes nothing.
+
+        Args:
+            is_qat: ``True`` fuses for quantization-aware training, which keeps the batch norms; ``False`` folds them
+                and needs eval mode; ``None`` follows ``self.training``.
+        """
+        fuse_children(self, self.training if is_qat is None else is_qat)
+
+    def _complete(self) -> None:
+        """Makes a float layer that was just built a twin: the end of every constructor."""
+        self._add_functionals()
+        make_twins(self)
+
+    def _add_functionals(self) -> None:
+        """Adds the modules that observe arithmetic between tensors."""
+
+
+def make_twins(model: nn.Module) -> None:
+    """Turns ``model``, if it is a layer of ours, and every layer of ours in it into its twin, in place.
+
+    Raises ``TypeError`` that names the path of a layer that has no twin.
+    """
+    for path, module in model.named_modules():
+        twin = _twin_class(module, path or "model")
+        if twin is not None:
+            module.__class__ = twin  # same instance: names, hooks and shared modules stay as they are
+            module._add_functionals()
+
+
+def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
+    """The twin of a float layer of ours; ``None`` for any other module."""
+    if isinstance(module, (QuantizableLayer, *_NEED_NO_TWIN)):
+        return None
+    classes = type(module).__mro__
+    ours = next((i for i, c in enumerate(classes) if c.__module__.startswith("torchvision_layers.")), None)
+    if ours is None or classes[ours].__module__.startswith("torchvision_layers.quantized"):
+        return None
+    if classes[ours] not in _TWINS:
+        raise TypeError(f"{path} is a {type(module).__name__}, which has no quantizable twin")
+    for subclass in classes[:ours]:
+        changed = [name for name, value in vars(subclass).items() if callable(value) and name != "__init__"]
+        if changed:
+            raise TypeError(
+                f"{path} is a {type(module).__name__}, a {classes[ours].__name__} with its own {', '.join(changed)}, "
+                f"which the twin of {classes[ours].__name__} lacks: write a QuantizableLayer for it"
+            )
+    return _TWINS[classes[ours]]

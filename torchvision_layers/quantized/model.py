@@ -1,0 +1,129 @@
+"""Any model, with its edges and its layers made quantizable."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from typing_extensions import Self
+
+from ._eager import DeQuantStub, QuantStub, running_on
+from ._kernels import Kernel, kernel
+from ._twin import QuantizableLayer, make_twins
+
+__all__ = ["QuantizableModel", "quantizable"]
+
+
+class QuantizableModel(nn.Module):
+    """A model between a stub that quantizes its input and one that dequantizes its output.
+
+    Made by :func:`quantizable`. The keys of its ``state_dict`` are those of ``model``; ``entry.*`` joins them when the
+    stub has a scale.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name in ("entry", "exit"):
+            if hasattr(model, name):
+                raise ValueError(f"model must not have a child called {name!r}, the name of a stub")
+        self.entry = QuantStub()
+        self.model = model
+        self.exit = DeQuantStub()
+        #: Backend that it is prepared for, then the one that its int8 weights are packed for.
+        self.prepared_for = ""
+        self.packed_for = ""
+        #: Class of each module as it was before it became quantizable, by path.
+        self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
+        self.train(model.training)
+        self.register_state_dict_post_hook(_remove_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or not self.packed_for:
+            return self.exit(self.model(self.entry(input)))
+        with self._engine():
+            return self.exit(self.model(self.entry(input)))
+
+    @torch.jit.unused
+    def _engine(self) -> AbstractContextManager[None]:
+        return running_on(self.packed_for) if self.packed_for else nullcontext()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        with self._engine():
+            copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As in ``nn.Module``; int8 weights are packed for the backend of this model."""
+        with self._engine():
+            return super().load_state_dict(state_dict, strict, assign)
+
+
+def _remove_prefix(
+    module: nn.Module, state_dict: "OrderedDict[str, Any]", prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    for key in list(state_dict):
+        if key.startswith(f"{prefix}model."):
+            state_dict[prefix + key.removeprefix(f"{prefix}model.")] = state_dict.pop(key)
+
+
+def _add_prefix(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    for key in list(state_dict):
+        if key.startswith(prefix) and not key.startswith((f"{prefix}entry.", f"{prefix}exit.")):
+            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+
+def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
+    """A copy of ``model`` in which every layer of ours is its twin and the edges carry stubs.
+
+    Results, parameters and ``state_dict`` keys are those of ``model``, which is left as it is.
+
+    Args:
+        model: takes one tensor and returns one.
+        allow_float: leaves in float what int8 is not known to run, instead of raising. Default: ``False``.
+
+    Errors: ``TypeError`` that names path and class of a layer of ours without a twin, or of a module that int8 is not
+    known to run.
+
+    Examples::
+
+        >>> model = nn.Sequential(tnn.ConvNormAct(3, 8), nn.Flatten(), nn.Linear(512, 2))
+        >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
+    if isinstance(model, QuantizableModel):
+        return copy.deepcopy(model)
+    wrapper = QuantizableModel(copy.deepcopy(model))
+    make_twins(wrapper.model)
+    if not allow_float:
+        _check_known(wrapper.model, "")
+    return wrapper
+
+
+def _check_known(module: nn.Module, path: str) -> None:
+    if not isinstance(module, QuantizableLayer) and kernel(module) is Kernel.UNKNOWN:
+        raise TypeError(
+            f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
+            "pass allow_float=True to leave it in float"
+        )
+    for name, child in module.named_children():
+        _check_known(child, f"{path}.{name}".lstrip("."))

@@ -1,0 +1,85 @@
+"""What became of each module of a model on its way to int8."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from . import _eager
+from ._kernels import Kernel, kernel
+from .model import QuantizableModel
+
+__all__ = ["Report", "ReportRow", "report"]
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One module: its path, its class before and after, ``"int8"`` or ``"float"``, and why."""
+
+    path: str
+    before: str
+    after: str
+    runs_in: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, in the order of the model; printed as a table."""
+
+    rows: tuple[ReportRow, ...]
+
+    def __str__(self) -> str:
+        cells = [("path", "before", "after", "runs in", "why")]
+        cells += [(row.path, row.before, row.after, row.runs_in, row.why) for row in self.rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(5)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
+        )
+
+
+def report(model: nn.Module) -> Report:
+    """Tells of each module what it became, whether it runs in int8 or in float, and why.
+
+    Args:
+        model: a model at any stage: float, quantizable, fused, prepared or converted.
+    """
+    root = model.model if isinstance(model, QuantizableModel) else model
+    before = model.classes_before if isinstance(model, QuantizableModel) else {}
+    is_converted = any(_eager.is_int8(module) for module in model.modules())
+    rows: list[ReportRow] = []
+    _walk(root, "", before, is_converted, rows)
+    return Report(tuple(rows))
+
+
+def _walk(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}".lstrip(".")
+        row = _row(child, child_path, before.get(child_path, ""), is_converted)
+        if row is None:
+            _walk(child, child_path, before, is_converted, rows)
+        else:
+            rows.append(row)
+
+
+def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:
+    """The row of a module that is a unit of its own; ``None`` for one that only calls its children."""
+    after = type(module).__name__
+    how = kernel(module)
+    host = getattr(module, "fused_into", None)
+    if host is not None:
+        parent = path.rpartition(".")[0]
+        return ReportRow(path, before, after, _runs_in(is_converted), f"fused into {f'{parent}.{host}'.lstrip('.')}")
+    if isinstance(module, _eager.FloatIsland):
+        inner = module.module
+        return ReportRow(path, before, f"FloatIsland({type(inner).__name__})", "float", kernel(inner).value)
+    if _eager.is_int8(module):
+        return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
+    if how is Kernel.CONTAINER and not _eager.is_unit(module):
+        return None
+    if is_converted and how is Kernel.PASSED:
+        return ReportRow(path, before, after, "int8", how.value)
+    return ReportRow(path, before, after, "float", how.value if is_converted else "not converted yet")
+
+
+def _runs_in(is_converted: bool) -> str:
+    return "int8" if is_converted else "float"

@@ -1,0 +1,140 @@
+"""From a float model to int8: fuse, calibrate or train, convert."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import _eager
+from .model import QuantizableModel, quantizable
+
+__all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
+
+
+def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
+    """Fuses every convolution or projection with the batch norm and the ReLU or ReLU6 that follow it, in place.
+
+    Layers of ours fuse themselves; in the rest of the model the chains are found by tracing each ``forward``. A second
+    call changes nothing. Nothing is fused across a child that has no part in it, or that carries hooks.
+
+    Args:
+        model: any model.
+        is_qat: ``True`` fuses for quantization-aware training, which keeps the batch norms; ``False`` folds them into
+            the weights and needs eval mode, results stay equal to 1e-5; ``None`` follows ``model.training``.
+
+    Errors: ``ValueError`` for ``is_qat=False`` in training mode or for modes that differ within a chain.
+    """
+    _eager.fuse_children(model, model.training if is_qat is None else is_qat)
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    *,
+    backend: str = "x86",
+    engine: str = "eager",
+    allow_float: bool = False,
+) -> QuantizableModel:
+    """Post-training quantization: an int8 copy of ``model``, its ranges observed on ``batches``.
+
+    Args:
+        model: float or :func:`quantizable`, fused or not; it is left as it is.
+        batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
+        backend: kernels to pack for. ``"x86"`` is right on every x86 CPU, ``"onednn"`` more accurate where the CPU has
+            VNNI, ``"qnnpack"`` for ARM. Default: ``"x86"``.
+        engine: ``"eager"``, torch's eager mode quantization. Default: ``"eager"``.
+        allow_float: see :func:`quantizable`.
+
+    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is not finite, or a module that
+    no batch runs through; ``TypeError`` for parameters that are not float32; ``RuntimeError`` where the int8 model
+    cannot run.
+    """
+    _check_engine(engine, backend)
+    prepared = _float_copy(model, allow_float).eval()
+    fuse_model(prepared, is_qat=False)
+    _eager.prepare(prepared, backend, is_qat=False)
+    prepared.prepared_for = backend
+    first = None
+    with torch.no_grad():
+        for batch in _inputs(batches):
+            first = batch if first is None else first
+            prepared(batch)
+    if first is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    unobserved = _eager.unobserved(prepared)
+    if unobserved:
+        raise ValueError(f"batches must run through every module, none ran through {', '.join(unobserved)}")
+
+    converted = convert(prepared)
+    try:
+        with torch.no_grad():
+            converted(first)
+    except (NotImplementedError, RuntimeError) as error:
+        raise RuntimeError(
+            "the int8 model cannot run: an operation in a forward of yours has no int8 kernel; put it into a module of "
+            f"its own and pass allow_float=True, or use a layer of ours. torch says: {error}"
+        ) from error
+    return converted
+
+
+def prepare_qat(
+    model: nn.Module, *, backend: str = "x86", engine: str = "eager", allow_float: bool = False
+) -> QuantizableModel:
+    """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
+
+    Train it as any model, :func:`freeze` it for the last epochs, then :func:`convert` it.
+
+    Arguments and errors are those of :func:`quantize`.
+    """
+    _check_engine(engine, backend)
+    prepared = _float_copy(model, allow_float).train()
+    fuse_model(prepared, is_qat=True)
+    _eager.prepare(prepared, backend, is_qat=True)
+    prepared.prepared_for = backend
+    return prepared
+
+
+def convert(model: QuantizableModel) -> QuantizableModel:
+    """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained."""
+    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
+        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+    converted = copy.deepcopy(model).cpu().eval()
+    _eager.convert(converted, model.prepared_for)
+    converted.packed_for = model.prepared_for
+    return converted
+
+
+def freeze(model: QuantizableModel) -> None:
+    """Stops the batch statistics and the observers of a model from :func:`prepare_qat`, in place."""
+    _eager.freeze(model)
+
+
+def _check_engine(engine: str, backend: str) -> None:
+    if engine != "eager":
+        raise ValueError(f"engine must be 'eager', got {engine!r}")
+    supported = [b for b in _eager.BACKENDS if b in torch.backends.quantized.supported_engines]
+    if backend not in supported:
+        raise ValueError(f"backend must be one of {', '.join(supported)} on this machine, got {backend!r}")
+
+
+def _float_copy(model: nn.Module, allow_float: bool) -> QuantizableModel:
+    copied = quantizable(model, allow_float=allow_float)
+    if copied.prepared_for:
+        raise ValueError("model is prepared or converted already; start from the float model")
+    for path, parameter in copied.model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
+    return copied
+
+
+def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    if isinstance(batches, Tensor):
+        raise TypeError("batches must be an iterable of batches, got a Tensor: put it into a list")
+    for i, batch in enumerate(batches):
+        input = batch if isinstance(batch, Tensor) else batch[0]
+        if not isinstance(input, Tensor):
+            raise TypeError(f"batches must hold tensors, batch {i} holds a {type(input).__name__}")
+        if not bool(torch.isfinite(input).all()):
+            raise ValueError(f"batches must be finite, batch {i} holds NaN or infinity")
+        yield input
