@@ -8,7 +8,15 @@ import torch
 import torch.fx
 from torch import Tensor
 
-__all__ = ["check_features", "check_input", "check_int", "check_probability", "check_same_shape", "check_sizes"]
+__all__ = [
+    "check_features",
+    "check_input",
+    "check_int",
+    "check_probability",
+    "check_same_shape",
+    "check_sizes",
+    "is_tensor",
+]
 
 
 def check_int(argument: str, value: object, minimum: int = 1) -> int:
@@ -38,7 +46,7 @@ def check_probability(argument: str, value: object) -> float:
     return float(value)
 
 
-def _is_tensor(input: Tensor) -> bool:
+def is_tensor(input: Tensor) -> bool:
     """Whether there is a tensor to look at; symbolic and script tracing show none, and record no check."""
     if not torch.jit.is_scripting():
         if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing():
@@ -50,7 +58,7 @@ def _is_tensor(input: Tensor) -> bool:
 
 def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = False) -> None:
     """Raises unless ``input`` has ``dims`` dimensions, the second of size ``channels`` (and no later one of size 0)."""
-    if not _is_tensor(input):
+    if not is_tensor(input):
         return
     if input.dim() != dims:
         raise ValueError(f"input must have {dims} dimensions, got {input.dim()}: shape {list(input.shape)}")
@@ -64,7 +72,7 @@ def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = Fa
 
 def check_features(input: Tensor, features: int) -> None:
     """Raises unless the last dimension of ``input`` has size ``features``."""
-    if not _is_tensor(input):
+    if not is_tensor(input):
         return
     if input.dim() == 0 or input.shape[-1] != features:
         raise ValueError(f"input must have {features} features in its last dimension, got shape {list(input.shape)}")
@@ -72,5 +80,5 @@ def check_features(input: Tensor, features: int) -> None:
 
 def check_same_shape(argument: str, skip: Tensor, branch: Tensor) -> None:
     """Raises unless a skip has the shape of the branch that it is added to: nothing is broadcast."""
-    if _is_tensor(skip) and skip.shape != branch.shape:
+    if is_tensor(skip) and skip.shape != branch.shape:
         raise ValueError(f"{argument} must give the shape of the branch {list(branch.shape)}, got {list(skip.shape)}")

@@ -1,11 +1,16 @@
 """Residual branches dropped at random."""
 
 import torch
+import torch.fx
 import torchvision.ops
+from torch import Tensor
+from torchvision.ops import stochastic_depth
 
-from .._utils.checks import check_probability
+from .._utils.checks import check_probability, is_tensor
 
 __all__ = ["StochasticDepth"]
+
+torch.fx.wrap("stochastic_depth")  # one node in a traced graph, as in torchvision's own layer
 
 
 class StochasticDepth(torchvision.ops.StochasticDepth):
@@ -42,3 +47,7 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         if mode not in ("batch", "row"):
             raise ValueError(f"mode must be 'batch' or 'row', got {mode!r}")
         super().__init__(check_probability("p", p), mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_tensor(input)  # raises for what is none
+        return stochastic_depth(input, self.p, self.mode, self.training)

@@ -45,17 +45,19 @@ class QuantizableModel(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self.packed_for:
             return self.exit(self.model(self.entry(input)))
-        with self._engine():
+        # On an empty batch qnnpack's hardsigmoid divides by zero, which ends the process.
+        is_fatal = self.packed_for == "qnnpack" and input.numel() == 0
+        with running_on("x86" if is_fatal else self.packed_for):
             return self.exit(self.model(self.entry(input)))
 
     @torch.jit.unused
-    def _engine(self) -> AbstractContextManager[None]:
+    def _packing(self) -> AbstractContextManager[None]:
         return running_on(self.packed_for) if self.packed_for else nullcontext()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
-        with self._engine():
+        with self._packing():
             copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         return copied
 
@@ -63,7 +65,7 @@ class QuantizableModel(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
         """As in ``nn.Module``; int8 weights are packed for the backend of this model."""
-        with self._engine():
+        with self._packing():
             return super().load_state_dict(state_dict, strict, assign)
 
 

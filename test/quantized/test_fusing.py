@@ -1,0 +1,156 @@
+"""What is fused, what must not be, and that nobody lists names."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+
+
+class Stem(nn.Module):
+    """The usual start of a model, outside of any layer of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.bn = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+def names(model: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in model.children()]
+
+
+def test_chains_are_found_in_any_forward() -> None:
+    """In the order of calls, not of definition."""
+    model = Stem().eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    quantized.fuse_model(model)
+    assert names(model) == ["Identity", "Identity", "ConvReLU2d"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fusing_stops_at_what_it_cannot_fuse() -> None:
+    model = tnn.ConvNormAct(4, 8, norm_layer=lambda channels: nn.GroupNorm(2, channels)).eval()
+    quantized.fuse_model(model)
+    assert names(model) == ["Conv2d", "GroupNorm", "ReLU"]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    quantized.fuse_model(plain)
+    assert names(plain) == ["Conv2d", "Dropout", "BatchNorm2d", "ReLU"]
+
+
+def test_a_module_that_runs_twice_is_left_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(self.conv(x)))
+
+    model = Twice().eval()
+    quantized.fuse_model(model)
+    assert names(model) == ["Conv2d", "BatchNorm2d"]
+
+
+def test_an_output_used_twice_is_left_alone() -> None:
+    class Branch(Stem):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.conv(x)
+            return self.relu(self.bn(features)) * features.mean()
+
+    model = Branch().eval()
+    expected = model(torch.ones(1, 3, 8, 8))
+    quantized.fuse_model(model)
+    assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
+    assert torch.equal(model(torch.ones(1, 3, 8, 8)), expected)
+
+
+def test_a_forward_that_cannot_be_traced_is_left_alone() -> None:
+    class Branching(Stem):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    model = Branching().eval()
+    quantized.fuse_model(model)
+    assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
+
+
+def test_hooks_are_neither_lost_nor_fused_over() -> None:
+    model, seen = Stem().eval(), []
+    model.bn.register_forward_hook(lambda module, args, output: seen.append(output))
+    quantized.fuse_model(model)
+    model(torch.randn(1, 3, 8, 8))
+    assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
+    assert len(seen) == 1
+
+
+def test_a_fuse_model_of_ones_own_is_asked() -> None:
+    class Own(Stem):
+        asked = None
+
+        def fuse_model(self, is_qat: bool | None = None) -> None:
+            self.asked = is_qat
+
+    model = nn.Sequential(Own()).eval()
+    quantized.fuse_model(model)
+    assert model[0].asked is False
+    assert names(model[0]) == ["ReLU", "BatchNorm2d", "Conv2d"]
+
+
+@pytest.mark.parametrize("make", [Stem, lambda: quantized.QuantizableConvNormAct(3, 4)], ids=["any model", "twin"])
+def test_folding_in_training_mode_is_refused(make) -> None:
+    with pytest.raises(ValueError, match="is_qat must be True to fuse .* in training mode"):
+        quantized.fuse_model(make().train(), is_qat=False)
+
+
+def test_mixed_modes_are_refused() -> None:
+    model = Stem().train()
+    model.bn.eval()
+    with pytest.raises(ValueError, match="conv, bn, relu must all be in training or all in eval mode"):
+        quantized.fuse_model(model)
+
+
+def test_linear_fuses_across_dropout_only_where_that_is_exact() -> None:
+    """Dropout commutes with ReLU; with ReLU6 and with a norm it does not, except in eval, where it is the identity."""
+    relu = tnn.LinearDropoutAct(4, 4, dropout=0.5)
+    quantized.fuse_model(relu.train())
+    assert names(relu) == ["LinearReLU", "Dropout", "Identity"]
+    relu6 = tnn.LinearDropoutAct(4, 4, dropout=0.5, activation_layer=nn.ReLU6)
+    quantized.fuse_model(relu6.train())
+    assert names(relu6) == ["Linear", "Dropout", "ReLU6"]
+    quantized.fuse_model(relu6.eval())
+    assert names(relu6) == ["FusedReLU6", "Dropout", "Identity"]
+    norm = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4))
+    quantized.fuse_model(norm.train())
+    assert names(norm) == ["Linear", "Dropout", "BatchNorm1d"]
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
+def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
+    """Whatever comes in, nothing above 6 comes out, and what ReLU6 would cap comes out as 6 and no less."""
+    layer = tnn.ConvNormAct(1, 1, kernel_size=1, norm_layer=None, activation_layer=nn.ReLU6)
+    with torch.no_grad():
+        layer[0].weight.fill_(1.0)
+        layer[0].bias.fill_(0.0)
+    ramp = torch.linspace(-4, 20, 400).reshape(4, 1, 10, 10)
+    if is_qat:
+        prepared = quantized.prepare_qat(layer, backend=backend)
+        prepared(ramp)
+        model = quantized.convert(prepared)
+    else:
+        model = quantized.quantize(layer.eval(), [ramp], backend=backend)
+    (conv,) = [row for row in quantized.report(model).rows if row.before == "Conv2d"]
+    assert conv.after == "ConvReLU2d"
+    output = model(ramp)
+    step = 24 / 255  # the input has one scale for all of [-4, 20]
+    assert float(output.max()) == pytest.approx(6.0, abs=1e-6)
+    assert bool((output[ramp > 6 + step] == output.max()).all())
+    torch.testing.assert_close(output, ramp.clamp(0, 6), rtol=0, atol=step)

@@ -1,0 +1,215 @@
+"""Operators in NumPy and plain loops, in float64: what the layers are measured against.
+
+Nothing here calls torch. Weights come as a dictionary of arrays with the keys of the layer's ``state_dict``.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import product
+
+import numpy as np
+
+Array = np.ndarray
+Weights = Mapping[str, Array]
+
+
+def conv(x: Array, weight: Array, bias: Array | None, stride: tuple, padding: tuple, dilation: tuple, groups: int):
+    """Cross-correlation, one output pixel and one output channel at a time."""
+    dims = x.ndim - 2
+    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    kernel = weight.shape[2:]
+    sizes = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(dims)]
+    out = np.zeros((x.shape[0], weight.shape[0], *sizes))
+    in_group, out_group = weight.shape[1], weight.shape[0] // groups
+    for channel in range(weight.shape[0]):
+        first = channel // out_group * in_group
+        for position in product(*map(range, sizes)):
+            window = tuple(
+                slice(p * s, p * s + d * (k - 1) + 1, d)
+                for p, s, d, k in zip(position, stride, dilation, kernel, strict=True)
+            )
+            patch = x[(slice(None), slice(first, first + in_group), *window)]
+            out[(slice(None), channel, *position)] = (patch * weight[channel]).reshape(x.shape[0], -1).sum(1)
+        if bias is not None:
+            out[:, channel] += bias[channel]
+    return out
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    out = np.zeros((*x.shape[:-1], weight.shape[0]))
+    for feature in range(weight.shape[0]):
+        out[..., feature] = (x * weight[feature]).sum(-1) + (0.0 if bias is None else bias[feature])
+    return out
+
+
+def batch_norm(x: Array, weights: Weights, prefix: str, training: bool, eps: float = 1e-5) -> Array:
+    out = np.empty_like(x)
+    for c in range(x.shape[1]):
+        mean = x[:, c].mean() if training else weights[f"{prefix}.running_mean"][c]
+        variance = ((x[:, c] - mean) ** 2).mean() if training else weights[f"{prefix}.running_var"][c]
+        out[:, c] = (x[:, c] - mean) / np.sqrt(variance + eps)
+        out[:, c] = out[:, c] * weights[f"{prefix}.weight"][c] + weights[f"{prefix}.bias"][c]
+    return out
+
+
+def group_norm(x: Array, weights: Weights, prefix: str, groups: int, eps: float = 1e-5) -> Array:
+    out = np.empty_like(x)
+    width = x.shape[1] // groups
+    for n, g in product(range(x.shape[0]), range(groups)):
+        block = x[n, g * width : (g + 1) * width]
+        out[n, g * width : (g + 1) * width] = (block - block.mean()) / np.sqrt(block.var() + eps)
+    for c in range(x.shape[1]):
+        out[:, c] = out[:, c] * weights[f"{prefix}.weight"][c] + weights[f"{prefix}.bias"][c]
+    return out
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def relu(x: Array) -> Array:
+    return np.where(x > 0, x, 0.0)
+
+
+def relu6(x: Array) -> Array:
+    return np.minimum(relu(x), 6.0)
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def hard_sigmoid(x: Array) -> Array:
+    return relu6(x + 3) / 6
+
+
+def identity(x: Array) -> Array:
+    return x
+
+
+# Layers
+
+
+def conv_norm_act(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    prefix: str = "",
+    kernel_size: int | tuple = 3,
+    stride: int | tuple = 1,
+    padding: int | tuple | None = None,
+    groups: int = 1,
+    dilation: int | tuple = 1,
+    norm: str = "batch",
+    activation: Callable[[Array], Array] = relu,
+) -> Array:
+    dims = x.ndim - 2
+    kernel, step, spacing = ((v,) * dims if isinstance(v, int) else v for v in (kernel_size, stride, dilation))
+    if padding is None:
+        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spacing, strict=True))
+    elif isinstance(padding, int):
+        padding = (padding,) * dims
+    x = conv(x, weights[f"{prefix}0.weight"], weights.get(f"{prefix}0.bias"), step, padding, spacing, groups)
+    if norm == "batch":
+        x = batch_norm(x, weights, f"{prefix}1", training)
+    elif norm.startswith("group"):
+        x = group_norm(x, weights, f"{prefix}1", int(norm.removeprefix("group")))
+    return activation(x)
+
+
+def linear_dropout_act(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    norm: bool = False,
+    activation: Callable[[Array], Array] = relu,
+) -> Array:
+    x = linear(x, weights["linear.weight"], weights.get("linear.bias"))
+    if norm:
+        x = batch_norm(x, weights, "norm", training)
+    return activation(x)
+
+
+def squeeze_excitation(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    prefix: str = "",
+    activation: Callable[[Array], Array] = relu,
+    scale_activation: Callable[[Array], Array] = sigmoid,
+) -> Array:
+    z = x.reshape(x.shape[0], x.shape[1], -1).mean(2)
+    z = activation(linear(z, weights[f"{prefix}fc1.weight"][:, :, 0, 0], weights[f"{prefix}fc1.bias"]))
+    z = scale_activation(linear(z, weights[f"{prefix}fc2.weight"][:, :, 0, 0], weights[f"{prefix}fc2.bias"]))
+    return x * z[:, :, None, None]
+
+
+def residual_block(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    strides: tuple[int, ...],
+    groups: tuple[int, ...],
+    dilation: int = 1,
+    activation: Callable[[Array], Array] = relu,
+) -> Array:
+    """Both blocks: convolutions of whatever size the weights have, the last without its own activation."""
+    branch = x
+    for i, (stride, group) in enumerate(zip(strides, groups, strict=True), start=1):
+        weight = weights[f"conv{i}.weight"]
+        spacing = dilation if weight.shape[-1] > 1 else 1
+        padding = spacing * (weight.shape[-1] - 1) // 2
+        branch = conv(
+            branch, weight, weights.get(f"conv{i}.bias"), (stride,) * 2, (padding,) * 2, (spacing,) * 2, group
+        )
+        if f"bn{i}.weight" in weights:
+            branch = batch_norm(branch, weights, f"bn{i}", training)
+        if i < len(strides):
+            branch = activation(branch)
+    if "se.fc1.weight" in weights:
+        branch = squeeze_excitation(branch, weights, training, prefix="se.")
+    skip = x
+    if "downsample.0.weight" in weights:
+        step = (max(strides),) * 2
+        skip = conv(x, weights["downsample.0.weight"], weights.get("downsample.0.bias"), step, (0, 0), (1, 1), 1)
+        if "downsample.1.weight" in weights:
+            skip = batch_norm(skip, weights, "downsample.1", training)
+    return activation(branch + skip)
+
+
+def inverted_residual(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    stride: int,
+    expands: bool,
+    has_skip: bool,
+    has_se: bool = False,
+    activation: Callable[[Array], Array] = relu6,
+) -> Array:
+    branch, place = x, 0
+    if expands:
+        branch = conv_norm_act(branch, weights, training, prefix="conv.0.", kernel_size=1, activation=activation)
+        place += 1
+    hidden = branch.shape[1]
+    branch = conv_norm_act(
+        branch,
+        weights,
+        training,
+        prefix=f"conv.{place}.",
+        kernel_size=weights[f"conv.{place}.0.weight"].shape[-1],
+        stride=stride,
+        groups=hidden,
+        activation=activation,
+    )
+    place += 1
+    if has_se:
+        branch = squeeze_excitation(branch, weights, training, prefix=f"conv.{place}.")
+        place += 1
+    branch = conv(branch, weights[f"conv.{place}.weight"], None, (1, 1), (0, 0), (1, 1), 1)
+    branch = batch_norm(branch, weights, f"conv.{place + 1}", training)
+    return x + branch if has_skip else branch

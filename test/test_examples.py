@@ -1,0 +1,37 @@
+"""The examples in docstrings and in the README run and print what they say."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchvision_layers
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+
+MODULES = [info.name for info in pkgutil.walk_packages(torchvision_layers.__path__, "torchvision_layers.")]
+README = Path(torchvision_layers.__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    names = {"torch": torch, "nn": nn, "tnn": tnn, **{n: getattr(quantized, n) for n in quantized.__all__}}
+    failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=names)
+    assert failed == 0
+
+
+def test_every_layer_has_an_example() -> None:
+    assert all(">>>" in getattr(tnn, name).__doc__ for name in tnn.__all__)
+
+
+def test_readme() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)

@@ -1,0 +1,264 @@
+"""What users see and what checkpoints hold: repr, keys and shapes, by expecttest.
+
+``EXPECTTEST_ACCEPT=1`` rewrites the expectations; a change of keys breaks the checkpoints of every user.
+"""
+
+from functools import partial
+
+from expecttest import assert_expected_inline
+from torch import nn
+
+from torchvision_layers import nn as tnn
+
+
+def keys(layer: nn.Module) -> str:
+    return "\n".join(f"{key} {tuple(value.shape)}" for key, value in layer.state_dict().items())
+
+
+def described(layer: nn.Module) -> str:
+    """``repr`` and keys; what newer releases of torch print of a norm and older ones do not is left out."""
+    return f"{layer}\n{keys(layer)}".rstrip().replace("affine=True, bias=True,", "affine=True,")
+
+
+GOLDEN = {}
+
+
+def golden(cls: type[nn.Module]):
+    """Notes that a layer has a description here."""
+
+    def note(test):
+        GOLDEN[cls.__name__] = test
+        return test
+
+    return note
+
+
+def test_every_public_layer_is_described() -> None:
+    assert set(GOLDEN) == set(tnn.__all__)
+
+
+@golden(tnn.ConvNormAct)
+def test_conv_norm_act() -> None:
+    assert_expected_inline(
+        described(tnn.ConvNormAct(3, 8)),
+        """\
+ConvNormAct(
+  (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+  (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (2): ReLU(inplace=True)
+)
+0.weight (8, 3, 3, 3)
+1.weight (8,)
+1.bias (8,)
+1.running_mean (8,)
+1.running_var (8,)
+1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.Conv1dNormAct)
+def test_conv1d_norm_act() -> None:
+    assert_expected_inline(
+        described(tnn.Conv1dNormAct(3, 8)),
+        """\
+Conv1dNormAct(
+  (0): Conv1d(3, 8, kernel_size=(3,), stride=(1,), padding=(1,), bias=False)
+  (1): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (2): ReLU(inplace=True)
+)
+0.weight (8, 3, 3)
+1.weight (8,)
+1.bias (8,)
+1.running_mean (8,)
+1.running_var (8,)
+1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.Conv3dNormAct)
+def test_conv3d_norm_act() -> None:
+    assert_expected_inline(
+        described(tnn.Conv3dNormAct(3, 8, norm_layer=None)),
+        """\
+Conv3dNormAct(
+  (0): Conv3d(3, 8, kernel_size=(3, 3, 3), stride=(1, 1, 1), padding=(1, 1, 1))
+  (1): ReLU(inplace=True)
+)
+0.weight (8, 3, 3, 3, 3)
+0.bias (8,)""",
+    )
+
+
+@golden(tnn.LinearDropoutAct)
+def test_linear_dropout_act() -> None:
+    assert_expected_inline(
+        described(tnn.LinearDropoutAct(4, 2, norm_layer=nn.BatchNorm1d)),
+        """\
+LinearDropoutAct(
+  (linear): Linear(in_features=4, out_features=2, bias=True)
+  (norm): BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (dropout): Dropout(p=0.0, inplace=False)
+  (activation): ReLU()
+)
+linear.weight (2, 4)
+linear.bias (2,)
+norm.weight (2,)
+norm.bias (2,)
+norm.running_mean (2,)
+norm.running_var (2,)
+norm.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.SqueezeExcitation)
+def test_squeeze_excitation() -> None:
+    assert_expected_inline(
+        described(tnn.SqueezeExcitation(8, 2)),
+        """\
+SqueezeExcitation(
+  (avgpool): AdaptiveAvgPool2d(output_size=1)
+  (fc1): Conv2d(8, 2, kernel_size=(1, 1), stride=(1, 1))
+  (fc2): Conv2d(2, 8, kernel_size=(1, 1), stride=(1, 1))
+  (activation): ReLU()
+  (scale_activation): Sigmoid()
+)
+fc1.weight (2, 8, 1, 1)
+fc1.bias (2,)
+fc2.weight (8, 2, 1, 1)
+fc2.bias (8,)""",
+    )
+
+
+@golden(tnn.StochasticDepth)
+def test_stochastic_depth() -> None:
+    assert_expected_inline(described(tnn.StochasticDepth(0.2, "row")), """StochasticDepth(p=0.2, mode=row)""")
+
+
+@golden(tnn.BasicBlock)
+def test_basic_block() -> None:
+    assert_expected_inline(
+        described(tnn.BasicBlock(8, 16, stride=2, stochastic_depth=0.1)),
+        """\
+BasicBlock(
+  (conv1): Conv2d(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False)
+  (bn1): BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (act1): ReLU(inplace=True)
+  (conv2): Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+  (bn2): BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (stochastic_depth): StochasticDepth(p=0.1, mode=row)
+  (downsample): Sequential(
+    (0): Conv2d(8, 16, kernel_size=(1, 1), stride=(2, 2), bias=False)
+    (1): BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  )
+  (act): ReLU(inplace=True)
+)
+conv1.weight (16, 8, 3, 3)
+bn1.weight (16,)
+bn1.bias (16,)
+bn1.running_mean (16,)
+bn1.running_var (16,)
+bn1.num_batches_tracked ()
+conv2.weight (16, 16, 3, 3)
+bn2.weight (16,)
+bn2.bias (16,)
+bn2.running_mean (16,)
+bn2.running_var (16,)
+bn2.num_batches_tracked ()
+downsample.0.weight (16, 8, 1, 1)
+downsample.1.weight (16,)
+downsample.1.bias (16,)
+downsample.1.running_mean (16,)
+downsample.1.running_var (16,)
+downsample.1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.Bottleneck)
+def test_bottleneck() -> None:
+    se_layer = partial(tnn.SqueezeExcitation, squeeze_channels=2)
+    assert_expected_inline(
+        described(tnn.Bottleneck(16, 4, se_layer=se_layer)),
+        """\
+Bottleneck(
+  (conv1): Conv2d(16, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
+  (bn1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (act1): ReLU(inplace=True)
+  (conv2): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+  (bn2): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (act2): ReLU(inplace=True)
+  (conv3): Conv2d(4, 16, kernel_size=(1, 1), stride=(1, 1), bias=False)
+  (bn3): BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (se): SqueezeExcitation(
+    (avgpool): AdaptiveAvgPool2d(output_size=1)
+    (fc1): Conv2d(16, 2, kernel_size=(1, 1), stride=(1, 1))
+    (fc2): Conv2d(2, 16, kernel_size=(1, 1), stride=(1, 1))
+    (activation): ReLU()
+    (scale_activation): Sigmoid()
+  )
+  (act): ReLU(inplace=True)
+)
+conv1.weight (4, 16, 1, 1)
+bn1.weight (4,)
+bn1.bias (4,)
+bn1.running_mean (4,)
+bn1.running_var (4,)
+bn1.num_batches_tracked ()
+conv2.weight (4, 4, 3, 3)
+bn2.weight (4,)
+bn2.bias (4,)
+bn2.running_mean (4,)
+bn2.running_var (4,)
+bn2.num_batches_tracked ()
+conv3.weight (16, 4, 1, 1)
+bn3.weight (16,)
+bn3.bias (16,)
+bn3.running_mean (16,)
+bn3.running_var (16,)
+bn3.num_batches_tracked ()
+se.fc1.weight (2, 16, 1, 1)
+se.fc1.bias (2,)
+se.fc2.weight (16, 2, 1, 1)
+se.fc2.bias (16,)""",
+    )
+
+
+@golden(tnn.InvertedResidual)
+def test_inverted_residual() -> None:
+    assert_expected_inline(
+        described(tnn.InvertedResidual(8, 8, 1, 6)),
+        """\
+InvertedResidual(
+  (conv): Sequential(
+    (0): ConvNormAct(
+      (0): Conv2d(8, 48, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      (1): BatchNorm2d(48, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU6(inplace=True)
+    )
+    (1): ConvNormAct(
+      (0): Conv2d(48, 48, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=48, bias=False)
+      (1): BatchNorm2d(48, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU6(inplace=True)
+    )
+    (2): Conv2d(48, 8, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    (3): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  )
+)
+conv.0.0.weight (48, 8, 1, 1)
+conv.0.1.weight (48,)
+conv.0.1.bias (48,)
+conv.0.1.running_mean (48,)
+conv.0.1.running_var (48,)
+conv.0.1.num_batches_tracked ()
+conv.1.0.weight (48, 1, 3, 3)
+conv.1.1.weight (48,)
+conv.1.1.bias (48,)
+conv.1.1.running_mean (48,)
+conv.1.1.running_var (48,)
+conv.1.1.num_batches_tracked ()
+conv.2.weight (8, 48, 1, 1)
+conv.3.weight (8,)
+conv.3.bias (8,)
+conv.3.running_mean (8,)
+conv.3.running_var (8,)
+conv.3.num_batches_tracked ()""",
+    )
