@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent
 
 # What the training scripts need beyond the layers.
 REFERENCES = ["matplotlib>=3.7", "numpy>=1.24", "pillow>=9.4", "scikit-learn>=1.3", "tqdm>=4.65"]
-TEST = ["expecttest>=0.2", "hypothesis>=6.90", "pytest>=8.0", "setuptools>=70.1"]
+TEST = ["expecttest>=0.2", "pytest>=8.0", "setuptools>=70.1"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
 
 setup(
