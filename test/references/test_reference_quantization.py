@@ -1,0 +1,174 @@
+"""The way of a trained model to an int8 file, and the demo's pieces on a small budget."""
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import artefact
+import demo
+import models
+import pytest
+import train
+import train_quantization
+from expecttest import assert_expected_inline
+from models import build_model
+from PIL import Image
+from utils import save_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_model() -> Iterator[None]:
+    """A resnet18 of a sixteenth of the parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "resnet18_tiny", partial(models.resnet.resnet18, width=16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model after two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = ["--model", "resnet18_tiny", "--epochs", "2", "--image-size", "32", "--output-dir", str(folder)]
+    train.main(train.get_parser().parse_args(arguments))
+    return folder
+
+
+def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
+    arguments = ["--model", "resnet18_tiny", "--weights", str(trained / "model.pth"), "--image-size", "32"]
+    parser = train_quantization.get_parser()
+    return train_quantization.main(parser.parse_args([*arguments, "--output-dir", str(output_dir), *extra]))
+
+
+@pytest.mark.parametrize("backend", ["x86", "qnnpack"])
+def test_post_training(trained: Path, tmp_path: Path, backend: str) -> None:
+    """The artefact, in a process that cannot import the package, has the accuracy that the script found."""
+    found = quantize(trained, tmp_path, "--calibration-batches", "2", "--backend", backend)
+    assert abs(found["int8"] - found["float"]) < 0.05
+    accuracy, outputs = demo.evaluate_elsewhere(tmp_path / "int8.pt")
+    assert accuracy == found["int8"]
+    assert outputs.shape == (364, 10)
+    assert (tmp_path / "int8.pt").stat().st_size < (trained / "model.pth").stat().st_size / 3.5
+
+
+def test_quantization_aware(trained: Path, tmp_path: Path) -> None:
+    found = quantize(trained, tmp_path, "--qat", "--epochs", "1")
+    assert found["int8"] >= found["float"] - 0.02
+    accuracy, _ = demo.evaluate_elsewhere(tmp_path / "int8_qat.pt")
+    assert accuracy == found["int8"]
+
+
+def test_the_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
+    """A module that it imports and that imports the package ends it."""
+    for name in ("data.py", "utils.py", "presets.py", "artefact.py"):
+        shutil.copy(Path(artefact.__file__).with_name(name), tmp_path / name)
+    with open(tmp_path / "presets.py", "a") as presets:
+        presets.write("\nimport torchvision_layers\n")
+    command = [sys.executable, str(tmp_path / "artefact.py"), "int8.pt"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "import of torchvision_layers halted" in result.stderr
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, "int8.pt does not exist"),
+        (b"not a zip", ValueError, "int8.pt is not an artefact of these scripts, or a damaged one"),
+    ],
+)
+def test_files_that_are_no_artefact(tmp_path: Path, content: bytes | None, error: type, message: str) -> None:
+    path = tmp_path / "int8.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        artefact.load_artefact(path)
+
+
+def test_a_state_dict_is_no_artefact(tmp_path: Path) -> None:
+    save_atomically(build_model("mobilenet_v2", 10).state_dict(), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth is not an artefact"):
+        artefact.load_artefact(tmp_path / "model.pth")
+
+
+def test_a_truncated_artefact(trained: Path, tmp_path: Path) -> None:
+    quantize(trained, tmp_path, "--calibration-batches", "1")
+    path = tmp_path / "int8.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="int8.pt is not an artefact"):
+        artefact.load_artefact(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--model", "mobilenet_v2"],
+            "model.pth is a checkpoint of resnet18_tiny with 10 classes, not of mobilenet_v2",
+        ),
+        (["--backend", "tensorrt"], "backend must be one of x86, onednn, qnnpack.*got 'tensorrt'"),
+        (["--calibration-batches", "0"], "calibration_batches must be at least 1; got 0"),
+        (["--weights", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        quantize(trained, tmp_path, *extra)
+
+
+def test_demo_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch is too short for the promised accuracy, which the demo says; all else must hold."""
+    arguments = ["--models", "resnet18_tiny", "--epochs", "1", "--image-size", "32", "--rounds", "2"]
+    args = demo.get_parser().parse_args([*arguments, "--output-dir", str(tmp_path)])
+    row = demo.run("resnet18_tiny", tmp_path / "resnet18_tiny", args)
+    assert row.accuracy_fused == row.accuracy_float
+    assert row.accuracy_reloaded == row.accuracy_int8
+    assert row.is_reload_equal
+    assert row.latency_fused > 0
+    assert row.latency_int8 > 0
+    folder = tmp_path / "resnet18_tiny"
+    assert {path.name for path in folder.iterdir()} >= {"int8.pt", "model.pth", "curves.png", "predictions.png"}
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(folder / name) as picture:
+            picture.load()
+            assert min(picture.size) > 300
+    assert "fused into conv1" in (folder / "report.txt").read_text()
+
+
+ROW = demo.Row("resnet18", 11_181_642, 0.9944, 0.9944, 0.9917, 0.9917, True, 44_800_000, 11_300_000, 0.91, 0.4)
+
+
+def test_demo_table() -> None:
+    assert_expected_inline(
+        demo.table([ROW]),
+        """\
+   model  parameters   float   fused    int8  reloaded  equal  float file  int8 file  fused time  int8 time
+resnet18  11,181,642  99.44%  99.44%  99.17%    99.17%    yes     44.8 MB    11.3 MB        0.91       0.40""",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        ({"accuracy_float": 0.9799, "accuracy_fused": 0.9799, "accuracy_int8": 0.9799}, "at least 98 %"),
+        ({"accuracy_fused": 0.99}, "fused test accuracy is that of float"),
+        ({"accuracy_int8": 0.984}, "within 1 point of float"),
+        ({"is_reload_equal": False}, "gives the same outputs"),
+    ],
+)
+def test_demo_says_which_promise_broke(change: dict[str, float], promise: str) -> None:
+    assert ROW.broken_promises() == []
+    (broken,) = ROW._replace(**change).broken_promises()
+    assert promise in broken
+
+
+def test_latencies_are_medians_taken_in_turn() -> None:
+    order: list[str] = []
+    seconds = demo.measure([lambda: order.append("a"), lambda: order.append("b")], rounds=4)
+    assert order == ["a", "b"] * 7
+    assert all(math.isfinite(second) and second > 0 for second in seconds)
