@@ -60,8 +60,8 @@ def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--models", nargs="+", default=list(MODEL_NAMES), help="names from models/__init__.py")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=train.get_parser().get_default("epochs"))
+    parser.add_argument("--image-size", type=int, default=train.get_parser().get_default("image_size"))
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the latency measurement")
     return parser
 
@@ -72,8 +72,8 @@ def main(args: Namespace) -> list[Row]:
     start = time.perf_counter()
     rows = [run(name, output_dir / name, args) for name in args.models]
     print(
-        "\nTest accuracy in float, fused, in int8, and in int8 reloaded where torchvision_layers is out of reach; whether\n"
-        f"its outputs are equal to the bit; size of the files; time relative to float, {LATENCY_BATCH} images at once."
+        "\nTest accuracy in float, fused, in int8, and in int8 reloaded without torchvision_layers; whether its\n"
+        f"outputs are equal to the bit; size of the files; time relative to float, {LATENCY_BATCH} images at once."
     )
     print(f"\n{table(rows)}\n\n{time.perf_counter() - start:.0f} s; pictures and models are in {output_dir}")
     broken = [promise for row in rows for promise in row.broken_promises()]
@@ -164,9 +164,7 @@ def plot_predictions(loader: ImageLoader, result: Evaluation, classes: list[str]
         axes.imshow(image.permute(1, 2, 0).numpy())
         predicted, true = classes[result.predictions[index]], classes[result.labels[index]]
         is_wrong = predicted != true
-        axes.set_title(
-            f"{predicted}, true {true}" if is_wrong else predicted, fontsize=9, color="red" if is_wrong else "black"
-        )
+        axes.set_title(f"{predicted}, true {true}", fontsize=9, color="red" if is_wrong else "black")
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(visible=is_wrong, color="red", linewidth=3)

@@ -182,6 +182,14 @@ def loader_of(count: int, batch_size: int) -> data.ImageLoader:
     return data.ImageLoader(data.Images(images, labels, torch.clone, nn.Identity()), batch_size)
 
 
+def test_the_order_is_new_each_epoch_in_training_alone():
+    train_loader, test_loader, _ = train.load_data(train.get_parser().parse_args(["--image-size", "8"]))
+    for loader, shuffled in ((train_loader, True), (test_loader, False)):
+        first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
+        assert (first != second) == (first != loader.dataset.labels) == shuffled
+        assert sorted(first) == sorted(second) == sorted(loader.dataset.labels)
+
+
 def test_an_epoch_reports_means_over_images():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     loader = loader_of(10, batch_size=4)
