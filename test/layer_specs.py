@@ -29,8 +29,8 @@ class Sample:
     dynamic_dims: tuple[int, ...] = (0, 2, 3)
     #: Kinds of modules that an int8 model keeps in float islands.
     islands: tuple[type[nn.Module], ...] = ()
-    #: Backends whose int8 kernel gives an empty batch a dimension too few.
-    empty_is_flat: tuple[str, ...] = ()
+    #: Whether an int8 model keeps the layer as a whole in a float island.
+    is_island: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,6 @@ SPECS: tuple[LayerSpec, ...] = (
                 (4, 2, 5),
                 partial(ref.linear_dropout_act, activation=ref.identity),
                 dynamic_dims=(0, 1),
-                empty_is_flat=("onednn",),
             ),
             Sample(
                 "dropout",
@@ -227,7 +226,7 @@ SPECS: tuple[LayerSpec, ...] = (
             ({"activation_layer": "relu"}, *_STRING),
             ({"norm_layer": nn.BatchNorm1d(4)}, ValueError, "norm_layer has num_features=4, its place needs 3"),
         ),
-        (((4, 6), ValueError, "5 features in its last dimension"), (None, TypeError, "must be a Tensor, got NoneType")),
+        (((4, 6), ValueError, "size 5 in dimension -1"), (None, TypeError, "must be a Tensor, got NoneType")),
         quantized.QuantizableLinearDropoutAct,
     ),
     LayerSpec(
@@ -365,6 +364,21 @@ SPECS: tuple[LayerSpec, ...] = (
                 partial(ref.inverted_residual, stride=2, expands=False, has_skip=False),
             ),
             Sample(
+                "mobilenet v3",
+                {"inp": 4, "oup": 4, "stride": 1, "expand_ratio": 2, "activation_layer": nn.Hardswish, "kernel_size": 5}
+                | {"se_layer": partial(tnn.SqueezeExcitation, scale_activation=nn.Hardsigmoid)},
+                (2, 4, 6, 7),
+                partial(
+                    ref.inverted_residual,
+                    stride=1,
+                    expands=True,
+                    has_skip=True,
+                    has_se=True,
+                    activation=ref.hard_swish,
+                    scale_activation=ref.hard_sigmoid,
+                ),
+            ),
+            Sample(
                 "squeeze silu",
                 {"inp": 3, "oup": 3, "stride": 1, "expand_ratio": 2.5, "se_layer": tnn.SqueezeExcitation}
                 | {"activation_layer": nn.SiLU, "stochastic_depth": 0.2},
@@ -385,5 +399,228 @@ SPECS: tuple[LayerSpec, ...] = (
         ),
         _WRONG_2D,
         quantized.QuantizableInvertedResidual,
+    ),
+    LayerSpec(
+        tnn.FrozenBatchNorm2d,
+        (Sample("default", {"num_features": 3}, (2, 3, 6, 7), ref.frozen_batch_norm),),
+        (
+            ({"num_features": 0}, ValueError, "num_features must be at least 1, got 0"),
+            ({"eps": -1.0}, ValueError, "eps must not be negative, got -1.0"),
+            ({"eps": float("nan")}, ValueError, "eps must not be negative, got nan"),
+        ),
+        _WRONG_2D,
+    ),
+    LayerSpec(
+        tnn.LayerNorm2d,
+        (
+            Sample("default", {"num_channels": 3}, (2, 3, 6, 7), ref.layer_norm_2d, is_island=True),
+            Sample(
+                "plain",
+                {"num_channels": 5, "elementwise_affine": False, "eps": 1e-3},
+                (2, 5, 6, 7),
+                partial(ref.layer_norm_2d, eps=1e-3),
+                is_island=True,
+            ),
+        ),
+        (
+            ({"num_channels": 0}, ValueError, "num_channels must be at least 1, got 0"),
+            ({"num_channels": "3"}, TypeError, "num_channels must be an int, got '3'"),
+            ({"eps": -1e-6}, ValueError, "eps must not be negative, got -1e-06"),
+        ),
+        _WRONG_2D,
+        quantized.QuantizableLayerNorm2d,
+    ),
+    LayerSpec(
+        tnn.LayerScale,
+        (
+            Sample("image", {"dim": 3, "init_value": 0.5}, (2, 3, 6, 7), ref.layer_scale, is_island=True),
+            Sample(
+                "sequence",
+                {"dim": 3, "init_value": 0.5, "channels_dim": -1},
+                (2, 7, 3),
+                partial(ref.layer_scale, axis=-1),
+                dynamic_dims=(0, 1),
+                is_island=True,
+            ),
+        ),
+        (
+            ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
+            ({"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
+            ({"init_value": "small"}, ValueError, "could not convert string to float: 'small'"),
+        ),
+        (
+            ((2, 4, 6, 7), ValueError, "size 3 in dimension 1, got shape"),
+            ((3,), ValueError, "size 3 in dimension 1, got shape"),
+            (None, TypeError, "input must be a Tensor, got NoneType"),
+        ),
+        quantized.QuantizableLayerScale,
+    ),
+    LayerSpec(
+        tnn.Permute,
+        (
+            Sample("channels last", {"dims": (0, 2, 3, 1)}, (2, 3, 6, 7), partial(ref.permute, dims=(0, 2, 3, 1))),
+            Sample("swap", {"dims": [0, -1, 1]}, (2, 3, 7), partial(ref.permute, dims=(0, 2, 1)), dynamic_dims=(0, 2)),
+        ),
+        (
+            ({"dims": (0, 1, 1)}, ValueError, r"dims must hold each dimension once, got \(0, 1, 1\)"),
+            ({"dims": ()}, ValueError, r"dims must hold each dimension once, got \(\)"),
+            ({"dims": (0, 2)}, ValueError, r"dims must hold each dimension once, got \(0, 2\)"),
+        ),
+        (
+            ((2, 3, 6), ValueError, "x must have 4 dimensions, got 3"),
+            (None, TypeError, "input must be a Tensor, got NoneType"),
+        ),
+    ),
+    LayerSpec(
+        tnn.MLP,
+        (
+            Sample(
+                "default",
+                {"in_channels": 5, "hidden_channels": [7, 3]},
+                (4, 5),
+                partial(ref.mlp, linears=(0, 3)),
+                dynamic_dims=(0,),
+            ),
+            Sample(
+                "norm gelu",
+                {"in_channels": 5, "hidden_channels": (17, 13, 7), "norm_layer": nn.BatchNorm1d}
+                | {"activation_layer": nn.GELU, "bias": False},
+                (4, 5),
+                partial(ref.mlp, linears=(0, 4, 8), norms=(1, 5), activation=ref.gelu),
+                dynamic_dims=(0,),
+                islands=(nn.GELU,),
+            ),
+            Sample(
+                "dropout",
+                {"in_channels": 5, "hidden_channels": [7, 3], "dropout": 0.5, "inplace": False},
+                (4, 2, 5),
+                partial(ref.mlp, linears=(0, 3)),
+                is_random=True,
+                dynamic_dims=(0, 1),
+            ),
+        ),
+        (
+            ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
+            ({"hidden_channels": []}, ValueError, r"hidden_channels must be one int or more in a list, got \[\]"),
+            ({"hidden_channels": [7, 0]}, ValueError, "hidden_channels must be at least 1, got 0"),
+            ({"dropout": -0.1}, ValueError, r"dropout must be in \[0, 1\], got -0.1"),
+            ({"activation_layer": "relu"}, *_STRING),
+            ({"norm_layer": nn.BatchNorm1d(4)}, ValueError, "norm_layer has num_features=4, its place needs 7"),
+        ),
+        (((4, 6), ValueError, "size 5 in dimension -1"), (None, TypeError, "must be a Tensor, got NoneType")),
+        quantized.QuantizableMLP,
+    ),
+    LayerSpec(
+        tnn.DepthwiseSeparableConv,
+        (
+            Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 6, 7), ref.depthwise_separable),
+            Sample(
+                "multiplier relu6",
+                {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "depth_multiplier": 2}
+                | {"activation_layer": nn.ReLU6},
+                (2, 3, 9, 7),
+                partial(ref.depthwise_separable, kernel_size=5, stride=2, activation=ref.relu6),
+            ),
+        ),
+        (
+            ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
+            ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
+            ({"depth_multiplier": 0}, ValueError, "depth_multiplier must be at least 1, got 0"),
+            ({"kernel_size": 2}, ValueError, "kernel_size must be odd where padding=None.*got 2"),
+            ({"activation_layer": "relu"}, *_STRING),
+        ),
+        _WRONG_2D,
+        quantized.QuantizableDepthwiseSeparableConv,
+    ),
+    LayerSpec(
+        tnn.MBConv,
+        (
+            Sample(
+                "skip relu",
+                {"in_channels": 4, "out_channels": 4, "activation_layer": nn.ReLU, "expand_ratio": 2},
+                (2, 4, 6, 7),
+                partial(ref.mbconv, places="expand depthwise squeeze project", activation=ref.relu),
+            ),
+            Sample(
+                "first of a stage",
+                {"in_channels": 4, "out_channels": 5, "kernel_size": 5, "stride": 2, "expand_ratio": 1},
+                (2, 4, 9, 7),
+                partial(ref.mbconv, places="depthwise squeeze project", kernel_size=5, stride=2),
+                islands=(nn.SiLU,),
+            ),
+            Sample(
+                "stochastic depth",
+                {"in_channels": 3, "out_channels": 3, "stochastic_depth": 0.3, "se_layer": None}
+                | {"activation_layer": nn.ReLU},
+                (2, 3, 6, 7),
+                partial(ref.mbconv, places="expand depthwise project", activation=ref.relu),
+                is_random=True,
+            ),
+        ),
+        (
+            ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
+            ({"stride": 4}, ValueError, "stride must be 1 or 2, got 4"),
+            ({"expand_ratio": float("inf")}, ValueError, "expand_ratio must leave at least one channel, got inf"),
+            ({"kernel_size": 4}, ValueError, "kernel_size must be odd, got 4"),
+            ({"se_layer": tnn.SqueezeExcitation(4, 2)}, ValueError, "se_layer has input_channels=4, its place needs 8"),
+            ({"activation_layer": "relu"}, *_STRING),
+        ),
+        (((2, 3, 6, 7), ValueError, "4 channels, got 3"), ((4, 6, 7), ValueError, "4 dimensions, got 3")),
+        quantized.QuantizableMBConv,
+    ),
+    LayerSpec(
+        tnn.FusedMBConv,
+        (
+            Sample(
+                "skip relu",
+                {"in_channels": 3, "out_channels": 3, "activation_layer": nn.ReLU},
+                (2, 3, 6, 7),
+                partial(ref.mbconv, places="full project", activation=ref.relu),
+            ),
+            Sample(
+                "one convolution",
+                {"in_channels": 3, "out_channels": 5, "stride": 2, "expand_ratio": 1},
+                (2, 3, 9, 7),
+                partial(ref.mbconv, places="full", stride=2),
+                islands=(nn.SiLU,),
+            ),
+        ),
+        (
+            ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
+            ({"stochastic_depth": 2}, ValueError, r"stochastic_depth must be in \[0, 1\], got 2"),
+            ({"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"),
+        ),
+        _WRONG_2D,
+        quantized.QuantizableFusedMBConv,
+    ),
+    LayerSpec(
+        tnn.ConvNeXtBlock,
+        (
+            Sample(
+                "default",
+                {"dim": 3, "layer_scale": 0.5},
+                (2, 3, 8, 9),
+                ref.convnext_block,
+                islands=(nn.LayerNorm, nn.GELU),
+            ),
+            Sample(
+                "small relu",
+                {"dim": 4, "layer_scale": 1.0, "kernel_size": 3, "expansion": 2, "activation_layer": nn.ReLU}
+                | {"stochastic_depth": 0.2},
+                (2, 4, 5, 7),
+                partial(ref.convnext_block, activation=ref.relu),
+                is_random=True,
+                islands=(nn.LayerNorm,),
+            ),
+        ),
+        (
+            ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
+            ({"expansion": 0}, ValueError, "expansion must be at least 1, got 0"),
+            ({"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
+            ({"norm_layer": "ln"}, TypeError, "norm_layer must be a constructor.*'ln'"),
+            ({"activation_layer": "relu"}, *_STRING),
+        ),
+        _WRONG_2D,
+        quantized.QuantizableConvNeXtBlock,
     ),
 )

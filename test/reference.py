@@ -3,6 +3,7 @@
 Nothing here calls torch. Weights come as a dictionary of arrays with the keys of the layer's ``state_dict``.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import product
 
@@ -82,11 +83,108 @@ def hard_sigmoid(x: Array) -> Array:
     return relu6(x + 3) / 6
 
 
+def hard_swish(x: Array) -> Array:
+    return x * hard_sigmoid(x)
+
+
+def gelu(x: Array) -> Array:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
 def identity(x: Array) -> Array:
     return x
 
 
 # Layers
+
+
+def frozen_batch_norm(x: Array, weights: Weights, training: bool) -> Array:
+    return batch_norm(x, {f"n.{key}": value for key, value in weights.items()}, "n", training=False)
+
+
+def layer_norm_2d(x: Array, weights: Weights, training: bool, *, eps: float = 1e-6) -> Array:
+    out = np.empty_like(x)
+    for n, h, w in product(range(x.shape[0]), range(x.shape[2]), range(x.shape[3])):
+        pixel = x[n, :, h, w]
+        out[n, :, h, w] = (pixel - pixel.mean()) / math.sqrt(pixel.var() + eps)
+    for c in range(x.shape[1]):
+        out[:, c] = out[:, c] * weights.get("weight", np.ones(x.shape[1]))[c] + weights.get("bias", np.zeros(9))[c]
+    return out
+
+
+def layer_scale(x: Array, weights: Weights, training: bool, *, axis: int = 1) -> Array:
+    out = x.copy()
+    for c, gamma in enumerate(weights["weight"]):
+        index = [slice(None)] * x.ndim
+        index[axis] = c
+        out[tuple(index)] *= gamma
+    return out
+
+
+def permute(x: Array, weights: Weights, training: bool, *, dims: tuple[int, ...]) -> Array:
+    out = np.empty([x.shape[d] for d in dims])
+    for index in product(*map(range, x.shape)):
+        out[tuple(index[d] for d in dims)] = x[index]
+    return out
+
+
+def mlp(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    linears: tuple[int, ...],
+    norms: tuple[int, ...] = (),
+    activation=relu,
+) -> Array:
+    for i in linears:
+        x = linear(x, weights[f"{i}.weight"], weights.get(f"{i}.bias"))
+        if i + 1 in norms:
+            x = batch_norm(x, weights, f"{i + 1}", training)
+        if i != linears[-1]:
+            x = activation(x)
+    return x
+
+
+def depthwise_separable(
+    x: Array, weights: Weights, training: bool, *, kernel_size: int = 3, stride: int = 1, activation=relu
+) -> Array:
+    groups = x.shape[1]
+    options = {"kernel_size": kernel_size, "stride": stride, "groups": groups, "activation": activation}
+    x = conv_norm_act(x, weights, training, prefix="depthwise.", **options)
+    return conv_norm_act(x, weights, training, prefix="pointwise.", kernel_size=1, activation=activation)
+
+
+def mbconv(
+    x: Array, weights: Weights, training: bool, *, places: str, kernel_size: int = 3, stride: int = 1, activation=silu
+) -> Array:
+    """``places`` names what stands in the block: expand, depthwise, full, squeeze, project."""
+    branch = x
+    for i, place in enumerate(places.split()):
+        step = {"prefix": f"block.{i}.", "activation": activation}
+        spatial = {"kernel_size": kernel_size, "stride": stride}
+        if place == "squeeze":
+            branch = squeeze_excitation(branch, weights, training, prefix=f"block.{i}.", activation=activation)
+        elif place == "depthwise":
+            branch = conv_norm_act(branch, weights, training, groups=branch.shape[1], **spatial, **step)
+        elif place == "full":
+            branch = conv_norm_act(branch, weights, training, **spatial, **step)
+        elif place == "expand":
+            branch = conv_norm_act(branch, weights, training, kernel_size=1, **step)
+        else:
+            branch = conv_norm_act(branch, weights, training, **(step | {"kernel_size": 1, "activation": identity}))
+    return x + branch if branch.shape == x.shape else branch
+
+
+def convnext_block(x: Array, weights: Weights, training: bool, *, activation=gelu) -> Array:
+    kernel = weights["block.0.weight"].shape[-1]
+    pad = (kernel // 2,) * 2
+    branch = conv(x, weights["block.0.weight"], weights["block.0.bias"], (1, 1), pad, (1, 1), x.shape[1])
+    affine = {"weight": weights["block.2.weight"], "bias": weights["block.2.bias"]}
+    branch = np.moveaxis(layer_norm_2d(branch, affine, training), 1, -1)
+    branch = activation(linear(branch, weights["block.3.weight"], weights["block.3.bias"]))
+    branch = linear(branch, weights["block.5.weight"], weights["block.5.bias"])
+    return x + np.moveaxis(branch, -1, 1) * weights["layer_scale"]
 
 
 def conv_norm_act(
@@ -190,6 +288,7 @@ def inverted_residual(
     has_skip: bool,
     has_se: bool = False,
     activation: Callable[[Array], Array] = relu6,
+    scale_activation: Callable[[Array], Array] = sigmoid,
 ) -> Array:
     branch, place = x, 0
     if expands:
@@ -208,7 +307,8 @@ def inverted_residual(
     )
     place += 1
     if has_se:
-        branch = squeeze_excitation(branch, weights, training, prefix=f"conv.{place}.")
+        prefix = f"conv.{place}."
+        branch = squeeze_excitation(branch, weights, training, prefix=prefix, scale_activation=scale_activation)
         place += 1
     branch = conv(branch, weights[f"conv.{place}.weight"], None, (1, 1), (0, 0), (1, 1), 1)
     branch = batch_norm(branch, weights, f"conv.{place + 1}", training)

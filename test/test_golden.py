@@ -262,3 +262,153 @@ conv.3.running_mean (8,)
 conv.3.running_var (8,)
 conv.3.num_batches_tracked ()""",
     )
+
+
+@golden(tnn.FrozenBatchNorm2d)
+def test_frozen_batch_norm_2d() -> None:
+    assert_expected_inline(
+        described(tnn.FrozenBatchNorm2d(8)),
+        """\
+FrozenBatchNorm2d(8, eps=1e-05)
+weight (8,)
+bias (8,)
+running_mean (8,)
+running_var (8,)""",
+    )
+
+
+@golden(tnn.LayerNorm2d)
+def test_layer_norm_2d() -> None:
+    assert_expected_inline(
+        keys(tnn.LayerNorm2d(8)),
+        """\
+weight (8,)
+bias (8,)""",
+    )
+
+
+@golden(tnn.LayerScale)
+def test_layer_scale() -> None:
+    assert_expected_inline(described(tnn.LayerScale(8)), """""")
+
+
+@golden(tnn.Permute)
+def test_permute() -> None:
+    assert_expected_inline(described(tnn.Permute([0, 2, 1])), """Permute()""")
+
+
+@golden(tnn.MLP)
+def test_mlp() -> None:
+    assert_expected_inline(
+        described(tnn.MLP(8, [16, 4], dropout=0.1)),
+        """\
+MLP(
+  (0): Linear(in_features=8, out_features=16, bias=True)
+  (1): ReLU()
+  (2): Dropout(p=0.1, inplace=False)
+  (3): Linear(in_features=16, out_features=4, bias=True)
+  (4): Dropout(p=0.1, inplace=False)
+)
+0.weight (16, 8)
+0.bias (16,)
+3.weight (4, 16)
+3.bias (4,)""",
+    )
+
+
+@golden(tnn.DepthwiseSeparableConv)
+def test_depthwise_separable_conv() -> None:
+    assert_expected_inline(
+        keys(tnn.DepthwiseSeparableConv(8, 16)),
+        """\
+depthwise.0.weight (8, 1, 3, 3)
+depthwise.1.weight (8,)
+depthwise.1.bias (8,)
+depthwise.1.running_mean (8,)
+depthwise.1.running_var (8,)
+depthwise.1.num_batches_tracked ()
+pointwise.0.weight (16, 8, 1, 1)
+pointwise.1.weight (16,)
+pointwise.1.bias (16,)
+pointwise.1.running_mean (16,)
+pointwise.1.running_var (16,)
+pointwise.1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.MBConv)
+def test_mbconv() -> None:
+    assert_expected_inline(
+        keys(tnn.MBConv(8, 16)),
+        """\
+block.0.0.weight (48, 8, 1, 1)
+block.0.1.weight (48,)
+block.0.1.bias (48,)
+block.0.1.running_mean (48,)
+block.0.1.running_var (48,)
+block.0.1.num_batches_tracked ()
+block.1.0.weight (48, 1, 3, 3)
+block.1.1.weight (48,)
+block.1.1.bias (48,)
+block.1.1.running_mean (48,)
+block.1.1.running_var (48,)
+block.1.1.num_batches_tracked ()
+block.2.fc1.weight (2, 48, 1, 1)
+block.2.fc1.bias (2,)
+block.2.fc2.weight (48, 2, 1, 1)
+block.2.fc2.bias (48,)
+block.3.0.weight (16, 48, 1, 1)
+block.3.1.weight (16,)
+block.3.1.bias (16,)
+block.3.1.running_mean (16,)
+block.3.1.running_var (16,)
+block.3.1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.FusedMBConv)
+def test_fused_mbconv() -> None:
+    assert_expected_inline(
+        keys(tnn.FusedMBConv(8, 16)),
+        """\
+block.0.0.weight (32, 8, 3, 3)
+block.0.1.weight (32,)
+block.0.1.bias (32,)
+block.0.1.running_mean (32,)
+block.0.1.running_var (32,)
+block.0.1.num_batches_tracked ()
+block.1.0.weight (16, 32, 1, 1)
+block.1.1.weight (16,)
+block.1.1.bias (16,)
+block.1.1.running_mean (16,)
+block.1.1.running_var (16,)
+block.1.1.num_batches_tracked ()""",
+    )
+
+
+@golden(tnn.ConvNeXtBlock)
+def test_convnext_block() -> None:
+    assert_expected_inline(
+        described(tnn.ConvNeXtBlock(8)),
+        """\
+ConvNeXtBlock(
+  (block): Sequential(
+    (0): Conv2d(8, 8, kernel_size=(7, 7), stride=(1, 1), padding=(3, 3), groups=8)
+    (1): Permute()
+    (2): LayerNorm((8,), eps=1e-06, elementwise_affine=True, bias=True)
+    (3): Linear(in_features=8, out_features=32, bias=True)
+    (4): GELU(approximate='none')
+    (5): Linear(in_features=32, out_features=8, bias=True)
+    (6): Permute()
+  )
+)
+layer_scale (8, 1, 1)
+block.0.weight (8, 1, 7, 7)
+block.0.bias (8,)
+block.2.weight (8,)
+block.2.bias (8,)
+block.3.weight (32, 8)
+block.3.bias (32,)
+block.5.weight (8, 32)
+block.5.bias (8,)""",
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision.ops
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
@@ -11,6 +12,10 @@ from torchvision_layers.quantized._kernels import _CONVERTED, _ISLANDS, _PASSED
 SCALE = 0.05
 
 ARGUMENTS = {
+    tnn.FrozenBatchNorm2d: (8,),
+    tnn.LayerNorm2d: (8,),
+    tnn.LayerScale: (8, 0.5),
+    tnn.Permute: ((0, 2, 3, 1),),
     tnn.StochasticDepth: (0.3, "row"),
     nn.AdaptiveAvgPool1d: (2,),
     nn.AdaptiveAvgPool2d: (2,),
@@ -45,12 +50,13 @@ ARGUMENTS = {
     nn.Upsample: (None, 2),
     nn.UpsamplingNearest2d: (None, 2),
     nn.ZeroPad2d: (1,),
+    torchvision.ops.FrozenBatchNorm2d: (8,),
+    torchvision.ops.Permute: ([0, 2, 3, 1],),
+    torchvision.ops.StochasticDepth: (0.3, "row"),
 }
 
 
 def make(kind: type[nn.Module]) -> nn.Module:
-    if kind.__module__.startswith("torchvision.ops"):
-        return kind(0.3, "row").eval()
     return kind(*ARGUMENTS.get(kind, ())).eval()
 
 

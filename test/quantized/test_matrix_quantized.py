@@ -23,7 +23,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def calibration(sample: Sample) -> list[Tensor]:
-    return [torch.randn((32, *sample.shape[1:])) for _ in range(2)]
+    rows = 32 if len(sample.shape) > 2 else 1024  # about the same number of values to observe
+    return [torch.randn((rows, *sample.shape[1:])) for _ in range(2)]
 
 
 @functools.cache
@@ -48,6 +49,9 @@ def decibels(expected: Tensor, got: Tensor) -> float:
 def assert_is_int8(model: nn.Module, sample: Sample) -> None:
     """Every convolution and projection became int8, and in float islands stands only what the spec allows."""
     report = quantized.report(model)
+    if sample.is_island:
+        assert [row.runs_in for row in report.rows] == ["float"]
+        return
     heavy = [row for row in report.rows if row.before in ("Conv1d", "Conv2d", "Conv3d", "Linear")]
     assert heavy
     assert all(row.runs_in == "int8" for row in heavy)
@@ -119,12 +123,13 @@ def test_post_training(spec: LayerSpec, sample: Sample, backend: str) -> None:
     layer, model, x = int8(spec, sample, backend)
     assert_is_int8(model, sample)
     # Seven bits of weight on x86 cost some of the signal; so does each island, which quantizes once more.
-    bound = 28 if backend == "x86" else 35 - 2 * len(sample.islands)
+    islands = sum(row.runs_in == "float" for row in quantized.report(model).rows)
+    bound = 28 if backend == "x86" else 35 - 2 * islands
     assert decibels(layer(x), model(x)) >= bound
-    wider = other_sizes(sample, 5)
+    wider = other_sizes(sample, 33)
     assert decibels(layer(wider), model(wider)) >= 25
     empty = (0, *layer(x).shape[1:])
-    assert model(x[:0]).shape == ((0, empty[-1]) if backend in sample.empty_is_flat else empty)
+    assert model(x[:0]).shape == empty
 
 
 @each_backend
@@ -133,6 +138,9 @@ def test_quantization_aware(spec: LayerSpec, sample: Sample, backend: str) -> No
     """Trained for some steps with fake quantization, then converted: int8 computes what the training saw."""
     layer, batches = build(spec, sample), calibration(sample)
     model = quantized.prepare_qat(layer, backend=backend)
+    if not list(model.parameters()):
+        assert sample.is_island  # nothing to train, nothing in int8
+        return
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for batch in batches:
@@ -175,13 +183,19 @@ def test_int8_files(spec: LayerSpec, sample: Sample, backend: str) -> None:
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = backend  # a process that deploys does this once
     try:
-        assert torch.equal(torch.jit.load(script)(x), expected)
+        loaded = torch.jit.load(script)
+        assert torch.equal(loaded(x), expected)
+        assert loaded(x[:0]).shape == (0, *expected.shape[1:])
     finally:
         torch.backends.quantized.engine = engine
 
 
 def test_every_layer_with_parameters_has_a_twin() -> None:
-    assert {spec.cls for spec in SPECS if spec.twin is None} == {tnn.StochasticDepth}
+    assert {spec.cls for spec in SPECS if spec.twin is None} == {
+        tnn.FrozenBatchNorm2d,
+        tnn.Permute,
+        tnn.StochasticDepth,
+    }
     assert {spec.twin.__name__ for spec in TWINS} == {
         name for name in quantized.__all__ if name.startswith("Quantizable") and name != "QuantizableModel"
     }

@@ -9,12 +9,12 @@ import torch.fx
 from torch import Tensor
 
 __all__ = [
-    "check_features",
     "check_input",
     "check_int",
     "check_probability",
     "check_same_shape",
     "check_sizes",
+    "check_width",
     "is_tensor",
 ]
 
@@ -70,12 +70,12 @@ def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = Fa
                 raise ValueError(f"input must have at least one pixel, got shape {list(input.shape)}")
 
 
-def check_features(input: Tensor, features: int) -> None:
-    """Raises unless the last dimension of ``input`` has size ``features``."""
+def check_width(input: Tensor, dim: int, channels: int) -> None:
+    """Raises unless dimension ``dim`` of ``input`` has size ``channels``."""
     if not is_tensor(input):
         return
-    if input.dim() == 0 or input.shape[-1] != features:
-        raise ValueError(f"input must have {features} features in its last dimension, got shape {list(input.shape)}")
+    if input.dim() < (dim + 1 if dim >= 0 else -dim) or input.shape[dim] != channels:
+        raise ValueError(f"input must have size {channels} in dimension {dim}, got shape {list(input.shape)}")
 
 
 def check_same_shape(argument: str, skip: Tensor, branch: Tensor) -> None:

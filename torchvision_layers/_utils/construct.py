@@ -128,11 +128,26 @@ class Builder:
             self._check_width(argument, activation, "num_parameters", channels)
         return activation
 
-    def squeeze_excitation(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
-        """Channel attention, called with its channels and, if it insists on them, with ``squeeze_channels``."""
-        squeeze = None if isinstance(layer, nn.Module) else _parameters(layer).get("squeeze_channels")
-        needs_squeeze = squeeze is not None and squeeze.default is inspect.Parameter.empty
-        kwargs = {"squeeze_channels": max(1, channels // _SQUEEZE_RATIO)} if needs_squeeze else {}
+    def squeeze_excitation(
+        self,
+        argument: str,
+        layer: LayerArgument,
+        channels: int,
+        squeeze_channels: int | None = None,
+        activation_layer: LayerArgument | None = None,
+    ) -> nn.Module:
+        """Channel attention, called with its channels.
+
+        It also gets ``squeeze_channels`` where it insists on them, a sixteenth of its channels unless given here, and
+        ``activation`` where one is given here and it takes and has not bound one.
+        """
+        takes = {} if isinstance(layer, nn.Module) else _parameters(layer)
+        bound = layer.keywords if isinstance(layer, partial) else {}
+        kwargs: dict[str, object] = {}
+        if "squeeze_channels" in takes and takes["squeeze_channels"].default is inspect.Parameter.empty:
+            kwargs["squeeze_channels"] = squeeze_channels or max(1, channels // _SQUEEZE_RATIO)
+        if activation_layer is not None and "activation" in takes and "activation" not in bound:
+            kwargs["activation"] = activation_layer
         se = self.module(argument, layer, channels, **kwargs)
         self._check_width(argument, se, "input_channels", channels)
         return se

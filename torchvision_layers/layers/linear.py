@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .._utils.checks import check_features, check_int, check_probability
+from .._utils.checks import check_int, check_probability, check_width
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["LinearDropoutAct"]
@@ -71,7 +71,7 @@ class LinearDropoutAct(nn.Sequential):
         self.out_features = out_features
 
     def forward(self, input: Tensor) -> Tensor:
-        check_features(input, self.in_features)
+        check_width(input, -1, self.in_features)
         for layer in self:
             input = layer(input)
         return input

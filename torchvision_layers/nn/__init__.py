@@ -1,20 +1,36 @@
 """The public door to the stable layers: ``from torchvision_layers import nn as tnn``."""
 
 from ..layers.conv import Conv1dNormAct, Conv3dNormAct, ConvNormAct
+from ..layers.convnext import ConvNeXtBlock
+from ..layers.depthwise import DepthwiseSeparableConv
+from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.inverted_residual import InvertedResidual
+from ..layers.layer_norm import LayerNorm2d, LayerScale
 from ..layers.linear import LinearDropoutAct
+from ..layers.mbconv import FusedMBConv, MBConv
+from ..layers.mlp import MLP
+from ..layers.permute import Permute
 from ..layers.residual import BasicBlock, Bottleneck
 from ..layers.squeeze_excitation import SqueezeExcitation
 from ..layers.stochastic_depth import StochasticDepth
 
 __all__ = [
+    "MLP",
     "BasicBlock",
     "Bottleneck",
     "Conv1dNormAct",
     "Conv3dNormAct",
+    "ConvNeXtBlock",
     "ConvNormAct",
+    "DepthwiseSeparableConv",
+    "FrozenBatchNorm2d",
+    "FusedMBConv",
     "InvertedResidual",
+    "LayerNorm2d",
+    "LayerScale",
     "LinearDropoutAct",
+    "MBConv",
+    "Permute",
     "SqueezeExcitation",
     "StochasticDepth",
 ]

@@ -1,8 +1,13 @@
 """Quantizable twins of the layers, and the way of any model to int8."""
 
 from .conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
+from .convnext import QuantizableConvNeXtBlock
+from .depthwise import QuantizableDepthwiseSeparableConv
 from .inverted_residual import QuantizableInvertedResidual
+from .layer_norm import QuantizableLayerNorm2d, QuantizableLayerScale
 from .linear import QuantizableLinearDropoutAct
+from .mbconv import QuantizableFusedMBConv, QuantizableMBConv
+from .mlp import QuantizableMLP
 from .model import QuantizableModel, quantizable
 from .report import Report, ReportRow, report
 from .residual import QuantizableBasicBlock, QuantizableBottleneck
@@ -14,9 +19,16 @@ __all__ = [
     "QuantizableBottleneck",
     "QuantizableConv1dNormAct",
     "QuantizableConv3dNormAct",
+    "QuantizableConvNeXtBlock",
     "QuantizableConvNormAct",
+    "QuantizableDepthwiseSeparableConv",
+    "QuantizableFusedMBConv",
     "QuantizableInvertedResidual",
+    "QuantizableLayerNorm2d",
+    "QuantizableLayerScale",
     "QuantizableLinearDropoutAct",
+    "QuantizableMBConv",
+    "QuantizableMLP",
     "QuantizableModel",
     "QuantizableSqueezeExcitation",
     "Report",

@@ -1,5 +1,6 @@
 """The eager engine: everything that touches ``torch.ao``, which is deprecated and will go."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import torch.ao.nn.intrinsic as nni
 import torch.ao.nn.intrinsic.qat as nniqat
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as taoq
+import torchvision.ops
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.nn.quantized import FloatFunctional
@@ -148,6 +150,12 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
 
 def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     modules = [parent.get_submodule(name) for name in names]
+    if isinstance(modules[1], torchvision.ops.FrozenBatchNorm2d):
+        # Nothing of it changes in training either, so it is folded in both modes.
+        _fold_frozen(parent, names[0], names[1])
+        if len(names) == 3:
+            _fuse_group(parent, [names[0], names[2]], is_qat)
+        return
     if len({module.training for module in modules}) != 1:
         raise ValueError(f"{', '.join(names)} must all be in training or all in eval mode to be fused")
     if modules[0].training and not is_qat:
@@ -173,12 +181,26 @@ def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         mark_fused(parent.get_submodule(name), names[0])
 
 
+def _fold_frozen(parent: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv, norm = copy.deepcopy(parent.get_submodule(conv_name)), parent.get_submodule(norm_name)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, torchvision.ops.FrozenBatchNorm2d)
+    conv.weight, conv.bias = nn.utils.fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    _set_submodule(parent, conv_name, conv)
+    _set_submodule(parent, norm_name, nn.Identity().train(norm.training))
+    mark_fused(parent.get_submodule(norm_name), conv_name)
+
+
 def mark_fused(module: nn.Module, host: str) -> None:
     """Notes for the report that a sibling computes what the module computed."""
     module.fused_into = host  # type: ignore[assignment]  # a plain attribute
 
 
 def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
+    if isinstance(norm, torchvision.ops.FrozenBatchNorm2d):
+        return type(first) is nn.Conv2d
     if type(norm) is not _NORMS[type(first)]:
         return False
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)

@@ -5,6 +5,9 @@ from enum import Enum
 import torchvision.ops
 from torch import nn
 
+from ..layers.frozen_batch_norm import FrozenBatchNorm2d
+from ..layers.layer_norm import LayerNorm2d, LayerScale
+from ..layers.permute import Permute
 from ..layers.stochastic_depth import StochasticDepth
 
 __all__ = ["Kernel", "kernel"]
@@ -36,6 +39,7 @@ _CONVERTED = {
 
 # Their operators have kernels for quantized tensors: exact, or with a range of their own (sigmoids, tanh).
 _PASSED = {
+    Permute,
     StochasticDepth,
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
@@ -63,12 +67,16 @@ _PASSED = {
     nn.Upsample,
     nn.UpsamplingNearest2d,
     nn.ZeroPad2d,
+    torchvision.ops.Permute,
     torchvision.ops.StochasticDepth,
 }
 
 # Raise on a quantized tensor; or keep a range that does not fit their output (GELU); or come out wrong: torch's int8
 # group_norm, which also computes the other two, gave some of 128 samples other values on torch 2.15.
 _ISLANDS = {
+    FrozenBatchNorm2d,
+    LayerNorm2d,
+    LayerScale,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
     nn.BatchNorm1d,
@@ -94,14 +102,18 @@ _ISLANDS = {
     nn.Softshrink,
     nn.Softsign,
     nn.Tanhshrink,
+    torchvision.ops.FrozenBatchNorm2d,
 }
 
 
 def kernel(module: nn.Module) -> Kernel:
-    """How a float module will run; of a subclass nothing is known."""
+    """How a float module will run; of a subclass nothing is known, unless it is a twin."""
+    kind = getattr(module, "float_class", type(module))
     for known, how in ((_CONVERTED, Kernel.CONVERTED), (_PASSED, Kernel.PASSED), (_ISLANDS, Kernel.ISLAND)):
-        if type(module) in known:
+        if kind in known:
             return how
+    if kind is not type(module):
+        return Kernel.CONTAINER
     has_own_tensors = bool(module._parameters or module._buffers)
     is_leaf = not module._modules
     is_torch_leaf_with_parts = type(module).__module__.startswith("torch.nn.modules") and not isinstance(

@@ -6,6 +6,8 @@ from typing import ClassVar
 from torch import nn
 from typing_extensions import Self
 
+from ..layers.frozen_batch_norm import FrozenBatchNorm2d
+from ..layers.permute import Permute
 from ..layers.stochastic_depth import StochasticDepth
 from ._eager import fuse_children
 
@@ -13,8 +15,8 @@ __all__ = ["QuantizableLayer", "make_twins"]
 
 _TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# Layers that compute nothing in eval, in float as in int8.
-_NEED_NO_TWIN = (StochasticDepth,)
+# Layers without parameters: int8 takes two as they are, the third folds into a convolution or runs in an island.
+_NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d)
 
 
 class QuantizableLayer(nn.Module):

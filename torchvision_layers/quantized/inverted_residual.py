@@ -1,17 +1,28 @@
-"""Quantizable twin of the building block of MobileNetV2."""
+"""Quantizable twin of the building block of MobileNetV2 and MobileNetV3."""
 
 import torch
 from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
-from ..layers.inverted_residual import InvertedResidual
+from ..layers.inverted_residual import InvertedBottleneck, InvertedResidual
 from ._eager import FloatFunctional
 from ._twin import QuantizableLayer
 
-__all__ = ["QuantizableInvertedResidual"]
+__all__ = ["QuantizableBottleneckAddition", "QuantizableInvertedResidual"]
 
 
-class QuantizableInvertedResidual(QuantizableLayer, InvertedResidual):
+class QuantizableBottleneckAddition(QuantizableLayer, InvertedBottleneck):
+    """Observes the addition of a block that expands and projects, where it has one."""
+
+    def _add_functionals(self) -> None:
+        if self.use_res_connect:
+            self.skip_add = FloatFunctional()
+
+    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        return self.skip_add.add(skip, branch)
+
+
+class QuantizableInvertedResidual(QuantizableBottleneckAddition, InvertedResidual):
     """:class:`InvertedResidual` whose addition is observed and whose convolutions fuse with what follows them."""
 
     float_class = InvertedResidual
@@ -25,6 +36,7 @@ class QuantizableInvertedResidual(QuantizableLayer, InvertedResidual):
         norm_layer: LayerArgument | None = None,
         *,
         kernel_size: int = 3,
+        dilation: int = 1,
         activation_layer: LayerArgument | None = nn.ReLU6,
         se_layer: LayerArgument | None = None,
         conv_layer: LayerArgument = nn.Conv2d,
@@ -39,6 +51,7 @@ class QuantizableInvertedResidual(QuantizableLayer, InvertedResidual):
             expand_ratio,
             norm_layer,
             kernel_size=kernel_size,
+            dilation=dilation,
             activation_layer=activation_layer,
             se_layer=se_layer,
             conv_layer=conv_layer,
@@ -47,10 +60,3 @@ class QuantizableInvertedResidual(QuantizableLayer, InvertedResidual):
             dtype=dtype,
         )
         self._complete()
-
-    def _add_functionals(self) -> None:
-        if self.use_res_connect:
-            self.skip_add = FloatFunctional()
-
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        return self.skip_add.add(skip, branch)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
-from ._eager import DeQuantStub, QuantStub, running_on
+from ._eager import DeQuantStub, QuantStub, is_unit, running_on
 from ._kernels import Kernel, kernel
-from ._twin import QuantizableLayer, make_twins
+from ._twin import make_twins
 
 __all__ = ["QuantizableModel", "quantizable"]
 
@@ -43,11 +43,17 @@ class QuantizableModel(nn.Module):
         self.register_load_state_dict_pre_hook(_add_prefix)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.packed_for != "" and input.shape[0] == 0:
+            # Of an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
+            sizes = list(input.shape)
+            sizes[0] = 1
+            return self._run(torch.zeros(sizes, dtype=input.dtype))[:0]
+        return self._run(input)
+
+    def _run(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self.packed_for:
             return self.exit(self.model(self.entry(input)))
-        # On an empty batch qnnpack's hardsigmoid divides by zero, which ends the process.
-        is_fatal = self.packed_for == "qnnpack" and input.numel() == 0
-        with running_on("x86" if is_fatal else self.packed_for):
+        with running_on(self.packed_for):
             return self.exit(self.model(self.entry(input)))
 
     @torch.jit.unused
@@ -122,7 +128,9 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
 
 
 def _check_known(module: nn.Module, path: str) -> None:
-    if not isinstance(module, QuantizableLayer) and kernel(module) is Kernel.UNKNOWN:
+    if is_unit(module):
+        return
+    if kernel(module) is Kernel.UNKNOWN:
         raise TypeError(
             f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
             "pass allow_float=True to leave it in float"

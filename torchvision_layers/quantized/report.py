@@ -52,13 +52,12 @@ def report(model: nn.Module) -> Report:
 
 
 def _walk(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
+    row = _row(module, path, before.get(path, ""), is_converted)
+    if row is not None:
+        rows.append(row)
+        return
     for name, child in module.named_children():
-        child_path = f"{path}.{name}".lstrip(".")
-        row = _row(child, child_path, before.get(child_path, ""), is_converted)
-        if row is None:
-            _walk(child, child_path, before, is_converted, rows)
-        else:
-            rows.append(row)
+        _walk(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
 
 
 def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:
@@ -70,8 +69,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         parent = path.rpartition(".")[0]
         return ReportRow(path, before, after, _runs_in(is_converted), f"fused into {f'{parent}.{host}'.lstrip('.')}")
     if isinstance(module, _eager.FloatIsland):
-        inner = module.module
-        return ReportRow(path, before, f"FloatIsland({type(inner).__name__})", "float", kernel(inner).value)
+        inner = getattr(module.module, "float_class", type(module.module))
+        return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)
     if _eager.is_int8(module):
         return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
     if how is Kernel.CONTAINER and not _eager.is_unit(module):

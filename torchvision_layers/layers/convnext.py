@@ -1,0 +1,104 @@
+"""The building block of ConvNeXt."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.construct import Builder, LayerArgument
+from .permute import Permute
+from .stochastic_depth import StochasticDepth
+
+__all__ = ["ConvNeXtBlock"]
+
+
+class ConvNeXtBlock(nn.Module):
+    r"""A large depthwise convolution, then layer norm and a two-layer perceptron on each pixel, scaled and added.
+
+    From `A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_ (figure 4). Checkpoints of torchvision's
+    ``CNBlock`` fit.
+
+    Args:
+        dim: channels of the input and of the output.
+        kernel_size: side of the depthwise kernel, odd. Default: ``7``.
+        expansion: the perceptron's hidden layer has ``expansion * dim`` channels. Default: ``4``.
+        layer_scale: start of the learned scale of each channel of the branch. Default: ``1e-6``.
+        stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        norm_layer: called with ``dim``, sees channels last. Default: ``None``, which means ``nn.LayerNorm`` with
+            ``eps=1e-6`` as in torchvision.
+        activation_layer: of the perceptron; ``None`` for none. Default: ``nn.GELU``.
+        conv_layer: makes the depthwise convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
+    type, ``ValueError`` for a number out of its range or an instance with another width.
+
+    Shape: input and output are both :math:`(N, C, H, W)`, :math:`C` being ``dim``.
+
+    Examples::
+
+        >>> tnn.ConvNeXtBlock(8)(torch.rand(2, 8, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: int = 7,
+        expansion: int = 4,
+        layer_scale: float = 1e-6,
+        stochastic_depth: float = 0.0,
+        norm_layer: LayerArgument | None = None,
+        activation_layer: LayerArgument | None = nn.GELU,
+        conv_layer: LayerArgument = nn.Conv2d,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = check_int("dim", dim)
+        hidden = check_int("expansion", expansion) * dim
+        if check_int("kernel_size", kernel_size) % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_probability("stochastic_depth", stochastic_depth)
+        build = Builder(device, dtype)
+        half = kernel_size // 2
+        self.block = nn.Sequential(
+            build.conv(
+                "conv_layer",
+                conv_layer,
+                dim,
+                dim,
+                kernel_size=(kernel_size, kernel_size),
+                stride=(1, 1),
+                padding=(half, half),
+                dilation=(1, 1),
+                groups=dim,
+                bias=True,
+            ),
+            Permute([0, 2, 3, 1]),
+            build.norm("norm_layer", norm_layer or partial(nn.LayerNorm, eps=1e-6), dim),
+            nn.Linear(dim, hidden, device=device, dtype=dtype),
+            build.activation("activation_layer", activation_layer, hidden),
+            nn.Linear(hidden, dim, device=device, dtype=dtype),
+            Permute([0, 3, 1, 2]),
+        )
+        self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), float(layer_scale), device=device, dtype=dtype))
+        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.dim)
+        branch = self._scale(self.block(input))
+        if self.stochastic_depth is not None:
+            branch = self.stochastic_depth(branch)
+        check_same_shape("conv_layer", branch, input)
+        return self._join(branch, input)
+
+    def _scale(self, branch: Tensor) -> Tensor:
+        return self.layer_scale * branch
+
+    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        branch += skip
+        return branch

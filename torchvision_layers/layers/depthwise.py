@@ -1,0 +1,85 @@
+"""A convolution factored into one over space and one over channels."""
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_int
+from .._utils.construct import LayerArgument
+from .conv import ConvNormAct
+
+__all__ = ["DepthwiseSeparableConv"]
+
+
+class DepthwiseSeparableConv(nn.Module):
+    r"""A depthwise convolution followed by a pointwise one, each with normalization and activation.
+
+    From `MobileNets <https://arxiv.org/abs/1704.04861>`_ (section 3.1, figure 3 right): of :math:`C` channels to
+    :math:`C'` the two convolutions have :math:`C k^2 + C C'` weights where a full one has :math:`C C' k^2`.
+
+    Args:
+        in_channels: channels :math:`C` of the input.
+        out_channels: channels :math:`C'` of the output.
+        kernel_size: side of the depthwise kernel :math:`k`, or (height, width). Default: ``3``.
+        stride: step of the depthwise kernel. Default: ``1``.
+        padding: zeros on each side. Default: ``None``, which keeps the size at stride 1; the kernel must then be odd.
+        dilation: space between the elements of the depthwise kernel. Default: ``1``.
+        depth_multiplier: depthwise filters for each input channel. Default: ``1``.
+        norm_layer: called with its channels, after each convolution; ``None`` for none. Default: ``nn.BatchNorm2d``.
+        activation_layer: after each normalization; ``None`` for none. Default: ``nn.ReLU``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied at each place. Errors: those of
+    :class:`ConvNormAct`.
+
+    Shape: input :math:`(N, C, H, W)`, output :math:`(N, C', H', W')`.
+
+    Examples::
+
+        >>> tnn.DepthwiseSeparableConv(8, 16, stride=2)(torch.rand(2, 8, 16, 16)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str | None = None,
+        dilation: int | tuple[int, int] = 1,
+        depth_multiplier: int = 1,
+        norm_layer: LayerArgument | None = nn.BatchNorm2d,
+        activation_layer: LayerArgument | None = nn.ReLU,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = check_int("in_channels", in_channels) * check_int("depth_multiplier", depth_multiplier)
+        check_int("out_channels", out_channels)
+        self.depthwise = ConvNormAct(
+            in_channels,
+            hidden,
+            kernel_size,
+            stride,
+            padding,
+            groups=in_channels,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            dilation=dilation,
+            device=device,
+            dtype=dtype,
+        )
+        self.pointwise = ConvNormAct(
+            hidden,
+            out_channels,
+            kernel_size=1,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(input))

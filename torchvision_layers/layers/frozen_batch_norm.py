@@ -1,0 +1,54 @@
+"""Batch normalization whose statistics and affine parameters never change."""
+
+import torch
+import torchvision.ops
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._utils.checks import check_input, check_int
+
+__all__ = ["FrozenBatchNorm2d"]
+
+
+class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
+    r"""Batch norm with everything fixed: :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+
+    What `Batch Normalization <https://arxiv.org/abs/1502.03167>`_ (algorithm 2) does in inference, also in training;
+    used where a pretrained backbone is tuned on batches too small for statistics. It is
+    ``torchvision.ops.FrozenBatchNorm2d`` on torch's own kernel, with its input checked.
+
+    Args:
+        num_features: channels :math:`C` of the input.
+        eps: added to the variance, not negative. Default: ``1e-5``.
+        device: where the buffers are made. Default: torch's.
+        dtype: type of the buffers. Default: torch's.
+
+    Errors: ``ValueError`` for a width below 1, a negative ``eps``, or an input of another rank or width.
+
+    Shape: input and output are both :math:`(N, C, H, W)`.
+
+    Examples::
+
+        >>> tnn.FrozenBatchNorm2d(8)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_int("num_features", num_features)
+        if not eps >= 0:
+            raise ValueError(f"eps must not be negative, got {eps}")
+        super().__init__(num_features, eps)
+        self.num_features = num_features
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, 4, self.num_features)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

@@ -1,0 +1,101 @@
+"""Layer normalization over the channels of an image, and a learned scale for each channel."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._utils.checks import check_input, check_int, check_width
+
+__all__ = ["LayerNorm2d", "LayerScale"]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    r"""`Layer Normalization <https://arxiv.org/abs/1607.06450>`_ (eq. 4) of each pixel over its channels.
+
+    As `ConvNeXt <https://arxiv.org/abs/2201.03545>`_ uses it between stages. Checkpoints of torchvision's layer of that
+    name fit.
+
+    Args:
+        num_channels: channels :math:`C` of the input.
+        eps: added to the variance, not negative. Default: ``1e-6``.
+        elementwise_affine: learned scale and shift of each channel. Default: ``True``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    Errors: ``ValueError`` for a width below 1, a negative ``eps``, or an input of another rank or width.
+
+    Shape: input and output are both :math:`(N, C, H, W)`; a channels_last input is not copied.
+
+    Examples::
+
+        >>> tnn.LayerNorm2d(8)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_int("num_channels", num_channels)
+        if not eps >= 0:
+            raise ValueError(f"eps must not be negative, got {eps}")
+        super().__init__(num_channels, eps, elementwise_affine, device=device, dtype=dtype)
+        self.num_channels = num_channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.num_channels)
+        pixels = F.layer_norm(input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return pixels.permute(0, 3, 1, 2)
+
+
+class LayerScale(nn.Module):
+    r"""Multiplies each channel by a learned number that starts small: :math:`y_c = \gamma_c x_c`.
+
+    From `Going deeper with Image Transformers <https://arxiv.org/abs/2103.17239>`_ (eq. 4).
+
+    Args:
+        dim: channels of the input.
+        init_value: start of every :math:`\gamma_c`. Default: ``1e-6``.
+        channels_dim: where the channels stand: ``1`` in images, ``-1`` in sequences. Default: ``1``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    Errors: ``ValueError`` for a width below 1, another ``channels_dim``, or an input of another width.
+
+    Shape: input and output are both :math:`(N, C, *)`, or :math:`(*, C)` with ``channels_dim=-1``.
+
+    Examples::
+
+        >>> tnn.LayerScale(8, 0.5)(torch.ones(2, 8, 4, 4)).mean()
+        tensor(0.5000, grad_fn=<MeanBackward0>)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        init_value: float = 1e-6,
+        channels_dim: int = 1,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = check_int("dim", dim)
+        if channels_dim not in (1, -1):
+            raise ValueError(f"channels_dim must be 1 or -1, got {channels_dim!r}")
+        self.channels_dim = channels_dim
+        self.weight = nn.Parameter(torch.full((dim,), float(init_value), device=device, dtype=dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_width(input, self.channels_dim, self.dim)
+        if self.channels_dim == -1:
+            return input * self.weight
+        return input * self.weight.reshape([-1] + [1] * (input.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, channels_dim={self.channels_dim}"

@@ -1,0 +1,79 @@
+"""Multi-layer perceptron."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_int, check_probability, check_width
+from .._utils.construct import Builder, LayerArgument
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Sequential):
+    r"""Linear projections with normalization, activation and dropout between them; dropout alone follows the last.
+
+    The feed-forward part of a `Transformer <https://arxiv.org/abs/1706.03762>`_ (eq. 2) in any depth. Calls and
+    checkpoints of ``torchvision.ops.MLP`` fit.
+
+    Args:
+        in_channels: size of the last dimension of the input.
+        hidden_channels: sizes after each projection; the last is that of the output.
+        norm_layer: called with each hidden size; ``None`` for none. Default: ``None``.
+        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        inplace: asks activation and dropout to work in place; ``None`` leaves them their own default.
+            Default: ``None``.
+        bias: bias in the projections. Default: ``True``.
+        dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
+    of another type, ``ValueError`` for a number out of its range, no hidden size or an instance with another width.
+
+    Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`.
+
+    Examples::
+
+        >>> tnn.MLP(8, [32, 8], activation_layer=nn.GELU)(torch.rand(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: Sequence[int],
+        norm_layer: LayerArgument | None = None,
+        activation_layer: LayerArgument | None = nn.ReLU,
+        inplace: bool | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        channels = check_int("in_channels", in_channels)
+        if isinstance(hidden_channels, str) or not isinstance(hidden_channels, Sequence) or not hidden_channels:
+            raise ValueError(f"hidden_channels must be one int or more in a list, got {hidden_channels!r}")
+        probability = check_probability("dropout", dropout)
+        build = Builder(device, dtype)
+        layers: list[nn.Module] = []
+        for i, hidden in enumerate(hidden_channels, start=1):
+            check_int("hidden_channels", hidden)
+            layers.append(nn.Linear(channels, hidden, bias, device=device, dtype=dtype))
+            if i < len(hidden_channels):
+                if norm_layer is not None:
+                    layers.append(build.norm("norm_layer", norm_layer, hidden))
+                layers.append(build.activation("activation_layer", activation_layer, hidden, inplace))
+            layers.append(nn.Dropout(probability, inplace=bool(inplace)))
+            channels = hidden
+        super().__init__(*layers)
+        self.in_channels = in_channels
+        self.out_channels = channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_width(input, -1, self.in_channels)
+        for layer in self:
+            input = layer(input)
+        return input

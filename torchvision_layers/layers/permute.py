@@ -1,0 +1,48 @@
+"""Dimensions in another order, as a layer."""
+
+from collections.abc import Sequence
+
+import torch
+import torchvision.ops
+from torch import Tensor
+
+from .._utils.checks import is_tensor
+
+__all__ = ["Permute"]
+
+
+class Permute(torchvision.ops.Permute):
+    r"""A view of the input with its dimensions in the order of ``dims``.
+
+    It is ``torchvision.ops.Permute`` with its argument and its input checked.
+
+    Args:
+        dims: each dimension of the input once; negative ones count from the end.
+        device: taken as everywhere; there is nothing to place.
+        dtype: taken as everywhere; there is nothing to type.
+
+    Errors: ``ValueError`` where ``dims`` is not a permutation, or the input has another rank.
+
+    Shape: input of ``len(dims)`` dimensions, output the same sizes in another order.
+
+    Examples::
+
+        >>> tnn.Permute([0, 2, 3, 1])(torch.rand(2, 8, 4, 5)).shape
+        torch.Size([2, 4, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if sorted(d % max(1, len(dims)) for d in dims) != list(range(len(dims))) or not dims:
+            raise ValueError(f"dims must hold each dimension once, got {dims!r}")
+        super().__init__(list(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_tensor(x) and x.dim() != len(self.dims):
+            raise ValueError(f"x must have {len(self.dims)} dimensions, got {x.dim()}: shape {list(x.shape)}")
+        return torch.permute(x, self.dims)

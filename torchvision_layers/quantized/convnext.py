@@ -1,0 +1,56 @@
+"""Quantizable twin of the building block of ConvNeXt."""
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.construct import LayerArgument
+from ..layers.convnext import ConvNeXtBlock
+from ._eager import DeQuantStub, FloatFunctional, QuantStub
+from ._twin import QuantizableLayer
+
+__all__ = ["QuantizableConvNeXtBlock"]
+
+
+class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
+    """:class:`ConvNeXtBlock` whose addition is observed; norm, GELU and layer scale run in float islands."""
+
+    float_class = ConvNeXtBlock
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: int = 7,
+        expansion: int = 4,
+        layer_scale: float = 1e-6,
+        stochastic_depth: float = 0.0,
+        norm_layer: LayerArgument | None = None,
+        activation_layer: LayerArgument | None = nn.GELU,
+        conv_layer: LayerArgument = nn.Conv2d,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            kernel_size=kernel_size,
+            expansion=expansion,
+            layer_scale=layer_scale,
+            stochastic_depth=stochastic_depth,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            conv_layer=conv_layer,
+            device=device,
+            dtype=dtype,
+        )
+        self._complete()
+
+    def _add_functionals(self) -> None:
+        self.scale_entry = DeQuantStub()
+        self.scale_exit = QuantStub()
+        self.skip_add = FloatFunctional()
+
+    def _scale(self, branch: Tensor) -> Tensor:
+        return self.scale_exit(self.layer_scale * self.scale_entry(branch))
+
+    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        return self.skip_add.add(branch, skip)
