@@ -289,7 +289,12 @@ bias (8,)""",
 
 @golden(tnn.LayerScale)
 def test_layer_scale() -> None:
-    assert_expected_inline(described(tnn.LayerScale(8)), """""")
+    assert_expected_inline(
+        described(tnn.LayerScale(8)),
+        """\
+LayerScale(8, channels_dim=1)
+weight (8,)""",
+    )
 
 
 @golden(tnn.Permute)

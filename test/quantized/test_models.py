@@ -164,7 +164,7 @@ class AddsItself(nn.Module):
         (lambda m: quantized.quantize(m, batches(), engine="fx"), ValueError, "engine must be 'eager', got 'fx'"),
         (lambda m: quantized.quantize(m, []), ValueError, "batches must hold at least one batch, got none"),
         (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*put it into a list"),
-        (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds a str"),
+        (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),
         (lambda m: quantized.quantize(m, [batches()[0] * torch.nan]), ValueError, "batch 0 holds NaN or infinity"),
         (
             lambda m: quantized.quantize(m.double(), batches()),
@@ -172,8 +172,12 @@ class AddsItself(nn.Module):
             r"must be float32.*0\.0\.weight is torch.float64",
         ),
         (lambda m: quantized.quantize("resnet", batches()), TypeError, "model must be a module, got 'resnet'"),
-        (lambda m: quantized.quantize(NeverRuns(), batches()), ValueError, "none ran through model.spare"),
-        (lambda m: quantized.quantize(AddsItself(), batches()), RuntimeError, "an operation in a forward of yours"),
+        (lambda m: quantized.quantize(NeverRuns(), batches()), ValueError, "none ran through spare"),
+        (
+            lambda m: quantized.quantize(AddsItself(), batches()),
+            RuntimeError,
+            "(?s)cannot run: .*in a forward of yours",
+        ),
         (
             lambda m: quantized.quantizable(nn.Sequential(m, Swish())),
             TypeError,

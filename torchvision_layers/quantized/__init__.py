@@ -1,5 +1,6 @@
 """Quantizable twins of the layers, and the way of any model to int8."""
 
+from ._twin import QuantizableLayer
 from .conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
 from .convnext import QuantizableConvNeXtBlock
 from .depthwise import QuantizableDepthwiseSeparableConv
@@ -24,6 +25,7 @@ __all__ = [
     "QuantizableDepthwiseSeparableConv",
     "QuantizableFusedMBConv",
     "QuantizableInvertedResidual",
+    "QuantizableLayer",
     "QuantizableLayerNorm2d",
     "QuantizableLayerScale",
     "QuantizableLinearDropoutAct",

@@ -1,9 +1,27 @@
-"""Which children of a module run straight after one another: found by tracing, so nobody lists them."""
+"""Which modules a ``forward`` calls, and which of them run straight after one another: found by tracing."""
 
+import copy
+from dataclasses import dataclass, field
+
+import torch
 import torch.fx
 from torch import nn
 
-__all__ = ["chains"]
+__all__ = ["Calls", "calls"]
+
+_JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What one ``forward`` does with the modules below it."""
+
+    #: Names of modules of which each feeds the next and nothing else.
+    chains: list[list[str]] = field(default_factory=list)
+    #: Names of the modules that are called as a whole, and in no other way.
+    whole: list[str] = field(default_factory=list)
+    #: Whether tensors are concatenated, for which int8 needs a common range.
+    joins: bool = False
 
 
 class _ShallowTracer(torch.fx.Tracer):
@@ -13,32 +31,36 @@ class _ShallowTracer(torch.fx.Tracer):
         return True
 
 
-def chains(module: nn.Module) -> list[list[str]]:
-    """Lists the names of children of which each feeds the next and nothing else, each called once.
-
-    A ``forward`` that cannot be traced symbolically has no chains.
-    """
+def calls(module: nn.Module) -> Calls:
+    """What ``module.forward`` calls. One that cannot be traced is taken to call each child as a whole, in no order."""
     if next(module.children(), None) is None:
-        return []
+        return Calls()
     try:
-        graph = _ShallowTracer().trace(module)
+        # A forward may set attributes: on a copy they do no harm.
+        graph = _ShallowTracer().trace(copy.copy(module))
     except Exception:  # forward is the user's, it may raise anything when it meets a proxy
-        return []
+        return Calls(whole=[name for name, _ in module.named_children()])
 
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    targets = [node.target for node in calls]
-    once = {node for node in calls if targets.count(node.target) == 1}
-    found: list[list[str]] = []
+    nodes = [node for node in graph.nodes if node.op == "call_module"]
+    targets = [str(node.target) for node in nodes]
+    touched = targets + [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+
+    def is_whole(name: str) -> bool:
+        return not any(other.startswith(f"{name}.") for other in touched)
+
+    free = {node for node in nodes if targets.count(str(node.target)) == 1 and is_whole(str(node.target))}
+    chains: list[list[str]] = []
     taken: set[torch.fx.Node] = set()
-    for node in calls:
-        if node not in once or node in taken:
+    for node in nodes:
+        if node not in free or node in taken:
             continue
         chain = [node]
         while len(chain[-1].users) == 1:
             after = next(iter(chain[-1].users))
-            if after not in once or after.args != (chain[-1],) or after.kwargs:
+            if after not in free or after.args != (chain[-1],) or after.kwargs:
                 break
             chain.append(after)
         taken.update(chain)
-        found.append([str(link.target) for link in chain])
-    return found
+        chains.append([str(link.target) for link in chain])
+    joins = any(node.op == "call_function" and node.target in _JOINS for node in graph.nodes)
+    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], joins)

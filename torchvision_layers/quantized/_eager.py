@@ -1,13 +1,13 @@
 """The eager engine: everything that touches ``torch.ao``, which is deprecated and will go."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.ao.nn.intrinsic as nni
-import torch.ao.nn.intrinsic.qat as nniqat
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as taoq
 import torchvision.ops
@@ -20,8 +20,8 @@ from torch.ao.quantization.quantization_mappings import (
     get_default_static_quant_module_mappings,
 )
 
-from ._chains import chains
-from ._kernels import Kernel, kernel
+from ._chains import calls
+from ._kernels import Kernel, kernel, numeric_padding
 
 __all__ = [
     "BACKENDS",
@@ -32,6 +32,8 @@ __all__ = [
     "convert",
     "freeze",
     "fuse_children",
+    "has_hooks",
+    "is_fused_for_training",
     "is_int8",
     "is_unit",
     "mark_fused",
@@ -101,31 +103,37 @@ class _PrepareReLU6:
 
 
 def fuse_children(module: nn.Module, is_qat: bool) -> None:
-    """Fuses the chains among the children of ``module`` in place, then those of each child.
+    """Fuses the chains of modules that ``module.forward`` calls in place, then those below each of them.
 
-    A child with a ``fuse_model`` of its own is asked instead.
+    A module with a ``fuse_model`` of its own is asked instead. One of which ``forward`` calls only a part is left
+    alone: the part would come to compute what the next one did.
     """
-    for chain in chains(module):
+    called = calls(module)
+    for chain in called.chains:
         _fuse_chain(module, chain, is_qat)
-    for child in module.children():
+    for name in called.whole:
+        child = module.get_submodule(name)
         if isinstance(child, _FusedModule):
             continue
-        if hasattr(child, "fuse_model"):
-            child.fuse_model(is_qat)  # type: ignore[operator]  # whose, nobody knows
-        else:
+        fuse_model = getattr(child, "fuse_model", None)
+        if fuse_model is None:
             fuse_children(child, is_qat)
+        elif inspect.signature(fuse_model).parameters:
+            fuse_model(is_qat)
+        else:
+            fuse_model()
 
 
 def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     """Fuses each convolution or projection of a chain with the norm and the ReLU that follow, as far as they can be."""
     modules = [parent.get_submodule(name) for name in names]
     for start, first in enumerate(modules):
-        if type(first) not in _NORMS or _has_hooks(first):
+        if type(first) not in _NORMS or has_hooks(first) or kernel(first) is not Kernel.CONVERTED:
             continue
         group, can_take_norm = [start], True
         for i in range(start + 1, len(modules)):
             module = modules[i]
-            if _has_hooks(module):
+            if has_hooks(module) or hasattr(module, "fused_into"):
                 break
             if type(module) is nn.Identity:
                 continue
@@ -178,7 +186,7 @@ def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     else:
         (taoq.fuse_modules_qat if is_qat else taoq.fuse_modules)(parent, names, inplace=True)
     for name in names[1:]:
-        mark_fused(parent.get_submodule(name), names[0])
+        mark_fused(parent, name, names[0])
 
 
 def _fold_frozen(parent: nn.Module, conv_name: str, norm_name: str) -> None:
@@ -190,12 +198,14 @@ def _fold_frozen(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     )
     _set_submodule(parent, conv_name, conv)
     _set_submodule(parent, norm_name, nn.Identity().train(norm.training))
-    mark_fused(parent.get_submodule(norm_name), conv_name)
+    mark_fused(parent, norm_name, conv_name)
 
 
-def mark_fused(module: nn.Module, host: str) -> None:
-    """Notes for the report that a sibling computes what the module computed."""
+def mark_fused(parent: nn.Module, name: str, host: str) -> None:
+    """Notes for the report that what was ``name`` below ``parent`` is computed by ``host`` below it."""
+    module = parent.get_submodule(name)
     module.fused_into = host  # type: ignore[assignment]  # a plain attribute
+    module.fused_levels = name.count(".") + 1  # type: ignore[assignment]  # from the module up to the parent
 
 
 def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
@@ -204,11 +214,14 @@ def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
     if type(norm) is not _NORMS[type(first)]:
         return False
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    width = first.out_features if isinstance(first, nn.Linear) else first.out_channels
+    if norm.num_features != width:  # of a sequence nn.BatchNorm1d normalizes something else than the features
+        return False
     return norm.running_mean is not None and (norm.affine or not is_qat)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Fusing would lose them or call them with something else."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` carries hooks, which fusing would lose or call with something else."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
@@ -278,10 +291,14 @@ def _weights(backend: str, is_qat: bool) -> object:
 def prepare(model: nn.Module, backend: str, is_qat: bool) -> None:
     """Puts islands around what int8 cannot run, and observers (in training fake quantization) everywhere else."""
     _add_islands(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.padding = numeric_padding(module) or module.padding  # int8 convolutions take numbers only
     weight = _weights(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_range(is_qat), weight=weight)  # type: ignore[assignment]
+    in_islands = {inner for island in model.modules() if isinstance(island, FloatIsland) for inner in island.modules()}
     for module in model.modules():
-        if isinstance(module, FusedReLU6):
+        if isinstance(module, FusedReLU6) and module not in in_islands:
             module.qconfig = taoq.QConfig(activation=_range_up_to_six(is_qat), weight=weight)  # type: ignore[assignment]
     with _quiet():
         if is_qat:
@@ -321,15 +338,28 @@ def running_on(backend: str) -> Iterator[None]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Stops batch statistics and observers in place, as for the last epochs of quantization-aware training."""
-    model.apply(nniqat.freeze_bn_stats)
+    """Stops batch statistics and observers in place, until the model is put into training mode again."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+        elif hasattr(module, "freeze_bn_stats"):
+            module.freeze_bn_stats()  # type: ignore[operator]  # a fused module of torch.ao
     model.apply(taoq.disable_observer)
 
 
+def is_fused_for_training(model: nn.Module) -> bool:
+    """Whether a module is fused with a batch norm that is not folded."""
+    return any(
+        isinstance(module, _FusedModule)
+        and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        for module in model.modules()
+    )
+
+
 def unobserved(model: nn.Module) -> list[str]:
-    """Paths of prepared modules that no calibration batch ran through."""
+    """Paths of prepared modules that nothing ran through yet."""
     return [
-        path.removesuffix(".activation_post_process")
+        path.split(".activation_post_process")[0]
         for path, module in model.named_modules()
         if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)) and bool(module.min_val.isinf().any())
     ]

@@ -10,7 +10,7 @@ from ..layers.layer_norm import LayerNorm2d, LayerScale
 from ..layers.permute import Permute
 from ..layers.stochastic_depth import StochasticDepth
 
-__all__ = ["Kernel", "kernel"]
+__all__ = ["Kernel", "kernel", "numeric_padding"]
 
 
 class Kernel(Enum):
@@ -109,6 +109,8 @@ _ISLANDS = {
 def kernel(module: nn.Module) -> Kernel:
     """How a float module will run; of a subclass nothing is known, unless it is a twin."""
     kind = getattr(module, "float_class", type(module))
+    if _is_exception(module):
+        return Kernel.ISLAND
     for known, how in ((_CONVERTED, Kernel.CONVERTED), (_PASSED, Kernel.PASSED), (_ISLANDS, Kernel.ISLAND)):
         if kind in known:
             return how
@@ -116,9 +118,26 @@ def kernel(module: nn.Module) -> Kernel:
         return Kernel.CONTAINER
     has_own_tensors = bool(module._parameters or module._buffers)
     is_leaf = not module._modules
-    is_torch_leaf_with_parts = type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    )
-    if has_own_tensors or is_torch_leaf_with_parts or (is_leaf and not isinstance(module, nn.Sequential)):
-        return Kernel.UNKNOWN
-    return Kernel.CONTAINER
+    is_of_torch = type(module).__module__.startswith("torch.nn.modules")
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not has_own_tensors:
+        return Kernel.CONTAINER
+    return Kernel.UNKNOWN if has_own_tensors or is_of_torch or is_leaf else Kernel.CONTAINER
+
+
+def numeric_padding(conv: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
+    """The padding of each side in numbers; ``None`` where the two sides of a dimension differ."""
+    if not isinstance(conv.padding, str):
+        return tuple(conv.padding)
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+
+
+def _is_exception(module: nn.Module) -> bool:
+    """Whether the kernel that the tables promise does not take this module's arguments."""
+    if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+        return not module.affine or module.running_mean is None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return module.padding_mode != "zeros" or numeric_padding(module) is None
+    return isinstance(module, nn.Upsample) and module.mode not in ("nearest", "bilinear")

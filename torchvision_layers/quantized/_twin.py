@@ -22,7 +22,9 @@ _NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d)
 class QuantizableLayer(nn.Module):
     """Mixed into a float layer, which it names in ``float_class``, to make its twin.
 
-    A twin has the signature, the ``state_dict`` keys and the results of its float layer.
+    A twin has the signature, the ``state_dict`` keys and the results of its float layer. Where the layer adds or
+    multiplies tensors, the twin overrides that with modules that it makes in ``_add_functionals``; a subclass of a twin
+    of ours, or of this class beside any module, makes a twin for a layer of your own.
     """
 
     float_class: ClassVar[type[nn.Module]]
@@ -53,6 +55,7 @@ class QuantizableLayer(nn.Module):
                 and needs eval mode; ``None`` follows ``self.training``.
         """
         fuse_children(self, self.training if is_qat is None else is_qat)
+        self._fuse_functionals()
 
     def _complete(self) -> None:
         """Makes a float layer that was just built a twin: the end of every constructor."""
@@ -61,6 +64,9 @@ class QuantizableLayer(nn.Module):
 
     def _add_functionals(self) -> None:
         """Adds the modules that observe arithmetic between tensors."""
+
+    def _fuse_functionals(self) -> None:
+        """Lets arithmetic between tensors do what follows it as well, where int8 has one kernel for both."""
 
 
 def make_twins(model: nn.Module) -> None:
@@ -77,6 +83,8 @@ def make_twins(model: nn.Module) -> None:
 
 def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     """The twin of a float layer of ours; ``None`` for any other module."""
+    if type(module) in _TWINS:
+        return _TWINS[type(module)]
     if isinstance(module, (QuantizableLayer, *_NEED_NO_TWIN)):
         return None
     classes = type(module).__mro__

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
-from ._eager import DeQuantStub, QuantStub, is_unit, running_on
+from ._chains import calls
+from ._eager import DeQuantStub, QuantStub, freeze, is_unit, running_on
 from ._kernels import Kernel, kernel
 from ._twin import make_twins
 
@@ -36,6 +37,8 @@ class QuantizableModel(nn.Module):
         #: Backend that it is prepared for, then the one that its int8 weights are packed for.
         self.prepared_for = ""
         self.packed_for = ""
+        #: Whether batch statistics and ranges stay as they are in training.
+        self.is_frozen = False
         #: Class of each module as it was before it became quantizable, by path.
         self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
         self.train(model.training)
@@ -52,9 +55,26 @@ class QuantizableModel(nn.Module):
 
     def _run(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self.packed_for:
-            return self.exit(self.model(self.entry(input)))
+            output = self.model(self.entry(input))
+            if not torch.jit.is_scripting():
+                self._check(output)
+            return self.exit(output)
         with running_on(self.packed_for):
             return self.exit(self.model(self.entry(input)))
+
+    @torch.jit.unused
+    def _check(self, output: Tensor) -> None:
+        if isinstance(output, (dict, list, tuple)):
+            raise TypeError(f"model must return one tensor, it returns a {type(output).__name__}")
+
+    def train(self, mode: bool = True) -> Self:
+        """As in ``nn.Module``; what is frozen stays frozen, and an int8 model cannot be trained."""
+        if mode and self.packed_for:
+            raise RuntimeError("an int8 model cannot be trained; train the model from prepare_qat and convert it")
+        super().train(mode)
+        if self.is_frozen:
+            freeze(self)
+        return self
 
     @torch.jit.unused
     def _packing(self) -> AbstractContextManager[None]:
@@ -70,7 +90,14 @@ class QuantizableModel(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
-        """As in ``nn.Module``; int8 weights are packed for the backend of this model."""
+        """As in ``nn.Module``; int8 weights are packed for the backend of this model.
+
+        Errors: ``ValueError`` for weights that were made for a backend of more bits.
+        """
+        if self.packed_for == "x86":
+            for key, value in state_dict.items():
+                if isinstance(value, Tensor) and value.dtype is torch.qint8 and int(value.int_repr().abs().max()) > 64:
+                    raise ValueError(f"{key} has weights of eight bits, made for another backend; x86 takes seven")
         with self._packing():
             return super().load_state_dict(state_dict, strict, assign)
 
@@ -107,8 +134,8 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
         model: takes one tensor and returns one.
         allow_float: leaves in float what int8 is not known to run, instead of raising. Default: ``False``.
 
-    Errors: ``TypeError`` that names path and class of a layer of ours without a twin, or of a module that int8 is not
-    known to run.
+    Errors: ``TypeError`` that names path and class of a layer of ours without a twin, of a module that int8 is not
+    known to run, or of one whose ``forward`` concatenates tensors.
 
     Examples::
 
@@ -124,6 +151,12 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     make_twins(wrapper.model)
     if not allow_float:
         _check_known(wrapper.model, "")
+    for path, module in wrapper.model.named_modules():
+        if calls(module).joins:
+            raise TypeError(
+                f"{path or 'model'} concatenates tensors in its forward, which int8 does in the range of the first; "
+                "use torch.ao.nn.quantized.FloatFunctional().cat there"
+            )
     return wrapper
 
 

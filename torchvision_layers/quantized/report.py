@@ -42,7 +42,11 @@ def report(model: nn.Module) -> Report:
 
     Args:
         model: a model at any stage: float, quantizable, fused, prepared or converted.
+
+    Errors: ``TypeError`` for what is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
     root = model.model if isinstance(model, QuantizableModel) else model
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
     is_converted = any(_eager.is_int8(module) for module in model.modules())
@@ -66,8 +70,9 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     how = kernel(module)
     host = getattr(module, "fused_into", None)
     if host is not None:
-        parent = path.rpartition(".")[0]
-        return ReportRow(path, before, after, _runs_in(is_converted), f"fused into {f'{parent}.{host}'.lstrip('.')}")
+        parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
+        why = f"fused into {'.'.join([*parent, host])}"
+        return ReportRow(path, before, after, "int8" if is_converted else "float", why)
     if isinstance(module, _eager.FloatIsland):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)
@@ -78,7 +83,3 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if is_converted and how is Kernel.PASSED:
         return ReportRow(path, before, after, "int8", how.value)
     return ReportRow(path, before, after, "float", how.value if is_converted else "not converted yet")
-
-
-def _runs_in(is_converted: bool) -> str:
-    return "int8" if is_converted else "float"

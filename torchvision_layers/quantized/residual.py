@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.residual import BasicBlock, Bottleneck, _ResidualBlock
-from ._eager import FloatFunctional, mark_fused
+from ._eager import FloatFunctional, has_hooks, mark_fused
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableBasicBlock", "QuantizableBottleneck"]
@@ -16,9 +16,12 @@ class _QuantizableResidual(QuantizableLayer, _ResidualBlock):
 
     def _add_functionals(self) -> None:
         self.skip_add = FloatFunctional()
-        self.adds_with_relu = type(self.act) is nn.ReLU
-        if self.adds_with_relu:
-            mark_fused(self.act, "skip_add")
+        self.adds_with_relu = False
+
+    def _fuse_functionals(self) -> None:
+        if type(self.act) is nn.ReLU and not has_hooks(self.act) and not self.adds_with_relu:
+            self.adds_with_relu = True
+            mark_fused(self, "act", "skip_add")
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
         if self.adds_with_relu:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _eager
+from ._twin import QuantizableLayer
 from .model import QuantizableModel, quantizable
 
 __all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
@@ -16,7 +17,9 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
     """Fuses every convolution or projection with the batch norm and the ReLU or ReLU6 that follow it, in place.
 
     Layers of ours fuse themselves; in the rest of the model the chains are found by tracing each ``forward``. A second
-    call changes nothing. Nothing is fused across a child that has no part in it, or that carries hooks.
+    call changes nothing. Nothing is fused across a child that has no part in it, or that carries hooks, nor in a child
+    of which a ``forward`` calls only a part. A ``forward`` that cannot be traced is taken to call its children as
+    wholes; :func:`quantize` compares results.
 
     Args:
         model: any model.
@@ -25,6 +28,11 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
 
     Errors: ``ValueError`` for ``is_qat=False`` in training mode or for modes that differ within a chain.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
+    if isinstance(model, QuantizableLayer):
+        model.fuse_model(is_qat)
+        return
     _eager.fuse_children(model, model.training if is_qat is None else is_qat)
 
 
@@ -52,30 +60,41 @@ def quantize(
     """
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).eval()
+    if _eager.is_fused_for_training(prepared):
+        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
+    before = copy.deepcopy(prepared)
     fuse_model(prepared, is_qat=False)
-    _eager.prepare(prepared, backend, is_qat=False)
-    prepared.prepared_for = backend
     first = None
     with torch.no_grad():
         for batch in _inputs(batches):
-            first = batch if first is None else first
+            if first is None:
+                first = batch
+                _check_equal(prepared(batch), before(batch))
+                _eager.prepare(prepared, backend, is_qat=False)
+                prepared.prepared_for = backend
             prepared(batch)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
-    unobserved = _eager.unobserved(prepared)
-    if unobserved:
-        raise ValueError(f"batches must run through every module, none ran through {', '.join(unobserved)}")
 
     converted = convert(prepared)
     try:
         with torch.no_grad():
-            converted(first)
+            converted(first.cpu())
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(
-            "the int8 model cannot run: an operation in a forward of yours has no int8 kernel; put it into a module of "
-            f"its own and pass allow_float=True, or use a layer of ours. torch says: {error}"
+            f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
+            "module of its own and pass allow_float=True, or use a layer of ours."
         ) from error
     return converted
+
+
+def _check_equal(fused: Tensor, unfused: Tensor) -> None:
+    scale = float(unfused.abs().max()) + 1e-6
+    if float((fused - unfused).abs().max()) > 1e-3 * scale:
+        raise RuntimeError(
+            "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a "
+            "Sequential; call them as wholes"
+        )
 
 
 def prepare_qat(
@@ -85,7 +104,8 @@ def prepare_qat(
 
     Train it as any model, :func:`freeze` it for the last epochs, then :func:`convert` it.
 
-    Arguments and errors are those of :func:`quantize`.
+    Arguments are those of :func:`quantize`. Errors: ``ValueError`` for an unknown backend or engine, or a model that is
+    prepared already; ``TypeError`` as :func:`quantizable`, and for parameters that are not float32.
     """
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).train()
@@ -96,9 +116,15 @@ def prepare_qat(
 
 
 def convert(model: QuantizableModel) -> QuantizableModel:
-    """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained."""
+    """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained.
+
+    Errors: ``ValueError`` for another model, or where no batch has run through a module.
+    """
     if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+    missed = [path.removeprefix("model.") for path in _eager.unobserved(model)]
+    if missed:
+        raise ValueError(f"batches must run through every module, none ran through {', '.join(missed)}")
     converted = copy.deepcopy(model).cpu().eval()
     _eager.convert(converted, model.prepared_for)
     converted.packed_for = model.prepared_for
@@ -106,7 +132,14 @@ def convert(model: QuantizableModel) -> QuantizableModel:
 
 
 def freeze(model: QuantizableModel) -> None:
-    """Stops the batch statistics and the observers of a model from :func:`prepare_qat`, in place."""
+    """Stops the batch statistics and the observers of a model from :func:`prepare_qat`, in place and for good.
+
+    A frozen model that is saved and loaded into one prepared anew must be frozen again. Errors: ``ValueError`` for
+    another model.
+    """
+    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
+        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+    model.is_frozen = True
     _eager.freeze(model)
 
 
@@ -132,9 +165,10 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: put it into a list")
     for i, batch in enumerate(batches):
-        input = batch if isinstance(batch, Tensor) else batch[0]
-        if not isinstance(input, Tensor):
-            raise TypeError(f"batches must hold tensors, batch {i} holds a {type(input).__name__}")
+        input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
+        if not isinstance(input, Tensor) or input.dtype != torch.float32:
+            kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {kind}")
         if not bool(torch.isfinite(input).all()):
             raise ValueError(f"batches must be finite, batch {i} holds NaN or infinity")
         yield input
