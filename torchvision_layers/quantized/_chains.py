@@ -1,7 +1,9 @@
 """Which modules a ``forward`` calls, and which of them run straight after one another: found by tracing."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.fx
@@ -25,10 +27,17 @@ class Calls:
 
 
 class _ShallowTracer(torch.fx.Tracer):
-    """Traces one ``forward`` and looks into no child."""
+    """Traces one ``forward`` and looks into no module below it, but through one that is made in passing (a slice)."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not any(m is known for known in self.root.modules()):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def calls(module: nn.Module) -> Calls:
