@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up everything themselves; both may be run again, in any order.
 
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
 VENV_PYTHON = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -19,9 +19,9 @@ lint: .venv/lint.stamp
 
 # A stamp is written only after its installation has succeeded, so an interrupted one starts again.
 .venv/%.stamp: setup.py version.txt pyproject.toml
-	test -x $(VENV_PYTHON) || $(PYTHON) -m venv .venv
+	$(VENV_PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(VENV_PYTHON) -m pip install --quiet --editable ".[$*]"
 	touch $@
 
 clean:
-	rm -rf .venv outputs build *.egg-info
+	rm -rf .venv build *.egg-info

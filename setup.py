@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 # What the training scripts need beyond the layers.
 REFERENCES = ["matplotlib>=3.7", "numpy>=1.24", "pillow>=9.4", "scikit-learn>=1.3", "tqdm>=4.65"]
 TEST = ["expecttest>=0.2", "pytest>=8.0", "setuptools>=70.1"]
+LINT = ["mypy>=1.11", "ruff>=0.9"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
 
 setup(
@@ -21,8 +22,8 @@ setup(
     packages=find_packages(include=["torchvision_layers", "torchvision_layers.*"]),
     package_data={"torchvision_layers": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["torch>=2.6", "torchvision>=0.21"],
-    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS},
+    install_requires=["torch>=2.6", "torchvision>=0.21", "typing_extensions>=4.10"],
+    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS, "lint": LINT},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -71,6 +71,10 @@ _CONV_WRONG = (
     ({"norm_layer": nn.GroupNorm(1, 7)}, ValueError, "norm_layer has num_channels=7, its place needs 5"),
     ({"activation_layer": nn.PReLU(7)}, ValueError, "activation_layer has num_parameters=7, its place needs 5"),
     ({"activations_layer": nn.ReLU}, TypeError, "unexpected keyword argument 'activations_layer'"),
+    ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+    ({"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
+    ({"norm_layer": nn.LazyBatchNorm2d}, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
+    ({"norm_layer": nn.LayerNorm(7)}, ValueError, r"norm_layer has normalized_shape=\(7,\), its place needs 5"),
 )
 
 _WRONG_2D = (
@@ -147,6 +151,13 @@ SPECS: tuple[LayerSpec, ...] = (
                 "out_channels=6, its place needs out_channels=5",
             ),
             ({"conv_layer": nn.Conv2d(3, 5, 5)}, ValueError, r"kernel_size=\(5, 5\), its place needs"),
+            ({"conv_layer": nn.LazyConv2d}, TypeError, "conv_layer must not be lazy.*got LazyConv2d"),
+            ({"conv_layer": lambda *a, **k: nn.Conv2d(3, 9, 3)}, ValueError, "has out_channels=9, its place needs"),
+            (
+                {"conv_layer": nn.Conv2d(3, 5, 3, padding=1, bias=False), "bias": True},
+                ValueError,
+                "bias is True, conv_layer is an instance without one",
+            ),
         ),
         _WRONG_2D,
     ),

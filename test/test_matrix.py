@@ -197,6 +197,25 @@ def test_wrong_inputs(spec: LayerSpec, bad: object, error: type[Exception], mess
         layer(torch.zeros(bad) if isinstance(bad, tuple) else bad)
 
 
+def test_a_function_that_gives_one_module_shares_none() -> None:
+    activation = nn.PReLU()
+    block = tnn.BasicBlock(3, 3, activation_layer=lambda: activation)
+    assert len({id(module) for module in (block.act1, block.act, activation)}) == 3
+
+
+def test_a_given_projection_is_copied_and_placed() -> None:
+    projection = nn.Conv2d(3, 5, 1)
+    block = tnn.BasicBlock(3, 5, downsample=projection, device="meta", dtype=torch.float64)
+    assert (block.downsample.weight.device.type, block.downsample.weight.dtype) == ("meta", torch.float64)
+    assert projection.weight.device.type == "cpu"
+
+
+def test_a_projection_of_another_shape_is_named() -> None:
+    block = tnn.BasicBlock(3, 5, downsample=nn.Conv2d(3, 1, 1))
+    with pytest.raises(ValueError, match=r"downsample must give the shape of the branch \[2, 5, 4, 4\], got"):
+        block(torch.randn(2, 3, 4, 4))
+
+
 def test_every_public_layer_has_a_spec() -> None:
     assert {spec.cls.__name__ for spec in SPECS} == set(tnn.__all__)
     assert all(len(spec.wrong) >= 3 for spec in SPECS)

@@ -16,9 +16,9 @@ if __name__ == "__main__":
     sys.modules["torchvision_layers"] = None  # from here on, importing it raises
 
 import torch
-from data import ImageLoader, load_datasets
+from data import ON_BAD_IMAGE, ImageLoader, load_datasets
 from torch import nn
-from utils import atomic_path, evaluate, run_as_script, save_atomically
+from utils import atomic_path, check_output_dir, evaluate, run_as_script, save_atomically
 
 
 def save_artefact(model: nn.Module, path: str | Path, about: dict[str, object]) -> None:
@@ -56,18 +56,23 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("path", help="a file written by train_quantization.py")
     parser.add_argument("--data-path", metavar="DIR", help="for a model of an imagefolder: the folder")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="what an unreadable image does")
     parser.add_argument("--outputs", metavar="PATH", help="where to write what the model gives for the test images")
     return parser
 
 
 def main(args: Namespace) -> float:
     """Tests the artefact on the test set of its dataset; returns its accuracy."""
+    if args.outputs is not None:
+        check_output_dir(Path(args.outputs).parent)
     model, about = load_artefact(args.path)
     _, test_set, classes = load_datasets(about["dataset"], args.data_path, about["image_size"])
     if classes != about["classes"]:
         raise ValueError(f"{args.path} was made for classes {about['classes']}, the data has {classes}")
-    result = evaluate(model, ImageLoader(test_set, args.batch_size))
-    print(f"{about['model_name']} without torchvision_layers: test accuracy {result.accuracy:.2%}")
+    loader = ImageLoader(test_set, args.batch_size, on_bad_image=args.on_bad_image)
+    result = evaluate(model, loader)
+    skipped = f", unreadable images skipped: {len(loader.unreadable)}" if loader.unreadable else ""
+    print(f"{about['model_name']} without torchvision_layers: test accuracy {result.accuracy:.2%}{skipped}")
     if args.outputs is not None:
         save_atomically({"accuracy": result.accuracy, "outputs": result.outputs}, args.outputs)
     return result.accuracy

@@ -4,18 +4,20 @@ Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import presets
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -115,8 +117,9 @@ def _load_folder(folder: Path, image_size: int) -> tuple[Images, Images, list[st
         if set(classes) <= {"train", "test", "val", "valid", "validation"}:
             raise ValueError(f"data_path {folder} must hold train and val, or one folder a class; got {classes}")
         labels = [label for _, label in samples]
+        counts = Counter(labels)
         for label, name in enumerate(classes):
-            if labels.count(label) < 2:
+            if counts[label] < 2:
                 raise ValueError(f"data_path {folder}: class {name!r} has a single image, which cannot be split")
         train_indices, test_indices = stratified_split(labels)
         train, test = [samples[i] for i in train_indices], [samples[i] for i in test_indices]
@@ -125,9 +128,17 @@ def _load_folder(folder: Path, image_size: int) -> tuple[Images, Images, list[st
 
     def subset(samples: list[tuple[str, int]], transform: v2.Transform) -> Images:
         paths, labels = zip(*samples, strict=True)
-        return Images(paths, list(labels), default_loader, transform)
+        return Images(paths, list(labels), read_image, transform)
 
     return subset(train, presets.photo_train(image_size)), subset(test, presets.photo_eval(image_size)), classes
+
+
+def read_image(path: str) -> Image.Image:
+    """An RGB image; gray ones of 16 bits, which pillow would cut off at 8, are scaled."""
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        return image.convert("RGB")
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -141,8 +152,10 @@ def _list_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
 def stratified_split(labels: list[int]) -> tuple[list[int], list[int]]:
     """Indices for training and for testing: the same share of each class, at least one of each in both."""
     train, test = [], []
-    for label in sorted(set(labels)):
-        members = [i for i, other in enumerate(labels) if other == label]
+    members_of: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        members_of.setdefault(label, []).append(i)
+    for _, members in sorted(members_of.items()):
         kept, held_out = train_test_split(members, test_size=TEST_SHARE, random_state=SPLIT_SEED)
         train += kept
         test += held_out

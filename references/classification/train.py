@@ -170,8 +170,10 @@ def main(args: Namespace) -> dict[str, Any]:
         model.load_state_dict(checkpoint["model"])
     if args.test_only:
         check_same(args.weights, "classes", checkpoint["classes"], classes)
+        for name in ("dataset", "image_size"):
+            check_same(args.weights, name, checkpoint["settings"][name], getattr(args, name))
         accuracy = evaluate(model, test_loader).accuracy
-        print(f"{args.model}: test accuracy {accuracy:.2%}{_left_out(test_loader)}")
+        print(f"{args.model}: test accuracy {accuracy:.2%}{left_out(test_loader)}")
         return {"history": [], "test_accuracy": accuracy}
 
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
@@ -204,7 +206,7 @@ def main(args: Namespace) -> dict[str, Any]:
         small = f", batches of one image skipped: {trained.small_batches}" if trained.small_batches else ""
         print(
             f"epoch {epoch}/{args.epochs}: loss {trained.loss:.3f}, accuracy {trained.accuracy:.2%}; "
-            f"test loss {tested.loss:.3f}, accuracy {tested.accuracy:.2%}{small}{_left_out(train_loader, test_loader)}"
+            f"test loss {tested.loss:.3f}, accuracy {tested.accuracy:.2%}{small}{left_out(train_loader, test_loader)}"
         )
         state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
         save_atomically({**about, "model": model.state_dict(), **state}, output_dir / "checkpoint.pth")
@@ -213,7 +215,7 @@ def main(args: Namespace) -> dict[str, Any]:
     save_atomically({**about, "model": model.state_dict(), "test_accuracy": accuracy}, output_dir / "model.pth")
     plot_curves(history, output_dir / "curves.png", title=f"{args.model} on {args.dataset}")
     seconds = time.perf_counter() - start
-    print(f"{args.model}: test accuracy {accuracy:.2%} in {seconds:.0f} s{_left_out(train_loader, test_loader)}")
+    print(f"{args.model}: test accuracy {accuracy:.2%} in {seconds:.0f} s{left_out(train_loader, test_loader)}")
     return {"history": history, "test_accuracy": accuracy}
 
 
@@ -243,7 +245,8 @@ def check_same(path: str, name: str, found: object, wanted: object) -> None:
         raise ValueError(f"{path} was made with {name} {found}, not {wanted}")
 
 
-def _left_out(*loaders: ImageLoader) -> str:
+def left_out(*loaders: ImageLoader) -> str:
+    """How many images could not be read, to end a line with; nothing where there was none."""
     count = sum(len(loader.unreadable) for loader in loaders)
     return f", unreadable images skipped: {count}" if count else ""
 

@@ -11,7 +11,7 @@ from artefact import save_artefact
 from data import ImageLoader
 from models import build_model
 from torch import nn
-from train import add_data_arguments, check_same, load_data, train_one_epoch
+from train import add_data_arguments, check_same, left_out, load_data, train_one_epoch
 from utils import check_numbers, check_output_dir, evaluate, load_checkpoint, run_as_script, seed_everything
 
 from torchvision_layers import quantized
@@ -56,9 +56,13 @@ def train_aware(
 def main(args: Namespace) -> dict[str, float]:
     """Quantizes as ``args`` of :func:`get_parser` say; returns the test accuracy in float and in int8."""
     check_numbers(args)
+    if args.backend not in torch.backends.quantized.supported_engines:
+        raise ValueError(f"backend must be x86, onednn or qnnpack; got {args.backend!r}")
     train_loader, test_loader, classes = load_data(args)
     checkpoint = load_checkpoint(args.weights, args.model, len(classes))
     check_same(args.weights, "classes", checkpoint["classes"], classes)
+    for name in ("dataset", "image_size"):
+        check_same(args.weights, name, checkpoint["settings"][name], getattr(args, name))
     seed_everything(args.seed)
     model = build_model(args.model, len(classes))
     model.load_state_dict(checkpoint["model"])
@@ -76,7 +80,10 @@ def main(args: Namespace) -> dict[str, float]:
     path = output_dir / ("int8_qat.pt" if args.qat else "int8.pt")
     save_artefact(converted, path, describe(args.model, classes, args.dataset, args.image_size, args.backend))
     how = "quantization-aware" if args.qat else "post-training"
-    print(f"{args.model} on {args.backend}, {how}: test accuracy float {in_float:.2%}, int8 {in_int8:.2%}; {path}")
+    print(
+        f"{args.model} on {args.backend}, {how}: test accuracy float {in_float:.2%}, int8 {in_int8:.2%}; "
+        f"{path}{left_out(train_loader, test_loader)}"
+    )
     return {"float": in_float, "int8": in_int8}
 
 

@@ -103,7 +103,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The name is in the same folder and keeps the suffix, by which writers of pictures know the format.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -9,6 +9,7 @@ import numpy as np
 import presets
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 # Python 3.12 and later warn where a process with threads is forked, which is how torch starts its loader workers.
@@ -149,7 +150,7 @@ def damage(photos: Path) -> list[str]:
 def read_all(photos: Path, on_bad_image: str, workers: int = 0) -> data.ImageLoader:
     """Reads all pictures twice, in batches of three."""
     paths = sorted(map(str, photos.rglob("*.png")))
-    pictures = data.Images(paths, list(range(len(paths))), data.default_loader, presets.photo_eval(32))
+    pictures = data.Images(paths, list(range(len(paths))), data.read_image, presets.photo_eval(32))
     loader = data.ImageLoader(pictures, 3, workers=workers, on_bad_image=on_bad_image)
     for _ in range(2):
         seen = [label for images, labels in loader for label in labels.tolist()]
@@ -212,3 +213,12 @@ def test_transforms_of_photographs_mirror_and_crop():
     right_brighter = [image[:, 0].mean() < image[:, -1].mean() for image in mirrored]
     assert any(left_brighter)
     assert any(right_brighter)
+
+
+def test_gray_images_of_sixteen_bits_are_scaled(tmp_path):
+    """A ramp stays a ramp; cut off at 8 bits it would be white."""
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image = np.asarray(data.read_image(str(tmp_path / "ramp.png")))
+    assert image.shape == (16, 16, 3)
+    assert np.abs(image[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 import torch.fx
 from torch import Tensor
 
 __all__ = [
+    "check_bool",
     "check_input",
     "check_int",
     "check_probability",
@@ -39,11 +40,19 @@ def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tu
 
 def check_probability(argument: str, value: object) -> float:
     """Returns ``value``, a number in [0, 1]; NaN is refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    if math.isnan(value) or not 0.0 <= value <= 1.0:
+    probability = float(value)
+    if math.isnan(probability) or not 0.0 <= probability <= 1.0:
         raise ValueError(f"{argument} must be in [0, 1], got {value}")
-    return float(value)
+    return probability
+
+
+def check_bool(argument: str, value: object) -> bool:
+    """Returns ``value``, which is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    return value
 
 
 def is_tensor(input: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 __all__ = ["Builder", "LayerArgument", "check_layer_argument"]
 
@@ -22,9 +23,12 @@ _SQUEEZE_RATIO = 16
 
 def check_layer_argument(argument: str, layer: object) -> None:
     """Raises unless ``layer`` is a constructor or a module."""
-    is_other_class = isinstance(layer, type) and not issubclass(layer, nn.Module)
+    cls = layer.func if isinstance(layer, partial) else layer
+    is_other_class = isinstance(cls, type) and not issubclass(cls, nn.Module)
     if not callable(layer) or is_other_class:
         raise TypeError(f"{argument} must be a constructor such as nn.ReLU, or a module to copy, got {layer!r}")
+    if isinstance(cls, type) and issubclass(cls, LazyModuleMixin):
+        raise TypeError(f"{argument} must not be lazy, its channels are known: got {cls.__name__}")
 
 
 def _parameters(layer: LayerArgument) -> dict[str, inspect.Parameter]:
@@ -57,6 +61,8 @@ class Builder:
                     raise TypeError(f"{argument}={layer!r} cannot be called with {args} {kwargs}: {error}") from error
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{argument}={layer!r} must make an nn.Module, it made {type(module).__name__}")
+            if not isinstance(layer, (type, partial)):
+                module = copy.deepcopy(module)  # a function may give the same module each time
         if self.device is None and self.dtype is None:
             return module
         return module.to(device=self.device, dtype=self.dtype)
@@ -74,7 +80,7 @@ class Builder:
         groups: int,
         bias: bool,
     ) -> nn.Module:
-        """A convolution; an instance must agree with every number that its place asks for."""
+        """A convolution of the channels that its place asks for; an instance must agree in every other number too."""
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups != 0:
                 raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
@@ -90,21 +96,15 @@ class Builder:
             groups=groups,
             bias=bias,
         )
+        wanted: dict[str, object] = {"out_channels": out_channels}
         if isinstance(layer, nn.Module):
-            wanted = {
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "kernel_size": kernel_size,
-                "stride": stride,
-                "padding": padding,
-                "dilation": dilation,
-                "groups": groups,
-            }
-            for name, value in wanted.items():
-                if getattr(conv, name, value) != value:
-                    raise ValueError(
-                        f"{argument} is an instance with {name}={getattr(conv, name)}, its place needs {name}={value}"
-                    )
+            wanted |= {"in_channels": in_channels, "kernel_size": kernel_size, "stride": stride}
+            wanted |= {"padding": padding, "dilation": dilation, "groups": groups}
+            if isinstance(getattr(conv, "padding", None), str):  # its own way to say the same, or torch says otherwise
+                del wanted["padding"]
+        for name, value in wanted.items():
+            if getattr(conv, name, value) != value:
+                raise ValueError(f"{argument} has {name}={getattr(conv, name)}, its place needs {name}={value}")
         return conv
 
     def norm(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
@@ -112,6 +112,8 @@ class Builder:
         norm = self.module(argument, layer, channels)
         for name in ("num_features", "num_channels"):
             self._check_width(argument, norm, name, channels)
+        if isinstance(norm, nn.LayerNorm) and norm.normalized_shape[-1] != channels:
+            raise ValueError(f"{argument} has normalized_shape={norm.normalized_shape}, its place needs {channels}")
         return norm
 
     def activation(
@@ -155,6 +157,5 @@ class Builder:
     @staticmethod
     def _check_width(argument: str, module: nn.Module, name: str, channels: int) -> None:
         width = getattr(module, name, channels)
-        is_lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
-        if width != channels and not is_lazy:
+        if width != channels:
             raise ValueError(f"{argument} has {name}={width}, its place needs {channels}")

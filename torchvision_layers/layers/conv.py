@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_sizes
+from .._utils.checks import check_bool, check_input, check_int, check_sizes
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["Conv1dNormAct", "Conv3dNormAct", "ConvNormAct"]
@@ -44,6 +44,9 @@ class _ConvNormAct(nn.Sequential):
         elif not isinstance(padding, str):
             padding = check_sizes("padding", padding, dims, minimum=0)
 
+        needs_bias = norm_layer is None if bias is None else check_bool("bias", bias)
+        if inplace is not None:
+            check_bool("inplace", inplace)
         build = Builder(device, dtype)
         conv = build.conv(
             "conv_layer",
@@ -55,8 +58,10 @@ class _ConvNormAct(nn.Sequential):
             padding,
             spacing,
             groups,
-            norm_layer is None if bias is None else bias,
+            needs_bias,
         )
+        if bias is not None and isinstance(conv_layer, nn.Module) and (getattr(conv, "bias", None) is not None) != bias:
+            raise ValueError(f"bias is {bias}, conv_layer is an instance {'without' if bias else 'with'} one")
         layers = [conv]
         if norm_layer is not None:
             layers.append(build.norm("norm_layer", norm_layer, out_channels))
@@ -79,7 +84,7 @@ class ConvNormAct(_ConvNormAct):
 
     The block of nearly every convolutional network since `Batch Normalization <https://arxiv.org/abs/1502.03167>`_
     (section 3.2: the convolution needs no bias where a normalization follows). Calls and checkpoints of
-    ``torchvision.ops.Conv2dNormActivation`` fit.
+    ``torchvision.ops.Conv2dNormActivation`` fit, but for an even kernel without ``padding``, which is refused here.
 
     Args:
         in_channels: channels of the input.

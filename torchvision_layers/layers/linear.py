@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .._utils.checks import check_int, check_probability, check_width, is_tensor
+from .._utils.checks import check_bool, check_int, check_probability, check_width, is_tensor
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["LinearDropoutAct"]
@@ -57,6 +57,9 @@ class LinearDropoutAct(nn.Sequential):
         in_features = check_int("in_features", in_features)
         out_features = check_int("out_features", out_features)
         probability = check_probability("dropout", dropout)
+        check_bool("bias", bias)
+        if inplace is not None:
+            check_bool("inplace", inplace)
         build = Builder(device, dtype)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["linear"] = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_int, check_probability, check_width
+from .._utils.checks import check_bool, check_int, check_probability, check_width
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["MLP"]
@@ -57,6 +57,9 @@ class MLP(nn.Sequential):
         if isinstance(hidden_channels, str) or not isinstance(hidden_channels, Sequence) or not hidden_channels:
             raise ValueError(f"hidden_channels must be one int or more in a list, got {hidden_channels!r}")
         probability = check_probability("dropout", dropout)
+        check_bool("bias", bias)
+        if inplace is not None:
+            check_bool("inplace", inplace)
         build = Builder(device, dtype)
         layers: list[nn.Module] = []
         for i, hidden in enumerate(hidden_channels, start=1):

@@ -52,7 +52,7 @@ class _ResidualBlock(nn.Module):
         if downsample is None and (self.stride != 1 or self.inplanes != out_channels):
             norm = build.norm("norm_layer", norm_layer, out_channels)
             downsample = nn.Sequential(_conv1x1(build, self.inplanes, out_channels, self.stride, norm), norm)
-        self.downsample = downsample
+        self.downsample = None if downsample is None else build.module("downsample", downsample)
         self.act = build.activation("activation_layer", activation_layer, out_channels, inplace=True)
 
     def _end(self, branch: Tensor, input: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class BasicBlock(_ResidualBlock):
         inplanes: channels of the input.
         planes: channels of the output.
         stride: step of the first convolution and of the projection. Default: ``1``.
-        downsample: module on the skip :math:`s`. Default: ``None``, where the shapes differ a strided 1×1
-            convolution and a normalization (eq. 2), else the identity.
+        downsample: module on the skip :math:`s`, which is copied. Default: ``None``, where the shapes differ a strided
+            1×1 convolution and a normalization (eq. 2), else the identity.
         groups: must be ``1``; stands here for torchvision's order of arguments.
         base_width: must be ``64``; stands here for torchvision's order of arguments.
         dilation: space between the elements of both kernels. Default: ``1``.
@@ -193,8 +193,8 @@ class Bottleneck(_ResidualBlock):
         inplanes: channels of the input.
         planes: a quarter of the channels of the output (``expansion`` is 4).
         stride: step of the 3×3 convolution and of the projection. Default: ``1``.
-        downsample: module on the skip. Default: ``None``, where the shapes differ a strided 1×1 convolution and a
-            normalization, else the identity.
+        downsample: module on the skip, which is copied. Default: ``None``, where the shapes differ a strided 1×1
+            convolution and a normalization, else the identity.
         groups: groups of the 3×3 convolution. Default: ``1``.
         base_width: the 3×3 convolution has ``int(planes * base_width / 64) * groups`` channels. Default: ``64``.
         dilation: space between the elements of the 3×3 kernel. Default: ``1``.
