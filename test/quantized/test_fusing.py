@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
@@ -130,6 +131,22 @@ def test_linear_fuses_across_dropout_only_where_that_is_exact() -> None:
     norm = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4))
     quantized.fuse_model(norm.train())
     assert names(norm) == ["Linear", "Dropout", "BatchNorm1d"]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("norm_layer", [tnn.FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_a_frozen_norm_folds_in_both_modes(activation, norm_layer, training: bool) -> None:
+    model = tnn.ConvNormAct(3, 4, norm_layer=norm_layer, activation_layer=activation).train(training)
+    nn.init.uniform_(model[1].running_var, 0.2, 2.0)
+    nn.init.uniform_(model[1].bias, -1.0, 1.0)
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    quantized.fuse_model(model)
+    assert names(model)[1:] == ["Identity", "Identity"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    converted = quantized.quantize(model.eval(), [x])
+    assert {row.runs_in for row in quantized.report(converted).rows} == {"int8"}
 
 
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])

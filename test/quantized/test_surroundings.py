@@ -227,6 +227,21 @@ def test_training_must_have_happened() -> None:
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 
+def test_an_addition_that_int8_cannot_do_is_named_after_training_too() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x)
+
+    prepared = quantized.prepare_qat(Adds())
+    prepared(IMAGES)
+    with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward of yours"):
+        quantized.convert(prepared)
+
+
 def test_what_is_frozen_stays_frozen() -> None:
     """Batch statistics of every kind, and ranges, whatever mode comes after."""
     model = nn.Sequential(

@@ -1,7 +1,6 @@
 """The eager engine: everything that touches ``torch.ao``, which is deprecated and will go."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,19 +19,18 @@ from torch.ao.quantization.quantization_mappings import (
     get_default_static_quant_module_mappings,
 )
 
-from ._chains import calls
 from ._kernels import Kernel, kernel, numeric_padding
 
 __all__ = [
     "BACKENDS",
+    "NORMS",
     "DeQuantStub",
     "FloatFunctional",
     "FloatIsland",
     "QuantStub",
     "convert",
     "freeze",
-    "fuse_children",
-    "has_hooks",
+    "fuse_group",
     "is_fused_for_training",
     "is_int8",
     "is_unit",
@@ -47,7 +45,8 @@ BACKENDS = ("x86", "onednn", "qnnpack")
 
 # Fusing
 
-_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+#: The batch norm that folds into each kind of convolution or projection.
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
@@ -75,7 +74,7 @@ class FusedReLU6(_FusedModule):
 
     def with_relu(self) -> nn.Module:
         """The same with ReLU in place of ReLU6, for torch's own conversions."""
-        parts = [part for part in self if type(part) in _NORMS or type(part) in _NORMS.values()]
+        parts = [part for part in self if type(part) in NORMS or type(part) in NORMS.values()]
         fused = (_WITH_RELU if len(parts) == 1 else _WITH_NORM_AND_RELU)[type(parts[0])]
         other = fused(*parts, nn.ReLU()).train(self.training)
         other.qconfig = self.qconfig
@@ -102,67 +101,14 @@ class _PrepareReLU6:
         return get_default_qat_module_mappings()[type(other)].from_float(other)
 
 
-def fuse_children(module: nn.Module, is_qat: bool) -> None:
-    """Fuses the chains of modules that ``module.forward`` calls in place, then those below each of them.
-
-    A module with a ``fuse_model`` of its own is asked instead. One of which ``forward`` calls only a part is left
-    alone: the part would come to compute what the next one did.
-    """
-    called = calls(module)
-    for chain in called.chains:
-        _fuse_chain(module, chain, is_qat)
-    for name in called.whole:
-        child = module.get_submodule(name)
-        if isinstance(child, _FusedModule):
-            continue
-        fuse_model = getattr(child, "fuse_model", None)
-        if fuse_model is None:
-            fuse_children(child, is_qat)
-        elif inspect.signature(fuse_model).parameters:
-            fuse_model(is_qat)
-        else:
-            fuse_model()
-
-
-def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
-    """Fuses each convolution or projection of a chain with the norm and the ReLU that follow, as far as they can be."""
-    modules = [parent.get_submodule(name) for name in names]
-    for start, first in enumerate(modules):
-        if type(first) not in _NORMS or has_hooks(first) or kernel(first) is not Kernel.CONVERTED:
-            continue
-        group, can_take_norm = [start], True
-        for i in range(start + 1, len(modules)):
-            module = modules[i]
-            if has_hooks(module) or hasattr(module, "fused_into"):
-                break
-            if type(module) is nn.Identity:
-                continue
-            if type(module) is nn.Dropout and type(first) is nn.Linear:
-                # The identity in eval. In training it commutes with ReLU, but not with a norm nor with ReLU6.
-                can_take_norm = False
-                continue
-            if can_take_norm and _is_foldable(first, module, is_qat):
-                group.append(i)
-                can_take_norm = False
-                continue
-            dropped = any(type(m) is nn.Dropout for m in modules[start + 1 : i])
-            if type(module) is nn.ReLU or (type(module) is nn.ReLU6 and not (is_qat and dropped)):
-                group.append(i)
-            break
-        if len(group) == 1:
-            continue
-        if is_qat and type(first) is nn.Conv1d and type(modules[group[1]]) is not nn.BatchNorm1d:
-            continue  # for training torch has no fused Conv1d and ReLU without a norm between them
-        _fuse_group(parent, [names[i] for i in group], is_qat)
-
-
-def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
+def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
+    """Fuses a convolution or projection, perhaps its norm, and perhaps its ReLU or ReLU6, in place."""
     modules = [parent.get_submodule(name) for name in names]
     if isinstance(modules[1], torchvision.ops.FrozenBatchNorm2d):
         # Nothing of it changes in training either, so it is folded in both modes.
         _fold_frozen(parent, names[0], names[1])
         if len(names) == 3:
-            _fuse_group(parent, [names[0], names[2]], is_qat)
+            fuse_group(parent, [names[0], names[2]], is_qat)
         return
     if len({module.training for module in modules}) != 1:
         raise ValueError(f"{', '.join(names)} must all be in training or all in eval mode to be fused")
@@ -171,13 +117,13 @@ def _fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
 
     if len(names) == 3 and type(modules[0]) is nn.Linear:
         # torch has no Linear-BatchNorm-ReLU: two steps in eval; in training the ReLU stays by itself.
-        _fuse_group(parent, names[:2], is_qat)
+        fuse_group(parent, names[:2], is_qat)
         if not is_qat:
-            _fuse_group(parent, [names[0], names[2]], is_qat)
+            fuse_group(parent, [names[0], names[2]], is_qat)
         return
     if type(modules[-1]) is nn.ReLU6:
         if len(names) == 3 and not is_qat:
-            _fuse_group(parent, names[:2], is_qat)
+            fuse_group(parent, names[:2], is_qat)
             modules = [parent.get_submodule(names[0]), modules[-1]]
         fused = FusedReLU6(*modules).train(modules[-1].training)
         _set_submodule(parent, names[0], fused)
@@ -206,25 +152,6 @@ def mark_fused(parent: nn.Module, name: str, host: str) -> None:
     module = parent.get_submodule(name)
     module.fused_into = host  # type: ignore[assignment]  # a plain attribute
     module.fused_levels = name.count(".") + 1  # type: ignore[assignment]  # from the module up to the parent
-
-
-def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
-    if isinstance(norm, torchvision.ops.FrozenBatchNorm2d):
-        return type(first) is nn.Conv2d
-    if type(norm) is not _NORMS[type(first)]:
-        return False
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    width = first.out_features if isinstance(first, nn.Linear) else first.out_channels
-    if norm.num_features != width:  # of a sequence nn.BatchNorm1d normalizes something else than the features
-        return False
-    return norm.running_mean is not None and (norm.affine or not is_qat)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether ``module`` carries hooks, which fusing would lose or call with something else."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _set_submodule(parent: nn.Module, name: str, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing_extensions import Self
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.permute import Permute
 from ..layers.stochastic_depth import StochasticDepth
-from ._eager import fuse_children
+from ._fusing import fuse_children
 
 __all__ = ["QuantizableLayer", "make_twins"]
 

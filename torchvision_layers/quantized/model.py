@@ -37,6 +37,8 @@ class QuantizableModel(nn.Module):
         #: Backend that it is prepared for, then the one that its int8 weights are packed for.
         self.prepared_for = ""
         self.packed_for = ""
+        #: Shape of the inputs seen since it was prepared, without the batch, for trying the int8 model.
+        self.image_shape: tuple[int, ...] = ()
         #: Whether batch statistics and ranges stay as they are in training.
         self.is_frozen = False
         #: Class of each module as it was before it became quantizable, by path.
@@ -57,15 +59,17 @@ class QuantizableModel(nn.Module):
         if torch.jit.is_scripting() or not self.packed_for:
             output = self.model(self.entry(input))
             if not torch.jit.is_scripting():
-                self._check(output)
+                self._look_at(input, output)
             return self.exit(output)
         with running_on(self.packed_for):
             return self.exit(self.model(self.entry(input)))
 
     @torch.jit.unused
-    def _check(self, output: Tensor) -> None:
+    def _look_at(self, input: Tensor, output: Tensor) -> None:
         if isinstance(output, (dict, list, tuple)):
             raise TypeError(f"model must return one tensor, it returns a {type(output).__name__}")
+        if self.prepared_for:
+            self.image_shape = tuple(input.shape[1:])
 
     def train(self, mode: bool = True) -> Self:
         """As in ``nn.Module``; what is frozen stays frozen, and an int8 model cannot be trained."""

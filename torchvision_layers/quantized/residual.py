@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.residual import BasicBlock, Bottleneck, _ResidualBlock
-from ._eager import FloatFunctional, has_hooks, mark_fused
+from ._eager import FloatFunctional, mark_fused
+from ._fusing import has_hooks
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableBasicBlock", "QuantizableBottleneck"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _eager
+from ._fusing import fuse_children
 from ._twin import QuantizableLayer
 from .model import QuantizableModel, quantizable
 
@@ -33,7 +34,7 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
     if isinstance(model, QuantizableLayer):
         model.fuse_model(is_qat)
         return
-    _eager.fuse_children(model, model.training if is_qat is None else is_qat)
+    fuse_children(model, model.training if is_qat is None else is_qat)
 
 
 def quantize(
@@ -64,28 +65,16 @@ def quantize(
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     before = copy.deepcopy(prepared)
     fuse_model(prepared, is_qat=False)
-    first = None
     with torch.no_grad():
         for batch in _inputs(batches):
-            if first is None:
-                first = batch
+            if not prepared.prepared_for:
                 _check_equal(prepared(batch), before(batch))
                 _eager.prepare(prepared, backend, is_qat=False)
                 prepared.prepared_for = backend
             prepared(batch)
-    if first is None:
+    if not prepared.prepared_for:
         raise ValueError("batches must hold at least one batch, got none")
-
-    converted = convert(prepared)
-    try:
-        with torch.no_grad():
-            converted(first.cpu())
-    except (NotImplementedError, RuntimeError) as error:
-        raise RuntimeError(
-            f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
-            "module of its own and pass allow_float=True, or use a layer of ours."
-        ) from error
-    return converted
+    return convert(prepared)
 
 
 def _check_equal(fused: Tensor, unfused: Tensor) -> None:
@@ -118,7 +107,8 @@ def prepare_qat(
 def convert(model: QuantizableModel) -> QuantizableModel:
     """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained.
 
-    Errors: ``ValueError`` for another model, or where no batch has run through a module.
+    Errors: ``ValueError`` for another model, or where no batch has run through a module; ``RuntimeError`` where the
+    int8 model cannot run.
     """
     if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
@@ -128,6 +118,14 @@ def convert(model: QuantizableModel) -> QuantizableModel:
     converted = copy.deepcopy(model).cpu().eval()
     _eager.convert(converted, model.prepared_for)
     converted.packed_for = model.prepared_for
+    try:
+        with torch.no_grad():
+            converted(torch.zeros((1, *model.image_shape)))
+    except (NotImplementedError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
+            "module of its own and pass allow_float=True, or use a layer of ours."
+        ) from error
     return converted
 
 
