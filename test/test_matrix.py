@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -70,8 +71,28 @@ def test_copies(spec: LayerSpec, sample: Sample) -> None:
 def test_call_sites_share_no_module(spec: LayerSpec, sample: Sample) -> None:
     layer = build(spec, sample)
     assert len(list(layer.named_modules())) == len(list(layer.named_modules(remove_duplicate=False)))
-    given = {id(value) for value in sample.kwargs.values() if isinstance(value, nn.Module)}
-    assert not given & {id(module) for module in layer.modules()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda activation: tnn.ConvNormAct(3, 4, activation_layer=activation),
+        lambda activation: tnn.BasicBlock(3, 3, activation_layer=activation),
+        lambda activation: tnn.Bottleneck(4, 1, activation_layer=activation),
+        lambda activation: tnn.InvertedResidual(3, 3, 1, 2, activation_layer=activation),
+        lambda activation: tnn.MBConv(3, 3, activation_layer=activation),
+        lambda activation: tnn.MLP(3, [4, 4, 4], activation_layer=activation),
+    ],
+)
+@pytest.mark.parametrize("as_function", [False, True], ids=["instance", "function that gives one instance"])
+def test_an_instance_is_copied_at_each_place(make: Callable[..., nn.Module], as_function: bool) -> None:
+    given = nn.PReLU()
+    layer = make((lambda: given) if as_function else given)
+    found = [module for module in layer.modules() if isinstance(module, nn.PReLU)]
+    assert len(found) >= 1
+    assert given not in found
+    names = [name for name, module in layer.named_modules(remove_duplicate=False) if isinstance(module, nn.PReLU)]
+    assert len(names) == len(found)
 
 
 @each_sample
@@ -195,12 +216,6 @@ def test_wrong_inputs(spec: LayerSpec, bad: object, error: type[Exception], mess
     layer = build(spec, spec.samples[0])
     with pytest.raises(error, match=message):
         layer(torch.zeros(bad) if isinstance(bad, tuple) else bad)
-
-
-def test_a_function_that_gives_one_module_shares_none() -> None:
-    activation = nn.PReLU()
-    block = tnn.BasicBlock(3, 3, activation_layer=lambda: activation)
-    assert len({id(module) for module in (block.act1, block.act, activation)}) == 3
 
 
 def test_a_given_projection_is_copied_and_placed() -> None:

@@ -60,6 +60,20 @@ def test_a_module_that_runs_twice_is_left_alone() -> None:
     assert names(model) == ["Conv2d", "BatchNorm2d"]
 
 
+def test_a_norm_that_runs_twice_is_left_alone() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.bn = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.second(self.bn(self.first(x))))
+
+    model = Shared().eval()
+    quantized.fuse_model(model)
+    assert names(model) == ["Conv2d", "Conv2d", "BatchNorm2d"]
+
+
 def test_an_output_used_twice_is_left_alone() -> None:
     class Branch(Stem):
         def forward(self, x: Tensor) -> Tensor:
