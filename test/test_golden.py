@@ -17,7 +17,7 @@ def keys(layer: nn.Module) -> str:
 
 def described(layer: nn.Module) -> str:
     """``repr`` and keys; what newer releases of torch print of a norm and older ones do not is left out."""
-    return f"{layer}\n{keys(layer)}".rstrip().replace("affine=True, bias=True,", "affine=True,")
+    return f"{layer}\n{keys(layer)}".rstrip().replace("affine=True, bias=True", "affine=True")
 
 
 GOLDEN = {}
@@ -400,7 +400,7 @@ ConvNeXtBlock(
   (block): Sequential(
     (0): Conv2d(8, 8, kernel_size=(7, 7), stride=(1, 1), padding=(3, 3), groups=8)
     (1): Permute()
-    (2): LayerNorm((8,), eps=1e-06, elementwise_affine=True, bias=True)
+    (2): LayerNorm((8,), eps=1e-06, elementwise_affine=True)
     (3): Linear(in_features=8, out_features=32, bias=True)
     (4): GELU(approximate='none')
     (5): Linear(in_features=32, out_features=8, bias=True)
