@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 # What the training scripts need beyond the layers.
-REFERENCES = ["matplotlib>=3.7", "numpy>=1.24", "pillow>=9.4", "scikit-learn>=1.3", "tqdm>=4.65"]
-TEST = ["expecttest>=0.2", "pytest>=8.0", "setuptools>=70.1"]
+REFERENCES = ["matplotlib>=3.7.5", "numpy>=1.26", "pillow>=9.5", "scikit-learn>=1.3.2", "tqdm>=4.65"]
+TEST = ["expecttest>=0.2.1", "pytest>=8.0", "setuptools>=70.1"]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
 
