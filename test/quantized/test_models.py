@@ -139,6 +139,11 @@ def test_quantization_aware_training_resumes_from_its_state() -> None:
     assert torch.equal(*outputs)
 
 
+def poisoned(model: nn.Sequential) -> nn.Sequential:
+    nn.init.constant_(model[-1].weight, torch.nan)
+    return model
+
+
 class NeverRuns(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -55,9 +55,9 @@ def quantize(
         engine: ``"eager"``, torch's eager mode quantization. Default: ``"eager"``.
         allow_float: see :func:`quantizable`.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is not finite, or a module that
-    no batch runs through; ``TypeError`` for parameters that are not float32; ``RuntimeError`` where the int8 model
-    cannot run.
+    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
+    that are not finite, or a module that no batch runs through; ``TypeError`` as :func:`quantizable`, and for parameters
+    that are not float32; ``RuntimeError`` where fusing changed the results or the int8 model cannot run.
     """
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).eval()
@@ -78,6 +78,8 @@ def quantize(
 
 
 def _check_equal(fused: Tensor, unfused: Tensor) -> None:
+    if not bool(torch.isfinite(unfused).all()):
+        raise ValueError("model must give finite outputs, for the first batch it gives NaN or infinity")
     scale = float(unfused.abs().max()) + 1e-6
     if float((fused - unfused).abs().max()) > 1e-3 * scale:
         raise RuntimeError(
@@ -167,6 +169,8 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
         if not isinstance(input, Tensor) or input.dtype != torch.float32:
             kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
             raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {kind}")
+        if input.numel() == 0:
+            raise ValueError(f"batches must not be empty, batch {i} has shape {list(input.shape)}")
         if not bool(torch.isfinite(input).all()):
             raise ValueError(f"batches must be finite, batch {i} holds NaN or infinity")
         yield input
