@@ -56,8 +56,8 @@ def quantize(
         allow_float: see :func:`quantizable`.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, or a module that no batch runs through; ``TypeError`` as :func:`quantizable`, and for parameters
-    that are not float32; ``RuntimeError`` where fusing changed the results or the int8 model cannot run.
+    that are not finite, or a module that no batch runs through; ``TypeError`` as :func:`quantizable`, and for
+    parameters that are not float32; ``RuntimeError`` where fusing changed the results or the int8 model cannot run.
     """
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).eval()
