@@ -171,6 +171,8 @@ class AddsItself(nn.Module):
         (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*put it into a list"),
         (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),
         (lambda m: quantized.quantize(m, [batches()[0] * torch.nan]), ValueError, "batch 0 holds NaN or infinity"),
+        (lambda m: quantized.quantize(m, [batches()[0][:0]]), ValueError, r"batch 0 has shape \[0, 3, 12, 10\]"),
+        (lambda m: quantized.quantize(poisoned(m), batches()), ValueError, "model must give finite outputs"),
         (
             lambda m: quantized.quantize(m.double(), batches()),
             TypeError,
