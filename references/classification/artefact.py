@@ -2,7 +2,7 @@
 
 Run as a script, it tests such a file in a process in which ``torchvision_layers`` cannot be imported:
 
-python references/classification/artefact.py outputs/resnet18_int8.pt
+python references/classification/artefact.py outputs/resnet18/int8.pt
 """
 
 import json
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.modules["torchvision_layers"] = None  # from here on, importing it raises
 
 import torch
-from data import ON_BAD_IMAGE, ImageLoader, load_datasets
+from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
 from torch import nn
 from utils import atomic_path, check_output_dir, evaluate, run_as_script, save_atomically
 
@@ -71,8 +71,8 @@ def main(args: Namespace) -> float:
         raise ValueError(f"{args.path} was made for classes {about['classes']}, the data has {classes}")
     loader = ImageLoader(test_set, args.batch_size, on_bad_image=args.on_bad_image)
     result = evaluate(model, loader)
-    skipped = f", unreadable images skipped: {len(loader.unreadable)}" if loader.unreadable else ""
-    print(f"{about['model_name']} without torchvision_layers: test accuracy {result.accuracy:.2%}{skipped}")
+    name = about["model_name"]
+    print(f"{name} without torchvision_layers: test accuracy {result.accuracy:.2%}{left_out(loader)}")
     if args.outputs is not None:
         save_atomically({"accuracy": result.accuracy, "outputs": result.outputs}, args.outputs)
     return result.accuracy

@@ -211,3 +211,9 @@ def _collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[list[Tenso
     unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
     readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
     return default_collate(readable) if readable else None, unreadable
+
+
+def left_out(*loaders: ImageLoader) -> str:
+    """How many images could not be read, to end a line with; nothing where there was none."""
+    count = sum(len(loader.unreadable) for loader in loaders)
+    return f", unreadable images skipped: {count}" if count else ""

@@ -18,10 +18,9 @@ import train
 from artefact import save_artefact
 from data import ImageLoader
 from matplotlib.figure import Figure
-from models import build_model
 from torch import Tensor
 from train_quantization import calibrate, describe
-from utils import Evaluation, atomic_path, check_output_dir, evaluate, load_checkpoint, run_as_script, seed_everything
+from utils import Evaluation, atomic_path, check_output_dir, evaluate, run_as_script, seed_everything
 
 from torchvision_layers import quantized
 
@@ -90,9 +89,7 @@ def run(name: str, output_dir: Path, args: Namespace) -> Row:
     train.main(train_args)
 
     train_loader, test_loader, classes = train.load_data(train_args)
-    checkpoint = load_checkpoint(output_dir / "model.pth", name, len(classes))
-    model = build_model(name, len(classes)).eval()
-    model.load_state_dict(checkpoint["model"])
+    model = train.load_trained(output_dir / "model.pth", train_args, classes).eval()
 
     print(f"{name}: fusing, calibrating, converting")
     fused = quantized.quantizable(model)

@@ -6,10 +6,11 @@ python references/classification/train.py --model resnet18 --image-size 32 --out
 import math
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from data import ON_BAD_IMAGE, ImageLoader, load_datasets
+from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
 from models import build_model
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -163,19 +164,15 @@ def main(args: Namespace) -> dict[str, Any]:
     if args.resume is not None and args.weights is not None:
         raise ValueError("resume and weights cannot be given together: a checkpoint that is resumed has its weights")
     train_loader, test_loader, classes = load_data(args)
-    seed_everything(args.seed)
-    model = build_model(args.model, len(classes))
-    if args.weights is not None:
-        checkpoint = load_checkpoint(args.weights, args.model, len(classes))
-        model.load_state_dict(checkpoint["model"])
     if args.test_only:
-        check_same(args.weights, "classes", checkpoint["classes"], classes)
-        for name in ("dataset", "image_size"):
-            check_same(args.weights, name, checkpoint["settings"][name], getattr(args, name))
-        accuracy = evaluate(model, test_loader).accuracy
+        accuracy = evaluate(load_trained(args.weights, args, classes), test_loader).accuracy
         print(f"{args.model}: test accuracy {accuracy:.2%}{left_out(test_loader)}")
         return {"history": [], "test_accuracy": accuracy}
 
+    seed_everything(args.seed)
+    model = build_model(args.model, len(classes))
+    if args.weights is not None:
+        model.load_state_dict(load_checkpoint(args.weights, args.model, len(classes))["model"])
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings["training images"] = len(train_loader.dataset)  # with another number the schedule would not fit
@@ -239,16 +236,25 @@ def resume(
     return checkpoint["history"]
 
 
-def check_same(path: str, name: str, found: object, wanted: object) -> None:
+def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Module:
+    """The model in a checkpoint of a run on the classes, the dataset and the image size of ``args``.
+
+    Raises:
+        ValueError: if it is damaged, or of another model or run.
+    """
+    checkpoint = load_checkpoint(path, args.model, len(classes))
+    check_same(path, "classes", checkpoint["classes"], classes)
+    for name in ("dataset", "image_size"):
+        check_same(path, name, checkpoint["settings"][name], getattr(args, name))
+    model = build_model(args.model, len(classes))
+    model.load_state_dict(checkpoint["model"])
+    return model
+
+
+def check_same(path: str | Path, name: str, found: object, wanted: object) -> None:
     """Raises ``ValueError`` where the checkpoint at ``path`` was made with another ``name``."""
     if found != wanted:
         raise ValueError(f"{path} was made with {name} {found}, not {wanted}")
-
-
-def left_out(*loaders: ImageLoader) -> str:
-    """How many images could not be read, to end a line with; nothing where there was none."""
-    count = sum(len(loader.unreadable) for loader in loaders)
-    return f", unreadable images skipped: {count}" if count else ""
 
 
 if __name__ == "__main__":

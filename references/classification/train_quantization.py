@@ -8,11 +8,10 @@ from itertools import islice
 
 import torch
 from artefact import save_artefact
-from data import ImageLoader
-from models import build_model
+from data import ImageLoader, left_out
 from torch import nn
-from train import add_data_arguments, check_same, left_out, load_data, train_one_epoch
-from utils import check_numbers, check_output_dir, evaluate, load_checkpoint, run_as_script, seed_everything
+from train import add_data_arguments, load_data, load_trained, train_one_epoch
+from utils import check_numbers, check_output_dir, evaluate, run_as_script, seed_everything
 
 from torchvision_layers import quantized
 
@@ -59,13 +58,8 @@ def main(args: Namespace) -> dict[str, float]:
     if args.backend not in torch.backends.quantized.supported_engines:
         raise ValueError(f"backend must be x86, onednn or qnnpack; got {args.backend!r}")
     train_loader, test_loader, classes = load_data(args)
-    checkpoint = load_checkpoint(args.weights, args.model, len(classes))
-    check_same(args.weights, "classes", checkpoint["classes"], classes)
-    for name in ("dataset", "image_size"):
-        check_same(args.weights, name, checkpoint["settings"][name], getattr(args, name))
     seed_everything(args.seed)
-    model = build_model(args.model, len(classes))
-    model.load_state_dict(checkpoint["model"])
+    model = load_trained(args.weights, args, classes)
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
 
     in_float = evaluate(model, test_loader).accuracy

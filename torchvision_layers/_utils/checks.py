@@ -10,8 +10,10 @@ from torch import Tensor
 
 __all__ = [
     "check_bool",
+    "check_eps",
     "check_input",
     "check_int",
+    "check_odd",
     "check_probability",
     "check_same_shape",
     "check_sizes",
@@ -27,6 +29,14 @@ def check_int(argument: str, value: object, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{argument} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def check_odd(argument: str, value: object) -> int:
+    """Returns ``value``, an odd positive integer."""
+    number = check_int(argument, value)
+    if number % 2 == 0:
+        raise ValueError(f"{argument} must be odd, got {value}")
+    return number
 
 
 def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tuple[int, ...]:
@@ -46,6 +56,12 @@ def check_probability(argument: str, value: object) -> float:
     if math.isnan(probability) or not 0.0 <= probability <= 1.0:
         raise ValueError(f"{argument} must be in [0, 1], got {value}")
     return probability
+
+
+def check_eps(eps: float) -> None:
+    """Raises for a negative ``eps``, or NaN."""
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
 
 
 def check_bool(argument: str, value: object) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.checks import check_input, check_int, check_odd, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
 from .permute import Permute
 from .stochastic_depth import StochasticDepth
@@ -60,8 +60,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dim = check_int("dim", dim)
         hidden = check_int("expansion", expansion) * dim
-        if check_int("kernel_size", kernel_size) % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd("kernel_size", kernel_size)
         check_probability("stochastic_depth", stochastic_depth)
         build = Builder(device, dtype)
         half = kernel_size // 2

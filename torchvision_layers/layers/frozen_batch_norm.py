@@ -5,7 +5,7 @@ import torchvision.ops
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._utils.checks import check_input, check_int
+from .._utils.checks import check_eps, check_input, check_int
 
 __all__ = ["FrozenBatchNorm2d"]
 
@@ -42,8 +42,7 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_int("num_features", num_features)
-        if not eps >= 0:
-            raise ValueError(f"eps must not be negative, got {eps}")
+        check_eps(eps)
         super().__init__(num_features, eps)
         self.num_features = num_features
         if device is not None or dtype is not None:

@@ -1,11 +1,12 @@
 """The building block of MobileNetV2 and MobileNetV3."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.checks import check_input, check_int, check_odd, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
 from .conv import ConvNormAct
 from .stochastic_depth import StochasticDepth
@@ -40,8 +41,7 @@ class InvertedBottleneck(nn.Module):
             raise ValueError(
                 f"expand_ratio must leave at least one channel, got {expand_ratio} for {in_name}={in_channels}"
             )
-        if check_int("kernel_size", kernel_size) % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd("kernel_size", kernel_size)
         check_probability("stochastic_depth", stochastic_depth)
         self.stride = stride
         self.use_res_connect = stride == 1 and in_channels == out_channels
@@ -129,35 +129,19 @@ class InvertedResidual(InvertedBottleneck):
         build = Builder(device, dtype)
         norm = build.norm("norm_layer", norm_layer, oup)
         bias = isinstance(norm, nn.Identity)
+        conv = partial(
+            ConvNormAct,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         layers: list[nn.Module] = []
         if expand_ratio != 1:
-            layers.append(
-                ConvNormAct(
-                    inp,
-                    hidden,
-                    kernel_size=1,
-                    norm_layer=norm_layer,
-                    activation_layer=activation_layer,
-                    bias=bias,
-                    device=device,
-                    dtype=dtype,
-                )
-            )
+            layers.append(conv(inp, hidden, kernel_size=1))
         layers.append(
-            ConvNormAct(
-                hidden,
-                hidden,
-                kernel_size,
-                stride,
-                groups=hidden,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                dilation=dilation,
-                bias=bias,
-                conv_layer=conv_layer,
-                device=device,
-                dtype=dtype,
-            )
+            conv(hidden, hidden, kernel_size, stride, groups=hidden, dilation=dilation, conv_layer=conv_layer)
         )
         if se_layer is not None:
             layers.append(build.squeeze_excitation("se_layer", se_layer, hidden))

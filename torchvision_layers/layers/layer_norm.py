@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._utils.checks import check_input, check_int, check_width
+from .._utils.checks import check_eps, check_input, check_int, check_width
 
 __all__ = ["LayerNorm2d", "LayerScale"]
 
@@ -42,8 +42,7 @@ class LayerNorm2d(nn.LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_int("num_channels", num_channels)
-        if not eps >= 0:
-            raise ValueError(f"eps must not be negative, got {eps}")
+        check_eps(eps)
         super().__init__(num_channels, eps, elementwise_affine, device=device, dtype=dtype)
         self.num_channels = num_channels
 

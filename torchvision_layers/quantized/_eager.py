@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
@@ -83,22 +84,15 @@ class FusedReLU6(_FusedModule):
         return other
 
 
-class _ConvertReLU6:
-    """Stands in torch's table from float to int8, where a class would."""
+class _ThroughReLU:
+    """Stands in a table of torch.ao, where a class would: a ReLU6 goes the way of the ReLU in that table."""
 
-    @staticmethod
-    def from_float(fused: FusedReLU6) -> nn.Module:
+    def __init__(self, table: dict[Callable[..., Any], Any]) -> None:
+        self.table = table
+
+    def from_float(self, fused: FusedReLU6) -> nn.Module:
         other = fused.with_relu()
-        return get_default_static_quant_module_mappings()[type(other)].from_float(other)
-
-
-class _PrepareReLU6:
-    """Stands in torch's table from float to quantization-aware training, where a class would."""
-
-    @staticmethod
-    def from_float(fused: FusedReLU6) -> nn.Module:
-        other = fused.with_relu()
-        return get_default_qat_module_mappings()[type(other)].from_float(other)
+        return self.table[type(other)].from_float(other)
 
 
 def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
@@ -229,25 +223,17 @@ def prepare(model: nn.Module, backend: str, is_qat: bool) -> None:
             module.qconfig = taoq.QConfig(activation=_range_up_to_six(is_qat), weight=weight)  # type: ignore[assignment]
     with _quiet():
         if is_qat:
-            mapping: dict[Callable[..., object], object] = {
-                **get_default_qat_module_mappings(),
-                nn.Conv1d: torch.ao.nn.qat.Conv1d,
-                FusedReLU6: _PrepareReLU6,
-            }
-            taoq.prepare_qat(model, mapping=mapping, inplace=True)
+            table = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
+            taoq.prepare_qat(model, mapping={**table, FusedReLU6: _ThroughReLU(table)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)
 
 
 def convert(model: nn.Module, backend: str) -> None:
     """Swaps prepared modules for int8 ones in place, packed for ``backend``."""
-    mapping: dict[Callable[..., object], object] = {
-        **get_default_static_quant_module_mappings(),
-        torch.ao.nn.qat.Conv1d: nnq.Conv1d,
-        FusedReLU6: _ConvertReLU6,
-    }
+    table = {**get_default_static_quant_module_mappings(), torch.ao.nn.qat.Conv1d: nnq.Conv1d}
     with running_on(backend), _quiet():
-        taoq.convert(model, mapping=mapping, inplace=True)
+        taoq.convert(model, mapping={**table, FusedReLU6: _ThroughReLU(table)}, inplace=True)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def quantize(
             prepared(batch)
     if not prepared.prepared_for:
         raise ValueError("batches must hold at least one batch, got none")
-    return convert(prepared)
+    return _converted(prepared)
 
 
 def _check_equal(fused: Tensor, unfused: Tensor) -> None:
@@ -112,23 +112,27 @@ def convert(model: QuantizableModel) -> QuantizableModel:
     Errors: ``ValueError`` for another model, or where no batch has run through a module; ``RuntimeError`` where the
     int8 model cannot run.
     """
-    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
-        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+    _check_prepared(model)
+    return _converted(copy.deepcopy(model))
+
+
+def _converted(model: QuantizableModel) -> QuantizableModel:
+    """Converts ``model``, which nobody else holds, in place."""
     missed = [path.removeprefix("model.") for path in _eager.unobserved(model)]
     if missed:
         raise ValueError(f"batches must run through every module, none ran through {', '.join(missed)}")
-    converted = copy.deepcopy(model).cpu().eval()
-    _eager.convert(converted, model.prepared_for)
-    converted.packed_for = model.prepared_for
+    model.cpu().eval()
+    _eager.convert(model, model.prepared_for)
+    model.packed_for = model.prepared_for
     try:
         with torch.no_grad():
-            converted(torch.zeros((1, *model.image_shape)))
+            model(torch.zeros((1, *model.image_shape)))
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(
             f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
             "module of its own and pass allow_float=True, or use a layer of ours."
         ) from error
-    return converted
+    return model
 
 
 def freeze(model: QuantizableModel) -> None:
@@ -137,10 +141,14 @@ def freeze(model: QuantizableModel) -> None:
     A frozen model that is saved and loaded into one prepared anew must be frozen again. Errors: ``ValueError`` for
     another model.
     """
-    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
-        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+    _check_prepared(model)
     model.is_frozen = True
     _eager.freeze(model)
+
+
+def _check_prepared(model: nn.Module) -> None:
+    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
+        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
 
 
 def _check_engine(engine: str, backend: str) -> None:
