@@ -1,0 +1,94 @@
+"""``check_layer``: the matrix for anybody's layer."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ._row import Outcome, Status, Tier, cells_of, run_cell
+from ._rows import ROWS
+from ._spec import BadArguments, BadInput, LayerSpec, Sample, XFail
+
+__all__ = ["LayerCheckError", "Report", "check_layer"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out of all cells of one layer; ``print`` shows one line a row."""
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.status is Status.FAILED)
+
+    @property
+    def failed_rows(self) -> tuple[str, ...]:
+        """Ids of rows with a failure, each once, in order."""
+        return tuple(dict.fromkeys(outcome.row for outcome in self.failures))
+
+    def __str__(self) -> str:
+        lines = []
+        for id in dict.fromkeys(outcome.row for outcome in self.outcomes):
+            outcomes = [outcome for outcome in self.outcomes if outcome.row == id]
+            by_status = {status: [o for o in outcomes if o.status is status] for status in Status}
+            ran = len(outcomes) - len(by_status[Status.NOT_APPLICABLE])
+            if by_status[Status.FAILED]:
+                word = f"FAILED {len(by_status[Status.FAILED])} of {ran}"
+            elif ran == 0:
+                word = "n/a"
+            elif by_status[Status.XFAILED]:
+                word = "as expected"
+            else:
+                word = f"passed {ran}"
+            notable = by_status[Status.FAILED] or by_status[Status.XFAILED] or (outcomes if ran == 0 else [])
+            why = f"{notable[0].place}: {notable[0].why}" if notable and ran else notable[0].why if notable else ""
+            lines.append(f"{id:<16} {word:<14} {why}".rstrip())
+        counts = {status: sum(o.status is status for o in self.outcomes) for status in Status}
+        total = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+        return "\n".join([f"{self.name}: {total}", *lines])
+
+
+class LayerCheckError(AssertionError):
+    """A layer fails checks; ``report`` holds them all."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+def check_layer(
+    cls: Callable[..., nn.Module],
+    samples: Sample | Sequence[Sample],
+    *,
+    bad_arguments: Sequence[BadArguments] = (),
+    bad_inputs: Sequence[BadInput] = (),
+    twin: type[nn.Module] | None = None,
+    geometries: Any = None,
+    expected_failures: Mapping[str, XFail] | None = None,
+    rows: Collection[str] | None = None,
+    slow: bool = False,
+    raise_on_error: bool = True,
+) -> Report:
+    """Runs the checks that every layer of this package passes on a layer of yours."""
+    spec = LayerSpec(
+        cls,
+        (samples,) if isinstance(samples, Sample) else tuple(samples),
+        tuple(bad_arguments),
+        tuple(bad_inputs),
+        twin,
+        geometries,
+        dict(expected_failures or {}),
+    )
+    known = {row.id: row for row in ROWS}
+    for id in rows or ():
+        if id not in known:
+            raise ValueError(f"rows must name rows of the matrix, got {id!r}; there are {', '.join(known)}")
+    chosen = [row for row in ROWS if (row.id in rows if rows is not None else slow or row.tier is Tier.EVERY_CHANGE)]
+    outcomes = tuple(run_cell(row, cell) for row in chosen for cell in cells_of(spec, row))
+    report = Report(spec.name, outcomes)
+    if raise_on_error and report.failures:
+        raise LayerCheckError(report)
+    return report

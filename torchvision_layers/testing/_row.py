@@ -1,0 +1,131 @@
+"""A row of the matrix: one check, the variants it runs in, and when it does not apply."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from ._cell import Cell
+from ._spec import LayerSpec, Sample
+
+__all__ = ["NA", "Outcome", "Row", "Status", "Tier", "cells_of", "row", "run_cell"]
+
+
+class Tier(Enum):
+    """How often a row runs."""
+
+    EVERY_CHANGE = "every change"
+    NIGHTLY = "nightly"
+
+
+class Status(Enum):
+    """What came out of a cell."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    XFAILED = "failed as expected"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class NA:
+    """A proof that a row says nothing of a cell: the reason holds exactly where ``holds`` finds it so."""
+
+    reason: str
+    holds: Callable[[Cell], bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A check. It raises where the layer fails it, and says in its docstring what it asks for."""
+
+    id: str
+    check: Callable[[Cell], None]
+    tier: Tier
+    variants: tuple[str, ...]
+    not_applicable: tuple[NA, ...]
+    #: Whether it looks at the layer as a whole: it then runs with the first sample only.
+    per_layer: bool
+    #: Patterns of warnings that the check itself provokes, with their category.
+    ignored_warnings: tuple[tuple[str, type[Warning]], ...]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring."""
+        return " ".join((self.check.__doc__ or "").split("\n\n")[0].split())
+
+
+def row(
+    id: str,
+    *,
+    tier: Tier = Tier.EVERY_CHANGE,
+    variants: Sequence[str] = ("",),
+    not_applicable: Sequence[NA] = (),
+    per_layer: bool = False,
+    ignored_warnings: Sequence[tuple[str, type[Warning]]] = (),
+) -> Callable[[Callable[[Cell], None]], Row]:
+    """Makes a row of a function that takes a :class:`Cell` and raises where the layer fails."""
+
+    def make(check: Callable[[Cell], None]) -> Row:
+        return Row(id, check, tier, tuple(variants), tuple(not_applicable), per_layer, tuple(ignored_warnings))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of one cell, and why."""
+
+    row: str
+    sample: str
+    variant: str
+    status: Status
+    why: str = ""
+    error: Exception | None = None
+
+    @property
+    def place(self) -> str:
+        return f"{self.sample}[{self.variant}]" if self.variant else self.sample
+
+
+def cells_of(spec: LayerSpec, row: Row) -> list[Cell]:
+    """The cells of a layer in a row: each sample in each variant."""
+    samples: Sequence[Sample] = spec.samples[:1] if row.per_layer else spec.samples
+    return [Cell(spec, sample, variant) for sample in samples for variant in row.variants]
+
+
+def run_cell(row: Row, cell: Cell) -> Outcome:
+    """Runs one check from a seed of its own; the caller's random numbers and default settings stay as they were."""
+    exemption = cell.spec.exempt.get(row.id) or cell.spec.exempt.get(f"{row.id}[{cell.variant}]")
+
+    def outcome(status: Status, why: str = "", error: Exception | None = None) -> Outcome:
+        return Outcome(row.id, cell.sample.id, cell.variant, status, why, error)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(warnings.catch_warnings())
+        for pattern, category in row.ignored_warnings:
+            warnings.filterwarnings("ignore", pattern, category)
+        torch.manual_seed(0)
+        try:
+            for na in row.not_applicable:
+                if na.holds(cell):
+                    return outcome(Status.NOT_APPLICABLE, na.reason)
+            torch.manual_seed(0)
+            row.check(cell)
+        except Exception as error:  # whatever a layer raises is what its check found
+            if exemption:
+                return outcome(Status.XFAILED, f"{exemption.reason} ({exemption.link})")
+            return outcome(Status.FAILED, _first_line(error), error)
+    if exemption:
+        passed = AssertionError(f"passes, and is expected to fail: {exemption.reason} ({exemption.link})")
+        return outcome(Status.FAILED, str(passed), passed)
+    return outcome(Status.PASSED)
+
+
+def _first_line(error: Exception) -> str:
+    """Type and first line of a message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -1,0 +1,70 @@
+"""When rows do not apply: what they ask for is not there, as the machine itself can see."""
+
+import importlib.util
+import inspect
+
+import torch
+from torch import nn
+
+from .._cell import Cell
+from .._row import NA
+
+__all__ = [
+    "BATCH_STATISTICS",
+    "NO_FLOATS",
+    "NO_PARAMETERS",
+    "NO_TWIN",
+    "RANDOM_IN_TRAINING",
+    "TRAIN_EVAL",
+    "VIEW",
+    "lacks",
+    "not_an_image",
+]
+
+TRAIN_EVAL = ("train", "eval")
+
+
+def _has_no_parameters(cell: Cell) -> bool:
+    return not list(cell.fresh().parameters())
+
+
+def _has_no_floats(cell: Cell) -> bool:
+    layer = cell.fresh()
+    return not any(tensor.is_floating_point() for tensor in [*layer.parameters(), *layer.buffers()])
+
+
+def _reads_batch_statistics(cell: Cell) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in cell.fresh().modules())
+
+
+def _gives_a_view(cell: Cell) -> bool:
+    input = cell.input()
+    output = cell.layer()(input)
+    storage = output.untyped_storage().data_ptr()
+    return storage == input.untyped_storage().data_ptr() and output.stride() != input.stride()
+
+
+NO_PARAMETERS = NA("has no parameters", _has_no_parameters)
+NO_FLOATS = NA("has no parameters and no float buffers", _has_no_floats)
+NO_TWIN = NA("has no twin", lambda cell: cell.spec.twin is None)
+RANDOM_IN_TRAINING = NA("draws random numbers in training", lambda cell: cell.training and cell.sample.is_random)
+BATCH_STATISTICS = NA("has no batch normalization", lambda cell: not _reads_batch_statistics(cell))
+VIEW = NA("gives a view of its input, with the layout that follows from it", _gives_a_view)
+not_an_image = NA("input is not an image of four dimensions", lambda cell: len(cell.sample.shape) != 4)
+
+
+def lacks(*packages: str) -> NA:
+    """Not applicable where one of the packages is not installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return NA(f"not installed: {', '.join(missing)}", lambda cell: bool(missing))
+
+
+def takes(cell: Cell, argument: str) -> bool:
+    """Whether the constructor has such an argument."""
+    return argument in inspect.signature(cell.spec.cls).parameters
+
+
+def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Distance relative to the expected length, in float64."""
+    got, expected = got.detach().double(), expected.detach().double()
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-12))

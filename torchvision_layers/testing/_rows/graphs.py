@@ -1,0 +1,133 @@
+"""Rows on programs made of a layer: traced, scripted, compiled, exported, run elsewhere."""
+
+import copy
+import io
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+
+from .._cell import Cell, run_seeded
+from .._row import Tier, row
+from ._applies import TRAIN_EVAL, lacks
+
+__all__ = ["aoti", "compiled", "exported", "fx", "inductor", "onnx", "script"]
+
+
+@row("fx", variants=TRAIN_EVAL)
+def fx(cell: Cell) -> None:
+    """Traced symbolically and pickled, it gives the same values at sizes not seen before."""
+    layer = cell.layer()
+    traced = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(copy.deepcopy(layer))))
+    for input in (cell.input(), cell.other_input(4)):
+        torch.testing.assert_close(run_seeded(traced, input), run_seeded(layer, input), rtol=1e-6, atol=1e-6)
+
+
+# torch.jit is deprecated; it is what loads without Python in the C++ programs of today.
+@row(
+    "script",
+    variants=TRAIN_EVAL,
+    ignored_warnings=((r"`torch\.jit", FutureWarning), (r"`torch\.jit", DeprecationWarning)),
+)
+def script(cell: Cell) -> None:
+    """Scripted, saved and loaded, it gives the same values at sizes not seen before."""
+    layer = cell.layer()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(copy.deepcopy(layer)), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    for input in (cell.input(), cell.other_input(4)):
+        torch.testing.assert_close(run_seeded(loaded, input), run_seeded(layer, input), rtol=1e-6, atol=1e-6)
+
+
+def _check_compiled(cell: Cell, backend: str, tolerance: float, gradient_tolerance: float) -> None:
+    torch.compiler.reset()
+    layer = cell.layer()
+    inner = copy.deepcopy(layer)
+    program = torch.compile(inner, fullgraph=True, backend=backend, dynamic=True)
+    input = cell.input().requires_grad_()
+    twin = input.detach().clone().requires_grad_()
+    output, expected = run_seeded(program, input), run_seeded(layer, twin)
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    assert input.grad is not None
+    assert twin.grad is not None
+    scale = max(1.0, float(twin.grad.abs().max()))
+    torch.testing.assert_close(input.grad, twin.grad, rtol=gradient_tolerance, atol=gradient_tolerance * scale)
+    for (name, got), want in zip(inner.named_parameters(), layer.parameters(), strict=True):
+        assert got.grad is not None, f"no gradient reaches {name}"
+        scale = max(1.0, float(want.grad.abs().max()))  # type: ignore[union-attr]
+        torch.testing.assert_close(got.grad, want.grad, rtol=gradient_tolerance, atol=gradient_tolerance * scale)
+    # torch's convolutions guard 2 <= N <= 15; within, nothing is compiled again.
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch in (5, 15):
+            again = cell.other_input(batch).requires_grad_()
+            torch.testing.assert_close(
+                run_seeded(program, again), run_seeded(layer, again), rtol=10 * tolerance, atol=10 * tolerance
+            )
+
+
+@row("compile", variants=TRAIN_EVAL)
+def compiled(cell: Cell) -> None:
+    """Compiled into one graph, forward and backward agree, and other sizes (N = 2 to 15) do not compile again."""
+    _check_compiled(cell, "aot_eager", 1e-6, 1e-5)
+
+
+@row("inductor", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
+def inductor(cell: Cell) -> None:
+    """Compiled to machine code by Inductor, forward and backward agree, and other sizes do not compile again."""
+    with torch._inductor.config.patch(fallback_random=True):  # or its dropout draws other numbers than eager's
+        _check_compiled(cell, "inductor", 1e-5, 1e-4)
+
+
+def _export(cell: Cell, layer: torch.nn.Module) -> torch.export.ExportedProgram:
+    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in cell.sample.free_dims}
+    return torch.export.export(copy.deepcopy(layer), (cell.input(),), dynamic_shapes=(dynamic,))
+
+
+@row("export", variants=TRAIN_EVAL)
+def exported(cell: Cell) -> None:
+    """Exported with dynamic sizes, saved and loaded, it gives the same values at sizes not seen before."""
+    layer = cell.layer()
+    file = io.BytesIO()
+    torch.export.save(_export(cell, layer), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for batch in (3, 17):
+        input = cell.other_input(batch)
+        torch.testing.assert_close(run_seeded(loaded, input), run_seeded(layer, input), rtol=1e-5, atol=1e-5)
+
+
+@row("onnx", not_applicable=(lacks("onnx", "onnxscript", "onnxruntime"),))
+def onnx(cell: Cell) -> None:
+    """Exported to ONNX with dynamic sizes, onnxruntime gives the same values at three sizes, a batch of one too."""
+    import onnxruntime
+
+    layer = cell.layer()
+    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in cell.sample.free_dims}
+    with torch.no_grad():
+        program = torch.onnx.export(
+            layer, (cell.input(),), dynamo=True, dynamic_shapes=(dynamic,), verbose=False, optimize=True
+        )
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (name,) = [node.name for node in session.get_inputs()]
+    for input in (cell.input(), cell.other_input(1), cell.other_input(5)):
+        got = torch.from_numpy(session.run(None, {name: input.numpy()})[0])
+        torch.testing.assert_close(got, layer(input).detach(), rtol=1e-5, atol=1e-5)
+
+
+@row("aoti", tier=Tier.NIGHTLY)
+def aoti(cell: Cell) -> None:
+    """Compiled ahead of time into a package and loaded from it, it gives the same values at other sizes."""
+    layer = cell.layer()
+    with tempfile.TemporaryDirectory() as folder:
+        path = torch._inductor.aoti_compile_and_package(
+            _export(cell, layer), package_path=str(Path(folder) / "layer.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+        for batch in (3, 17):
+            input = cell.other_input(batch)
+            torch.testing.assert_close(loaded(input), layer(input), rtol=1e-5, atol=1e-5)

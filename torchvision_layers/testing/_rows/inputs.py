@@ -1,0 +1,148 @@
+"""Rows on inputs: types, layouts, empty batches, and that nothing given is changed or stretched."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .._cell import Cell, run_seeded
+from .._row import row
+from ._applies import TRAIN_EVAL, VIEW, not_an_image, relative_l2, takes
+
+__all__ = ["channels_last", "dtypes", "empty_batch", "no_broadcast", "no_mutation"]
+
+_BOUNDS = {"bfloat16": 1e-2, "float16": 2e-3, "autocast": 1e-2}
+
+
+@row("dtypes", variants=tuple(_BOUNDS))
+def dtypes(cell: Cell) -> None:
+    """In bfloat16, in float16 and under autocast, in both modes, it stays close to float32; gradients keep the type."""
+    for training in (True, False):
+        precise = cell.layer().train(training)
+        input = cell.input()
+        if cell.variant == "autocast":
+            layer, low = copy.deepcopy(precise), input.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                output = run_seeded(layer, low)
+        else:
+            dtype = getattr(torch, cell.variant)
+            layer, low = copy.deepcopy(precise).to(dtype), input.to(dtype).requires_grad_()
+            # What rounding the weights and the input costs is not the layer's.
+            precise.load_state_dict(
+                {key: value.to(precise.state_dict()[key]) for key, value in layer.state_dict().items()}
+            )
+            input = low.detach().float()
+            output = run_seeded(layer, low)
+            assert output.dtype is dtype, f"gives {output.dtype} for {dtype}"
+        distance = relative_l2(output, run_seeded(precise, input))
+        assert distance <= _BOUNDS[cell.variant], f"relative distance {distance:.1e}"
+        output.float().square().sum().backward()
+        for name, tensor in [("input", low), *layer.named_parameters()]:
+            assert tensor.grad is not None, f"no gradient reaches {name}"
+            assert tensor.grad.dtype is tensor.dtype, f"the gradient of {name} is {tensor.grad.dtype}"
+            assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
+
+
+@row("channels_last", variants=TRAIN_EVAL, not_applicable=(not_an_image, VIEW))
+def channels_last(cell: Cell) -> None:
+    """All layouts of input and layer give the same values, and channels_last comes out where it goes in."""
+    plain, input = cell.layer(), cell.input()
+    moved = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    expected = run_seeded(copy.deepcopy(plain), input)
+    for layer, format in ((plain, "contiguous"), (moved, "channels_last")):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = input.clone(memory_format=layout).requires_grad_()
+            output = run_seeded(copy.deepcopy(layer), x)
+            torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+            if layout is torch.channels_last:
+                assert output.is_contiguous(memory_format=layout), f"a {format} layer gives another layout"
+            output.backward(torch.ones_like(output))
+            assert x.grad is not None
+            assert x.grad.is_contiguous(memory_format=layout), f"a {format} layer gives the gradient another layout"
+
+
+@row("no_mutation", variants=TRAIN_EVAL)
+def no_mutation(cell: Cell) -> None:
+    """The input keeps its bits and its version; ``inplace`` changes neither outputs nor gradients."""
+    layer, input = cell.layer(), cell.input()
+    before = input.clone()
+    run_seeded(layer, input)
+    assert torch.equal(input, before), "the input was changed"
+    assert input._version == 0, "the input was written to"
+    if not takes(cell, "inplace"):
+        return
+    results = []
+    for inplace in (True, False):
+        other = cell.spec.cls(**{**cell.kwargs(), "inplace": inplace}).train(cell.training)
+        other.load_state_dict(layer.state_dict())
+        x = before.clone().requires_grad_()
+        output = run_seeded(other, x * 1.0)  # not a leaf, which could not be written to at all
+        output.square().sum().backward()
+        results.append([output, x.grad, *(parameter.grad for parameter in other.parameters())])
+    for in_place, out_of_place in zip(*results, strict=True):
+        assert torch.equal(in_place, out_of_place), "inplace=True and inplace=False differ"
+
+
+_SUMS = frozenset(
+    getattr(owner, name)
+    for owner, names in (
+        (torch, ("add", "sub", "subtract")),
+        (Tensor, ("add", "add_", "sub", "sub_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__")),
+    )
+    for name in names
+)
+_PRODUCTS = frozenset(
+    getattr(owner, name)
+    for owner, names in (
+        (torch, ("mul", "multiply")),
+        (Tensor, ("mul", "mul_", "__mul__", "__rmul__", "__imul__")),
+    )
+    for name in names
+)
+
+
+class _NoBroadcast(TorchFunctionMode):
+    """Raises where two images of different shapes meet, other than a value per channel or a gate."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = [arg for arg in args[:2] if isinstance(arg, Tensor) and arg.dim() == 4]
+        if len(operands) == 2 and function in _SUMS | _PRODUCTS:
+            shapes = [tuple(operand.shape) for operand in operands]
+            full = torch.broadcast_shapes(*shapes)
+            if shapes[0] != shapes[1]:
+                small = shapes[0] if shapes[1] == full else shapes[1]
+                is_bias = small[0] == 1 and small[2:] == (1, 1)
+                if full not in shapes or (function in _SUMS and not is_bias):
+                    raise AssertionError(f"{getattr(function, '__name__', function)} stretches {shapes}")
+        return function(*args, **(kwargs or {}))
+
+
+@row("no_broadcast", variants=TRAIN_EVAL)
+def no_broadcast(cell: Cell) -> None:
+    """No sum of two images stretches one of them, but for one value per channel; no product stretches both."""
+    layer, input = cell.layer(), cell.input()
+    with _NoBroadcast():
+        layer(input)
+
+
+def _statistics(layer: torch.nn.Module) -> dict[str, Tensor]:
+    counts = ("num_batches_tracked",)  # torch counts an empty batch too
+    return {name: buffer.clone() for name, buffer in layer.named_buffers() if not name.endswith(counts)}
+
+
+@row("empty_batch", variants=TRAIN_EVAL)
+def empty_batch(cell: Cell) -> None:
+    """A batch of none goes forward and backward, and leaves the statistics alone."""
+    layer = cell.layer()
+    full = layer(cell.input())
+    before = _statistics(layer)
+    input = cell.input()[:0].requires_grad_()
+    output = layer(input)
+    assert output.shape == (0, *full.shape[1:]), f"gives the shape {tuple(output.shape)}"
+    output.sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or not bool(parameter.grad.any()), f"{name} gets a gradient of nothing"
+    for name, buffer in _statistics(layer).items():
+        assert torch.equal(buffer, before[name]), f"{name} was changed by nothing"

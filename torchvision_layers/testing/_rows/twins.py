@@ -1,0 +1,63 @@
+"""Rows on quantizable twins, before anything is quantized."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._cell import Cell, run_seeded
+from .._row import row
+from ._applies import NO_TWIN, TRAIN_EVAL
+
+__all__ = ["fuse", "twin_keys"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@row("twin_keys", not_applicable=(NO_TWIN,))
+def twin_keys(cell: Cell) -> None:
+    """Layer and twin have the same signature, keys and outputs, and take each other's weights."""
+    twin_cls: Any = cell.spec.twin
+    layer, input = cell.layer(), cell.input()
+    expected = layer(input)
+    twin = twin_cls(**cell.kwargs()).eval()
+    assert list(twin.state_dict()) == list(layer.state_dict()), "the keys differ"
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    assert torch.equal(twin(input), expected), "the outputs differ"
+    layer.load_state_dict(twin.state_dict(), strict=True)
+    converted = twin_cls.from_float(layer)
+    assert type(converted) is twin_cls
+    assert torch.equal(converted(input), expected), "the outputs differ after from_float"
+    assert not {id(p) for p in converted.parameters()} & {id(p) for p in layer.parameters()}, "weights are shared"
+    assert type(layer) is cell.spec.cls, "from_float changed the layer"
+    try:
+        twin_cls.from_float(nn.Hardshrink())
+        said = "nothing"
+    except TypeError as error:
+        said = str(error)
+    assert "Hardshrink" in said, f"from_float of another layer was answered with {said}"
+
+
+@row("fuse", variants=TRAIN_EVAL, not_applicable=(NO_TWIN,))
+def fuse(cell: Cell) -> None:
+    """Fusing keeps outputs, gradients and statistics, leaves no batch norm in eval, and a second call does nothing."""
+    twin_cls: Any = cell.spec.twin
+    twin = twin_cls.from_float(cell.layer())
+    fused = copy.deepcopy(twin)
+    fused.fuse_model()
+    input = cell.input()
+    results = []
+    for module in (twin, fused):
+        x = input.clone().requires_grad_()
+        y = run_seeded(module, x)
+        y.square().sum().backward()
+        statistics = [m.running_var for m in module.modules() if isinstance(m, _NORMS) and cell.training]
+        results.append([y, x.grad, *(s for s in statistics if s is not None)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    if not cell.training:
+        assert not any(isinstance(module, _NORMS) for module in fused.modules()), "a batch norm is left"
+    kinds = [type(module) for module in fused.modules()]
+    fused.fuse_model()
+    assert [type(module) for module in fused.modules()] == kinds, "a second call changed it"
