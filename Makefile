@@ -4,13 +4,20 @@ PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
 VENV_PYTHON = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all table lint clean
 
 demo: .venv/references.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
 
 test: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest
+
+test-all: .venv/test.stamp
+	$(VENV_PYTHON) -m pytest -m "slow or not slow"
+
+# The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
+table: .venv/test.stamp
+	$(VENV_PYTHON) -m pytest test/test_matrix.py -k test_cell -m "slow or not slow" --write-matrix
 
 lint: .venv/lint.stamp
 	$(VENV_PYTHON) -m ruff check .

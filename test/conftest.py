@@ -1,9 +1,26 @@
-"""Every test starts from one seed and leaves torch's engine as it was."""
+"""Every test starts from one seed and leaves torch's engine as it was; `--write-matrix` records the matrix."""
 
+import json
 from collections.abc import Iterator
 
+import matrix_record
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-matrix", action="store_true", help="write what comes out of the matrix into the docs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[matrix_record.OUTCOMES] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-matrix"):
+        record = matrix_record.updated(matrix_record.load(), session.config.stash[matrix_record.OUTCOMES])
+        matrix_record.write(matrix_record.JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        matrix_record.write(matrix_record.TABLE, matrix_record.render(record))
 
 
 @pytest.fixture(autouse=True)

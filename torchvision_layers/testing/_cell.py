@@ -21,6 +21,11 @@ class Cell:
     variant: str = ""
 
     @property
+    def place(self) -> str:
+        """The sample, with the variant."""
+        return f"{self.sample.id}[{self.variant}]" if self.variant else self.sample.id
+
+    @property
     def training(self) -> bool:
         return self.variant == "train"
 

@@ -59,6 +59,14 @@ class LayerCheckError(AssertionError):
         self.report = report
 
 
+def _check_ids(argument: str, ids: Collection[str], known: Collection[str]) -> None:
+    for id in ids:
+        if id not in known:
+            raise ValueError(
+                f"{argument} must name checks of the matrix, got {id!r}; there are {', '.join(sorted(known))}"
+            )
+
+
 def check_layer(
     cls: Callable[..., nn.Module],
     samples: Sample | Sequence[Sample],
@@ -72,7 +80,36 @@ def check_layer(
     slow: bool = False,
     raise_on_error: bool = True,
 ) -> Report:
-    """Runs the checks that every layer of this package passes on a layer of yours."""
+    """Runs the checks that every layer of this package passes on a layer of yours.
+
+    Args:
+        cls: the layer: a class, or a function that makes one.
+        samples: ways to build it, each with the shape of an input.
+        bad_arguments: what the constructor must refuse, over the arguments of the first sample.
+        bad_inputs: what the call must refuse.
+        twin: its quantizable twin, with ``from_float`` and ``fuse_model``. Default: ``None``.
+        geometries: a strategy of hypothesis for :class:`Geometry`, to check shapes with. Default: ``None``.
+        expected_failures: checks known to fail, by ``"row"`` or ``"row[variant]"``. Strict: passing is a failure.
+        rows: ids of the checks to run. Default: all those that are not slow.
+        slow: also runs checks that compile or start processes. Default: ``False``.
+        raise_on_error: raises where a check fails. Default: ``True``.
+
+    Returns the :class:`Report`, which prints as a table: what passed, what did not, and why.
+
+    Errors: :class:`LayerCheckError`, an ``AssertionError`` that holds the report, where a check fails; ``ValueError``
+    for ids that no row has, and for no sample. Random numbers of the caller stay as they were.
+
+    Examples::
+
+        >>> from torchvision_layers.testing import Sample, check_layer
+        >>> sample = Sample("default", {"num_channels": 3}, (2, 3, 6, 7))
+        >>> print(check_layer(tnn.LayerNorm2d, sample, rows=["gradcheck", "syncbn"]))
+        LayerNorm2d: 2 passed, 1 not applicable
+        gradcheck        passed 2
+        syncbn           n/a            has no batch normalization
+    """
+    if not __debug__:
+        raise RuntimeError("check_layer is made of assertions, which python -O leaves out")
     spec = LayerSpec(
         cls,
         (samples,) if isinstance(samples, Sample) else tuple(samples),
@@ -82,10 +119,11 @@ def check_layer(
         geometries,
         dict(expected_failures or {}),
     )
-    known = {row.id: row for row in ROWS}
-    for id in rows or ():
-        if id not in known:
-            raise ValueError(f"rows must name rows of the matrix, got {id!r}; there are {', '.join(known)}")
+    if not spec.samples:
+        raise ValueError("samples must hold at least one, got none")
+    places = {row.id: {row.id, *(f"{row.id}[{variant}]" for variant in row.variants)} for row in ROWS}
+    _check_ids("rows", rows or (), places)
+    _check_ids("expected_failures", spec.exempt, set().union(*places.values()))
     chosen = [row for row in ROWS if (row.id in rows if rows is not None else slow or row.tier is Tier.EVERY_CHANGE)]
     outcomes = tuple(run_cell(row, cell) for row in chosen for cell in cells_of(spec, row))
     report = Report(spec.name, outcomes)

@@ -80,15 +80,10 @@ class Outcome:
     """What came out of one cell, and why."""
 
     row: str
-    sample: str
-    variant: str
+    place: str
     status: Status
     why: str = ""
     error: Exception | None = None
-
-    @property
-    def place(self) -> str:
-        return f"{self.sample}[{self.variant}]" if self.variant else self.sample
 
 
 def cells_of(spec: LayerSpec, row: Row) -> list[Cell]:
@@ -102,7 +97,7 @@ def run_cell(row: Row, cell: Cell) -> Outcome:
     exemption = cell.spec.exempt.get(row.id) or cell.spec.exempt.get(f"{row.id}[{cell.variant}]")
 
     def outcome(status: Status, why: str = "", error: Exception | None = None) -> Outcome:
-        return Outcome(row.id, cell.sample.id, cell.variant, status, why, error)
+        return Outcome(row.id, cell.place, status, why, error)
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))

@@ -1,6 +1,8 @@
 """Rows on quantizable twins, before anything is quantized."""
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +17,16 @@ __all__ = ["fuse", "twin_keys"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def _arguments(cls: Callable[..., nn.Module]) -> list[tuple[object, ...]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(cls).parameters.values()]
+
+
 @row("twin_keys", not_applicable=(NO_TWIN,))
 def twin_keys(cell: Cell) -> None:
     """Layer and twin have the same signature, keys and outputs, and take each other's weights."""
     twin_cls: Any = cell.spec.twin
+    signatures = [_arguments(layer_cls) for layer_cls in (cell.spec.cls, twin_cls)]
+    assert signatures[0] == signatures[1], f"the arguments differ: {signatures}"
     layer, input = cell.layer(), cell.input()
     expected = layer(input)
     twin = twin_cls(**cell.kwargs()).eval()

@@ -1,0 +1,157 @@
+"""The public names and the arguments they take: a change fails here until it is recorded.
+
+``EXPECTTEST_ACCEPT=1`` rewrites the expectations. A name or an argument that goes, moves or changes its default breaks
+the code of every user.
+"""
+
+import inspect
+import textwrap
+from types import ModuleType
+
+from expecttest import assert_expected_inline
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized, testing
+
+
+def default(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def signature(name: str, thing: object) -> str:
+    """Name and arguments, without their types."""
+    if not callable(thing):
+        return name
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):  # an enumeration of an older Python has none to read
+        return name
+    words = []
+    is_open = True
+    for parameter in parameters:
+        if is_open and parameter.kind is parameter.KEYWORD_ONLY:
+            words.append("*")
+            is_open = False
+        empty = parameter.default is parameter.empty
+        words.append(parameter.name if empty else f"{parameter.name}={default(parameter.default)}")
+    return textwrap.fill(f"{name}({', '.join(words)})", width=100, subsequent_indent="    ")
+
+
+def signatures(door: ModuleType) -> str:
+    return "\n".join(signature(name, getattr(door, name)) for name in sorted(door.__all__))
+
+
+def test_nn() -> None:
+    assert_expected_inline(
+        signatures(tnn),
+        """\
+BasicBlock(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
+    norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
+    stochastic_depth=0.0, device=None, dtype=None)
+Bottleneck(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
+    norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
+    stochastic_depth=0.0, device=None, dtype=None)
+Conv1dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
+    norm_layer=BatchNorm1d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
+    conv_layer=Conv1d, device=None, dtype=None)
+Conv3dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
+    norm_layer=BatchNorm3d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
+    conv_layer=Conv3d, device=None, dtype=None)
+ConvNeXtBlock(dim, *, kernel_size=7, expansion=4, layer_scale=1e-06, stochastic_depth=0.0,
+    norm_layer=None, activation_layer=GELU, conv_layer=Conv2d, device=None, dtype=None)
+ConvNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
+    norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
+    conv_layer=Conv2d, device=None, dtype=None)
+DepthwiseSeparableConv(in_channels, out_channels, kernel_size=3, stride=1, padding=None, dilation=1,
+    depth_multiplier=1, norm_layer=BatchNorm2d, activation_layer=ReLU, *, device=None, dtype=None)
+FrozenBatchNorm2d(num_features, eps=1e-05, *, device=None, dtype=None)
+FusedMBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=4,
+    norm_layer=BatchNorm2d, activation_layer=SiLU, *, conv_layer=Conv2d, stochastic_depth=0.0,
+    device=None, dtype=None)
+InvertedResidual(inp, oup, stride, expand_ratio, norm_layer=None, *, kernel_size=3, dilation=1,
+    activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0, device=None,
+    dtype=None)
+LayerNorm2d(num_channels, eps=1e-06, elementwise_affine=True, *, device=None, dtype=None)
+LayerScale(dim, init_value=1e-06, channels_dim=1, *, device=None, dtype=None)
+LinearDropoutAct(in_features, out_features, bias=True, dropout=0.0, activation_layer=ReLU,
+    inplace=None, *, norm_layer=None, device=None, dtype=None)
+MBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=6, norm_layer=BatchNorm2d,
+    activation_layer=SiLU, *, se_layer=SqueezeExcitation, conv_layer=Conv2d, stochastic_depth=0.0,
+    device=None, dtype=None)
+MLP(in_channels, hidden_channels, norm_layer=None, activation_layer=ReLU, inplace=None, bias=True,
+    dropout=0.0, *, device=None, dtype=None)
+Permute(dims, *, device=None, dtype=None)
+SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
+    device=None, dtype=None)
+StochasticDepth(p, mode, *, device=None, dtype=None)""",
+    )
+
+
+def test_quantized() -> None:
+    """A twin's arguments are its layer's, which the matrix checks; the names and the functions are what is left."""
+    twins = [name for name in quantized.__all__ if isinstance(getattr(quantized, name), type)]
+    functions = [signature(name, getattr(quantized, name)) for name in quantized.__all__ if name not in twins]
+    assert_expected_inline(
+        "\n".join(sorted(twins) + sorted(functions)),
+        """\
+QuantizableBasicBlock
+QuantizableBottleneck
+QuantizableConv1dNormAct
+QuantizableConv3dNormAct
+QuantizableConvNeXtBlock
+QuantizableConvNormAct
+QuantizableDepthwiseSeparableConv
+QuantizableFusedMBConv
+QuantizableInvertedResidual
+QuantizableLayer
+QuantizableLayerNorm2d
+QuantizableLayerScale
+QuantizableLinearDropoutAct
+QuantizableMBConv
+QuantizableMLP
+QuantizableModel
+QuantizableSqueezeExcitation
+Report
+ReportRow
+convert(model)
+freeze(model)
+fuse_model(model, is_qat=None)
+prepare_qat(model, *, backend='x86', engine='eager', allow_float=False)
+quantizable(model, *, allow_float=False)
+quantize(model, batches, *, backend='x86', engine='eager', allow_float=False)
+report(model)""",
+    )
+
+
+def test_testing() -> None:
+    things = {name: getattr(testing, name) for name in testing.__all__}
+    functions = {name for name, thing in things.items() if inspect.isfunction(thing)}
+    shown = [signature(name, thing) if name in functions else name for name, thing in things.items()]
+    assert_expected_inline(
+        "\n".join(sorted(shown)),
+        """\
+BadArguments
+BadInput
+Cell
+GROUPS
+Geometry
+LayerCheckError
+LayerSpec
+Misuse
+NA
+Outcome
+ROWS
+Reference
+Report
+Row
+Sample
+Status
+Tier
+XFail
+cells_of(spec, row)
+check_layer(cls, samples, *, bad_arguments=(), bad_inputs=(), twin=None, geometries=None,
+    expected_failures=None, rows=None, slow=False, raise_on_error=True)
+row(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
+    per_layer=False, ignored_warnings=())
+run_cell(row, cell)""",
+    )
