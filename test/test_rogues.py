@@ -4,11 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from matrix_record import ROWS_HERE
 from rogues import CONTROL, DROPPING, ROGUES, TWIN, WITHOUT_MODE
 from torch import nn
 
-from torchvision_layers.testing import Cell, Row, Status, Tier, cells_of, run_cell
+from torchvision_layers.testing import Cell, LayerSpec, Row, Sample, Status, Tier, cells_of, run_cell
 
 ROWS = [pytest.param(row, id=row.id, marks=[pytest.mark.slow] * (row.tier is Tier.NIGHTLY)) for row in ROWS_HERE]
 
@@ -52,3 +53,28 @@ def test_a_false_flag_is_found(name: str) -> None:
 
 def test_every_row_has_a_rogue() -> None:
     assert set(ROGUES) == {row.id for row in ROWS_HERE}
+
+
+STRETCHES = {
+    "x + y": lambda x, y: x + y,
+    "x - y": lambda x, y: x - y,
+    "x += y": lambda x, y: x.clone().__iadd__(y),
+    "torch.add": torch.add,
+    "x.add_": lambda x, y: x.clone().add_(y, alpha=2),
+    "x.sub": lambda x, y: x.sub(y),
+    "both sides of a product": lambda x, y: x[:, :, :1] * y,
+}
+
+
+@pytest.mark.parametrize("way", STRETCHES)
+def test_every_way_to_stretch_an_image_is_seen(way: str) -> None:
+    (row,) = [row for row in ROWS_HERE if row.id == "no_broadcast"]
+
+    class Stretching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return STRETCHES[way](x, x[:, :1])
+
+    spec = LayerSpec(Stretching, (Sample("rogue", {}, (2, 3, 6, 7)),))
+    outcome = run_cell(row, Cell(spec, spec.samples[0], "eval"))
+    assert outcome.status is Status.FAILED
+    assert "stretches" in outcome.why
