@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_int, check_probability, check_width
+from .._utils.checks import check_bool, check_int, check_probability, check_width, is_tensor
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["MLP"]
@@ -30,9 +30,10 @@ class MLP(nn.Sequential):
         dtype: type of the parameters. Default: torch's.
 
     A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range, no hidden size or an instance with another width.
+    of another type, ``ValueError`` for a number out of its range, no hidden size, an instance with another width, or an
+    input of another shape.
 
-    Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`.
+    Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`; with ``nn.BatchNorm1d`` :math:`(N, C_{in})`.
 
     Examples::
 
@@ -72,11 +73,15 @@ class MLP(nn.Sequential):
             layers.append(nn.Dropout(probability, inplace=bool(inplace)))
             channels = hidden
         super().__init__(*layers)
+        # Of a sequence nn.BatchNorm1d normalizes the second dimension, not the features.
+        self.is_flat = any(isinstance(layer, nn.BatchNorm1d) for layer in layers)
         self.in_channels = in_channels
         self.out_channels = channels
 
     def forward(self, input: Tensor) -> Tensor:
         check_width(input, -1, self.in_channels)
+        if self.is_flat and is_tensor(input) and input.dim() != 2:
+            raise ValueError(f"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got {input.dim()}")
         for layer in self:
             input = layer(input)
         return input
