@@ -22,7 +22,7 @@ class MLP(nn.Sequential):
         hidden_channels: sizes after each projection; the last is that of the output.
         norm_layer: called with each hidden size; ``None`` for none. Default: ``None``.
         activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        inplace: asks activation and dropout to work in place; ``None`` leaves them their own default.
+        inplace: asks the activation and the last dropout to work in place; ``None`` leaves them their own default.
             Default: ``None``.
         bias: bias in the projections. Default: ``True``.
         dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
@@ -66,11 +66,13 @@ class MLP(nn.Sequential):
         for i, hidden in enumerate(hidden_channels, start=1):
             check_int("hidden_channels", hidden)
             layers.append(nn.Linear(channels, hidden, bias, device=device, dtype=dtype))
-            if i < len(hidden_channels):
+            is_last = i == len(hidden_channels)
+            if not is_last:
                 if norm_layer is not None:
                     layers.append(build.norm("norm_layer", norm_layer, hidden))
                 layers.append(build.activation("activation_layer", activation_layer, hidden, inplace))
-            layers.append(nn.Dropout(probability, inplace=bool(inplace)))
+            # Not in place behind an activation, whose backward needs its output as it was.
+            layers.append(nn.Dropout(probability, inplace=bool(inplace) and is_last))
             channels = hidden
         super().__init__(*layers)
         # Of a sequence nn.BatchNorm1d normalizes the second dimension, not the features.
