@@ -10,9 +10,12 @@ from torch import Tensor
 
 __all__ = [
     "check_bool",
+    "check_dtype",
     "check_eps",
+    "check_floating",
     "check_input",
     "check_int",
+    "check_number",
     "check_odd",
     "check_probability",
     "check_same_shape",
@@ -50,18 +53,32 @@ def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tu
 
 def check_probability(argument: str, value: object) -> float:
     """Returns ``value``, a number in [0, 1]; NaN is refused."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{argument} must be a number, got {value!r}")
-    probability = float(value)
-    if math.isnan(probability) or not 0.0 <= probability <= 1.0:
+    probability = _check_real(argument, value)
+    if not 0.0 <= probability <= 1.0:
         raise ValueError(f"{argument} must be in [0, 1], got {value}")
     return probability
 
 
-def check_eps(eps: float) -> None:
-    """Raises for a negative ``eps``, or NaN."""
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+def check_number(argument: str, value: object) -> float:
+    """Returns ``value``, a number; NaN and infinity are refused."""
+    number = _check_real(argument, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    return number
+
+
+def check_eps(eps: object) -> float:
+    """Returns ``eps``, a finite number that is not negative."""
+    number = _check_real("eps", eps)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    return number
+
+
+def _check_real(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number, got {value!r}")
+    return float(value)
 
 
 def check_bool(argument: str, value: object) -> bool:
@@ -103,7 +120,37 @@ def check_width(input: Tensor, dim: int, channels: int) -> None:
         raise ValueError(f"input must have size {channels} in dimension {dim}, got shape {list(input.shape)}")
 
 
-def check_same_shape(argument: str, skip: Tensor, branch: Tensor) -> None:
-    """Raises unless a skip has the shape of the branch that it is added to: nothing is broadcast."""
-    if is_tensor(skip) and skip.shape != branch.shape:
-        raise ValueError(f"{argument} must give the shape of the branch {list(branch.shape)}, got {list(skip.shape)}")
+def check_floating(input: Tensor) -> None:
+    """Raises unless ``input`` is of a floating-point type, or quantized."""
+    if is_tensor(input) and not input.is_floating_point() and not input.is_quantized:
+        raise TypeError(f"input must be of a floating-point type, got {input.dtype}")
+
+
+def check_dtype(input: Tensor, parameter: Tensor | None) -> None:
+    """Raises unless ``input`` has the type of ``parameter``; half precision may meet float32, as in torch's own norms.
+
+    For layers whose arithmetic would promote other types without a word. Convolutions and projections refuse them.
+    """
+    if torch.jit.is_scripting() or not is_tensor(input):
+        return
+    if parameter is None:
+        check_floating(input)
+    elif input.dtype != parameter.dtype and not _may_meet(input, parameter):
+        raise TypeError(f"input must be {parameter.dtype} as the layer is, got {input.dtype}")
+
+
+def _may_meet(input: Tensor, parameter: Tensor) -> bool:
+    """Whether two types that differ are those of mixed precision; autocast also gives float32 to a half layer."""
+    mixed = (torch.float16, torch.bfloat16, torch.float32)
+    if input.dtype not in mixed or parameter.dtype not in mixed:
+        return False
+    device = input.device.type
+    return parameter.dtype == torch.float32 or (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )
+
+
+def check_same_shape(argument: str, given: Tensor, wanted: Tensor, of: str = "branch") -> None:
+    """Raises unless the two sides of a residual addition have one shape: nothing is broadcast."""
+    if is_tensor(given) and given.shape != wanted.shape:
+        raise ValueError(f"{argument} must give the shape of the {of} {list(wanted.shape)}, got {list(given.shape)}")

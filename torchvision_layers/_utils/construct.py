@@ -110,6 +110,8 @@ class Builder:
     def norm(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
         """A normalization, called with its channels."""
         norm = self.module(argument, layer, channels)
+        if type(norm).__module__ == nn.ReLU.__module__:  # nn.ReLU(channels) would be one in place
+            raise TypeError(f"{argument} must make a normalization, it made the activation {type(norm).__name__}")
         for name in ("num_features", "num_channels"):
             self._check_width(argument, norm, name, channels)
         if isinstance(norm, nn.LayerNorm) and norm.normalized_shape[-1] != channels:

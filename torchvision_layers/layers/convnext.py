@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_odd, check_probability, check_same_shape
+from .._utils.checks import check_input, check_int, check_number, check_odd, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
 from .permute import Permute
 from .stochastic_depth import StochasticDepth
@@ -62,6 +62,7 @@ class ConvNeXtBlock(nn.Module):
         hidden = check_int("expansion", expansion) * dim
         check_odd("kernel_size", kernel_size)
         check_probability("stochastic_depth", stochastic_depth)
+        scale = check_number("layer_scale", layer_scale)
         build = Builder(device, dtype)
         half = kernel_size // 2
         self.block = nn.Sequential(
@@ -84,7 +85,7 @@ class ConvNeXtBlock(nn.Module):
             nn.Linear(hidden, dim, device=device, dtype=dtype),
             Permute([0, 3, 1, 2]),
         )
-        self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), float(layer_scale), device=device, dtype=dtype))
+        self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), scale, device=device, dtype=dtype))
         self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class ConvNeXtBlock(nn.Module):
         branch = self._scale(self.block(input))
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        check_same_shape("conv_layer", branch, input)
+        check_same_shape("conv_layer", branch, input, "input")
         return self._join(branch, input)
 
     def _scale(self, branch: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torchvision.ops
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._utils.checks import check_eps, check_input, check_int
+from .._utils.checks import check_dtype, check_eps, check_input, check_int
 
 __all__ = ["FrozenBatchNorm2d"]
 
@@ -23,7 +23,8 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
         device: where the buffers are made. Default: torch's.
         dtype: type of the buffers. Default: torch's.
 
-    Errors: ``ValueError`` for a width below 1, a negative ``eps``, or an input of another rank or width.
+    Errors: ``ValueError`` for a width below 1, an ``eps`` that is negative or not finite, or an input of another rank
+    or width; ``TypeError`` for an input of another type than the buffers, but for half precision with float32.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -42,17 +43,18 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_int("num_features", num_features)
-        check_eps(eps)
-        super().__init__(num_features, eps)
+        super().__init__(num_features, check_eps(eps))
         self.num_features = num_features
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, 4, self.num_features)
+        check_dtype(x, self.weight)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         # The backward of torch's kernel prepares gradients of the statistics, which nobody needs here.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return (x * scale.reshape(-1, 1, 1)).add_(shift.reshape(-1, 1, 1))
+        output = (x * scale.reshape(-1, 1, 1)).add_(shift.reshape(-1, 1, 1))
+        return output.to(x.dtype)  # as the kernel above, where half precision meets float32

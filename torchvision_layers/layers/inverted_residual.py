@@ -54,7 +54,7 @@ class InvertedBottleneck(nn.Module):
         if self.use_res_connect:
             if self.stochastic_depth is not None:
                 branch = self.stochastic_depth(branch)
-            check_same_shape("conv_layer", input, branch)
+            check_same_shape("conv_layer", branch, input, "input")
             return self._join(branch, input)
         else:  # noqa: RET505  # script leaves out a branch of an if only where there is an else
             return branch

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._utils.checks import check_eps, check_input, check_int, check_width
+from .._utils.checks import check_bool, check_dtype, check_eps, check_input, check_int, check_number, check_width
 
 __all__ = ["LayerNorm2d", "LayerScale"]
 
@@ -22,7 +22,8 @@ class LayerNorm2d(nn.LayerNorm):
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
 
-    Errors: ``ValueError`` for a width below 1, a negative ``eps``, or an input of another rank or width.
+    Errors: ``ValueError`` for a width below 1, an ``eps`` that is negative or not finite, or an input of another rank
+    or width; ``TypeError`` for an input of another type than the parameters, but for half precision with float32.
 
     Shape: input and output are both :math:`(N, C, H, W)`; a channels_last input is not copied.
 
@@ -42,12 +43,13 @@ class LayerNorm2d(nn.LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_int("num_channels", num_channels)
-        check_eps(eps)
-        super().__init__(num_channels, eps, elementwise_affine, device=device, dtype=dtype)
+        check_bool("elementwise_affine", elementwise_affine)
+        super().__init__(num_channels, check_eps(eps), elementwise_affine, device=device, dtype=dtype)
         self.num_channels = num_channels
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.num_channels)
+        check_dtype(input, self.weight)
         pixels = F.layer_norm(input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return pixels.permute(0, 3, 1, 2)
 
@@ -64,7 +66,8 @@ class LayerScale(nn.Module):
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
 
-    Errors: ``ValueError`` for a width below 1, another ``channels_dim``, or an input of another width.
+    Errors: ``ValueError`` for a width below 1, another ``channels_dim``, a start that is not finite, or an input of
+    another width; ``TypeError`` for an input of another type than the parameters, but for half precision with float32.
 
     Shape: input and output are both :math:`(N, C, *)`, or :math:`(*, C)` with ``channels_dim=-1``.
 
@@ -85,13 +88,15 @@ class LayerScale(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = check_int("dim", dim)
-        if channels_dim not in (1, -1):
+        if check_int("channels_dim", channels_dim, minimum=-1) not in (1, -1):
             raise ValueError(f"channels_dim must be 1 or -1, got {channels_dim!r}")
+        start = check_number("init_value", init_value)
         self.channels_dim = channels_dim
-        self.weight = nn.Parameter(torch.full((dim,), float(init_value), device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.full((dim,), start, device=device, dtype=dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         check_width(input, self.channels_dim, self.dim)
+        check_dtype(input, self.weight)
         if self.channels_dim == -1:
             return input * self.weight
         return input * self.weight.reshape([-1] + [1] * (input.dim() - 2))

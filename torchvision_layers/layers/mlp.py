@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_int, check_probability, check_width
+from .._utils.checks import check_bool, check_int, check_probability, check_width, is_tensor
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["MLP"]
@@ -22,7 +22,7 @@ class MLP(nn.Sequential):
         hidden_channels: sizes after each projection; the last is that of the output.
         norm_layer: called with each hidden size; ``None`` for none. Default: ``None``.
         activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        inplace: asks activation and dropout to work in place; ``None`` leaves them their own default.
+        inplace: asks the activation and the last dropout to work in place; ``None`` leaves them their own default.
             Default: ``None``.
         bias: bias in the projections. Default: ``True``.
         dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
@@ -30,9 +30,10 @@ class MLP(nn.Sequential):
         dtype: type of the parameters. Default: torch's.
 
     A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range, no hidden size or an instance with another width.
+    of another type, ``ValueError`` for a number out of its range, no hidden size, an instance with another width, or an
+    input of another shape.
 
-    Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`.
+    Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`; with ``nn.BatchNorm1d`` :math:`(N, C_{in})`.
 
     Examples::
 
@@ -65,18 +66,24 @@ class MLP(nn.Sequential):
         for i, hidden in enumerate(hidden_channels, start=1):
             check_int("hidden_channels", hidden)
             layers.append(nn.Linear(channels, hidden, bias, device=device, dtype=dtype))
-            if i < len(hidden_channels):
+            is_last = i == len(hidden_channels)
+            if not is_last:
                 if norm_layer is not None:
                     layers.append(build.norm("norm_layer", norm_layer, hidden))
                 layers.append(build.activation("activation_layer", activation_layer, hidden, inplace))
-            layers.append(nn.Dropout(probability, inplace=bool(inplace)))
+            # Not in place behind an activation, whose backward needs its output as it was.
+            layers.append(nn.Dropout(probability, inplace=bool(inplace) and is_last))
             channels = hidden
         super().__init__(*layers)
+        # Of a sequence nn.BatchNorm1d normalizes the second dimension, not the features.
+        self.is_flat = any(isinstance(layer, nn.BatchNorm1d) for layer in layers)
         self.in_channels = in_channels
         self.out_channels = channels
 
     def forward(self, input: Tensor) -> Tensor:
         check_width(input, -1, self.in_channels)
+        if self.is_flat and is_tensor(input) and input.dim() != 2:
+            raise ValueError(f"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got {input.dim()}")
         for layer in self:
             input = layer(input)
         return input

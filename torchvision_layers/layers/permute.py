@@ -6,7 +6,7 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from .._utils.checks import is_tensor
+from .._utils.checks import check_int, is_tensor
 
 __all__ = ["Permute"]
 
@@ -38,9 +38,12 @@ class Permute(torchvision.ops.Permute):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if sorted(d % max(1, len(dims)) for d in dims) != list(range(len(dims))) or not dims:
+        if isinstance(dims, str) or not isinstance(dims, Sequence):
+            raise TypeError(f"dims must be a list or tuple of ints, got {dims!r}")
+        order = [check_int("dims", d, minimum=-len(dims)) for d in dims]
+        if not order or sorted(d % len(order) if d < len(order) else d for d in order) != list(range(len(order))):
             raise ValueError(f"dims must hold each dimension once, got {dims!r}")
-        super().__init__(list(dims))
+        super().__init__(order)
 
     def forward(self, x: Tensor) -> Tensor:
         if is_tensor(x) and x.dim() != len(self.dims):

@@ -60,8 +60,12 @@ class _ResidualBlock(nn.Module):
             branch = self.se(branch)
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        skip = input if self.downsample is None else self.downsample(input)
-        check_same_shape("downsample", skip, branch)
+        if self.downsample is None:
+            skip = input
+            check_same_shape("conv_layer", branch, skip, "input")
+        else:
+            skip = self.downsample(input)
+            check_same_shape("downsample", skip, branch)
         return self._join(branch, skip)
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
@@ -161,7 +165,8 @@ class BasicBlock(_ResidualBlock):
     ) -> None:
         super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
         if groups != 1 or base_width != 64:
-            raise ValueError(f"groups and base_width must be 1 and 64 in a BasicBlock, got {groups} and {base_width}")
+            given = f"{groups!r} and {base_width!r}"
+            raise ValueError(f"groups and base_width must be 1 and 64 in a BasicBlock, got {given}")
         if norm_layer is None:
             norm_layer = nn.BatchNorm2d
         build = Builder(device, dtype)

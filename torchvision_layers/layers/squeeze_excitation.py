@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int
+from .._utils.checks import check_floating, check_input, check_int
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["SqueezeExcitation"]
@@ -56,6 +56,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.input_channels, needs_pixels=True)
+        check_floating(input)
         scale = self.activation(self.fc1(self.avgpool(input)))
         return self._scale(input, self.scale_activation(self.fc2(scale)))
 

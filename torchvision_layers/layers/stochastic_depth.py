@@ -6,7 +6,7 @@ import torchvision.ops
 from torch import Tensor
 from torchvision.ops import stochastic_depth
 
-from .._utils.checks import check_probability, is_tensor
+from .._utils.checks import check_floating, check_probability, is_tensor
 
 __all__ = ["StochasticDepth"]
 
@@ -26,7 +26,8 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         device: taken as everywhere; there is nothing to place.
         dtype: taken as everywhere; there is nothing to type.
 
-    Errors: ``ValueError`` for ``p`` outside [0, 1] or another mode.
+    Errors: ``ValueError`` for ``p`` outside [0, 1], another mode or an input without a batch; ``TypeError`` for an
+    input of integers.
 
     Shape: input and output are both :math:`(N, *)`.
 
@@ -49,5 +50,7 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         super().__init__(check_probability("p", p), mode)
 
     def forward(self, input: Tensor) -> Tensor:
-        is_tensor(input)  # raises for what is none
+        check_floating(input)  # in eval as well: training would fail later
+        if is_tensor(input) and input.dim() == 0:
+            raise ValueError("input must have at least 1 dimension, got 0")
         return stochastic_depth(input, self.p, self.mode, self.training)

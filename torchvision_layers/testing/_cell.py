@@ -30,8 +30,13 @@ class Cell:
         return self.variant == "train"
 
     def kwargs(self) -> dict[str, object]:
-        """Arguments of the sample; modules among them are copied, so that no check can spoil them for the next."""
-        return copy.deepcopy(dict(self.sample.kwargs))
+        """Arguments of the sample; modules among them are copied, so that no check can spoil them for the next.
+
+        Like all that is made in the check, they stand on torch's default device.
+        """
+        device = torch.get_default_device()
+        kwargs = copy.deepcopy(dict(self.sample.kwargs))
+        return {name: arg.to(device) if isinstance(arg, nn.Module) else arg for name, arg in kwargs.items()}
 
     def fresh(self) -> nn.Module:
         """The layer as its constructor leaves it, in the mode of the variant."""

@@ -97,7 +97,7 @@ class BadInput:
 class Geometry:
     """Arguments, the shape of an input and the shape that the formula in the docs gives for the output.
 
-    ``out_shape=None`` says that the input must be refused, with a ``ValueError``.
+    ``out_shape=None`` says that the call must refuse the input, with a ``ValueError`` or torch's own ``RuntimeError``.
     """
 
     kwargs: Mapping[str, Any]

@@ -23,6 +23,9 @@ from ._applies import BATCH_STATISTICS, NO_PARAMETERS, TRAIN_EVAL
 
 __all__ = ["ddp", "ddp_two", "fsdp2", "fsdp2_meta", "fsdp2_two", "syncbn"]
 
+# What follows such a layer in place would be lost; nothing follows here.
+_VIEWS = ((r"FSDP2-wrapped module .* returned a view tensor", UserWarning),)
+
 IN_A_GROUP = NA("runs inside of a process group already", lambda cell: dist.is_initialized())
 
 
@@ -88,13 +91,15 @@ def ddp(cell: Cell) -> None:
     _check_alone(cell, DistributedDataParallel)
 
 
-@row("fsdp2", variants=TRAIN_EVAL, not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR))
+@row(
+    "fsdp2", variants=TRAIN_EVAL, not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR), ignored_warnings=_VIEWS
+)
 def fsdp2(cell: Cell) -> None:
     """Under ``fully_shard``, in a group of one, the gradients are those of the layer alone."""
     _check_alone(cell, _shard)
 
 
-@row("fsdp2_meta", not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR))
+@row("fsdp2_meta", not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR), ignored_warnings=_VIEWS)
 def fsdp2_meta(cell: Cell) -> None:
     """Built on meta, sharded and then filled from a state dict, it gives the same bits."""
     layer, input = cell.layer(), cell.input()

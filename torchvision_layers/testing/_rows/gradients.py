@@ -50,14 +50,23 @@ def gradcheck_slow(cell: Cell) -> None:
 @row("grads_reach", variants=TRAIN_EVAL)
 def grads_reach(cell: Cell) -> None:
     """Every parameter, and the input, gets a finite gradient that is not zero everywhere."""
-    layer = cell.layer()
-    input = cell.input().requires_grad_()
-    output = run_seeded(layer, input)
-    (output * torch.randn_like(output)).sum().backward()
-    for name, tensor in [("input", input), *layer.named_parameters()]:
-        assert tensor.grad is not None, f"no gradient reaches {name}"
-        assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
-        assert bool(tensor.grad.any()), f"the gradient of {name} is zero everywhere"
+    unreached: set[str] | None = None
+    for seed in range(16):  # a bottleneck of one unit with a ReLU is shut in many draws of its weights
+        torch.manual_seed(seed)
+        layer = cell.layer()
+        input = cell.input().requires_grad_()
+        output = run_seeded(layer, input)
+        (output * torch.randn_like(output)).sum().backward()
+        zero = set()
+        for name, tensor in [("input", input), *layer.named_parameters()]:
+            assert tensor.grad is not None, f"no gradient reaches {name}"
+            assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
+            if not bool(tensor.grad.any()):
+                zero.add(name)
+        unreached = zero if unreached is None else unreached & zero
+        if not unreached:
+            return
+    raise AssertionError(f"the gradient of {', '.join(sorted(unreached or ()))} is zero everywhere")
 
 
 def _outputs_and_gradients(layer: nn.Module, call: Callable[[Tensor], Tensor], input: Tensor) -> list[Tensor]:
@@ -83,8 +92,10 @@ def noncontig(cell: Cell) -> None:
         output = strided(input)  # the gradient of the first half of a stack comes back with steps
         return torch.stack([output, output.detach()], dim=-1)[..., 0]
 
+    # Relative to the largest: a bias before a batch norm has no gradient, only what rounding leaves of the others.
+    scale = max(1.0, *(float(tensor.abs().max()) for tensor in expected))
     for got, want in zip(_outputs_and_gradients(strided, call, spread), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * scale)
 
 
 @row("functional")

@@ -15,11 +15,12 @@ __all__ = ["errors", "unknown_keyword", "wrong_width"]
 def _refuses(cell: Cell, bad: BadArguments | BadInput) -> str | None:
     """``None`` where it is refused as it should be, or what happened instead."""
     kwargs = {**cell.kwargs(), **bad.kwargs}
+    # Not below: what the constructor refuses is no bad input, and its message must not pass for that of the call.
+    layer = cell.spec.cls(**kwargs).train(bad.training) if isinstance(bad, BadInput) else None
     try:
-        if isinstance(bad, BadArguments):
+        if layer is None or isinstance(bad, BadArguments):
             cell.spec.cls(**kwargs)
             return "was accepted by the constructor"
-        layer = cell.spec.cls(**kwargs).train(bad.training)
         layer(torch.zeros(bad.input) if isinstance(bad.input, tuple) else bad.input)
         return "was accepted"
     except bad.error as error:
@@ -62,20 +63,26 @@ def unknown_keyword(cell: Cell) -> None:
     assert "no_such_argument" in said, f"no_such_argument=1 was answered with {said}"
 
 
+def _width_axis(cell: Cell) -> int | None:
+    """Where the channels stand: second or last, and not free."""
+    places = (1, len(cell.sample.shape) - 1)
+    return next((dim for dim in places if 0 < dim < len(cell.sample.shape) and dim not in cell.sample.free_dims), None)
+
+
 def _has_no_width(cell: Cell) -> bool:
-    if len(cell.sample.shape) < 2:
+    axis = _width_axis(cell)
+    if axis is None:
         return True
     layer = cell.fresh()
-    return not any(
-        cell.sample.shape[1] in tensor.shape for tensor in [*layer.parameters(), *layer.buffers()] if tensor.dim()
-    )
+    return not any(cell.sample.shape[axis] in tensor.shape for tensor in [*layer.parameters(), *layer.buffers()])
 
 
 @row("wrong_width", not_applicable=(NA("no parameter or buffer has the width of the input", _has_no_width),))
 def wrong_width(cell: Cell) -> None:
     """Inputs of one channel, and of one too many, are refused: nothing is stretched to fit."""
     layer = cell.layer()
-    axis = next(dim for dim in (1, len(cell.sample.shape) - 1) if dim not in cell.sample.free_dims)
+    axis = _width_axis(cell)
+    assert axis is not None
     for width in (1, cell.sample.shape[axis] + 1):
         shape = [width if dim == axis else size for dim, size in enumerate(cell.sample.shape)]
         try:

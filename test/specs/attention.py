@@ -1,0 +1,66 @@
+"""Channel attention."""
+
+from functools import partial
+
+import reference as ref
+import torch
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+SPECS = (
+    LayerSpec(
+        tnn.SqueezeExcitation,
+        (
+            Sample(
+                "default",
+                {"input_channels": 6, "squeeze_channels": 3},
+                (2, 6, 7, 9),
+                ref.squeeze_excitation,
+                reads_mode=False,
+            ),
+            Sample(
+                "mobilenet v3",
+                {"input_channels": 6, "squeeze_channels": 2, "scale_activation": nn.Hardsigmoid},
+                (3, 6, 5, 4),
+                partial(ref.squeeze_excitation, scale_activation=ref.hard_sigmoid),
+                reads_mode=False,
+            ),
+        ),
+        (
+            *misuse.widths("input_channels", "squeeze_channels"),
+            *misuse.layers("activation", "scale_activation"),
+            BadArguments(
+                Misuse.CHOICE,
+                {"scale_activation": nn.PReLU(4)},
+                ValueError,
+                "scale_activation has num_parameters=4, its place needs 6",
+            ),
+        ),
+        (
+            *misuse.shapes(6, (7, 9)),
+            *(
+                BadInput(
+                    Misuse.DTYPE,
+                    torch.zeros(2, 6, 7, 9, dtype=dtype),
+                    TypeError,
+                    f"input must be of a floating-point type, got {dtype}",
+                )
+                for dtype in (torch.uint8, torch.bool, torch.complex64)
+            ),
+            BadInput(
+                Misuse.DTYPE, torch.zeros(2, 6, 7, 9, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"
+            ),
+            BadInput(Misuse.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
+            BadInput(Misuse.NO_PIXELS, (2, 6, 7, 0), ValueError, r"at least one pixel, got shape \[2, 6, 7, 0\]"),
+        ),
+        quantized.QuantizableSqueezeExcitation,
+        geometries.squeeze_excitation(),
+    ),
+)
