@@ -81,6 +81,8 @@ def write(path: Path, text: str) -> None:
 def _mark(cells: Mapping[str, str]) -> str:
     """One sign for a layer in a row."""
     texts = list(cells.values())
+    if not texts:
+        return "not run yet"
     if any(text.startswith(Status.XFAILED.value) for text in texts):
         return "×"
     if all(text.startswith(Status.NOT_APPLICABLE.value) for text in texts):
@@ -117,7 +119,7 @@ def render(record: Record) -> str:
     ]
     for group, rows in GROUPS_HERE.items():
         page += [group, "-" * len(group), ""]
-        lines = [[f"``{layer}``", *(_mark(cells[row.id]) for row in rows)] for layer, cells in record.items()]
+        lines = [[f"``{layer}``", *(_mark(cells.get(row.id, {})) for row in rows)] for layer, cells in record.items()]
         page += _list_table(["layer", *(row.id for row in rows)], lines)
         for row in rows:
             nightly = " *Runs in* ``make test-all`` *only.*" if row.tier is Tier.NIGHTLY else ""

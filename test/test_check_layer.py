@@ -84,10 +84,11 @@ def test_what_it_refuses(arguments: dict, message: str) -> None:
 
 def test_it_leaves_the_state_of_torch_alone() -> None:
     torch.manual_seed(7)
-    before = torch.get_rng_state()
+    before, hook = torch.get_rng_state(), sys.excepthook
     check_layer(Control, SAMPLE, rows=["stochastic", "determinism", "ddp", "meta"])
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.distributed.is_initialized()
+    assert sys.excepthook is hook
     assert torch.get_default_dtype() is torch.float32
 
 

@@ -1,7 +1,5 @@
 """The matrix: every layer, every check, every sample, each with the outcome that the docs show."""
 
-from collections.abc import Iterator
-
 import pytest
 from layer_specs import SPECS
 from matrix_record import OUTCOMES, ROWS_HERE, TABLE, all_cells, as_text, load, render
@@ -14,15 +12,17 @@ EXPECTED_FAILURES = 1
 NOT_CURRENT = "docs/source/conformance.* is not current: run `make table`"
 
 
-def cells() -> Iterator[object]:
-    for spec in SPECS:
-        for row in ROWS_HERE:
-            marks = [pytest.mark.slow] if row.tier is Tier.NIGHTLY else []
-            for cell in cells_of(spec, row):
-                yield pytest.param(row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=marks)
+CELLS = [
+    pytest.param(
+        row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=[pytest.mark.slow] * (row.tier is Tier.NIGHTLY)
+    )
+    for spec in SPECS
+    for row in ROWS_HERE
+    for cell in cells_of(spec, row)
+]
 
 
-@pytest.mark.parametrize(("row", "cell"), cells())
+@pytest.mark.parametrize(("row", "cell"), CELLS)
 def test_cell(row: Row, cell: Cell, request: pytest.FixtureRequest) -> None:
     outcome = run_cell(row, cell)
     if outcome.error is not None:

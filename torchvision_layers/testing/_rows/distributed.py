@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,16 +32,13 @@ IN_A_GROUP = NA("runs inside of a process group already", lambda cell: dist.is_i
 
 @contextmanager
 def _group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    hook = sys.excepthook  # torch wraps it at each start of a group, and never takes that back
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size)
     try:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _shard(layer: nn.Module) -> nn.Module:
-    fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))  # in place
-    return layer
+        sys.excepthook = hook
 
 
 @functools.cache
