@@ -7,6 +7,9 @@ import matrix_record
 import pytest
 import torch
 
+# The tensors of the tests are small: a second thread costs three times what it brings.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", action="store_true", help="write what comes out of the matrix into the docs")

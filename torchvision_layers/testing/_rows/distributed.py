@@ -41,6 +41,11 @@ def _group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
         sys.excepthook = hook
 
 
+def _shard(layer: nn.Module) -> nn.Module:
+    fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))  # in place
+    return layer
+
+
 @functools.cache
 def _cannot_shard() -> bool:
     """Whether this torch shards on accelerators only, as torch 2.6 does."""
