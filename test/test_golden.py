@@ -5,6 +5,7 @@
 
 from functools import partial
 
+import torch
 from expecttest import assert_expected_inline
 from torch import nn
 
@@ -417,3 +418,48 @@ block.3.bias (32,)
 block.5.weight (8, 32)
 block.5.bias (8,)""",
     )
+
+
+@golden(tnn.LazyConvNormAct)
+def test_lazy_conv_norm_act() -> None:
+    layer = tnn.LazyConvNormAct(8, groups=2)
+    lazy = "\n".join([str(layer), *layer.state_dict()]).replace("affine=True, bias=True", "affine=True")
+    assert_expected_inline(
+        lazy,
+        """\
+LazyConvNormAct(
+  (0): LazyConv2d(0, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, bias=False)
+  (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (2): ReLU(inplace=True)
+)
+0.weight
+1.weight
+1.bias
+1.running_mean
+1.running_var
+1.num_batches_tracked""",
+    )
+    layer(torch.zeros(1, 4, 5, 6))
+    assert described(layer) == described(tnn.ConvNormAct(4, 8, groups=2))
+
+
+@golden(tnn.LazySqueezeExcitation)
+def test_lazy_squeeze_excitation() -> None:
+    layer = tnn.LazySqueezeExcitation(2)
+    assert_expected_inline(
+        "\n".join([str(layer), *layer.state_dict()]),
+        """\
+LazySqueezeExcitation(
+  (avgpool): AdaptiveAvgPool2d(output_size=1)
+  (fc1): LazyConv2d(0, 2, kernel_size=(1, 1), stride=(1, 1))
+  (fc2): LazyConv2d(0, 0, kernel_size=(1, 1), stride=(1, 1))
+  (activation): ReLU()
+  (scale_activation): Sigmoid()
+)
+fc1.weight
+fc1.bias
+fc2.weight
+fc2.bias""",
+    )
+    layer(torch.zeros(1, 8, 5, 6))
+    assert described(layer) == described(tnn.SqueezeExcitation(8, 2))

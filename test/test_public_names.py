@@ -73,6 +73,11 @@ InvertedResidual(inp, oup, stride, expand_ratio, norm_layer=None, *, kernel_size
     dtype=None)
 LayerNorm2d(num_channels, eps=1e-06, elementwise_affine=True, *, device=None, dtype=None)
 LayerScale(dim, init_value=1e-06, channels_dim=1, *, device=None, dtype=None)
+LazyConvNormAct(out_channels, kernel_size=3, stride=1, padding=None, groups=1,
+    norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
+    device=None, dtype=None)
+LazySqueezeExcitation(squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *, device=None,
+    dtype=None)
 LinearDropoutAct(in_features, out_features, bias=True, dropout=0.0, activation_layer=ReLU,
     inplace=None, *, norm_layer=None, device=None, dtype=None)
 MBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=6, norm_layer=BatchNorm2d,

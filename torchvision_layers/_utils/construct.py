@@ -27,8 +27,9 @@ def check_layer_argument(argument: str, layer: object) -> None:
     is_other_class = isinstance(cls, type) and not issubclass(cls, nn.Module)
     if not callable(layer) or is_other_class:
         raise TypeError(f"{argument} must be a constructor such as nn.ReLU, or a module to copy, got {layer!r}")
-    if isinstance(cls, type) and issubclass(cls, LazyModuleMixin):
-        raise TypeError(f"{argument} must not be lazy, its channels are known: got {cls.__name__}")
+    kind = cls if isinstance(cls, type) else type(cls)
+    if issubclass(kind, LazyModuleMixin):
+        raise TypeError(f"{argument} must not be lazy, its channels are known: got {kind.__name__}")
 
 
 def _parameters(layer: LayerArgument) -> dict[str, inspect.Parameter]:

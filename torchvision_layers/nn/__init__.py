@@ -6,6 +6,7 @@ from ..layers.depthwise import DepthwiseSeparableConv
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.inverted_residual import InvertedResidual
 from ..layers.layer_norm import LayerNorm2d, LayerScale
+from ..layers.lazy import LazyConvNormAct, LazySqueezeExcitation
 from ..layers.linear import LinearDropoutAct
 from ..layers.mbconv import FusedMBConv, MBConv
 from ..layers.mlp import MLP
@@ -28,6 +29,8 @@ __all__ = [
     "InvertedResidual",
     "LayerNorm2d",
     "LayerScale",
+    "LazyConvNormAct",
+    "LazySqueezeExcitation",
     "LinearDropoutAct",
     "MBConv",
     "Permute",

@@ -4,6 +4,7 @@ import copy
 from typing import ClassVar
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import Self
 
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
@@ -83,6 +84,10 @@ def make_twins(model: nn.Module) -> None:
 
 def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     """The twin of a float layer of ours; ``None`` for any other module."""
+    if isinstance(module, LazyModuleMixin):
+        raise TypeError(
+            f"{path} is a {type(module).__name__} without channels yet: run one batch through the model first"
+        )
     if type(module) in _TWINS:
         return _TWINS[type(module)]
     if isinstance(module, (QuantizableLayer, *_NEED_NO_TWIN)):

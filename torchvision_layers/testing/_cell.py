@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._spec import LayerSpec, Sample
 
@@ -39,8 +40,12 @@ class Cell:
         return {name: arg.to(device) if isinstance(arg, nn.Module) else arg for name, arg in kwargs.items()}
 
     def fresh(self) -> nn.Module:
-        """The layer as its constructor leaves it, in the mode of the variant."""
-        return self.spec.cls(**self.kwargs()).train(self.training)
+        """The layer as its constructor leaves it, in the mode of the variant; a lazy one is what it becomes."""
+        layer = self.spec.cls(**self.kwargs())
+        if any(is_lazy(tensor) for tensor in [*layer.parameters(), *layer.buffers()]):
+            with torch.no_grad():
+                layer.eval()(torch.zeros(self.sample.shape))  # in eval: statistics are not to count it
+        return layer.train(self.training)
 
     def layer(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The layer with numbers in its vectors that no default could give."""

@@ -5,6 +5,7 @@ import inspect
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .._cell import Cell
 from .._row import NA
@@ -17,6 +18,7 @@ __all__ = [
     "RANDOM_IN_TRAINING",
     "TRAIN_EVAL",
     "VIEW",
+    "WAITS",
     "lacks",
     "not_an_image",
 ]
@@ -45,6 +47,10 @@ def _gives_a_view(cell: Cell) -> bool:
 
 
 NO_PARAMETERS = NA("has no parameters", _has_no_parameters)
+WAITS = NA(
+    "is lazy: before its first batch there is nothing to initialize",
+    lambda cell: any(is_lazy(tensor) for tensor in cell.spec.cls(**cell.kwargs()).parameters()),
+)
 NO_FLOATS = NA("has no parameters and no float buffers", _has_no_floats)
 NO_TWIN = NA("has no twin", lambda cell: cell.spec.twin is None)
 RANDOM_IN_TRAINING = NA("draws random numbers in training", lambda cell: cell.training and cell.sample.is_random)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._cell import Cell
 from .._row import NA, row
-from ._applies import NO_FLOATS
+from ._applies import NO_FLOATS, WAITS
 
 __all__ = [
     "copies",
@@ -95,7 +95,7 @@ def meta(cell: Cell) -> None:
         assert torch.equal(filled(input), expected), f"filled by {how} it gives other values"
 
 
-@row("skip_init", not_applicable=(NO_FLOATS,))
+@row("skip_init", not_applicable=(NO_FLOATS, WAITS))
 def skip_init(cell: Cell) -> None:
     """``nn.utils.skip_init`` makes it without initialization, ready to load a state."""
     layer = cell.layer()
