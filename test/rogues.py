@@ -116,9 +116,28 @@ class FirstDerivativeOnly(torch.autograd.Function):
         return gradient * (x + x.detach())
 
 
-class GradcheckSlow(Control):
+class Gradgradcheck(Control):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(FirstDerivativeOnly.apply(x))
+
+
+class OneWrongDerivative(torch.autograd.Function):
+    """The identity, with a derivative of two at one pixel."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[0, 0, 0, 0] *= 2
+        return gradient
+
+
+class GradcheckSlow(Control):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(OneWrongDerivative.apply(x))
 
 
 class GradsReach(Control):
@@ -372,6 +391,7 @@ ROGUES: dict[str, Rogue] = {
     "no_broadcast": Rogue(spec(NoBroadcast), "stretches"),
     "gradcheck": Rogue(spec(Gradcheck), "GradcheckError"),
     "gradcheck_slow": Rogue(spec(GradcheckSlow), "GradcheckError"),
+    "gradgradcheck": Rogue(spec(Gradgradcheck), "GradcheckError"),
     "grads_reach": Rogue(spec(GradsReach), "no gradient reaches unused"),
     "noncontig": Rogue(spec(Noncontig), "not close"),
     "functional": Rogue(spec(Functional), "vmap"),

@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Gradients": (
         gradients.gradcheck,
         gradients.gradcheck_slow,
+        gradients.gradgradcheck,
         gradients.grads_reach,
         gradients.noncontig,
         gradients.functional,

@@ -1,5 +1,6 @@
 """Rows on gradients."""
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -7,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._cell import Cell, run_seeded
-from .._row import Tier, row
+from .._row import NA, Tier, row
 from ._applies import TRAIN_EVAL
 
-__all__ = ["checkpointed", "functional", "gradcheck", "gradcheck_slow", "grads_reach", "noncontig"]
+__all__ = ["checkpointed", "functional", "gradcheck", "gradcheck_slow", "gradgradcheck", "grads_reach", "noncontig"]
 
 
 def _as_function(cell: Cell) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
@@ -41,9 +42,30 @@ def gradcheck(cell: Cell) -> None:
 
 @row("gradcheck_slow", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
 def gradcheck_slow(cell: Cell) -> None:
-    """Every single derivative agrees with finite differences; so do second derivatives, in random directions."""
+    """Every single derivative of the input and of every parameter agrees with finite differences."""
     call, inputs = _as_function(cell)
     torch.autograd.gradcheck(call, inputs, eps=_EPS, atol=_ATOL)
+
+
+def _has_no_second_derivative(cell: Cell) -> bool:
+    call, inputs = _as_function(cell)
+    (gradient,) = torch.autograd.grad(call(*inputs).square().sum(), inputs[:1], create_graph=True)
+    try:
+        gradient.square().sum().backward()
+    except RuntimeError as error:
+        return re.search("derivative for .* is not implemented", str(error)) is not None
+    return False
+
+
+@row(
+    "gradgradcheck",
+    tier=Tier.NIGHTLY,
+    variants=TRAIN_EVAL,
+    not_applicable=(NA("uses an operator of which torch has no second derivative", _has_no_second_derivative),),
+)
+def gradgradcheck(cell: Cell) -> None:
+    """Second derivatives agree with finite differences, in random directions."""
+    call, inputs = _as_function(cell)
     torch.autograd.gradgradcheck(call, inputs, fast_mode=True, eps=_EPS, atol=1e-4)
 
 
