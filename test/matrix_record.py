@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -78,32 +79,50 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def status_of(text: str) -> Status:
+    return Status(text.split(":")[0])
+
+
 def _mark(cells: Mapping[str, str]) -> str:
     """One sign for a layer in a row."""
-    texts = list(cells.values())
-    if not texts:
+    statuses = {status_of(text) for text in cells.values()}
+    if not statuses:
         return "not run yet"
-    if any(text.startswith(Status.XFAILED.value) for text in texts):
+    if Status.XFAILED in statuses:
         return "×"
-    if all(text.startswith(Status.NOT_APPLICABLE.value) for text in texts):
-        return "–"
-    return "✓"
+    return "–" if statuses == {Status.NOT_APPLICABLE} else "✓"
 
 
-def _list_table(header: list[str], lines: list[list[str]]) -> list[str]:
-    table = [".. list-table::", "   :header-rows: 1", ""]
-    for line in (header, *lines):
-        table += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(line)]
-    return [*table, ""]
+def _table(lines: list[list[str]]) -> list[str]:
+    """A simple table of reStructuredText; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rule = "  ".join("=" * width for width in widths)
+    head, *body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return [line.rstrip() for line in (rule, head, rule, *body, rule)] + [""]
+
+
+def _exceptions(record: Record) -> list[str]:
+    """What did not pass, by row and reason, with the layers, and the places where these are not all of them."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for layer, rows in record.items():
+        for row, cells in rows.items():
+            for text in dict.fromkeys(text for text in cells.values() if text != Status.PASSED.value):
+                places = [place for place, other in cells.items() if other == text]
+                where = "" if len(places) == len(cells) else f" ({', '.join(places)})"
+                layers.setdefault((row, text), []).append(f"``{layer}``{where}")
+    order = {row.id: i for i, row in enumerate(ROWS_HERE)}
+    return [
+        line
+        for (row, text), names in sorted(layers.items(), key=lambda item: order[item[0][0]])
+        for line in (f"``{row}``, {text}", f"    {', '.join(names)}")
+    ]
 
 
 def render(record: Record) -> str:
-    """The page: a table by subject, layers down and checks across, and what each check asks for."""
-    counts = {status: 0 for status in Status}
-    for rows in record.values():
-        for cells in rows.values():
-            for text in cells.values():
-                counts[next(status for status in Status if text.startswith(status.value))] += 1
+    """The page: a table by subject, layers down and checks across, what each check asks for, and what did not pass."""
+    statuses = Counter(
+        status_of(text) for rows in record.values() for cells in rows.values() for text in cells.values()
+    )
     page = [
         "Conformance",
         "===========",
@@ -111,30 +130,19 @@ def render(record: Record) -> str:
         ".. This page is made from conformance.json by ``make table``; a test fails where it is not current.",
         "",
         f"{len(record)} layers, {sum(len(spec.samples) for spec in SPECS)} samples, {len(ROWS_HERE)} checks: "
-        f"{counts[Status.PASSED]} cells passed, {counts[Status.NOT_APPLICABLE]} do not apply, "
-        f"{counts[Status.XFAILED]} fail for a reason outside of the layer.",
+        f"{statuses[Status.PASSED]} cells passed, {statuses[Status.NOT_APPLICABLE]} do not apply, "
+        f"{statuses[Status.XFAILED]} failed for a reason outside of the layer.",
         "",
-        "✓ passed in every sample and variant that it applies to, – does not apply, × fails as expected (see below).",
+        "✓ passed in every sample and variant that it applies to, – does not apply, × failed as expected in some; "
+        "the reasons stand below.",
         "",
     ]
     for group, rows in GROUPS_HERE.items():
-        page += [group, "-" * len(group), ""]
         lines = [[f"``{layer}``", *(_mark(cells.get(row.id, {})) for row in rows)] for layer, cells in record.items()]
-        page += _list_table(["layer", *(row.id for row in rows)], lines)
+        page += [group, "-" * len(group), "", *_table([["layer", *(row.id for row in rows)], *lines])]
         for row in rows:
-            nightly = " *Runs in* ``make test-all`` *only.*" if row.tier is Tier.NIGHTLY else ""
+            nightly = " Runs in ``make test-all`` only." if row.tier is Tier.NIGHTLY else ""
             page += [f"``{row.id}``", f"    {row.summary}{nightly}"]
         page += [""]
-    page += ["What does not apply, and why", "----------------------------", ""]
-    lines = []
-    for layer, rows in record.items():
-        for row, cells in rows.items():
-            reasons: dict[str, list[str]] = {}
-            for place, text in cells.items():
-                if text != Status.PASSED.value:
-                    reasons.setdefault(text, []).append(place)
-            for text, places in reasons.items():
-                where = "all" if len(places) == len(cells) else ", ".join(places)
-                lines.append([f"``{layer}``", row, where, text])
-    page += _list_table(["layer", "check", "where", "why"], lines)
-    return "\n".join(page).rstrip() + "\n"
+    page += ["What did not pass", "-----------------", "", *_exceptions(record)]
+    return "\n".join(page) + "\n"

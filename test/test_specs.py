@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 from layer_specs import SPECS, LayerSpec
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
 from torchvision_layers.testing import ROWS, Misuse
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -82,6 +84,14 @@ def given(spec: LayerSpec) -> set[Misuse]:
 def test_every_public_layer_has_one_spec() -> None:
     assert Counter(spec.name for spec in SPECS) == Counter(tnn.__all__)
     assert all(spec.cls is getattr(tnn, spec.name) for spec in SPECS)
+
+
+def test_every_layer_with_parameters_has_a_twin() -> None:
+    """A lazy layer has the twin of the layer that it becomes."""
+    without = {spec.cls for spec in SPECS if spec.twin is None and not issubclass(spec.cls, LazyModuleMixin)}
+    assert without == {tnn.FrozenBatchNorm2d, tnn.Permute, tnn.StochasticDepth}
+    twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
+    assert {spec.twin.__name__ for spec in SPECS if spec.twin} == twins - {"QuantizableLayer", "QuantizableModel"}
 
 
 @each_spec

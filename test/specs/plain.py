@@ -19,11 +19,10 @@ def _itself(x: np.ndarray, weights: Mapping[str, np.ndarray], training: bool) ->
     return x
 
 
-def _drop(name: str, p: float, mode: str, is_random: bool = True) -> Sample:
-    shape = (2, 3, 5)
-    return Sample(
-        name, {"p": p, "mode": mode}, shape, _itself, is_random=is_random, reads_mode=True, dynamic_dims=(0, 1, 2)
-    )
+def _drop(p: float, mode: str, shape: tuple[int, ...]) -> Sample:
+    dims = tuple(range(len(shape)))
+    name = mode if p else "never"
+    return Sample(name, {"p": p, "mode": mode}, shape, _itself, is_random=p > 0, reads_mode=True, dynamic_dims=dims)
 
 
 def _dims(dims: object, error: type[Exception], message: str) -> BadArguments:
@@ -33,7 +32,7 @@ def _dims(dims: object, error: type[Exception], message: str) -> BadArguments:
 SPECS = (
     LayerSpec(
         tnn.StochasticDepth,
-        (_drop("row", 0.3, "row"), _drop("batch", 0.3, "batch"), _drop("never", 0.0, "row", is_random=False)),
+        (_drop(0.3, "row", (2, 3, 5, 7)), _drop(0.3, "batch", (2, 3, 5)), _drop(0.0, "row", (2, 3, 5))),
         (
             *misuse.probability("p"),
             BadArguments(Misuse.CHOICE, {"mode": "column"}, ValueError, "mode must be 'batch' or 'row', got 'column'"),
