@@ -1,344 +1,17 @@
-"""A sound layer, and for each row of the matrix one that is broken in the way the row is there to find."""
+"""For each row of the matrix a layer that is broken in the way the row is there to find, and a sound one."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import reference as ref
-import torch
-import torchvision
+import rogue_layers as broken
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.testing import BadArguments, Geometry, LayerSpec, Misuse, Sample
 
 __all__ = ["CONTROL", "DROPPING", "ROGUES", "TWIN", "WITHOUT_MODE", "Rogue"]
-
-
-class Control(nn.Module):
-    """A sound layer: ``relu(norm(conv(x)))``, plus ``x``."""
-
-    def __init__(
-        self, channels: int = 3, inplace: bool = False, *, device: str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(channels, device=device, dtype=dtype)
-        self.act = nn.ReLU(inplace)
-        self.drop = nn.Dropout(0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.act(self.norm(self.conv(x))))
-
-
-def control_reference(x: ref.Array, weights: ref.Weights, training: bool) -> ref.Array:
-    conv = ref.conv(x, weights["conv.weight"], None, (1, 1), (1, 1), (1, 1), 1)
-    return x + ref.relu(ref.batch_norm(conv, weights, "norm", training))
-
-
-class NoMutation(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mul_(2))
-
-
-class Reference(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 + 1e-4)
-
-
-class OutShape(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[..., : x.shape[-1] // 2 * 2]  # loses the last column of an odd width
-
-
-class BatchIndep(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - x.mean(0, keepdim=True))
-
-
-class Determinism(Control):
-    """Rarely another value: two calls would often agree."""
-
-    calls = itertools.count()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + (1e-3 if next(self.calls) % 8 == 7 else 0.0)
-
-
-class RandomFlag(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 0.0 * torch.rand(1)
-
-
-class Dropping(Control):
-    """A sound layer that drops."""
-
-    def __init__(self, kind: type[nn.Module] = torchvision.ops.StochasticDepth) -> None:
-        super().__init__()
-        self.drop = kind(0.3, "row")
-
-
-class UnscaledStochasticDepth(torchvision.ops.StochasticDepth):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 - self.p) if self.training else x
-
-
-class Stochastic(Dropping):
-    def __init__(self) -> None:
-        super().__init__(UnscaledStochasticDepth)
-
-
-class NoBroadcast(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :1] + super().forward(x)
-
-
-class Gradcheck(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * x.detach()
-
-
-class FirstDerivativeOnly(torch.autograd.Function):
-    """The square, with a second derivative of one instead of two."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return gradient * (x + x.detach())
-
-
-class Gradgradcheck(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(FirstDerivativeOnly.apply(x))
-
-
-class OneWrongDerivative(torch.autograd.Function):
-    """The identity, with a derivative of two at one pixel."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[0, 0, 0, 0] *= 2
-        return gradient
-
-
-class GradcheckSlow(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(OneWrongDerivative.apply(x))
-
-
-class GradsReach(Control):
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.ones(3))
-
-
-class Noncontig(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        return super().forward(x.as_strided((n, c, h, w), (c * h * w, h * w, w, 1)))
-
-
-class Functional(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1.0 if float(x.detach().sum()) < 1e9 else 2.0)
-
-
-class Checkpoint(Control):
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return super().forward(x * self.calls)
-
-
-class FactoryKwargs(Control):
-    def __init__(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(device=device, dtype=dtype)
-        self.register_buffer("scale", torch.ones(1))
-
-
-class NoLooseTensor(Control):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scales = [torch.ones(1)]
-
-
-class NoSharedModule(Control):
-    def __init__(self) -> None:
-        super().__init__()
-        self.again = self.act
-
-
-class TrainEvalFlag(Control):
-    """Looks at the mode in a place where the sample says it does not."""
-
-
-class Meta(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.ones(x.shape[-1], device="cpu")
-
-
-class SkipInit(Control):
-    def __init__(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(device=device, dtype=dtype)
-        self.first = self.conv.weight.sum().item()  # on meta there is no number
-
-
-class Copies(Control):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = float(torch.rand(()))  # in no state dict
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.scale
-
-
-class Dtypes(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.zeros(x.shape[-1])  # float32, whatever comes in
-
-
-class ChannelsLast(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).contiguous()
-
-
-class EmptyBatch(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(x.shape[0], -1).view(x.shape))
-
-
-class Errors(Control):
-    """Refuses nothing of what its specification lists."""
-
-    def __init__(self, channels: int = 3) -> None:
-        super().__init__(max(channels, 1))
-
-
-class UnknownKeyword(Control):
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__()
-
-
-class WrongWidth(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-class Fx(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.shape[0] > 1 else super().forward(x) * 1.0
-
-
-class Script(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return (lambda y: y)(x) + self.act(self.norm(self.conv(x)))
-
-
-class Compile(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        print(end="")  # breaks the graph
-        return super().forward(x)
-
-
-class Export(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (2.0 if x.shape[2] == 6 else 1.0)  # binds the height to that of the example
-
-
-class Onnx(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 0.0 * torch.special.bessel_j0(x)  # ONNX has no such operator
-
-
-class OtherWhenCompiled(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1.01 if torch.compiler.is_compiling() else 1.0)
-
-
-class OtherInAGroup(Control):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (2.0 if torch.distributed.is_initialized() else 1.0)
-
-
-class Fsdp2Meta(Control):
-    def __init__(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(device=device, dtype=dtype)
-        self.scale = 1.0 if self.conv.weight.is_meta else 2.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.scale
-
-
-class ScaledBatchNorm(nn.BatchNorm2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
-
-
-class SyncBn(Control):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = ScaledBatchNorm(3)
-
-
-class TwinOfOtherKeys(quantized.QuantizableConvNormAct):
-    def _add_functionals(self) -> None:
-        super()._add_functionals()
-        self.register_buffer("scale", torch.ones(1))
-
-
-class NeverFused(tnn.ConvNormAct):
-    """A layer of its own, for a twin of its own."""
-
-
-class TwinThatDoesNotFuse(quantized.QuantizableConvNormAct):
-    float_class = NeverFused
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        return None
-
-
-class Int8Io(nn.Module):
-    """With or without pooling by turns: what no state dict tells."""
-
-    turn = itertools.cycle([True, False])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-        self.pool = nn.MaxPool2d(2) if next(self.turn) else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.conv(x))
-
-
-def _golden_rogue() -> type[nn.Module]:
-    """Of the name and the arguments of a layer that is recorded, and of other values."""
-
-    class ConvNormAct(tnn.ConvNormAct):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) * 1.001
-
-    return ConvNormAct
-
 
 SHAPE = (2, 3, 6, 7)
 SAME_SHAPE = st.tuples(st.integers(0, 3), st.just(3), st.integers(1, 8), st.integers(1, 8)).map(
@@ -348,7 +21,7 @@ NO_CHANNELS = BadArguments(Misuse.CHANNELS, {"channels": 0}, ValueError, "channe
 
 
 def spec(cls: Callable[..., nn.Module], **fields: object) -> LayerSpec:
-    sample = Sample("rogue", {}, SHAPE, control_reference, reads_mode=True)
+    sample = Sample("rogue", {}, SHAPE, broken.control_reference, reads_mode=True)
     return LayerSpec(cls, (sample,), (NO_CHANNELS,), geometries=SAME_SHAPE, **fields)
 
 
@@ -362,8 +35,8 @@ def twin_spec(
     return LayerSpec(cls, (sample,), twin=twin)
 
 
-CONTROL = spec(Control)
-DROPPING = LayerSpec(Dropping, (Sample("dropping", {}, SHAPE, is_random=True, reads_mode=True),))
+CONTROL = spec(broken.Control)
+DROPPING = LayerSpec(broken.Dropping, (Sample("dropping", {}, SHAPE, is_random=True, reads_mode=True),))
 WITHOUT_MODE = LayerSpec(nn.ReLU, (Sample("sound", {}, SHAPE, reads_mode=False),))
 TWIN = twin_spec(quantized.QuantizableConvNormAct)
 
@@ -381,54 +54,56 @@ class Rogue:
 _ISLAND = Rogue(twin_spec(quantized.QuantizableConvNormAct, nn.SiLU), "AssertionError", TWIN)
 
 ROGUES: dict[str, Rogue] = {
-    "reference": Rogue(spec(Reference), "Not equal to tolerance"),
-    "out_shape": Rogue(spec(OutShape), "the formula"),
-    "batch_indep": Rogue(spec(BatchIndep), "not close"),
-    "determinism": Rogue(spec(Determinism), "call 8 gives other values"),
-    "random_flag": Rogue(spec(RandomFlag), "draws random numbers, is_random=False"),
-    "stochastic": Rogue(LayerSpec(Stochastic, (Sample("dropping", {}, SHAPE, is_random=True),)), "not close", DROPPING),
-    "no_mutation": Rogue(spec(NoMutation), "the input was changed"),
-    "no_broadcast": Rogue(spec(NoBroadcast), "stretches"),
-    "gradcheck": Rogue(spec(Gradcheck), "GradcheckError"),
-    "gradcheck_slow": Rogue(spec(GradcheckSlow), "GradcheckError"),
-    "gradgradcheck": Rogue(spec(Gradgradcheck), "GradcheckError"),
-    "grads_reach": Rogue(spec(GradsReach), "no gradient reaches unused"),
-    "noncontig": Rogue(spec(Noncontig), "not close"),
-    "functional": Rogue(spec(Functional), "vmap"),
-    "checkpoint": Rogue(spec(Checkpoint), "output or gradients differ"),
-    "factory_kwargs": Rogue(spec(FactoryKwargs), "scale is on cpu"),
-    "no_loose_tensor": Rogue(spec(NoLooseTensor), "keeps a tensor in scales"),
-    "no_shared_module": Rogue(spec(NoSharedModule), "again is the module of act"),
-    "train_eval_flag": Rogue(
-        LayerSpec(TrainEvalFlag, (Sample("rogue", {}, SHAPE, reads_mode=False),)), "reads_mode=False"
+    "reference": Rogue(spec(broken.Reference), "Not equal to tolerance"),
+    "out_shape": Rogue(spec(broken.OutShape), "the formula"),
+    "batch_indep": Rogue(spec(broken.BatchIndep), "not close"),
+    "determinism": Rogue(spec(broken.Determinism), "call 8 gives other values"),
+    "random_flag": Rogue(spec(broken.RandomFlag), "draws random numbers, is_random=False"),
+    "stochastic": Rogue(
+        LayerSpec(broken.Stochastic, (Sample("dropping", {}, SHAPE, is_random=True),)), "not close", DROPPING
     ),
-    "meta": Rogue(spec(Meta), "meta"),
-    "skip_init": Rogue(spec(SkipInit), "meta"),
-    "copies": Rogue(spec(Copies), "the state dict gives other values"),
-    "dtypes": Rogue(spec(Dtypes), "gives torch.float32 for torch.bfloat16"),
-    "channels_last": Rogue(spec(ChannelsLast), "layer gives another layout"),
-    "empty_batch": Rogue(spec(EmptyBatch), "reshape tensor of 0 elements"),
-    "errors": Rogue(spec(Errors), "was accepted by the constructor"),
-    "unknown_keyword": Rogue(spec(UnknownKeyword), "answered with nothing"),
-    "wrong_width": Rogue(spec(WrongWidth), "an input of shape"),
-    "fx": Rogue(spec(Fx), "TraceError"),
-    "script": Rogue(spec(Script), "UnsupportedNodeError"),
-    "compile": Rogue(spec(Compile), "Unsupported"),
-    "export": Rogue(spec(Export), "ConstraintViolation|UserError"),
-    "onnx": Rogue(spec(Onnx), "Conversion|Dispatch|ONNX"),
-    "inductor": Rogue(spec(OtherWhenCompiled), "not close"),
-    "aoti": Rogue(spec(OtherWhenCompiled), "not close"),
-    "ddp": Rogue(spec(OtherInAGroup), "not close"),
-    "fsdp2": Rogue(spec(OtherInAGroup), "not close"),
-    "fsdp2_meta": Rogue(spec(Fsdp2Meta), "other values"),
-    "syncbn": Rogue(spec(SyncBn), "other values"),
-    "ddp_two": Rogue(spec(OtherInAGroup), "not close"),
-    "fsdp2_two": Rogue(spec(OtherInAGroup), "not close"),
-    "twin_keys": Rogue(twin_spec(TwinOfOtherKeys), "the keys differ", TWIN),
-    "fuse": Rogue(twin_spec(TwinThatDoesNotFuse, cls=NeverFused), "a batch norm is left", TWIN),
+    "no_mutation": Rogue(spec(broken.NoMutation), "the input was changed"),
+    "no_broadcast": Rogue(spec(broken.NoBroadcast), "stretches"),
+    "gradcheck": Rogue(spec(broken.Gradcheck), "GradcheckError"),
+    "gradcheck_slow": Rogue(spec(broken.GradcheckSlow), "GradcheckError"),
+    "gradgradcheck": Rogue(spec(broken.Gradgradcheck), "GradcheckError"),
+    "grads_reach": Rogue(spec(broken.GradsReach), "no gradient reaches unused"),
+    "noncontig": Rogue(spec(broken.Noncontig), "not close"),
+    "functional": Rogue(spec(broken.Functional), "vmap"),
+    "checkpoint": Rogue(spec(broken.Checkpoint), "output or gradients differ"),
+    "factory_kwargs": Rogue(spec(broken.FactoryKwargs), "scale is on cpu"),
+    "no_loose_tensor": Rogue(spec(broken.NoLooseTensor), "keeps a tensor in scales"),
+    "no_shared_module": Rogue(spec(broken.NoSharedModule), "again is the module of act"),
+    "train_eval_flag": Rogue(
+        LayerSpec(broken.TrainEvalFlag, (Sample("rogue", {}, SHAPE, reads_mode=False),)), "reads_mode=False"
+    ),
+    "meta": Rogue(spec(broken.Meta), "meta"),
+    "skip_init": Rogue(spec(broken.SkipInit), "meta"),
+    "copies": Rogue(spec(broken.Copies), "the state dict gives other values"),
+    "dtypes": Rogue(spec(broken.Dtypes), "gives torch.float32 for torch.bfloat16"),
+    "channels_last": Rogue(spec(broken.ChannelsLast), "layer gives another layout"),
+    "empty_batch": Rogue(spec(broken.EmptyBatch), "reshape tensor of 0 elements"),
+    "errors": Rogue(spec(broken.Errors), "was accepted by the constructor"),
+    "unknown_keyword": Rogue(spec(broken.UnknownKeyword), "answered with nothing"),
+    "wrong_width": Rogue(spec(broken.WrongWidth), "an input of shape"),
+    "fx": Rogue(spec(broken.Fx), "TraceError"),
+    "script": Rogue(spec(broken.Script), "UnsupportedNodeError"),
+    "compile": Rogue(spec(broken.Compile), "Unsupported"),
+    "export": Rogue(spec(broken.Export), "ConstraintViolation|UserError"),
+    "onnx": Rogue(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
+    "inductor": Rogue(spec(broken.OtherWhenCompiled), "not close"),
+    "aoti": Rogue(spec(broken.OtherWhenCompiled), "not close"),
+    "ddp": Rogue(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2": Rogue(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2_meta": Rogue(spec(broken.Fsdp2Meta), "other values"),
+    "syncbn": Rogue(spec(broken.SyncBn), "other values"),
+    "ddp_two": Rogue(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2_two": Rogue(spec(broken.OtherInAGroup), "not close"),
+    "twin_keys": Rogue(twin_spec(broken.TwinOfOtherKeys), "the keys differ", TWIN),
+    "fuse": Rogue(twin_spec(broken.TwinThatDoesNotFuse, cls=broken.NeverFused), "a batch norm is left", TWIN),
     "golden": Rogue(
         LayerSpec(
-            _golden_rogue(),
+            broken.other_values_under_a_recorded_name(),
             (Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 7, 9)),),
         ),
         "not close",
@@ -437,10 +112,13 @@ ROGUES: dict[str, Rogue] = {
             (Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 7, 9)),),
         ),
     ),
+    "pt2e_ptq": Rogue(spec(broken.FarFromZero), "dB to float"),
+    "pt2e_qat": Rogue(spec(broken.Frozen), "does not require grad"),
+    "onnx_qdq": Rogue(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
     "ptq_eager": _ISLAND,
     "qat_eager": _ISLAND,
     "int8_io": Rogue(
-        LayerSpec(Int8Io, (Sample("rogue", {}, SHAPE),), twin=quantized.QuantizableConvNormAct),
+        LayerSpec(broken.Int8Io, (Sample("rogue", {}, SHAPE),), twin=quantized.QuantizableConvNormAct),
         "the state dict gives other values",
         TWIN,
     ),

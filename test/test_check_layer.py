@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 import torchvision
-from rogues import Control, UnknownKeyword
+from rogue_layers import Control, UnknownKeyword
 from torch import nn
 
 from torchvision_layers import nn as tnn
