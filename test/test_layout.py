@@ -63,7 +63,7 @@ def test_an_arrow_that_points_back_is_seen() -> None:
     assert "layers" in rooms_imported(PACKAGE / "quantized" / "conv.py")
 
 
-@pytest.mark.parametrize(("module", "file"), [("torch.ao", "_eager.py")])
+@pytest.mark.parametrize(("module", "file"), [("torch.ao", "_eager.py"), ("torchao", "pt2e.py")])
 def test_deprecated_stacks_stay_behind_one_file(module: str, file: str) -> None:
     users = [
         path.name for path in FILES if f"import {module}" in path.read_text() or f"from {module}" in path.read_text()
