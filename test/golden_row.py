@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchvision_layers.testing import NA, Cell, row
+from torchvision_layers.testing import Cell, row
+from torchvision_layers.testing._rows._applies import RANDOM_IN_TRAINING, TRAIN_EVAL
 
 __all__ = ["golden"]
 
@@ -45,8 +46,8 @@ def described(output: Tensor) -> dict[str, list[float]]:
 
 @row(
     "golden",
-    variants=("train", "eval"),
-    not_applicable=(NA("draws random numbers in training", lambda cell: cell.training and cell.sample.is_random),),
+    variants=TRAIN_EVAL,
+    not_applicable=(RANDOM_IN_TRAINING,),
 )
 def golden(cell: Cell) -> None:
     """From weights and inputs in closed form come the recorded values, to 1e-4."""

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from torchvision_layers import quantized
 from torchvision_layers.testing import NA, Cell, Row, Sample, row
+from torchvision_layers.testing._rows._applies import NO_TWIN
 
 __all__ = ["BACKENDS", "INT8_ROWS", "decibels"]
 
 BACKENDS = ("x86", "onednn", "qnnpack")
-NO_TWIN = NA("has no twin", lambda cell: cell.spec.twin is None)
 
 
 def calibration(sample: Sample) -> list[Tensor]:

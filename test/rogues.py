@@ -77,6 +77,7 @@ ROGUES: dict[str, Rogue] = {
     "train_eval_flag": Rogue(
         LayerSpec(broken.TrainEvalFlag, (Sample("rogue", {}, SHAPE, reads_mode=False),)), "reads_mode=False"
     ),
+    "statistics": Rogue(spec(broken.Statistics), "norm.running_mean"),
     "meta": Rogue(spec(broken.Meta), "meta"),
     "skip_init": Rogue(spec(broken.SkipInit), "meta"),
     "copies": Rogue(spec(broken.Copies), "the state dict gives other values"),

@@ -95,7 +95,16 @@ def test_a_dry_run_leaves_it_ready_to_train(make_lazy: Make, make_eager: Make, m
             ValueError,
             "in_channels must be divisible by groups, got 6 and 4",
         ),
-        (tnn.LazySqueezeExcitation, torch.zeros(2, 6, 7, 9).byte(), TypeError, "floating-point type, got torch.uint8"),
+        *(
+            (
+                make,
+                torch.zeros(2, 6, 7, 9, dtype=dtype),
+                TypeError,
+                f"must be torch.float32 as the layer is, got {dtype}",
+            )
+            for make in (tnn.LazyConvNormAct, tnn.LazySqueezeExcitation)
+            for dtype in (torch.uint8, torch.float64)
+        ),
         (tnn.LazySqueezeExcitation, torch.zeros(6), ValueError, "input must have 4 dimensions, got 1"),
         (tnn.LazySqueezeExcitation, torch.zeros(2, 0, 7, 9), ValueError, "input_channels must be at least 1, got 0"),
         (tnn.LazySqueezeExcitation, torch.zeros(2, 6, 0, 9), ValueError, r"one pixel, got shape \[2, 6, 0, 9\]"),

@@ -74,6 +74,14 @@ SPECS = (
                 is_random=True,
                 reads_mode=True,
             ),
+            Sample(
+                "dropout in place",
+                {"in_features": 5, "out_features": 3, "dropout": 0.5, "inplace": True, "activation_layer": nn.ReLU6},
+                (4, 5),
+                partial(ref.linear_dropout_act, activation=ref.relu6),
+                is_random=True,
+                reads_mode=True,
+            ),
         ),
         (
             *misuse.widths("in_features", "out_features"),
@@ -108,6 +116,15 @@ SPECS = (
             Sample(
                 "dropout",
                 {"in_channels": 5, "hidden_channels": [7, 3], "dropout": 0.5, "inplace": False},
+                (4, 2, 5),
+                partial(ref.mlp, linears=(0, 3)),
+                is_random=True,
+                reads_mode=True,
+                dynamic_dims=(0, 1),
+            ),
+            Sample(
+                "dropout in place",
+                {"in_channels": 5, "hidden_channels": [7, 3], "dropout": 0.5, "inplace": True},
                 (4, 2, 5),
                 partial(ref.mlp, linears=(0, 3)),
                 is_random=True,

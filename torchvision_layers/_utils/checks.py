@@ -131,7 +131,10 @@ def check_dtype(input: Tensor, parameter: Tensor | None) -> None:
 
     For layers whose arithmetic would promote other types without a word. Convolutions and projections refuse them.
     """
-    if torch.jit.is_scripting() or not is_tensor(input):
+    if torch.jit.is_scripting():  # where autocast cannot be asked
+        check_floating(input)
+        return
+    if not is_tensor(input):
         return
     if parameter is None:
         check_floating(input)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from .._utils.checks import check_floating, check_input, check_int, is_tensor
+from .._utils.checks import check_dtype, check_input, check_int, is_tensor
 from .._utils.construct import Builder, LayerArgument
 from .conv import ConvNormAct
 from .squeeze_excitation import SqueezeExcitation
@@ -26,6 +26,7 @@ class _LazyLayer(LazyModuleMixin, nn.Module):
         """Channels of the first batch, which must be those of a checkpoint that came before it."""
         if not is_tensor(input):
             raise RuntimeError(f"{type(self).__name__} must see one batch before it is traced")
+        check_dtype(input, first.weight)
         loaded = 0 if is_lazy(first.weight) else first.weight.shape[1] * first.groups
         check_input(input, 4, loaded or int(input.shape[1] if input.dim() > 1 else 0))
         return int(input.shape[1])
@@ -176,7 +177,6 @@ class LazySqueezeExcitation(_LazyLayer, SqueezeExcitation):
         fc2: Any = self.fc2
         channels = check_int("input_channels", self._channels_of(input, fc1))
         check_input(input, 4, channels, needs_pixels=True)
-        check_floating(input)
         Builder().activation("scale_activation", self.scale_activation, channels)  # fits, or raises
         fc2.out_channels = channels
         with torch.inference_mode(False):

@@ -63,15 +63,21 @@ class Cell:
 
 
 def randomize(layer: nn.Module) -> nn.Module:
-    """Draws vectors (biases, affine weights, statistics), whose defaults, zeros and ones, would hide mistakes."""
+    """Draws vectors, scalars and constants (biases, scales, statistics), whose defaults would hide mistakes."""
     with torch.no_grad():
-        for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.is_floating_point() and tensor.dim() == 1:
-                low = 0.5 if name.endswith("weight") else -0.5
-                tensor.uniform_(low, low + 1.0)
+        for name, parameter in layer.named_parameters():
+            is_vector = parameter.numel() == max(parameter.shape, default=1)
+            if is_vector or bool((parameter == parameter.flatten()[:1]).all()):
+                _draw(name, parameter)
+        for name, buffer in layer.named_buffers():
+            if name.split(".")[-1] in ("weight", "bias", "running_mean", "running_var"):
+                _draw(name, buffer)
     return layer
+
+
+def _draw(name: str, tensor: Tensor) -> None:
+    low = 0.5 if name.endswith(("weight", "running_var")) else -0.5
+    tensor.uniform_(low, low + 1.0)
 
 
 def run_seeded(layer: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ class Report:
     """What came out of all cells of one layer; ``print`` shows one line a row."""
 
     name: str
+    #: ``"stable"``, ``"experimental"``, or ``"proposed"`` for a layer from elsewhere.
+    status: str
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -48,7 +50,7 @@ class Report:
             lines.append(f"{id:<16} {word:<14} {why}".rstrip())
         counts = {status: sum(o.status is status for o in self.outcomes) for status in Status}
         total = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
-        return "\n".join([f"{self.name}: {total}", *lines])
+        return "\n".join([f"{self.name} ({self.status}): {total}", *lines])
 
 
 class LayerCheckError(AssertionError):
@@ -97,14 +99,17 @@ def check_layer(
     Returns the :class:`Report`, which prints as a table: what passed, what did not, and why.
 
     Errors: :class:`LayerCheckError`, an ``AssertionError`` that holds the report, where a check fails; ``ValueError``
-    for ids that no row has, and for no sample. Random numbers of the caller stay as they were.
+    for ids that no row has, and for no sample; ``TypeError`` for an expected failure that is no :class:`XFail`.
+
+    The caller's random numbers (those drawn on the CPU), modes and default type stay as they were. Functions that
+    ``torch.compile`` made before are compiled again when they are next called.
 
     Examples::
 
         >>> from torchvision_layers.testing import Sample, check_layer
         >>> sample = Sample("default", {"num_channels": 3}, (2, 3, 6, 7))
         >>> print(check_layer(tnn.LayerNorm2d, sample, rows=["gradcheck", "syncbn"]))
-        LayerNorm2d: 2 passed, 1 not applicable
+        LayerNorm2d (stable): 2 passed, 1 not applicable
         gradcheck        passed 2
         syncbn           n/a            has no batch normalization
     """
@@ -124,9 +129,12 @@ def check_layer(
     places = {row.id: {row.id, *(f"{row.id}[{variant}]" for variant in row.variants)} for row in ROWS}
     _check_ids("rows", rows or (), places)
     _check_ids("expected_failures", spec.exempt, set().union(*places.values()))
+    for id, xfail in spec.exempt.items():
+        if not isinstance(xfail, XFail):
+            raise TypeError(f"expected_failures must hold an XFail for each id, got {xfail!r} for {id!r}")
     chosen = [row for row in ROWS if (row.id in rows if rows is not None else slow or row.tier is Tier.EVERY_CHANGE)]
     outcomes = tuple(run_cell(row, cell) for row in chosen for cell in cells_of(spec, row))
-    report = Report(spec.name, outcomes)
+    report = Report(spec.name, spec.status, outcomes)
     if raise_on_error and report.failures:
         raise LayerCheckError(report)
     return report

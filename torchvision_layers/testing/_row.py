@@ -1,11 +1,13 @@
 """A row of the matrix: one check, the variants it runs in, and when it does not apply."""
 
+import random
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
 
 from ._cell import Cell
@@ -86,6 +88,28 @@ class Outcome:
     error: Exception | None = None
 
 
+class _OrphanError(AssertionError):
+    """An exemption from a check that does not apply."""
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    dtype, numbers, arrays = torch.get_default_dtype(), random.getstate(), np.random.get_state()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        random.setstate(numbers)
+        np.random.set_state(arrays)
+
+
 def cells_of(spec: LayerSpec, row: Row) -> list[Cell]:
     """The cells of a layer in a row: each sample in each variant."""
     samples: Sequence[Sample] = spec.samples[:1] if row.per_layer else spec.samples
@@ -93,14 +117,14 @@ def cells_of(spec: LayerSpec, row: Row) -> list[Cell]:
 
 
 def run_cell(row: Row, cell: Cell) -> Outcome:
-    """Runs one check from a seed of its own; the caller's random numbers and default settings stay as they were."""
+    """Runs one check from a seed and in modes of its own; the caller's stay as they were."""
     exemption = cell.spec.exempt.get(row.id) or cell.spec.exempt.get(f"{row.id}[{cell.variant}]")
 
     def outcome(status: Status, why: str = "", error: Exception | None = None) -> Outcome:
         return Outcome(row.id, cell.place, status, why, error)
 
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(_own_modes())
         stack.enter_context(warnings.catch_warnings())
         for pattern, category in row.ignored_warnings:
             warnings.filterwarnings("ignore", pattern, category)
@@ -108,11 +132,13 @@ def run_cell(row: Row, cell: Cell) -> Outcome:
         try:
             for na in row.not_applicable:
                 if na.holds(cell):
+                    if exemption:
+                        raise _OrphanError(f"is expected to fail, and does not apply: {na.reason}")
                     return outcome(Status.NOT_APPLICABLE, na.reason)
             torch.manual_seed(0)
             row.check(cell)
         except Exception as error:  # whatever a layer raises is what its check found
-            if exemption:
+            if exemption and not isinstance(error, _OrphanError):
                 return outcome(Status.XFAILED, f"{exemption.reason} ({exemption.link})")
             return outcome(Status.FAILED, _first_line(error), error)
     if exemption:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], bool], np
 
 @dataclass(frozen=True)
 class Sample:
-    """One way to build a layer, and an input for it.
+    """One way to build a layer, and an input for it: one floating-point tensor, which gives one tensor.
 
     The sizes in ``shape`` should differ pairwise: equal ones let a layer mix up height and width unseen, and let
     ``torch.export`` tie them to one another.
@@ -36,10 +37,16 @@ class Sample:
     reads_mode: bool | None = None
     #: Dimensions of the input that may have any size; by default all but the channels, dimension 1.
     dynamic_dims: tuple[int, ...] | None = None
-    #: Kinds of modules that an int8 model keeps in float islands.
+    #: Kinds of modules that an int8 model keeps in float islands, for the rows on int8 of this repository.
     islands: tuple[type[nn.Module], ...] = ()
     #: Whether an int8 model keeps the layer as a whole in a float island.
     is_island: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.shape) < 1 or self.shape[0] < 2:
+            raise ValueError(f"shape must begin with a batch of at least 2, got {self.shape}")
+        if any(not 0 <= dim < len(self.shape) for dim in self.dynamic_dims or ()):
+            raise ValueError(f"dynamic_dims must be dimensions of shape {self.shape}, got {self.dynamic_dims}")
 
     @property
     def free_dims(self) -> tuple[int, ...]:
@@ -130,7 +137,8 @@ class LayerSpec:
 
     @property
     def name(self) -> str:
-        return getattr(self.cls, "__name__", repr(self.cls))
+        cls = self.cls.func if isinstance(self.cls, partial) else self.cls
+        return getattr(cls, "__name__", type(cls).__name__)
 
     @property
     def status(self) -> str:

@@ -3,7 +3,7 @@
 from .._row import Row
 from . import distributed, gradients, graphs, inputs, misuse, numerics, pt2e, randomness, state, twins
 
-__all__ = ["ROWS"]
+__all__ = ["GROUPS", "ROWS"]
 
 #: By subject, which is a table in the docs.
 GROUPS: dict[str, tuple[Row, ...]] = {
@@ -31,6 +31,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         state.no_loose_tensor,
         state.no_shared_module,
         state.train_eval_flag,
+        state.statistics,
         state.meta,
         state.skip_init,
         state.copies,

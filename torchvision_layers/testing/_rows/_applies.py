@@ -1,9 +1,7 @@
-"""When rows do not apply: what they ask for is not there, as the machine itself can see."""
+"""What rows share: when they do not apply, as the machine itself can see, and which parameters they look at."""
 
 import importlib.util
-import inspect
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -21,13 +19,14 @@ __all__ = [
     "WAITS",
     "lacks",
     "not_an_image",
+    "trainable",
 ]
 
 TRAIN_EVAL = ("train", "eval")
 
 
 def _has_no_parameters(cell: Cell) -> bool:
-    return not list(cell.fresh().parameters())
+    return not trainable(cell.fresh())
 
 
 def _has_no_floats(cell: Cell) -> bool:
@@ -46,7 +45,7 @@ def _gives_a_view(cell: Cell) -> bool:
     return storage == input.untyped_storage().data_ptr() and output.stride() != input.stride()
 
 
-NO_PARAMETERS = NA("has no parameters", _has_no_parameters)
+NO_PARAMETERS = NA("has no parameters to train", _has_no_parameters)
 WAITS = NA(
     "is lazy: before its first batch there is nothing to initialize",
     lambda cell: any(is_lazy(tensor) for tensor in cell.spec.cls(**cell.kwargs()).parameters()),
@@ -65,12 +64,6 @@ def lacks(*packages: str) -> NA:
     return NA(f"not installed: {', '.join(missing)}", lambda cell: bool(missing))
 
 
-def takes(cell: Cell, argument: str) -> bool:
-    """Whether the constructor has such an argument."""
-    return argument in inspect.signature(cell.spec.cls).parameters
-
-
-def relative_l2(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Distance relative to the expected length, in float64."""
-    got, expected = got.detach().double(), expected.detach().double()
-    return float((got - expected).norm() / expected.norm().clamp(min=1e-12))
+def trainable(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that are not frozen, by name."""
+    return [(name, parameter) for name, parameter in layer.named_parameters() if parameter.requires_grad]

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._cell import Cell, run_seeded
 from .._row import NA, Tier, row
-from ._applies import BATCH_STATISTICS, NO_PARAMETERS, TRAIN_EVAL
+from ._applies import BATCH_STATISTICS, NO_PARAMETERS, TRAIN_EVAL, trainable
 
 __all__ = ["ddp", "ddp_two", "fsdp2", "fsdp2_meta", "fsdp2_two", "syncbn"]
 
@@ -64,7 +64,7 @@ def _gradients(layer: nn.Module, input: Tensor) -> dict[str, Tensor]:
     """Gradients by the parameter's own name, whole where they are sharded."""
     run_seeded(layer, input).square().sum().backward()
     gradients = {}
-    for name, parameter in layer.named_parameters():
+    for name, parameter in trainable(layer):
         assert parameter.grad is not None, f"no gradient reaches {name}"
         whole = parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
         gradients[name.removeprefix("module.")] = whole.detach().clone()

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._cell import Cell, run_seeded
 from .._row import Tier, row
-from ._applies import TRAIN_EVAL, lacks
+from ._applies import TRAIN_EVAL, lacks, trainable
 
 __all__ = ["aoti", "compiled", "exported", "fx", "inductor", "onnx", "script"]
 
 
 @row("fx", variants=TRAIN_EVAL)
 def fx(cell: Cell) -> None:
-    """Traced symbolically and pickled, it gives the same values at sizes not seen before."""
+    """Traced symbolically as part of a model, and pickled, it gives the same values at sizes not seen before."""
     layer = cell.layer()
-    traced = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(copy.deepcopy(layer))))
+    traced = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(nn.Sequential(copy.deepcopy(layer)))))
     for input in (cell.input(), cell.other_input(4)):
         torch.testing.assert_close(run_seeded(traced, input), run_seeded(layer, input), rtol=1e-6, atol=1e-6)
 
@@ -57,7 +58,7 @@ def _check_compiled(cell: Cell, backend: str, stance: Any, tolerance: float, gra
     assert twin.grad is not None
     scale = max(1.0, float(twin.grad.abs().max()))
     torch.testing.assert_close(input.grad, twin.grad, rtol=gradient_tolerance, atol=gradient_tolerance * scale)
-    for (name, got), want in zip(inner.named_parameters(), layer.parameters(), strict=True):
+    for (name, got), (_, want) in zip(trainable(inner), trainable(layer), strict=True):
         assert got.grad is not None, f"no gradient reaches {name}"
         scale = max(1.0, float(want.grad.abs().max()))  # type: ignore[union-attr]
         torch.testing.assert_close(got.grad, want.grad, rtol=gradient_tolerance, atol=gradient_tolerance * scale)

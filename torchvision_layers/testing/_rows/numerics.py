@@ -61,7 +61,7 @@ def out_shape(cell: Cell) -> None:
         assert output.dtype == input.dtype, f"gives {output.dtype} for {input.dtype}: {geometry}"
 
     with warnings.catch_warnings():
-        # Weights of convolutions of one dimension may be empty on purpose nowhere; hypothesis warns of slow machines.
+        # It warns of slow machines, and of settings of the caller's.
         warnings.simplefilter("ignore", hypothesis.errors.HypothesisWarning)
         check()
 

@@ -1,16 +1,18 @@
 """Rows on what a layer holds: parameters, buffers, modes, copies, files, devices."""
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._cell import Cell
+from .._cell import Cell, run_seeded
 from .._row import NA, row
-from ._applies import NO_FLOATS, WAITS
+from ._applies import BATCH_STATISTICS, NO_FLOATS, TRAIN_EVAL, WAITS
 
 __all__ = [
     "copies",
@@ -19,6 +21,7 @@ __all__ = [
     "no_loose_tensor",
     "no_shared_module",
     "skip_init",
+    "statistics",
     "train_eval_flag",
 ]
 
@@ -26,7 +29,7 @@ __all__ = [
 @row("factory_kwargs", not_applicable=(NO_FLOATS,))
 def factory_kwargs(cell: Cell) -> None:
     """``device`` and ``dtype`` of the constructor reach every parameter and every float buffer."""
-    layer = cell.spec.cls(**cell.kwargs(), device="meta", dtype=torch.float64)
+    layer = cell.spec.cls(**{**cell.kwargs(), "device": "meta", "dtype": torch.float64})
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         assert tensor.device.type == "meta", f"{name} is on {tensor.device}"
         assert tensor.dtype is torch.float64 or not tensor.is_floating_point(), f"{name} is {tensor.dtype}"
@@ -36,9 +39,16 @@ def _loose_tensors(module: nn.Module) -> Iterator[str]:
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules"):
             continue
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-        if isinstance(value, Tensor) or any(isinstance(item, Tensor) for item in values):
+        if _holds_tensor(value):
             yield name
+
+
+def _holds_tensor(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, Tensor)
 
 
 @row("no_loose_tensor")
@@ -78,6 +88,28 @@ def train_eval_flag(cell: Cell) -> None:
     assert reads == cell.sample.reads_mode, f"reads_mode={cell.sample.reads_mode}, but forward says {reads}"
 
 
+@row("statistics", variants=TRAIN_EVAL, not_applicable=(BATCH_STATISTICS,))
+def statistics(cell: Cell) -> None:
+    """Running statistics of batch norms move in training, by momentum towards those of the batch, and not in eval."""
+    layer = cell.layer()
+    seen: list[tuple[str, Any, Tensor]] = []
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            note = functools.partial(lambda name, module, args: seen.append((name, module, args[0].detach())), name)
+            module.register_forward_pre_hook(note)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    run_seeded(layer, cell.input())
+    for name, module, x in seen:
+        channels = x.transpose(0, 1).flatten(1)
+        momentum = module.momentum if module.momentum is not None else 1.0  # the mean over all batches, here of one
+        for key, batch in (("running_mean", channels.mean(1)), ("running_var", channels.var(1))):
+            expected = before[f"{name}.{key}" if name else key].lerp(batch, momentum if cell.training else 0.0)
+            try:
+                torch.testing.assert_close(getattr(module, key), expected, rtol=1e-5, atol=1e-6)
+            except AssertionError as error:
+                raise AssertionError(f"{name}.{key}: {error}") from error
+
+
 @row("meta")
 def meta(cell: Cell) -> None:
     """Built and run without data, then filled: by ``to_empty`` and loading, and by ``assign=True``."""
@@ -95,11 +127,15 @@ def meta(cell: Cell) -> None:
         assert torch.equal(filled(input), expected), f"filled by {how} it gives other values"
 
 
-@row("skip_init", not_applicable=(NO_FLOATS, WAITS))
+NO_CLASS = NA("is a function, not a class", lambda cell: not isinstance(cell.spec.cls, type))
+
+
+@row("skip_init", not_applicable=(NO_CLASS, NO_FLOATS, WAITS))
 def skip_init(cell: Cell) -> None:
     """``nn.utils.skip_init`` makes it without initialization, ready to load a state."""
     layer = cell.layer()
-    raw = nn.utils.skip_init(cell.spec.cls, **cell.kwargs()).train(cell.training)
+    cls: Any = cell.spec.cls
+    raw = nn.utils.skip_init(cls, **cell.kwargs()).train(cell.training)
     raw.load_state_dict(layer.state_dict())
     input = cell.input()
     assert torch.equal(raw(input), layer(input))
