@@ -10,6 +10,7 @@ from .._row import NA
 
 __all__ = [
     "BATCH_STATISTICS",
+    "NOT_AN_IMAGE",
     "NO_FLOATS",
     "NO_PARAMETERS",
     "NO_TWIN",
@@ -18,7 +19,6 @@ __all__ = [
     "VIEW",
     "WAITS",
     "lacks",
-    "not_an_image",
     "trainable",
 ]
 
@@ -55,7 +55,7 @@ NO_TWIN = NA("has no twin", lambda cell: cell.spec.twin is None)
 RANDOM_IN_TRAINING = NA("draws random numbers in training", lambda cell: cell.training and cell.sample.is_random)
 BATCH_STATISTICS = NA("has no batch normalization", lambda cell: not _reads_batch_statistics(cell))
 VIEW = NA("gives a view of its input, with the layout that follows from it", _gives_a_view)
-not_an_image = NA("input is not an image of four dimensions", lambda cell: len(cell.sample.shape) != 4)
+NOT_AN_IMAGE = NA("input is not an image of four dimensions", lambda cell: len(cell.sample.shape) != 4)
 
 
 def lacks(*packages: str) -> NA:

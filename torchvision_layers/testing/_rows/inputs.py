@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from .._cell import Cell, run_seeded
 from .._row import row
-from ._applies import TRAIN_EVAL, VIEW, not_an_image, trainable
+from ._applies import NOT_AN_IMAGE, TRAIN_EVAL, VIEW, trainable
 
 __all__ = ["channels_last", "dtypes", "empty_batch", "no_broadcast", "no_mutation"]
 
@@ -58,7 +58,7 @@ def dtypes(cell: Cell) -> None:
             assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
 
 
-@row("channels_last", variants=TRAIN_EVAL, not_applicable=(not_an_image, VIEW))
+@row("channels_last", variants=TRAIN_EVAL, not_applicable=(NOT_AN_IMAGE, VIEW))
 def channels_last(cell: Cell) -> None:
     """All layouts of input and layer give the same values, and channels_last comes out where it goes in."""
     plain, input = cell.layer(), cell.input()
