@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import matrix_record
 import pytest
 import torch
+from recording import write
 
 # The tensors of the tests are small: a second thread costs three times what it brings.
 torch.set_num_threads(1)
@@ -22,8 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-matrix"):
         record = matrix_record.updated(matrix_record.load(), session.config.stash[matrix_record.OUTCOMES])
-        matrix_record.write(matrix_record.JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        matrix_record.write(matrix_record.TABLE, matrix_record.render(record))
+        write(matrix_record.JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write(matrix_record.TABLE, matrix_record.render(record))
 
 
 @pytest.fixture(autouse=True)

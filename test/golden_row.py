@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import torch
+from recording import write
 from torch import Tensor, nn
 
 from torchvision_layers.testing import Cell, row
@@ -59,10 +60,7 @@ def golden(cell: Cell) -> None:
     place = f"{cell.sample.id}, {cell.variant}"
     if os.environ.get("EXPECTTEST_ACCEPT"):
         record[place] = got
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write(file, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
     assert place in record, f"nothing is recorded for {place}"
     assert got["shape"] == record[place]["shape"]
     for name in ("values", "mean and root mean square"):

@@ -9,15 +9,11 @@ from torch import Tensor, nn
 from torchvision_layers import quantized
 from torchvision_layers.testing import NA, Cell, Row, Sample, row
 from torchvision_layers.testing._rows._applies import NO_TWIN
+from torchvision_layers.testing._rows._quantizing import calibration, decibels, train
 
-__all__ = ["BACKENDS", "INT8_ROWS", "decibels"]
+__all__ = ["BACKENDS", "INT8_ROWS"]
 
 BACKENDS = ("x86", "onednn", "qnnpack")
-
-
-def calibration(sample: Sample) -> list[Tensor]:
-    rows = 32 if len(sample.shape) > 2 else 1024  # about the same number of values to observe
-    return [torch.randn((rows, *sample.shape[1:])) for _ in range(2)]
 
 
 _MADE: dict[tuple[str, str, str], tuple[nn.Module, quantized.QuantizableModel, Tensor]] = {}
@@ -31,12 +27,6 @@ def int8(cell: Cell) -> tuple[nn.Module, quantized.QuantizableModel, Tensor]:
         layer, batches = cell.layer(), calibration(cell.sample)
         _MADE[key] = layer, quantized.quantize(layer, batches, backend=cell.variant), torch.cat(batches)
     return _MADE[key]
-
-
-def decibels(expected: Tensor, got: Tensor) -> float:
-    """Signal to quantization noise."""
-    expected, got = expected.detach(), got.detach()
-    return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
 
 
 def assert_is_int8(model: nn.Module, sample: Sample) -> None:
@@ -84,15 +74,7 @@ def qat_eager(cell: Cell) -> None:
     """Trained for some steps with fake quantization, then converted: int8 computes what the training saw."""
     layer, batches = cell.layer(), calibration(cell.sample)
     model = quantized.prepare_qat(layer, backend=cell.variant)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    assert before, "nothing to train"
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for batch in batches:
-        optimizer.zero_grad()
-        model(batch).square().mean().backward()
-        assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
-        optimizer.step()
-    assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)), "nothing was trained"
+    train(model, batches)
     quantized.freeze(model)
     converted = quantized.convert(model)
     assert_is_int8(converted, cell.sample)

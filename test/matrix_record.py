@@ -24,7 +24,6 @@ __all__ = [
     "load",
     "render",
     "updated",
-    "write",
 ]
 
 DOCS = Path(__file__).parent.parent / "docs" / "source"
@@ -71,12 +70,6 @@ def updated(record: Record, outcomes: Iterable[tuple[str, Outcome]]) -> Record:
         if text is not None:
             result.setdefault(spec.name, {}).setdefault(row.id, {})[place] = text
     return result
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def status_of(text: str) -> Status:

@@ -63,6 +63,12 @@ def test_an_expected_failure_is_none_and_is_strict() -> None:
         check_layer(Control, SAMPLE, rows=["unknown_keyword"], expected_failures=expected)
 
 
+def test_an_expected_failure_of_what_does_not_apply_is_a_failure() -> None:
+    expected = {"stochastic": XFail("drops nothing", LINK)}
+    with pytest.raises(LayerCheckError, match="does not apply .*, and is expected to fail: drops nothing"):
+        check_layer(Control, SAMPLE, rows=["stochastic"], expected_failures=expected)
+
+
 def test_one_variant_can_be_expected_to_fail() -> None:
     expected = {"determinism[train]": XFail("reason", LINK)}
     report = check_layer(Control, SAMPLE, rows=["determinism"], expected_failures=expected, raise_on_error=False)

@@ -16,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.testing._rows.distributed import group
 
 # Arguments of the lazy layer, and the layer of 6 input channels that it should become.
 CONV: dict[str, Any] = {"out_channels": 8, "groups": 2}
@@ -232,14 +233,11 @@ def test_tracing_needs_a_batch_first(make_lazy: Make, make_eager: Make) -> None:
 @each_pair
 def test_processes_need_a_batch_first(make_lazy: Make, make_eager: Make, tmp_path: Path) -> None:
     model = nn.Sequential(make_lazy())
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
-    try:
+    with group(tmp_path):
         with pytest.raises(RuntimeError, match="Modules with uninitialized parameters"):
             nn.parallel.DistributedDataParallel(model)
         model(batch())
         assert nn.parallel.DistributedDataParallel(model)(batch()).shape[0] == 2
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @each_pair

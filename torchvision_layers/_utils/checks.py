@@ -12,6 +12,7 @@ __all__ = [
     "check_bool",
     "check_dtype",
     "check_eps",
+    "check_flat",
     "check_floating",
     "check_input",
     "check_int",
@@ -118,6 +119,12 @@ def check_width(input: Tensor, dim: int, channels: int) -> None:
         return
     if input.dim() < (dim + 1 if dim >= 0 else -dim) or input.shape[dim] != channels:
         raise ValueError(f"input must have size {channels} in dimension {dim}, got shape {list(input.shape)}")
+
+
+def check_flat(input: Tensor) -> None:
+    """Raises unless ``input`` has two dimensions: of three, nn.BatchNorm1d normalizes the second, not the features."""
+    if is_tensor(input) and input.dim() != 2:
+        raise ValueError(f"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got {input.dim()}")
 
 
 def check_floating(input: Tensor) -> None:

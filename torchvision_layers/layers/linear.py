@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_int, check_probability, check_width, is_tensor
+from .._utils.checks import check_bool, check_flat, check_int, check_probability, check_width
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["LinearDropoutAct"]
@@ -69,15 +69,14 @@ class LinearDropoutAct(nn.Sequential):
         if activation_layer is not None:
             layers["activation"] = build.activation("activation_layer", activation_layer, out_features, inplace)
         super().__init__(layers)
-        # Of a sequence nn.BatchNorm1d normalizes the second dimension, not the features.
         self.is_flat = isinstance(layers.get("norm"), nn.BatchNorm1d)
         self.in_features = in_features
         self.out_features = out_features
 
     def forward(self, input: Tensor) -> Tensor:
         check_width(input, -1, self.in_features)
-        if self.is_flat and is_tensor(input) and input.dim() != 2:
-            raise ValueError(f"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got {input.dim()}")
+        if self.is_flat:
+            check_flat(input)
         for layer in self:
             input = layer(input)
         return input

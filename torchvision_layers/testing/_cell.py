@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,11 @@ class Cell:
 
     def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(self.sample.shape, dtype=dtype)
+
+    @property
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
+        """The free dimensions of the input, as ``torch.export`` wants them."""
+        return ({dim: torch.export.Dim.DYNAMIC for dim in self.sample.free_dims},)
 
     def other_input(self, batch: int) -> Tensor:
         """An input whose free dimensions all have sizes other than the sample's."""

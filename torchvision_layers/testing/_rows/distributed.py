@@ -31,7 +31,7 @@ IN_A_GROUP = NA("runs inside of a process group already", lambda cell: dist.is_i
 
 
 @contextmanager
-def _group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+def group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     hook = sys.excepthook  # torch wraps it at each start of a group, and never takes that back
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size)
     try:
@@ -49,7 +49,7 @@ def _shard(layer: nn.Module) -> nn.Module:
 @functools.cache
 def _cannot_shard() -> bool:
     """Whether this torch shards on accelerators only, as torch 2.6 does."""
-    with tempfile.TemporaryDirectory() as folder, _group(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
         try:
             _shard(nn.Linear(1, 1))(torch.ones(1, 1)).sum().backward()
         except AttributeError:
@@ -84,7 +84,7 @@ def _assert_same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> N
 def _check_alone(cell: Cell, wrap: Callable[[nn.Module], nn.Module]) -> None:
     layer, input = cell.layer(), cell.input()
     expected = _gradients(copy.deepcopy(layer), input)
-    with tempfile.TemporaryDirectory() as folder, _group(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
         _assert_same(_gradients(wrap(layer), input), expected)
 
 
@@ -109,7 +109,7 @@ def fsdp2_meta(cell: Cell) -> None:
     expected = layer(input)
     with torch.device("meta"):
         empty = cell.fresh()
-    with tempfile.TemporaryDirectory() as folder, _group(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
         sharded = _shard(empty).to_empty(device="cpu")
         set_model_state_dict(sharded, layer.state_dict(), options=StateDictOptions(full_state_dict=True))
         assert torch.equal(sharded(input), expected), "it gives other values"
@@ -119,7 +119,7 @@ def _train_one_shard(rank: int, folder: Path, wrap: Callable[[nn.Module], nn.Mod
     """What each of two processes does: its own half of the batch, then the gradients into a file."""
     layer, input = torch.load(folder / "job.pt", weights_only=False)
     torch.set_num_threads(1)
-    with _group(folder, rank, 2):
+    with group(folder, rank, 2):
         gradients = _gradients(wrap(layer), input.chunk(2)[rank])
         if rank == 0:
             torch.save(gradients, folder / "gradients.pt")

@@ -4,11 +4,12 @@ import copy
 import io
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._cell import Cell, run_seeded
 from .._row import Tier, row
@@ -84,9 +85,8 @@ def inductor(cell: Cell) -> None:
         _check_compiled(cell, "inductor", "default", 1e-5, 1e-4)
 
 
-def _export(cell: Cell, layer: torch.nn.Module) -> torch.export.ExportedProgram:
-    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in cell.sample.free_dims}
-    return torch.export.export(copy.deepcopy(layer), (cell.input(),), dynamic_shapes=(dynamic,))
+def _export(cell: Cell, layer: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(copy.deepcopy(layer), (cell.input(),), dynamic_shapes=cell.dynamic_shapes)
 
 
 @row("export", variants=TRAIN_EVAL)
@@ -102,23 +102,31 @@ def exported(cell: Cell) -> None:
         torch.testing.assert_close(run_seeded(loaded, input), run_seeded(layer, input), rtol=1e-5, atol=1e-5)
 
 
-@row("onnx", not_applicable=(lacks("onnx", "onnxscript", "onnxruntime"),))
-def onnx(cell: Cell) -> None:
-    """Exported to ONNX with dynamic sizes, onnxruntime gives the same values at three sizes, a batch of one too."""
+NO_ONNX = lacks("onnx", "onnxscript", "onnxruntime")
+
+
+def in_onnx(cell: Cell, model: nn.Module, example: Tensor) -> tuple[Callable[[Tensor], Tensor], set[str]]:
+    """A model exported with dynamic sizes, as a function that onnxruntime runs, and the operators in it."""
     import onnxruntime
 
-    layer = cell.layer()
-    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in cell.sample.free_dims}
     with torch.no_grad():
         program = torch.onnx.export(
-            layer, (cell.input(),), dynamo=True, dynamic_shapes=(dynamic,), verbose=False, optimize=True
+            model, (example,), dynamo=True, dynamic_shapes=cell.dynamic_shapes, verbose=False, optimize=True
         )
     assert program is not None
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    proto = program.model_proto
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (name,) = [node.name for node in session.get_inputs()]
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), {n.op_type for n in proto.graph.node}
+
+
+@row("onnx", not_applicable=(NO_ONNX,))
+def onnx(cell: Cell) -> None:
+    """Exported to ONNX with dynamic sizes, onnxruntime gives the same values at three sizes, a batch of one too."""
+    layer = cell.layer()
+    call, _ = in_onnx(cell, layer, cell.input())
     for input in (cell.input(), cell.other_input(1), cell.other_input(5)):
-        got = torch.from_numpy(session.run(None, {name: input.numpy()})[0])
-        torch.testing.assert_close(got, layer(input).detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(call(input), layer(input).detach(), rtol=1e-5, atol=1e-5)
 
 
 @row("aoti", tier=Tier.NIGHTLY)

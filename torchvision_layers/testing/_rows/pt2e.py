@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from .._cell import Cell
 from .._row import NA, Tier, row
 from ._applies import lacks
+from ._quantizing import calibration, decibels, train
+from .graphs import NO_ONNX, in_onnx
 
 __all__ = ["onnx_qdq", "pt2e_ptq", "pt2e_qat"]
 
@@ -21,21 +23,12 @@ NOTHING_TO_QUANTIZE = NA(
 )
 
 
-def _batches(cell: Cell) -> list[Tensor]:
-    rows = 32 if len(cell.sample.shape) > 2 else 1024  # about the same number of values to observe
-    return [torch.randn((rows, *cell.sample.shape[1:])) for _ in range(2)]
-
-
-def _dynamic(cell: Cell) -> tuple[dict[int, Any], ...]:
-    return ({dim: torch.export.Dim.DYNAMIC for dim in cell.sample.free_dims},)
-
-
 def _prepared(cell: Cell, layer: nn.Module, batch: Tensor, is_qat: bool) -> Any:
     """The layer as a graph with observers, or fake quantization, of the quantizer for x86."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    graph = torch.export.export(layer, (batch,), dynamic_shapes=_dynamic(cell)).module()
+    graph = torch.export.export(layer, (batch,), dynamic_shapes=cell.dynamic_shapes).module()
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat))
     return (prepare_qat_pt2e if is_qat else prepare_pt2e)(graph, quantizer)
 
@@ -64,23 +57,22 @@ def _steps(graph: torch.fx.Graph) -> list[float]:
     return [float(node.args[1]) for node in graph.nodes if ".quantize_per_tensor" in str(node.target)]
 
 
-def _assert_close(got: Tensor, expected: Tensor, decibels: float, where: str) -> None:
-    got, expected = got.detach().double(), expected.detach().double()
-    noise = float(10 * torch.log10(expected.square().sum() / (got - expected).square().sum().clamp(min=1e-30)))
-    assert noise >= decibels, f"{noise:.1f} dB {where}, at least {decibels} are asked for"
+def _assert_close(got: Tensor, expected: Tensor, bound: float, where: str) -> None:
+    noise = decibels(expected, got)
+    assert noise >= bound, f"{noise:.1f} dB {where}, at least {bound} are asked for"
 
 
 @row("pt2e_ptq", not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE))
 def pt2e_ptq(cell: Cell) -> None:
     """Exported, calibrated and converted for x86, it is int8 within 35 dB, 30 at another size, and exports again."""
-    layer, batches = cell.layer(), _batches(cell)
+    layer, batches = cell.layer(), calibration(cell.sample)
     model = _quantized(cell, layer, batches)
     _assert_is_int8(model.graph)
     x, other = torch.cat(batches), cell.other_input(9)
     _assert_close(model(x), layer(x), 35, "to float")
     _assert_close(model(other), layer(other), 30, "to float at another size")
     file = io.BytesIO()
-    torch.export.save(torch.export.export(model, (batches[0],), dynamic_shapes=_dynamic(cell)), file)
+    torch.export.save(torch.export.export(model, (batches[0],), dynamic_shapes=cell.dynamic_shapes), file)
     file.seek(0)
     assert torch.equal(torch.export.load(file).module()(x), model(x)), "exported again it gives other values"
 
@@ -92,15 +84,9 @@ def pt2e_qat(cell: Cell) -> None:
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    batches = _batches(cell)
+    batches = calibration(cell.sample)
     model = _prepared(cell, cell.layer().train(), batches[0], is_qat=True)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for batch in batches:
-        optimizer.zero_grad()
-        model(batch).square().mean().backward()
-        optimizer.step()
-    assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)), "nothing was trained"
+    train(model, batches)
     move_exported_model_to_eval(model)
     x = torch.cat(batches)
     with torch.no_grad():
@@ -113,28 +99,18 @@ def pt2e_qat(cell: Cell) -> None:
 @row(
     "onnx_qdq",
     tier=Tier.NIGHTLY,
-    not_applicable=(NO_TORCHAO, lacks("onnx", "onnxscript", "onnxruntime"), NOTHING_TO_QUANTIZE),
+    not_applicable=(NO_TORCHAO, NO_ONNX, NOTHING_TO_QUANTIZE),
     # A converted graph was exported in eval; its flag says nothing, and cannot be set.
     ignored_warnings=(("Exporting a model while it is in training mode", UserWarning),),
 )
 def onnx_qdq(cell: Cell) -> None:
     """In int8 by PT2E and then in ONNX, onnxruntime gives the same values to two of the steps that values go in."""
-    import onnxruntime
-
-    batches = _batches(cell)
+    batches = calibration(cell.sample)
     model = _quantized(cell, cell.layer(), batches)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model, (batches[0],), dynamo=True, dynamic_shapes=_dynamic(cell), verbose=False, optimize=True
-        )
-    assert program is not None
-    kinds = {node.op_type for node in program.model_proto.graph.node}
+    call, kinds = in_onnx(cell, model, batches[0])
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds, f"not quantized in ONNX: {sorted(kinds)}"
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (name,) = [node.name for node in session.get_inputs()]
     for x in (batches[0], cell.other_input(5)):
         expected = model(x).detach()
-        got = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
         step = max(*_steps(model.graph), float(expected.max() - expected.min()) / 255)
-        distance = float((got - expected).abs().max())
+        distance = float((call(x) - expected).abs().max())
         assert distance <= 2 * step, f"{distance / step:.1f} steps apart"
