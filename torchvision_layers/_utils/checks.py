@@ -14,6 +14,7 @@ __all__ = [
     "check_eps",
     "check_flat",
     "check_floating",
+    "check_groups",
     "check_input",
     "check_int",
     "check_number",
@@ -50,6 +51,15 @@ def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tu
             raise ValueError(f"{argument} must be one int or {dims} of them, got {value!r}")
         return tuple(check_int(argument, v, minimum) for v in value)
     return (check_int(argument, value, minimum),) * dims
+
+
+def check_groups(groups: object, in_channels: int, out_channels: int) -> int:
+    """Returns ``groups``, an integer of at least 1 that divides both widths."""
+    number = check_int("groups", groups)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % number != 0:
+            raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
+    return number
 
 
 def check_probability(argument: str, value: object) -> float:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from .checks import check_groups
+
 __all__ = ["Builder", "LayerArgument", "check_layer_argument"]
 
 #: What a layer argument may be: a class, a ``partial``, any function that returns a module, or a module to copy.
@@ -81,22 +83,22 @@ class Builder:
         groups: int,
         bias: bool,
     ) -> nn.Module:
-        """A convolution of the channels that its place asks for; an instance must agree in every other number too."""
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups != 0:
-                raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
-        conv = self.module(
-            argument,
-            layer,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-        )
+        """A convolution of the channels that its place asks for; an instance must agree in every other number too.
+
+        What a ``partial`` has bound stays: ``partial(nn.Conv2d, padding_mode="reflect")``, or another kernel or number
+        of groups than the place would give.
+        """
+        check_groups(groups, in_channels, out_channels)
+        bound = layer.keywords if isinstance(layer, partial) else {}
+        numbers: dict[str, object] = {
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+        }
+        numbers |= {"groups": groups, "bias": bias}
+        free = {name: value for name, value in numbers.items() if name not in bound}
+        conv = self.module(argument, layer, in_channels, out_channels, **free)
         wanted: dict[str, object] = {"out_channels": out_channels}
         if isinstance(layer, nn.Module):
             wanted |= {"in_channels": in_channels, "kernel_size": kernel_size, "stride": stride}

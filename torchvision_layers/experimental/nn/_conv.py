@@ -1,0 +1,48 @@
+"""A convolution that checks its arguments and its input, for the layers that change its weight."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
+
+__all__ = ["CheckedConv2d"]
+
+
+class CheckedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` that names the argument that it refuses, takes images in batches only, and no lazy width."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, int] | str,
+        dilation: int | tuple[int, int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        check_int("in_channels", in_channels)
+        check_int("out_channels", out_channels)
+        sizes: dict[str, Any] = {
+            "kernel_size": check_sizes("kernel_size", kernel_size, 2),
+            "stride": check_sizes("stride", stride, 2),
+            "padding": padding if isinstance(padding, str) else check_sizes("padding", padding, 2, minimum=0),
+            "dilation": check_sizes("dilation", dilation, 2),
+            "padding_mode": padding_mode,
+        }
+        check_groups(groups, in_channels, out_channels)
+        check_bool("bias", bias)
+        super().__init__(in_channels, out_channels, groups=groups, bias=bias, device=device, dtype=dtype, **sizes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels)
+        return self._convolve(input)
+
+    def _convolve(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias)

@@ -1,0 +1,288 @@
+"""Self-attention of each pixel over its neighbours, in the place of a convolution."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes, is_tensor
+
+__all__ = ["MultiHeadedSpatialAttention"]
+
+
+class _Axis(NamedTuple):
+    """The window in one dimension of the image, and how blocks of queries lie there."""
+
+    #: Queries of a block, all of which are compared with the keys that any of them sees. Few share too few keys that
+    #: have to be copied for them, many compute too many products that are masked: with windows of 7, 4 was the fastest
+    #: of 4 to 8.
+    queries: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    #: Where the first query is, in the image: at the centre of the first window.
+    first: int
+    #: Only queries that are a multiple of this apart share keys, where there is dilation.
+    phases: int
+    #: How much further, in keys that they share, the window of the next of these queries begins.
+    step: int
+    #: Keys that a block of such queries sees together.
+    window: int
+
+
+class MultiHeadedSpatialAttention(nn.Module):
+    r"""Stand-alone self-attention: :math:`y_{ij} = \sum_{ab} \mathrm{softmax}_{ab}(q_{ij}^T k_{ab} + q_{ij}^T
+    r_{a-i,b-j}) v_{ab}`.
+
+    From `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_ (eq. 2 and 3): :math:`a, b`
+    run over the window of the kernel around pixel :math:`i, j`, as far as it lies inside the image: padding takes no
+    part. Queries, keys and values are 1×1 convolutions of the input, as in the parameter counts of the paper (table
+    1). Each head learns embeddings :math:`r` of its own, the first half of the channels for the offset in rows, the
+    second for that in columns. With the arguments of ``nn.Conv2d``, it stands where a convolution stood.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; each head has an even number of them.
+        kernel_size: side of the window, or (height, width).
+        stride: distance of the queries. Default: ``1``.
+        padding: how far windows reach beyond the image on each side; at most up to their centre,
+            :math:`d \lfloor (k - 1) / 2 \rfloor`, where the query is. Default: ``0``.
+        dilation: space between the elements of the window. Default: ``1``.
+        groups: heads :math:`N`. Default: ``1``.
+        bias: learned shifts of queries, keys and values. Default: ``True``.
+        device: where the parameters are made. Default: torch's.
+        dtype: type of the parameters. Default: torch's.
+
+    Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, channels that
+    the heads cannot share, or an input of another rank or width, or smaller than the window.
+
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``. Parameters:
+    :math:`3 C_{in} C_{out} + C_{out} (k_h + k_w) / 2`, and :math:`3 C_{out}` with the bias.
+
+    Examples::
+
+        >>> enn.MultiHeadedSpatialAttention(16, 32, 7, padding=3, groups=4)(torch.rand(2, 16, 10, 10)).shape
+        torch.Size([2, 32, 10, 10])
+        >>> attention = partial(enn.MultiHeadedSpatialAttention, kernel_size=7, padding=3, groups=8)
+        >>> block = tnn.Bottleneck(64, 64, conv_layer=attention)
+    """
+
+    # For torch.jit, which takes a named tuple for a plain one otherwise.
+    vertical: _Axis
+    horizontal: _Axis
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_int("in_channels", in_channels)
+        self.out_channels = check_int("out_channels", out_channels)
+        self.kernel_size = check_sizes("kernel_size", kernel_size, 2)
+        self.stride = check_sizes("stride", stride, 2)
+        self.padding = check_sizes("padding", padding, 2, minimum=0)
+        self.dilation = check_sizes("dilation", dilation, 2)
+        self.groups = check_groups(groups, in_channels, out_channels)
+        check_bool("bias", bias)
+        self.head_channels = out_channels // groups
+        if self.head_channels % 2 != 0:
+            raise ValueError(
+                f"out_channels / groups must be even, half for rows and half for columns, got {out_channels} / {groups}"
+            )
+        self.vertical = self._axis(0)
+        self.horizontal = self._axis(1)
+        self.query = nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.key = nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.value = nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
+        half = self.head_channels // 2
+        self.row_embedding = nn.Parameter(torch.empty(groups, half, self.kernel_size[0], device=device, dtype=dtype))
+        self.column_embedding = nn.Parameter(torch.empty(groups, half, self.kernel_size[1], device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew."""
+        for projection in (self.query, self.key, self.value):
+            projection.reset_parameters()
+        for embedding in (self.row_embedding, self.column_embedding):
+            nn.init.normal_(embedding, std=self.head_channels**-0.5)
+
+    def _axis(self, dim: int) -> _Axis:
+        kernel, stride = self.kernel_size[dim], self.stride[dim]
+        padding, dilation = self.padding[dim], self.dilation[dim]
+        centre = dilation * ((kernel - 1) // 2)
+        if padding > centre:
+            raise ValueError(
+                f"padding must be at most dilation * ((kernel_size - 1) // 2) = {centre}, which leaves the centre of "
+                f"each window in the image, got {padding}"
+            )
+        common = math.gcd(stride, dilation)
+        step = stride // common
+        queries = 4
+        window = (queries - 1) * step + kernel
+        return _Axis(queries, kernel, stride, padding, dilation, centre - padding, dilation // common, step, window)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels)
+        _check_fit(input, 2, self.vertical)
+        _check_fit(input, 3, self.horizontal)
+        rows, columns = _places(input.shape[2], self.vertical), _places(input.shape[3], self.horizontal)
+
+        query = self._queries(input, rows, columns)
+        logits = self._relative_logits(query)
+        row_logits = _mask(
+            _skew(logits[0].transpose(-2, -3), self.vertical).transpose(-2, -3), input, 2, rows, self.vertical
+        )
+        column_logits = _skew(logits[1], self.horizontal)
+        column_logits = _mask(column_logits, input, 3, columns, self.horizontal)
+
+        # One matrix product for each block of each head: (queries, channels) by (channels, keys).
+        offsets = row_logits.unsqueeze(-1) + column_logits.unsqueeze(-2)
+        offsets = offsets.flatten(8, 9).flatten(6, 7).flatten(0, 5)
+        key = self._windows(self.key(input), rows, columns)
+        value = self._windows(self.value(input), rows, columns)
+        scores = torch.baddbmm(offsets, query.flatten(6, 7).flatten(0, 5), key.transpose(1, 2))
+        output = torch.bmm(scores.softmax(-1), value)
+        return _in_layout_of(self._image(output.view(query.shape), rows, columns), input)
+
+    def _queries(self, input: Tensor, rows: int, columns: int) -> Tensor:
+        """Queries in blocks: (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
+        places = input[
+            :, :, self.vertical.first :: self.vertical.stride, self.horizontal.first :: self.horizontal.stride
+        ]
+        query = self.query(places[:, :, :rows, :columns]).permute(0, 2, 3, 1)
+        height = self.vertical.queries * self.vertical.phases * _blocks(rows, self.vertical)
+        width = self.horizontal.queries * self.horizontal.phases * _blocks(columns, self.horizontal)
+        # One more than needed, never none, so that a graph for all sizes has a single case.
+        query = F.pad(query, (0, 0, 0, width - columns + 1, 0, height - rows + 1))[:, :height, :width]
+        query = query.reshape(
+            input.shape[0],
+            _blocks(rows, self.vertical),
+            self.vertical.queries,
+            self.vertical.phases,
+            _blocks(columns, self.horizontal),
+            self.horizontal.queries,
+            self.horizontal.phases,
+            self.groups,
+            self.head_channels,
+        )
+        return query.permute(0, 3, 1, 6, 4, 7, 2, 5, 8).contiguous()
+
+    def _image(self, blocks: Tensor, rows: int, columns: int) -> Tensor:
+        """Puts blocks, in the order of :meth:`_queries`, back into an image."""
+        pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
+        return pixels[:, :rows, :columns].permute(0, 3, 1, 2)
+
+    def _relative_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of each query with the embeddings of the offsets in rows, and of those in columns."""
+        rows, columns = self.kernel_size
+        # Half of the channels each, by one product with a table that is zero elsewhere.
+        table = torch.cat([F.pad(self.row_embedding, (0, columns)), F.pad(self.column_embedding, (rows, 0))], 1)
+        logits = torch.matmul(query.flatten(6, 7), table).unflatten(6, (self.vertical.queries, self.horizontal.queries))
+        return logits[..., :rows], logits[..., rows:]
+
+    def _windows(self, input: Tensor, rows: int, columns: int) -> Tensor:
+        """Keys or values that each block sees: (blocks of all heads, places of the window, channels)."""
+        right = _far_padding(input.shape[3], columns, self.horizontal)
+        bottom = _far_padding(input.shape[2], rows, self.vertical)
+        pixels = F.pad(input.permute(0, 2, 3, 1), (0, 0, self.horizontal.padding, right, self.vertical.padding, bottom))
+        pixels = pixels.unflatten(3, (self.groups, self.head_channels))
+        windows = _cut(_cut(pixels, 1, rows, self.vertical), 3, columns, self.horizontal)
+        return windows.permute(0, 1, 2, 3, 4, 5, 7, 8, 6).flatten(6, 7).flatten(0, 5)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        if self.padding != (0, 0):
+            parts.append(f"padding={self.padding}")
+        if self.dilation != (1, 1):
+            parts.append(f"dilation={self.dilation}")
+        return ", ".join([*parts, f"groups={self.groups}"])
+
+
+def _places(size: int, axis: _Axis) -> int:
+    """Queries on a line of ``size`` pixels."""
+    return (size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1) // axis.stride + 1
+
+
+def _blocks(places: int, axis: _Axis) -> int:
+    """Blocks that hold so many queries, in each phase."""
+    return -(-places // (axis.queries * axis.phases))
+
+
+def _keys(places: int, axis: _Axis) -> int:
+    """Keys that the blocks of one phase see, together."""
+    return (_blocks(places, axis) - 1) * axis.queries * axis.step + axis.window
+
+
+def _far_padding(size: int, places: int, axis: _Axis) -> int:
+    """What the last window lacks, and a stride more: never nothing, so that a graph for all sizes has a single case."""
+    end = (axis.phases - 1) * axis.stride + axis.dilation * (_keys(places, axis) - 1) + 1
+    return end - axis.padding - size + axis.stride
+
+
+def _cut(input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
+    """Turns dimension ``dim`` into two, phase and block, and adds a last one, the place in the window of the block."""
+    length = axis.dilation * (_keys(places, axis) - 1) + 1
+    reach = axis.dilation * (axis.window - 1) + 1
+    stride = axis.dilation * axis.step * axis.queries
+    if axis.phases == 1:
+        return input.narrow(dim, 0, length).unfold(dim, reach, stride)[..., :: axis.dilation].unsqueeze(dim)
+    phases = [
+        input.narrow(dim, phase * axis.stride, length).unfold(dim, reach, stride)[..., :: axis.dilation]
+        for phase in range(axis.phases)
+    ]
+    return torch.stack(phases, dim)
+
+
+def _skew(logits: Tensor, axis: _Axis) -> Tensor:
+    """Moves the logits of each query of a block to where its window lies in that of the block; -inf elsewhere.
+
+    (..., query, offset) becomes (..., query, place). Rows that are ``step`` longer than the window move by ``step``
+    from one to the next when they are read as if they were not.
+    """
+    longer = F.pad(logits, (0, axis.window + axis.step - axis.kernel), value=-math.inf)
+    return longer.flatten(-2)[..., : axis.queries * axis.window].unflatten(-1, (axis.queries, axis.window))
+
+
+def _mask(logits: Tensor, input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
+    """Sets the logits of places outside of the image to -inf, but of queries that are not in the image themselves."""
+    size = input.shape[dim]
+    keys = F.pad(input.new_ones(size), (axis.padding, _far_padding(size, places, axis)))
+    count = axis.queries * axis.phases * _blocks(places, axis)
+    beyond = F.pad(input.new_zeros(places), (0, count - places + 1), value=1.0)[:count]
+    inside = _cut(keys, 0, places, axis).unsqueeze(-2)
+    beyond = beyond.reshape(-1, axis.queries, axis.phases).permute(2, 0, 1).unsqueeze(-1)
+    mask = (inside + beyond) == 0  # (phase, block, query, place)
+    if dim == 2:
+        return logits.masked_fill(mask[:, :, None, None, None, :, None], -math.inf)
+    return logits.masked_fill(mask[:, :, None, None], -math.inf)
+
+
+@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:
+    """The output, copied where it is not channels_last as the input is, or not contiguous."""
+    if input.stride(1) == 1:
+        return output.contiguous(memory_format=torch.channels_last)
+    return output.contiguous()
+
+
+def _check_fit(input: Tensor, dim: int, axis: _Axis) -> None:
+    """Raises unless the image with its padding holds a window."""
+    if is_tensor(input) and _places(input.shape[dim], axis) < 1:
+        raise ValueError(
+            f"input must be at least {axis.dilation * (axis.kernel - 1) + 1 - 2 * axis.padding} in dimension {dim} to "
+            f"hold a window, got shape {list(input.shape)}"
+        )
