@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "layers": {"_utils"},
     "nn": {"layers"},
     "quantized": {"layers", "_utils"},
+    "experimental": {"layers", "_utils"},
     "testing": {"_utils"},
 }
 

@@ -55,7 +55,8 @@ class SEBlock(SqueezeExcitation):
         self.ratio = check_int("ratio", ratio)
         if in_channels is None:
             self.__class__ = _LazySEBlock  # as torch's lazy layers change theirs at the first batch
-            super().__init__(1, nn.Identity, device=device, dtype=dtype)  # of LazySqueezeExcitation
+            # LazySqueezeExcitation comes next in the order of the class that this one is now.
+            super().__init__(1, nn.Identity, device=device, dtype=dtype)  # type: ignore[arg-type]
             self.activation = Builder(device, dtype).module("activation", activation)
         else:
             squeeze = _squeeze_channels(check_int("in_channels", in_channels), ratio)
