@@ -1,12 +1,12 @@
 """One spec a layer, all that the matrix needs to know of it: the families in ``specs``, in one list."""
 
-from specs import attention, conv, convnext, inverted, lazy, linear, norms, plain, residual
+from specs import attention, conv, convnext, inverted, lazy, linear, norms, plain, residual, staged_convs, staged_norms
 
 from torchvision_layers.testing import LayerSpec, Sample
 
 __all__ = ["SPECS", "LayerSpec", "Sample"]
 
 # A new family: a file in specs, and its name here.
-FAMILIES = (conv, lazy, linear, attention, residual, inverted, convnext, norms, plain)
+FAMILIES = (conv, lazy, linear, attention, residual, inverted, convnext, norms, plain, staged_convs, staged_norms)
 
 SPECS: tuple[LayerSpec, ...] = tuple(spec for family in FAMILIES for spec in family.SPECS)

@@ -73,7 +73,8 @@ def test_deprecated_stacks_stay_behind_one_file(module: str, file: str) -> None:
 
 
 def test_references_use_public_doors_only() -> None:
-    doors = {"torchvision_layers", "torchvision_layers.nn", "torchvision_layers.quantized"}
+    rooms = ("nn", "quantized", "experimental", "experimental.nn")
+    doors = {"torchvision_layers", *(f"torchvision_layers.{room}" for room in rooms)}
     for file in REFERENCES.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torchvision_layers"):
@@ -96,6 +97,7 @@ def test_import_loads_no_other_room() -> None:
 
 def test_public_names_are_documented() -> None:
     from torchvision_layers import nn, quantized
+    from torchvision_layers.experimental import nn as staged
 
-    for door in (nn, quantized):
+    for door in (nn, quantized, staged):
         assert all(getattr(door, name).__doc__ for name in door.__all__)

@@ -16,15 +16,17 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing._rows.distributed import group
 
 # Arguments of the lazy layer, and the layer of 6 input channels that it should become.
 CONV: dict[str, Any] = {"out_channels": 8, "groups": 2}
 GATE: dict[str, Any] = {"squeeze_channels": 4}
-PAIRS = [
+STABLE = [
     pytest.param(partial(tnn.LazyConvNormAct, **CONV), partial(tnn.ConvNormAct, 6, **CONV), id="conv"),
     pytest.param(partial(tnn.LazySqueezeExcitation, **GATE), partial(tnn.SqueezeExcitation, 6, **GATE), id="gate"),
 ]
+PAIRS = [*STABLE, pytest.param(partial(enn.SEBlock, ratio=2), partial(enn.SEBlock, 6, ratio=2), id="ratio")]
 each_pair = pytest.mark.parametrize(("make_lazy", "make_eager"), PAIRS)
 Make = Callable[..., nn.Module]
 
@@ -240,7 +242,7 @@ def test_processes_need_a_batch_first(make_lazy: Make, make_eager: Make, tmp_pat
         assert nn.parallel.DistributedDataParallel(model)(batch()).shape[0] == 2
 
 
-@each_pair
+@pytest.mark.parametrize(("make_lazy", "make_eager"), STABLE)
 def test_quantizing_needs_a_batch_first(make_lazy: Make, make_eager: Make) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sequential(make_lazy())).eval()
     name, x = type(model[1][0]).__name__, torch.randn(4, 3, 9, 9)

@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing import ROWS, Misuse
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -42,7 +43,8 @@ def has_state(spec: LayerSpec) -> bool:
 
 def needs_pixels(spec: LayerSpec) -> bool:
     """Slides a window, takes a mean over the image, or statistics over the batch."""
-    kinds = (nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.batchnorm._BatchNorm)
+    kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd)
+    kinds += (nn.modules.batchnorm._BatchNorm, enn.CLayerNorm, enn.PFLayerNorm)
     return any(isinstance(module, kinds) for module in modules(spec))
 
 
@@ -81,14 +83,25 @@ def given(spec: LayerSpec) -> set[Misuse]:
     return {bad.kind for bad in [*spec.bad_arguments, *spec.bad_inputs]} - BY_ROW.keys()
 
 
+#: Of ``torch.nn``, under the names that they had before they came there.
+OF_TORCH = {"Flatten", "Mish", "Swish"}
+
+
 def test_every_public_layer_has_one_spec() -> None:
-    assert Counter(spec.name for spec in SPECS) == Counter(tnn.__all__)
-    assert all(spec.cls is getattr(tnn, spec.name) for spec in SPECS)
+    staged = [name for name in enn.__all__ if name not in OF_TORCH]
+    assert Counter(spec.name for spec in SPECS) == Counter([*tnn.__all__, *staged])
+    assert all(spec.cls is getattr(enn if spec.name in staged else tnn, spec.name) for spec in SPECS)
+
+
+def test_the_room_tells_the_status() -> None:
+    assert {spec.name for spec in SPECS if spec.status == "experimental"} == set(enn.__all__) - OF_TORCH
+    assert {spec.name for spec in SPECS if spec.status == "stable"} == set(tnn.__all__)
 
 
 def test_every_layer_with_parameters_has_a_twin() -> None:
     """A lazy layer has the twin of the layer that it becomes."""
-    without = {spec.cls for spec in SPECS if spec.twin is None and not issubclass(spec.cls, LazyModuleMixin)}
+    stable = [spec for spec in SPECS if spec.status == "stable"]
+    without = {spec.cls for spec in stable if spec.twin is None and not issubclass(spec.cls, LazyModuleMixin)}
     assert without == {tnn.FrozenBatchNorm2d, tnn.Permute, tnn.StochasticDepth}
     twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
     assert {spec.twin.__name__ for spec in SPECS if spec.twin} == twins - {"QuantizableLayer", "QuantizableModel"}

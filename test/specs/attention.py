@@ -8,9 +8,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
 
-from . import geometries, misuse
+from . import geometries, misuse, staged_geometries
 
 __all__ = ["SPECS"]
 
@@ -62,5 +63,62 @@ SPECS = (
         ),
         quantized.QuantizableSqueezeExcitation,
         geometries.squeeze_excitation(),
+    ),
+    LayerSpec(
+        enn.SEBlock,
+        (
+            Sample(
+                "default",
+                {"in_channels": 6, "ratio": 3},
+                (2, 6, 7, 9),
+                partial(ref.squeeze_excitation, activation=ref.silu),
+                reads_mode=False,
+            ),
+            Sample(
+                "from the first batch",
+                {"ratio": 2, "activation": nn.ReLU},
+                (3, 6, 5, 4),
+                ref.squeeze_excitation,
+                reads_mode=False,
+            ),
+        ),
+        (
+            *misuse.widths("in_channels", "ratio"),
+            BadArguments(
+                Misuse.CHANNELS,
+                {"ratio": 7},
+                ValueError,
+                "ratio must leave at least one channel of in_channels, got 7 for 6",
+            ),
+            *misuse.layers("activation"),
+        ),
+        (
+            *misuse.shapes(6, (7, 9)),
+            *(
+                BadInput(
+                    Misuse.DTYPE,
+                    torch.zeros(2, 6, 7, 9, dtype=dtype),
+                    TypeError,
+                    f"input must be of a floating-point type, got {dtype}",
+                )
+                for dtype in (torch.uint8, torch.bool, torch.complex64)
+            ),
+            BadInput(Misuse.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
+            BadInput(
+                Misuse.CHANNELS,
+                (2, 6, 7, 9),
+                ValueError,
+                "ratio must leave at least one channel of in_channels, got 7 for 6",
+                {"in_channels": None, "ratio": 7},
+            ),
+            BadInput(
+                Misuse.WIDTH,
+                (2, 6, 7, 9),
+                ValueError,
+                "activation has num_parameters=5, its place needs 2",
+                {"in_channels": None, "activation": nn.PReLU(5)},
+            ),
+        ),
+        geometries=staged_geometries.se_block(),
     ),
 )

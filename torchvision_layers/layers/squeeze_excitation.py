@@ -1,12 +1,31 @@
 """Channel attention from globally pooled features."""
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .._utils.checks import check_floating, check_input, check_int
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["SqueezeExcitation"]
+
+
+@torch.fx.wrap  # one node in a traced graph, which keeps the choice between types
+def _mean_of_pixels(input: Tensor) -> Tensor:
+    """The mean over height and width; its gradient is a view, where that of torch's mean is a tensor of all pixels."""
+    if input.dtype == torch.float16 or input.dtype == torch.bfloat16:
+        return input.mean((2, 3), keepdim=True)  # the sum might be beyond their range
+    return input.sum((2, 3), keepdim=True) / (input.shape[2] * input.shape[3])
+
+
+class _GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
+    """``nn.AdaptiveAvgPool2d(1)`` with a faster backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _mean_of_pixels(input)
 
 
 class SqueezeExcitation(nn.Module):
@@ -48,7 +67,7 @@ class SqueezeExcitation(nn.Module):
         self.input_channels = check_int("input_channels", input_channels)
         self.squeeze_channels = check_int("squeeze_channels", squeeze_channels)
         build = Builder(device, dtype)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = _GlobalAvgPool2d()
         self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1, device=device, dtype=dtype)
         self.fc2 = nn.Conv2d(squeeze_channels, input_channels, 1, device=device, dtype=dtype)
         self.activation = build.activation("activation", activation, squeeze_channels)

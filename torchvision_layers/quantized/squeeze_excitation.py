@@ -37,6 +37,8 @@ class QuantizableSqueezeExcitation(QuantizableLayer, SqueezeExcitation):
         self._complete()
 
     def _add_functionals(self) -> None:
+        # The one with a kernel for int8.
+        self.avgpool = nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
         self.skip_mul = FloatFunctional()
 
     def _scale(self, input: Tensor, scale: Tensor) -> Tensor:

@@ -3,11 +3,16 @@
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
+from ._layout import in_layout_of
 
 __all__ = ["CheckedConv2d"]
+
+torch.fx.wrap("in_layout_of")  # one node in a traced graph
 
 
 class CheckedConv2d(nn.Conv2d):
@@ -45,4 +50,12 @@ class CheckedConv2d(nn.Conv2d):
         return self._convolve(input)
 
     def _convolve(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias)
+        raise NotImplementedError
+
+    def _slide(self, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """The convolution of ``nn.Conv2d``, with another weight; a border other than zeros keeps the layout too."""
+        if self.padding_mode == "zeros":
+            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
+        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        padded = in_layout_of(padded, input)
+        return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)

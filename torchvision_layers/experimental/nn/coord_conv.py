@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..._utils.checks import check_bool
+from ..._utils.checks import check_bool, check_input
 from ._conv import CheckedConv2d
 
 __all__ = ["CoordConv2d"]
@@ -37,7 +36,7 @@ class CoordConv2d(CheckedConv2d):
         dtype: type of the parameters. Default: torch's.
 
     Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, or an input of
-    another rank or width.
+    another rank or width, or without pixels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``; ``weight`` is
     :math:`(C_{out}, C_{in} / groups + 2, k_h, k_w)`, or ``+ 3`` with :math:`r`.
@@ -83,16 +82,11 @@ class CoordConv2d(CheckedConv2d):
         self.reset_parameters()
 
     def _convolve(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels, needs_pixels=True)
         channels = self.in_channels // self.groups
         # Coordinates first: of the small map, the bias; of the large one, a sum in place.
         shift = self._slide(self._coordinates(input), self.weight[:, channels:], self.bias, 1)
         return self._slide(input, self.weight[:, :channels], None, self.groups).add_(shift)
-
-    def _slide(self, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        if self.padding_mode == "zeros":
-            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
-        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)
 
     def _coordinates(self, input: Tensor) -> Tensor:
         """The channels of coordinates of one image."""

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes, is_tensor
+from ._layout import in_layout_of
 
 __all__ = ["MultiHeadedSpatialAttention"]
+
+torch.fx.wrap("in_layout_of")  # one node in a traced graph
 
 
 class _Axis(NamedTuple):
@@ -156,7 +159,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         value = self._windows(self.value(input), rows, columns)
         scores = torch.baddbmm(offsets, query.flatten(6, 7).flatten(0, 5), key.transpose(1, 2))
         output = torch.bmm(scores.softmax(-1), value)
-        return _in_layout_of(self._image(output.view(query.shape), rows, columns), input)
+        return in_layout_of(self._image(output.view(query.shape), rows, columns), input)
 
     def _queries(self, input: Tensor, rows: int, columns: int) -> Tensor:
         """Queries in blocks: (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
@@ -184,7 +187,9 @@ class MultiHeadedSpatialAttention(nn.Module):
     def _image(self, blocks: Tensor, rows: int, columns: int) -> Tensor:
         """Puts blocks, in the order of :meth:`_queries`, back into an image."""
         pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
-        return pixels[:, :rows, :columns].permute(0, 3, 1, 2)
+        # Not a slice: where nothing is cut off it would be contiguous, another case for graphs.
+        pixels = F.pad(pixels, (0, 0, 0, columns - pixels.shape[2], 0, rows - pixels.shape[1]))
+        return pixels.permute(0, 3, 1, 2)
 
     def _relative_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Products of each query with the embeddings of the offsets in rows, and of those in columns."""
@@ -219,7 +224,8 @@ def _places(size: int, axis: _Axis) -> int:
 
 def _blocks(places: int, axis: _Axis) -> int:
     """Blocks that hold so many queries, in each phase."""
-    return -(-places // (axis.queries * axis.phases))
+    length = axis.queries * axis.phases
+    return (places + length - 1) // length
 
 
 def _keys(places: int, axis: _Axis) -> int:
@@ -260,23 +266,15 @@ def _skew(logits: Tensor, axis: _Axis) -> Tensor:
 def _mask(logits: Tensor, input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
     """Sets the logits of places outside of the image to -inf, but of queries that are not in the image themselves."""
     size = input.shape[dim]
-    keys = F.pad(input.new_ones(size), (axis.padding, _far_padding(size, places, axis)))
+    inside = F.pad(input.new_ones(size), (axis.padding, _far_padding(size, places, axis))) > 0
     count = axis.queries * axis.phases * _blocks(places, axis)
-    beyond = F.pad(input.new_zeros(places), (0, count - places + 1), value=1.0)[:count]
-    inside = _cut(keys, 0, places, axis).unsqueeze(-2)
-    beyond = beyond.reshape(-1, axis.queries, axis.phases).permute(2, 0, 1).unsqueeze(-1)
-    mask = (inside + beyond) == 0  # (phase, block, query, place)
+    beyond = F.pad(input.new_zeros(places), (0, count - places + 1), value=1.0)[:count] > 0
+    beyond = beyond.reshape(-1, axis.queries, axis.phases).permute(2, 0, 1)
+    # (phase, block, query, place)
+    mask = ~(_cut(inside, 0, places, axis).unsqueeze(-2) | beyond.unsqueeze(-1))
     if dim == 2:
         return logits.masked_fill(mask[:, :, None, None, None, :, None], -math.inf)
     return logits.masked_fill(mask[:, :, None, None], -math.inf)
-
-
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
-def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:
-    """The output, copied where it is not channels_last as the input is, or not contiguous."""
-    if input.stride(1) == 1:
-        return output.contiguous(memory_format=torch.channels_last)
-    return output.contiguous()
 
 
 def _check_fit(input: Tensor, dim: int, axis: _Axis) -> None:

@@ -23,6 +23,20 @@ NOTHING_TO_QUANTIZE = NA(
 )
 
 
+def _computes_weights(cell: Cell) -> bool:
+    layer = cell.fresh()
+    convs = [module for module in layer.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    if all(type(conv).__module__ == nn.Conv2d.__module__ for conv in convs):
+        return False  # known without an export: torch's own take their parameter as it is
+    exported = torch.export.export(layer, (cell.input(),), dynamic_shapes=cell.dynamic_shapes)
+    return any(node.args[1].op != "placeholder" for node in exported.graph.nodes if str(node.target) in _HEAVY)
+
+
+COMPUTED_WEIGHT = NA(
+    "computes the weight of a convolution, which must be folded before it can be quantized", _computes_weights
+)
+
+
 def _prepared(cell: Cell, layer: nn.Module, batch: Tensor, is_qat: bool) -> Any:
     """The layer as a graph with observers, or fake quantization, of the quantizer for x86."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
@@ -62,7 +76,7 @@ def _assert_close(got: Tensor, expected: Tensor, bound: float, where: str) -> No
     assert noise >= bound, f"{noise:.1f} dB {where}, at least {bound} are asked for"
 
 
-@row("pt2e_ptq", not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE))
+@row("pt2e_ptq", not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT))
 def pt2e_ptq(cell: Cell) -> None:
     """Exported, calibrated and converted for x86, it is int8 within 35 dB, 30 at another size, and exports again."""
     layer, batches = cell.layer(), calibration(cell.sample)
@@ -78,7 +92,7 @@ def pt2e_ptq(cell: Cell) -> None:
 
 
 # Preparing fuses convolutions with batch norms by matching patterns, which takes half a minute: once a layer.
-@row("pt2e_qat", tier=Tier.NIGHTLY, per_layer=True, not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE))
+@row("pt2e_qat", tier=Tier.NIGHTLY, per_layer=True, not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT))
 def pt2e_qat(cell: Cell) -> None:
     """Trained for some steps with fake quantization after export, int8 computes what the training saw, to 35 dB."""
     from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -99,7 +113,7 @@ def pt2e_qat(cell: Cell) -> None:
 @row(
     "onnx_qdq",
     tier=Tier.NIGHTLY,
-    not_applicable=(NO_TORCHAO, NO_ONNX, NOTHING_TO_QUANTIZE),
+    not_applicable=(NO_TORCHAO, NO_ONNX, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT),
     # A converted graph was exported in eval; its flag says nothing, and cannot be set.
     ignored_warnings=(("Exporting a model while it is in training mode", UserWarning),),
 )
