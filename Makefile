@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
 VENV_PYTHON = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table lint clean
+.PHONY: demo test test-all table bench lint clean
 
 demo: .venv/references.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -18,6 +18,10 @@ test-all: .venv/test.stamp
 # The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
 table: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest test/test_matrix.py -k test_cell -m "slow or not slow" --write-matrix
+
+# The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`.
+bench: .venv/bench.stamp
+	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
 
 lint: .venv/lint.stamp
 	$(VENV_PYTHON) -m ruff check .

@@ -11,6 +11,7 @@ REFERENCES = ["matplotlib>=3.7.5", "numpy>=1.26", "pillow>=9.5", "scikit-learn>=
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"]
 TEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "setuptools>=70.1", "torchao>=0.18", *ONNX]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
+BENCH = ["timm>=1.0"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
 
 setup(
@@ -21,10 +22,10 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     packages=find_packages(include=["torchvision_layers", "torchvision_layers.*"]),
-    package_data={"torchvision_layers": ["py.typed"]},
+    package_data={"torchvision_layers": ["py.typed", "experimental/README.md"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.6", "torchvision>=0.21", "typing_extensions>=4.10"],
-    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS, "lint": LINT},
+    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS, "lint": LINT, "bench": BENCH},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

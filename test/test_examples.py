@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import torchvision_layers
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 
 MODULES = [info.name for info in pkgutil.walk_packages(torchvision_layers.__path__, "torchvision_layers.")]
 README = Path(torchvision_layers.__file__).parent.parent / "README.md"
@@ -20,13 +22,23 @@ README = Path(torchvision_layers.__file__).parent.parent / "README.md"
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str) -> None:
-    names = {"torch": torch, "nn": nn, "tnn": tnn, **{n: getattr(quantized, n) for n in quantized.__all__}}
+    names = {
+        "torch": torch,
+        "nn": nn,
+        "tnn": tnn,
+        "enn": enn,
+        "partial": partial,
+        **{n: getattr(quantized, n) for n in quantized.__all__},
+    }
     failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=names)
     assert failed == 0
 
 
 def test_every_layer_has_an_example() -> None:
-    assert all(">>>" in getattr(tnn, name).__doc__ for name in tnn.__all__)
+    staged = [
+        layer for name in enn.__all__ if (layer := getattr(enn, name)).__module__.startswith("torchvision_layers")
+    ]
+    assert all(">>>" in layer.__doc__ for layer in [*staged, *(getattr(tnn, name) for name in tnn.__all__)])
 
 
 def test_readme() -> None:

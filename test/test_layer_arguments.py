@@ -1,6 +1,7 @@
 """Layers given as arguments: copied at each place, placed where the rest is, refused by name where they do not fit."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -64,3 +65,21 @@ def test_two_layers_chained_with_one_activation_instance() -> None:
     x = torch.randn(2, 3, 9, 7)
     by_hand = nn.Sequential(first[0], first[1], nn.ReLU(), second[0], second[1], nn.ReLU())
     assert torch.equal(model(x), by_hand(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "groups"),
+    [
+        (lambda conv: tnn.ConvNormAct(8, 8, 5, groups=2, conv_layer=conv), "0", 2),
+        (lambda conv: tnn.BasicBlock(8, 8, dilation=2, conv_layer=conv), "conv2", 1),
+        (lambda conv: tnn.Bottleneck(8, 8, stride=2, conv_layer=conv), "conv2", 1),
+    ],
+)
+def test_what_a_partial_binds_stays(make: Callable[..., nn.Module], place: str, groups: int) -> None:
+    plain, bound = (
+        make(conv).get_submodule(place)
+        for conv in (nn.Conv2d, partial(nn.Conv2d, kernel_size=7, padding=3, groups=4, padding_mode="reflect"))
+    )
+    assert (bound.kernel_size, bound.padding, bound.groups, bound.padding_mode) == ((7, 7), (3, 3), 4, "reflect")
+    assert (bound.stride, bound.dilation, plain.groups) == (plain.stride, plain.dilation, groups)
+    assert plain.kernel_size != (7, 7)

@@ -12,6 +12,7 @@ from expecttest import assert_expected_inline
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized, testing
+from torchvision_layers.experimental import nn as enn
 
 
 def default(value: object) -> str:
@@ -125,6 +126,28 @@ prepare_qat(model, *, backend='x86', engine='eager', allow_float=False)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='x86', engine='eager', allow_float=False)
 report(model)""",
+    )
+
+
+def test_experimental() -> None:
+    assert_expected_inline(
+        signatures(enn),
+        """\
+CLayerNorm(channels, dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+CoordConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+    bias=True, padding_mode='zeros', *, with_r=False, device=None, dtype=None)
+Flatten(start_dim=1, end_dim=-1)
+Mish(inplace=False)
+MultiHeadedSpatialAttention(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
+    groups=1, bias=True, *, device=None, dtype=None)
+PFLayerNorm(dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
+SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+    bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
+    dtype=None)
+Swish(inplace=False)
+WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
     )
 
 

@@ -149,7 +149,13 @@ SPECS = (
                 Misuse.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 5, 3, padding=1, bias=False), "bias": True},
                 ValueError,
-                "bias is True, conv_layer is an instance without one",
+                "bias is True, conv_layer has none",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": partial(nn.Conv2d, bias=True), "bias": False},
+                ValueError,
+                "bias is False, conv_layer has one",
             ),
         ),
         (

@@ -60,8 +60,8 @@ class _ConvNormAct(nn.Sequential):
             groups,
             needs_bias,
         )
-        if bias is not None and isinstance(conv_layer, nn.Module) and (getattr(conv, "bias", None) is not None) != bias:
-            raise ValueError(f"bias is {bias}, conv_layer is an instance {'without' if bias else 'with'} one")
+        if bias is not None and hasattr(conv, "bias") and (conv.bias is not None) != bias:
+            raise ValueError(f"bias is {bias}, conv_layer has {'none' if bias else 'one'}")
         layers = [conv]
         if norm_layer is not None:
             layers.append(build.norm("norm_layer", norm_layer, out_channels))

@@ -18,7 +18,7 @@ def _mean_of_pixels(input: Tensor) -> Tensor:
     return input.sum((2, 3), keepdim=True) / (input.shape[2] * input.shape[3])
 
 
-class _GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
+class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d(1)`` with a faster backward pass."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SqueezeExcitation(nn.Module):
         self.input_channels = check_int("input_channels", input_channels)
         self.squeeze_channels = check_int("squeeze_channels", squeeze_channels)
         build = Builder(device, dtype)
-        self.avgpool = _GlobalAvgPool2d()
+        self.avgpool = GlobalAvgPool2d()
         self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1, device=device, dtype=dtype)
         self.fc2 = nn.Conv2d(squeeze_channels, input_channels, 1, device=device, dtype=dtype)
         self.activation = build.activation("activation", activation, squeeze_channels)
