@@ -1,0 +1,262 @@
+"""What is compared: each layer in its usual sizes, the bound that it is measured by, and others that do the same."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import convnext
+
+from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+
+__all__ = ["CASES", "Case"]
+
+
+class Candidate(NamedTuple):
+    """A module that is measured."""
+
+    module: nn.Module
+    #: Whether it computes what our layer does, with its weights.
+    is_equal: bool = True
+    #: Whether it is measured in training too.
+    trains: bool = True
+
+
+#: The bound is the first; our layer is called "ours".
+Candidates = dict[str, Candidate]
+
+
+class Aim(NamedTuple):
+    """Figures to stay at or below."""
+
+    inference: float | None = None
+    training: float | None = None
+    saved: float | None = None
+
+
+class Case(NamedTuple):
+    """A layer in one size."""
+
+    layer: type[nn.Module]
+    shape: tuple[int, ...]
+    #: Called with layer, shape and options.
+    candidates: Callable[..., Candidates]
+    aim: Aim = Aim()
+    options: Mapping[str, Any] = MappingProxyType({})
+
+    def build(self) -> Candidates:
+        return self.candidates(self.layer, self.shape, **self.options)
+
+    def __str__(self) -> str:
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ", ".join([self.layer.__name__, *options, "×".join(map(str, self.shape))])
+
+
+class Formula(nn.Module):
+    """A function, called as a module is, with the parameters of ``owner``."""
+
+    def __init__(self, function: Callable[[Tensor], Any], owner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function = function
+        self.owner = owner
+
+    def forward(self, input: Tensor) -> Any:
+        return self.function(input)
+
+
+class EvalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization that stays in eval mode, as one does that is not to be trained."""
+
+    def train(self, mode: bool = True) -> "EvalBatchNorm2d":
+        return super().train(False)
+
+
+class ConcatenatedCoordConv2d(nn.Conv2d):
+    """CoordConv as published: channels of coordinates are appended to every image."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: int) -> None:
+        super().__init__(in_channels + 2, out_channels, kernel_size, padding=padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        images, _, rows, columns = input.shape
+        i = torch.linspace(-1, 1, rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
+        j = torch.linspace(-1, 1, columns).expand(images, 1, rows, columns)
+        return super().forward(torch.cat([input, i, j], 1))
+
+
+def timm_layers() -> ModuleType | None:
+    """``timm.layers`` where timm is installed; no sooner than it is needed, for it takes seconds."""
+    try:
+        return importlib.import_module("timm.layers")
+    except ImportError:
+        return None
+
+
+def with_weights_of(layer: nn.Module, module: nn.Module) -> nn.Module:
+    module.load_state_dict(layer.state_dict())
+    return module
+
+
+def standardized(layer: type[enn.WSConv2d], shape: Sequence[int]) -> Candidates:
+    channels = shape[1]
+    ours, plain, folded = (cls(channels, channels, 3, padding=1) for cls in (layer, nn.Conv2d, nn.Conv2d))
+    folded.load_state_dict({"weight": ours.standardized_weight(), "bias": ours.bias})
+    found = {"nn.Conv2d": Candidate(plain, is_equal=False), "ours": Candidate(ours)}
+    found["folded"] = Candidate(folded, trains=False)
+    if timm := timm_layers():
+        if layer is enn.SWSConv2d:
+            peer = timm.ScaledStdConv2d(channels, channels, 3, padding=1, gamma=ours.gamma, eps=ours.eps)
+        else:
+            peer = timm.StdConv2d(channels, channels, 3, padding=1, bias=True, eps=ours.eps)
+        peer.load_state_dict(ours.state_dict(), strict=False)  # which has no gain, a factor that starts at 1
+        found["timm"] = Candidate(peer)
+    return found
+
+
+def attention(layer: type[enn.MultiHeadedSpatialAttention], shape: Sequence[int], *, heads: int) -> Candidates:
+    channels = shape[1]
+    ours = layer(channels, channels, 7, padding=3, groups=heads)
+    projections = nn.ModuleList([ours.query, ours.key, ours.value])
+    bound = Formula(lambda x: tuple(projection(x) for projection in projections), projections)
+    found = {"three 1×1 convs": Candidate(bound, is_equal=False), "ours": Candidate(ours)}
+    block = 8
+    if (timm := timm_layers()) and all(side % block == 0 for side in shape[2:]):
+        # All queries of a block share one window, wider than 7, and beyond the border they see zeros.
+        peer = timm.halo_attn.HaloAttn(channels, num_heads=heads, block_size=block, halo_size=3, qkv_bias=True)
+        found["timm, other windows"] = Candidate(peer, is_equal=False)
+    return found
+
+
+def normalization(
+    layer: type[enn.CLayerNorm] | type[enn.PFLayerNorm], shape: Sequence[int], *, dims: tuple[int, ...]
+) -> Candidates:
+    channels, affine = shape[1], layer is enn.CLayerNorm
+    ours = layer(channels, dims) if affine else layer(dims)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    groups = 1 if 1 in dims else channels
+
+    def equations(input: Tensor) -> Tensor:
+        mean, variance = input.mean(dims, keepdim=True), input.var(dims, correction=0, keepdim=True)
+        output = (input - mean) / (variance + ours.eps).sqrt()
+        return output * ours.weight.view(-1, 1, 1) + ours.bias.view(-1, 1, 1) if affine else output
+
+    def group_norm(input: Tensor) -> Tensor:
+        weight, bias = (ours.weight, ours.bias) if affine else (None, None)
+        return F.group_norm(input, groups, weight, bias, ours.eps)
+
+    found = {"F.group_norm": Candidate(Formula(group_norm, ours)), "ours": Candidate(ours)}
+    if 1 not in dims:
+        found["nn.InstanceNorm2d"] = Candidate(with_weights_of(ours, nn.InstanceNorm2d(channels, affine=affine)))
+    elif timm := timm_layers():
+        found["timm"] = Candidate(with_weights_of(ours, timm.GroupNorm1(channels, affine=affine)))
+    return {**found, "equations": Candidate(Formula(equations, ours))}
+
+
+def coordinates(layer: type[enn.CoordConv2d], shape: Sequence[int]) -> Candidates:
+    channels = shape[1]
+    ours, plain, published = (
+        cls(channels, channels, 3, padding=1) for cls in (layer, nn.Conv2d, ConcatenatedCoordConv2d)
+    )
+    return {
+        "nn.Conv2d": Candidate(plain, is_equal=False),
+        "ours": Candidate(ours),
+        "concatenation": Candidate(with_weights_of(ours, published)),
+    }
+
+
+def squeeze_excitation(layer: type[tnn.SqueezeExcitation], shape: Sequence[int]) -> Candidates:
+    channels, squeeze = shape[1], shape[1] // 16
+    ours = layer(channels) if layer is enn.SEBlock else layer(channels, squeeze)
+    activation = type(ours.activation)
+    scale = nn.Parameter(torch.rand(shape[0], channels, 1, 1))
+    product = Formula(lambda x: x * scale, nn.ParameterList([scale]))
+    found = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
+    peer = torchvision.ops.SqueezeExcitation(channels, squeeze, activation)
+    found["torchvision"] = Candidate(with_weights_of(ours, peer))
+    if timm := timm_layers():
+        peer = timm.SqueezeExcite(channels, rd_channels=squeeze, act_layer=activation)
+        found["timm"] = Candidate(with_weights_of(ours, peer))
+    return found
+
+
+def mish(layer: type[nn.Mish], shape: Sequence[int]) -> Candidates:
+    return {"F.mish": Candidate(Formula(F.mish)), "ours": Candidate(layer())}
+
+
+def conv_norm_act(layer: type[tnn.ConvNormAct], shape: Sequence[int]) -> Candidates:
+    channels = shape[1]
+    ours = layer(channels, channels)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    plain = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    peer = torchvision.ops.Conv2dNormActivation(channels, channels)
+    return {
+        "nn.Sequential": Candidate(with_weights_of(ours, plain)),
+        "ours": Candidate(ours),
+        "torchvision": Candidate(with_weights_of(ours, peer)),
+    }
+
+
+def frozen_batch_norm(layer: type[tnn.FrozenBatchNorm2d], shape: Sequence[int]) -> Candidates:
+    ours = layer(shape[1])
+    for buffer in ours.buffers():
+        buffer.uniform_(0.5, 2)
+    return {
+        "nn.BatchNorm2d": Candidate(with_weights_of(ours, EvalBatchNorm2d(shape[1]))),
+        "ours": Candidate(ours),
+        "torchvision": Candidate(with_weights_of(ours, torchvision.ops.FrozenBatchNorm2d(shape[1]))),
+    }
+
+
+def mlp(layer: type[tnn.MLP], shape: Sequence[int]) -> Candidates:
+    width = shape[-1]
+    ours = layer(width, [4 * width, width])
+    first, last = (child for child in ours if isinstance(child, nn.Linear))
+
+    def two_linear(input: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(input, first.weight, first.bias)), last.weight, last.bias)
+
+    return {
+        "two F.linear": Candidate(Formula(two_linear, ours)),
+        "ours": Candidate(ours),
+        "torchvision": Candidate(with_weights_of(ours, torchvision.ops.MLP(width, [4 * width, width]))),
+    }
+
+
+def layer_norm(layer: type[tnn.LayerNorm2d], shape: Sequence[int]) -> Candidates:
+    ours = layer(shape[1])
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    peer = convnext.LayerNorm2d(shape[1], eps=ours.eps)
+    return {"torchvision": Candidate(with_weights_of(ours, peer)), "ours": Candidate(ours)}
+
+
+EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
+
+CASES = [
+    Case(enn.WSConv2d, EARLY, standardized, Aim(1.00, 1.02)),
+    Case(enn.WSConv2d, (1, 512, 14, 14), standardized, Aim(1.00, 1.15)),
+    Case(enn.SWSConv2d, EARLY, standardized, Aim(1.00, 1.02)),
+    Case(enn.SWSConv2d, (1, 512, 14, 14), standardized, Aim(1.00, 1.15)),
+    Case(enn.MultiHeadedSpatialAttention, EARLY, attention, Aim(8, 14, 25), {"heads": 4}),
+    Case(enn.MultiHeadedSpatialAttention, LATE, attention, Aim(8, 14, 25), {"heads": 8}),
+    Case(enn.PFLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (1, 2, 3)}),
+    Case(enn.PFLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (2, 3)}),
+    Case(enn.CLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (1, 2, 3)}),
+    Case(enn.CLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (2, 3)}),
+    Case(enn.CoordConv2d, EARLY, coordinates, Aim(1.02, 1.10)),
+    Case(tnn.SqueezeExcitation, EARLY, squeeze_excitation, Aim(2.1, 1.9)),
+    Case(tnn.SqueezeExcitation, LATE, squeeze_excitation, Aim(2.1, 1.9)),
+    Case(enn.SEBlock, EARLY, squeeze_excitation, Aim(2.1, 1.9)),
+    Case(enn.SEBlock, LATE, squeeze_excitation, Aim(2.1, 1.9)),
+    Case(enn.Mish, EARLY, mish, Aim(1.00, 1.00)),
+    Case(tnn.ConvNormAct, EARLY, conv_norm_act),
+    Case(tnn.FrozenBatchNorm2d, EARLY, frozen_batch_norm, Aim(1.0, 0.7)),
+    Case(tnn.MLP, (8, 196, 256), mlp, Aim(1.0, 0.98)),
+    Case(tnn.LayerNorm2d, EARLY, layer_norm),
+]
