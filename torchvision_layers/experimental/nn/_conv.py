@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
-from ._layout import in_layout_of
 
 __all__ = ["CheckedConv2d"]
-
-torch.fx.wrap("in_layout_of")  # one node in a traced graph
 
 
 class CheckedConv2d(nn.Conv2d):
@@ -56,6 +53,13 @@ class CheckedConv2d(nn.Conv2d):
         """The convolution of ``nn.Conv2d``, with another weight; a border other than zeros keeps the layout too."""
         if self.padding_mode == "zeros":
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
-        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        padded = in_layout_of(padded, input)
+        padded = _in_layout_of(F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), input)
         return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)
+
+
+@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:
+    """The output, copied unless it is channels_last where the input is, and contiguous where it is not."""
+    if input.stride(1) == 1:
+        return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory format
+    return output.contiguous()

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes, is_tensor
-from ._layout import in_layout_of
 
 __all__ = ["MultiHeadedSpatialAttention"]
-
-torch.fx.wrap("in_layout_of")  # one node in a traced graph
 
 
 class _Axis(NamedTuple):
@@ -144,7 +141,9 @@ class MultiHeadedSpatialAttention(nn.Module):
         _check_fit(input, 3, self.horizontal)
         rows, columns = _places(input.shape[2], self.vertical), _places(input.shape[3], self.horizontal)
 
-        query = self._queries(input, rows, columns)
+        # In channels_last, once and not for each projection; vmap knows no memory format.
+        pixels = input.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        query = self._queries(pixels, rows, columns)
         logits = self._relative_logits(query)
         row_logits = _mask(
             _skew(logits[0].transpose(-2, -3), self.vertical).transpose(-2, -3), input, 2, rows, self.vertical
@@ -155,11 +154,11 @@ class MultiHeadedSpatialAttention(nn.Module):
         # One matrix product for each block of each head: (queries, channels) by (channels, keys).
         offsets = row_logits.unsqueeze(-1) + column_logits.unsqueeze(-2)
         offsets = offsets.flatten(8, 9).flatten(6, 7).flatten(0, 5)
-        key = self._windows(self.key(input), rows, columns)
-        value = self._windows(self.value(input), rows, columns)
+        key = self._windows(self.key(pixels), rows, columns)
+        value = self._windows(self.value(pixels), rows, columns)
         scores = torch.baddbmm(offsets, query.flatten(6, 7).flatten(0, 5), key.transpose(1, 2))
         output = torch.bmm(scores.softmax(-1), value)
-        return in_layout_of(self._image(output.view(query.shape), rows, columns), input)
+        return _image(output.view(query.shape), rows, columns, input)
 
     def _queries(self, input: Tensor, rows: int, columns: int) -> Tensor:
         """Queries in blocks: (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
@@ -183,13 +182,6 @@ class MultiHeadedSpatialAttention(nn.Module):
             self.head_channels,
         )
         return query.permute(0, 3, 1, 6, 4, 7, 2, 5, 8).contiguous()
-
-    def _image(self, blocks: Tensor, rows: int, columns: int) -> Tensor:
-        """Puts blocks, in the order of :meth:`_queries`, back into an image."""
-        pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
-        # Not a slice: where nothing is cut off it would be contiguous, another case for graphs.
-        pixels = F.pad(pixels, (0, 0, 0, columns - pixels.shape[2], 0, rows - pixels.shape[1]))
-        return pixels.permute(0, 3, 1, 2)
 
     def _relative_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Products of each query with the embeddings of the offsets in rows, and of those in columns."""
@@ -275,6 +267,18 @@ def _mask(logits: Tensor, input: Tensor, dim: int, places: int, axis: _Axis) -> 
     if dim == 2:
         return logits.masked_fill(mask[:, :, None, None, None, :, None], -math.inf)
     return logits.masked_fill(mask[:, :, None, None], -math.inf)
+
+
+@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+def _image(blocks: Tensor, rows: int, columns: int, input: Tensor) -> Tensor:
+    """Puts blocks, in the order of the queries, back into an image, which has the layout of the input."""
+    # Nothing is sliced: where nothing has to be cut off the slice would be contiguous, another case for graphs.
+    if input.stride(1) == 1:
+        pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
+        pixels = F.pad(pixels, (0, 0, 0, columns - pixels.shape[2], 0, rows - pixels.shape[1]))
+        return pixels.permute(0, 3, 1, 2)
+    channels = blocks.permute(0, 5, 8, 2, 6, 1, 4, 7, 3).flatten(6, 8).flatten(3, 5).flatten(1, 2)
+    return F.pad(channels, (0, columns - channels.shape[3], 0, rows - channels.shape[2]))
 
 
 def _check_fit(input: Tensor, dim: int, axis: _Axis) -> None:
