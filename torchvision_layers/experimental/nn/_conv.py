@@ -1,4 +1,4 @@
-"""A convolution that checks its arguments and its input, for the layers that change its weight."""
+"""A convolution that checks its arguments, for the layers that change its weight."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
+from ..._utils.checks import check_bool, check_groups, check_int, check_sizes
 
 __all__ = ["CheckedConv2d"]
 
 
 class CheckedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` that names the argument that it refuses, takes images in batches only, and no lazy width."""
+    """The parameters of ``nn.Conv2d``, whose every bad argument is named; a subclass has the ``forward``."""
 
     def __init__(
         self,
@@ -41,13 +41,6 @@ class CheckedConv2d(nn.Conv2d):
         check_groups(groups, in_channels, out_channels)
         check_bool("bias", bias)
         super().__init__(in_channels, out_channels, groups=groups, bias=bias, device=device, dtype=dtype, **sizes)
-
-    def forward(self, input: Tensor) -> Tensor:
-        check_input(input, 4, self.in_channels)
-        return self._convolve(input)
-
-    def _convolve(self, input: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def _slide(self, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """The convolution of ``nn.Conv2d``, with another weight; a border other than zeros keeps the layout too."""

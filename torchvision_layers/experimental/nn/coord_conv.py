@@ -81,7 +81,7 @@ class CoordConv2d(CheckedConv2d):
         self.weight = nn.Parameter(self.weight.new_empty((out_channels, channels, *self.kernel_size)))
         self.reset_parameters()
 
-    def _convolve(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)
         channels = self.in_channels // self.groups
         # Coordinates first: of the small map, the bias; of the large one, a sum in place.

@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..._utils.checks import check_eps, check_number
+from ..._utils.checks import check_eps, check_input, check_number
 from ..._utils.construct import LayerArgument, check_layer_argument
 from ._conv import CheckedConv2d
 
@@ -104,7 +104,8 @@ class WSConv2d(CheckedConv2d):
         """The weight that the convolution uses; a plain ``nn.Conv2d`` with it computes the same."""
         return standardize(self.weight, self.scale, self.eps)
 
-    def _convolve(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels)
         return self._slide(input, self.standardized_weight(), self.bias, self.groups)
 
     def extra_repr(self) -> str:
