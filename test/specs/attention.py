@@ -46,15 +46,7 @@ SPECS = (
         ),
         (
             *misuse.shapes(6, (7, 9)),
-            *(
-                BadInput(
-                    Misuse.DTYPE,
-                    torch.zeros(2, 6, 7, 9, dtype=dtype),
-                    TypeError,
-                    f"input must be of a floating-point type, got {dtype}",
-                )
-                for dtype in (torch.uint8, torch.bool, torch.complex64)
-            ),
+            *misuse.not_floating((2, 6, 7, 9)),
             BadInput(
                 Misuse.DTYPE, torch.zeros(2, 6, 7, 9, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"
             ),
@@ -94,15 +86,7 @@ SPECS = (
         ),
         (
             *misuse.shapes(6, (7, 9)),
-            *(
-                BadInput(
-                    Misuse.DTYPE,
-                    torch.zeros(2, 6, 7, 9, dtype=dtype),
-                    TypeError,
-                    f"input must be of a floating-point type, got {dtype}",
-                )
-                for dtype in (torch.uint8, torch.bool, torch.complex64)
-            ),
+            *misuse.not_floating((2, 6, 7, 9)),
             BadInput(Misuse.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
             BadInput(
                 Misuse.CHANNELS,

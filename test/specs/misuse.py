@@ -150,6 +150,19 @@ def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
     )
 
 
+def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Types without the numbers that a layer without parameters of its own could compare them with."""
+    return tuple(
+        BadInput(
+            Misuse.DTYPE,
+            torch.zeros(shape, dtype=dtype),
+            TypeError,
+            f"input must be of a floating-point type, got {dtype}",
+        )
+        for dtype in (torch.uint8, torch.bool, torch.complex64)
+    )
+
+
 def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
     """Images that a convolution refuses, and one value a channel for a batch norm in training."""
     return (

@@ -3,7 +3,6 @@
 from functools import partial
 
 import staged_reference as ref
-import torch
 
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
@@ -49,15 +48,7 @@ SPECS = (
             BadInput(Misuse.RANK, (4, 7, 9), ValueError, r"input must have 4 dimensions, got 3: shape \[4, 7, 9\]"),
             BadInput(Misuse.RANK, (1, 2, 4, 7, 9), ValueError, "input must have 4 dimensions, got 5: shape"),
             *misuse.no_tensors(),
-            *(
-                BadInput(
-                    Misuse.DTYPE,
-                    torch.zeros(2, 4, 7, 9, dtype=dtype),
-                    TypeError,
-                    f"input must be of a floating-point type, got {dtype}",
-                )
-                for dtype in (torch.uint8, torch.bool, torch.complex64)
-            ),
+            *misuse.not_floating((2, 4, 7, 9)),
             *_too_few(4),
         ),
         geometries=staged_geometries.normalized(),
