@@ -13,18 +13,21 @@ __all__ = ["CLayerNorm", "PFLayerNorm"]
 
 @torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
 def normalize(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Group normalization that is as exact in channels_last as it is in contiguous memory.
+    """Group normalization that stays exact where the mean is large, in both layouts.
 
-    torch's kernel for channels_last on the CPU takes the variance as the difference of two sums, which cancel where the
-    mean is large: of float32 with mean 1e4 and standard deviation 4 nothing is left. None of these ways has to.
+    torch's kernel for channels_last on the CPU takes the variance as the difference of two sums, which cancel: of
+    float32 with mean 1e4 and standard deviation 4 nothing is left. And for the backward pass all kernels keep the mean
+    in the type of the parameters, in which half precision has too few digits for it.
     """
-    if input.stride(1) != 1:
+    kept = input.dtype if weight is None else weight.dtype
+    keeps_digits = not input.requires_grad or (kept != torch.float16 and kept != torch.bfloat16)
+    if keeps_digits and input.stride(1) != 1:
         return torch.group_norm(input, groups, weight, bias, eps)
-    if groups == 1 and weight is None:  # in any order, and the memory of an image is contiguous
+    if keeps_digits and groups == 1 and weight is None:  # in any order, and the memory of an image is contiguous
         pixels = input.permute(0, 2, 3, 1)
         flat = torch.group_norm(pixels.flatten(1).unsqueeze(1), 1, eps=eps)
         return flat.view(pixels.shape).permute(0, 3, 1, 2)
-    if groups > 1 and input.requires_grad:  # the backward of that kernel takes longer than two copies
+    if keeps_digits and groups > 1 and input.requires_grad:  # the backward of that kernel takes longer than two copies
         output = torch.group_norm(input.contiguous(), groups, weight, bias, eps)
         return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     dims = [1, 2, 3] if groups == 1 else [2, 3]

@@ -1,0 +1,175 @@
+"""Staged layers as the convolutions and gates of the stable blocks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+
+# A block, the arguments that put the staged layer into it, and each place where it must then be, with what it holds.
+Composition = tuple[Callable[..., nn.Module], type[nn.Module], dict[str, dict[str, Any]]]
+COMPOSITIONS: dict[str, Composition] = {
+    "ConvNormAct": (
+        partial(tnn.ConvNormAct, 8, 16, 3, stride=2, dilation=2, groups=4, conv_layer=enn.WSConv2d),
+        enn.WSConv2d,
+        {
+            "0": {
+                "in_channels": 8,
+                "out_channels": 16,
+                "kernel_size": (3, 3),
+                "stride": (2, 2),
+                "padding": (2, 2),
+                "dilation": (2, 2),
+                "groups": 4,
+                "bias": None,
+                "eps": 1e-10,
+            }
+        },
+    ),
+    "ConvNormAct without norm": (
+        partial(tnn.ConvNormAct, 8, 16, norm_layer=None, conv_layer=partial(enn.SWSConv2d, gamma=1.5)),
+        enn.SWSConv2d,
+        {"0": {"padding": (1, 1), "gamma": 1.5}},
+    ),
+    "BasicBlock": (
+        partial(tnn.BasicBlock, 8, 16, stride=2, conv_layer=enn.CoordConv2d),
+        enn.CoordConv2d,
+        {
+            "conv1": {"in_channels": 8, "out_channels": 16, "stride": (2, 2), "padding": (1, 1), "bias": None},
+            "conv2": {"in_channels": 16, "out_channels": 16, "stride": (1, 1), "padding": (1, 1), "with_r": False},
+        },
+    ),
+    "Bottleneck": (
+        partial(tnn.Bottleneck, 8, 16, stride=2, conv_layer=partial(enn.MultiHeadedSpatialAttention, groups=8)),
+        enn.MultiHeadedSpatialAttention,
+        {
+            "conv2": {
+                "in_channels": 16,
+                "out_channels": 16,
+                "kernel_size": (3, 3),
+                "stride": (2, 2),
+                "padding": (1, 1),
+                "dilation": (1, 1),
+                "groups": 8,  # of the partial, though the block asks for 1
+                "head_channels": 2,
+            }
+        },
+    ),
+    "Bottleneck of wide windows": (
+        partial(
+            tnn.Bottleneck,
+            8,
+            16,
+            conv_layer=partial(enn.MultiHeadedSpatialAttention, kernel_size=7, padding=3, groups=4),
+        ),
+        enn.MultiHeadedSpatialAttention,
+        {"conv2": {"kernel_size": (7, 7), "padding": (3, 3), "stride": (1, 1), "groups": 4}},
+    ),
+    "BasicBlock with a gate": (
+        partial(tnn.BasicBlock, 8, 32, se_layer=enn.SEBlock),
+        enn.SEBlock,
+        {"se": {"input_channels": 32, "squeeze_channels": 2, "ratio": 16}},
+    ),
+    "Bottleneck with a gate": (
+        partial(tnn.Bottleneck, 8, 16, se_layer=partial(enn.SEBlock, ratio=4, activation=nn.ReLU)),
+        enn.SEBlock,
+        {"se": {"input_channels": 64, "squeeze_channels": 16, "ratio": 4}},
+    ),
+}
+SHAPES = {  # of the output for an input of (2, 8, 12, 12)
+    "ConvNormAct": (2, 16, 6, 6),
+    "ConvNormAct without norm": (2, 16, 12, 12),
+    "BasicBlock": (2, 16, 6, 6),
+    "Bottleneck": (2, 64, 6, 6),
+    "Bottleneck of wide windows": (2, 64, 12, 12),
+    "BasicBlock with a gate": (2, 32, 12, 12),
+    "Bottleneck with a gate": (2, 64, 12, 12),
+}
+each_composition = pytest.mark.parametrize("name", COMPOSITIONS)
+
+
+@each_composition
+def test_the_layer_stands_in_its_place_with_the_numbers_of_it(name: str) -> None:
+    make, cls, places = COMPOSITIONS[name]
+    block = make()
+    assert [path for path, module in block.named_modules() if isinstance(module, cls)] == list(places)
+    for path, numbers in places.items():
+        layer = block.get_submodule(path)
+        assert type(layer) is cls
+        assert {key: getattr(layer, key) for key in numbers} == numbers
+
+
+@each_composition
+def test_the_block_calls_the_layer(name: str) -> None:
+    make, _, places = COMPOSITIONS[name]
+    block, shapes = make(), {}
+    for path in places:
+        hook = partial(lambda path, _, inputs, output: shapes.update({path: (inputs[0].shape, output.shape)}), path)
+        block.get_submodule(path).register_forward_hook(hook)
+    output = block(torch.randn(2, 8, 12, 12))
+    assert list(shapes) == list(places)
+    assert bool(output.isfinite().all())
+    assert output.shape == SHAPES[name]
+
+
+@each_composition
+def test_a_step_trains_every_parameter(name: str) -> None:
+    block = COMPOSITIONS[name][0]()
+    x = torch.randn(4, 8, 12, 12)
+    target = torch.randn_like(block(x))
+    before = {key: value.detach().clone() for key, value in block.named_parameters()}
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.05)
+    losses = []
+    for _ in range(5):
+        loss = (block(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    unmoved = [key for key, value in block.named_parameters() if torch.equal(value, before[key])]
+    assert unmoved == []
+
+
+@each_composition
+def test_weights_go_to_another_block_and_back(name: str) -> None:
+    make = COMPOSITIONS[name][0]
+    x = torch.randn(2, 8, 12, 12)
+    block, other = make(), make()
+    block(x)  # moves running statistics
+    other.load_state_dict(block.state_dict(), strict=True)
+    assert torch.equal(other.eval()(x), block.eval()(x))
+    assert list(other.state_dict()) == list(block.state_dict())
+
+
+@pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
+@pytest.mark.parametrize("bias", [True, False])
+def test_checkpoints_of_plain_convolutions_load(cls: type[nn.Conv2d], bias: bool) -> None:
+    plain, layer = nn.Conv2d(4, 6, 3, groups=2, bias=bias), cls(4, 6, 3, groups=2, bias=bias)
+    layer.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(layer.weight, plain.weight)
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    x = torch.randn(1, 4, 5, 5)
+    assert not torch.allclose(layer(x), plain(x), atol=1e-2)
+    block = tnn.ConvNormAct(4, 6, conv_layer=cls)
+    block.load_state_dict(tnn.ConvNormAct(4, 6).state_dict(), strict=True)
+
+
+def test_a_gate_is_the_squeeze_excitation_of_its_width() -> None:
+    gate, plain = enn.SEBlock(32, ratio=4), tnn.SqueezeExcitation(32, 8, activation=nn.SiLU)
+    plain.load_state_dict(gate.state_dict(), strict=True)
+    x = torch.randn(2, 32, 5, 5)
+    assert torch.equal(gate(x), plain(x))
+
+
+def test_names_of_torch() -> None:
+    assert enn.Flatten is nn.Flatten
+    assert enn.Mish is nn.Mish
+    assert enn.Swish is nn.SiLU
+    block = tnn.ConvNormAct(3, 4, norm_layer=partial(nn.GroupNorm, 2), activation_layer=enn.Mish)
+    assert type(block[2]) is nn.Mish
