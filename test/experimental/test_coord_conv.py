@@ -88,6 +88,15 @@ def test_half_precision_rounds_coordinates_once(dtype: torch.dtype, size: tuple[
     assert bool(((shown.double() - exact).abs() <= half_a_unit).all())
 
 
+def test_several_layers_at_once_may_differ_in_one_parameter() -> None:
+    layer, x = enn.CoordConv2d(2, 3, 3), torch.randn(2, 2, 5, 6)
+    for name, parameter in layer.named_parameters():
+        drawn = torch.randn(2, *parameter.shape)
+        outputs = torch.vmap(lambda value, name=name: torch.func.functional_call(layer, {name: value}, (x,)))(drawn)
+        for value, output in zip(drawn, outputs, strict=True):
+            torch.testing.assert_close(output, torch.func.functional_call(layer, {name: value}, (x,)))
+
+
 # The task of the paper: from a place to the pixel there, with one quadrant of all places held out
 
 

@@ -152,3 +152,16 @@ def test_gradients_all_in_half_precision(
         for layer in (enn.PFLayerNorm(dims), with_numbers(enn.CLayerNorm(8, dims, dtype=dtype))):
             errors = errors_of_gradients(layer, x.clone(), dims)
             assert max(errors) < 2 * float(tolerance(x, dims).max())
+
+
+@each_layout
+@each_dims
+def test_differences_beyond_the_range_of_the_type(dims: tuple[int, ...], layout: torch.memory_format) -> None:
+    x = torch.full((1, 8, 6, 6), 30000.0, dtype=torch.float16)
+    x[:, :, 0] = -60000.0
+    x = x.contiguous(memory_format=layout)
+    expected = formula(x.double(), dims)
+    for needs_gradient in (False, True):
+        for layer in (enn.PFLayerNorm(dims), enn.CLayerNorm(8, dims), enn.CLayerNorm(8, dims, dtype=torch.float16)):
+            output = layer(x.requires_grad_(needs_gradient))
+            torch.testing.assert_close(output.double(), expected, rtol=2e-3, atol=2e-3)

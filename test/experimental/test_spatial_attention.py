@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import staged_reference as ref
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -37,32 +38,9 @@ def centre(layer: Attention, dim: int, place: int) -> int:
 
 def reference(layer: Attention, image: Tensor) -> np.ndarray:
     """Equations 2 and 3, pixel by pixel."""
-    x = image.detach().numpy()
     weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
-
-    def project(name: str) -> np.ndarray:
-        projected = np.einsum("oc,nchw->nohw", weights[f"{name}.weight"][:, :, 0, 0], x)
-        return projected + weights[f"{name}.bias"][:, None, None] if f"{name}.bias" in weights else projected
-
-    q, k, v = project("query"), project("key"), project("value")
-    n, _, height, width = x.shape
-    rows, columns = (
-        (size + 2 * layer.padding[d] - layer.dilation[d] * (layer.kernel_size[d] - 1) - 1) // layer.stride[d] + 1
-        for d, size in enumerate((height, width))
-    )
-    output = np.empty((n, layer.out_channels, rows, columns))
-    channels = layer.out_channels // layer.groups
-    for image_index, head, i, j in np.ndindex(n, layer.groups, rows, columns):
-        own = slice(head * channels, (head + 1) * channels)
-        query = q[image_index, own, centre(layer, 0, i), centre(layer, 1, j)]
-        logits, values = [], []
-        for row, column, a, b in window(layer, i, j, height, width):
-            r = np.concatenate([weights["row_embedding"][head, :, a], weights["column_embedding"][head, :, b]])
-            logits.append(query @ k[image_index, own, row, column] + query @ r)
-            values.append(v[image_index, own, row, column])
-        softmax = np.exp(np.array(logits) - max(logits))
-        output[image_index, own, i, j] = softmax @ np.array(values) / softmax.sum()
-    return output
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    return ref.spatial_attention(image.detach().numpy(), weights, False, kernel=layer.kernel_size, **geometry)
 
 
 @torch.no_grad()
@@ -298,3 +276,26 @@ def test_parameters_of_the_paper(blocks: list[int], convolutional: float, attent
         attention = resnet(blocks, partial(Attention, kernel_size=7, padding=3, groups=8))
     assert parameters(plain) / 1e6 == pytest.approx(convolutional, rel=0.02)
     assert parameters(attention) / 1e6 == pytest.approx(attentive, rel=0.02)
+
+
+# Layouts and graphs
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("groups", "size"), [(1, (4, 3)), (2, (4, 3)), (1, (8, 12)), (1, (7, 9))], ids=str)
+def test_the_layout_is_kept(layout: torch.memory_format, groups: int, size: tuple[int, int]) -> None:
+    """Of a single block and head too, where all changes of order are views."""
+    x = torch.randn(2, 4, *size).to(memory_format=layout)
+    assert Attention(4, 8, 3, padding=1, groups=groups)(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"stride": 1}, {"stride": 2}, {"stride": 2, "dilation": 2, "padding": 2}], ids=str
+)
+def test_an_exported_program_serves_sizes_of_every_remainder(arguments: dict[str, Any]) -> None:
+    layer = Attention(2, 4, 3, **{"padding": 1, **arguments}).eval()
+    dims = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(layer, (torch.randn(2, 2, 19, 22),), dynamic_shapes=dims).module()
+    for size in ((19, 22), (16, 24), (17, 17), (20, 21), (33, 32), (12, 11)):
+        x = torch.randn(3, 2, *size)
+        torch.testing.assert_close(program(x), layer(x), rtol=0, atol=1e-6)

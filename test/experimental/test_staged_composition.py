@@ -173,3 +173,18 @@ def test_names_of_torch() -> None:
     assert enn.Swish is nn.SiLU
     block = tnn.ConvNormAct(3, 4, norm_layer=partial(nn.GroupNorm, 2), activation_layer=enn.Mish)
     assert type(block[2]) is nn.Mish
+
+
+def test_a_subclass_of_the_gate_keeps_its_class() -> None:
+    class Doubled(enn.SEBlock):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    x = torch.randn(1, 8, 4, 4)
+    block = Doubled(8, ratio=4)
+    assert type(block) is Doubled
+    plain = enn.SEBlock(8, ratio=4)
+    plain.load_state_dict(block.state_dict())
+    torch.testing.assert_close(block(x), 2 * plain(x))
+    with pytest.raises(TypeError, match="in_channels must be given to a subclass of SEBlock, Doubled got None"):
+        Doubled(ratio=4)

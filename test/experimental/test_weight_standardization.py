@@ -283,6 +283,13 @@ def test_surroundings_do_not_disturb_the_gain(activation: Any) -> None:
         assert gamma(activation) == expected
 
 
+def test_a_module_that_a_function_shares_is_left_alone() -> None:
+    shared = nn.PReLU().train()
+    gamma(lambda: shared)
+    assert shared.training
+    assert shared.weight.dtype == torch.float32
+
+
 # Signal propagation
 
 

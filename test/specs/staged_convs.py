@@ -44,6 +44,9 @@ _SINGLE = BadArguments(
     ValueError,
     r"must leave each filter more than one weight to standardize, got 2 / 2 \* 1 \* 1",
 )
+_ZERO_EPS = BadArguments(
+    Misuse.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, or a filter of equal weights.*got 0"
+)
 _INPUTS = (*misuse.shapes(4, (7, 9)), *misuse.types_of_torch((2, 4, 7, 9)))
 _NO_PIXELS = BadInput(
     Misuse.NO_PIXELS, (2, 4, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
@@ -72,7 +75,7 @@ SPECS = (
             Sample("default", _BASE, (2, 4, 7, 9), partial(ref.standardized_conv, **_PADDED), reads_mode=False),
             Sample("strided", _STRIDED, (2, 4, 9, 11), partial(ref.standardized_conv, **_STRIDES), reads_mode=False),
         ),
-        (*_arguments(4), *_CHOICES, *misuse.eps(), _SINGLE),
+        (*_arguments(4), *_CHOICES, *misuse.eps(), _ZERO_EPS, _SINGLE),
         (*_INPUTS, _NO_PIXELS),
         geometries=staged_geometries.conv2d(),
     ),
@@ -101,6 +104,7 @@ SPECS = (
             *_arguments(4),
             *_CHOICES,
             *misuse.eps(),
+            _ZERO_EPS,
             _SINGLE,
             *misuse.layers("activation"),
             BadArguments(
@@ -112,6 +116,13 @@ SPECS = (
             BadArguments(
                 Misuse.CHOICE, {"activation": nn.GLU}, ValueError, "activation must work on each number alone, got.*GLU"
             ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"activation": partial(nn.LogSoftmax, dim=0)},
+                ValueError,
+                "activation must work on each number alone, got.*LogSoftmax",
+            ),
+            BadArguments(Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "must make an nn.Module, it made int"),
             BadArguments(Misuse.CHOICE, {"gamma": 0.0}, ValueError, r"gamma must be above 0, got 0\.0"),
             BadArguments(Misuse.CHOICE, {"gamma": misuse.NAN}, ValueError, "gamma must be finite, got nan"),
             BadArguments(Misuse.CHOICE, {"gamma": "relu"}, TypeError, "gamma must be a number, got 'relu'"),

@@ -84,9 +84,8 @@ class CoordConv2d(CheckedConv2d):
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)
         channels = self.in_channels // self.groups
-        # Coordinates first: of the small map, the bias; of the large one, a sum in place.
-        shift = self._slide(self._coordinates(input), self.weight[:, channels:], self.bias, 1)
-        return self._slide(input, self.weight[:, :channels], None, self.groups).add_(shift)
+        shift = self._slide(self._coordinates(input), self.weight[:, channels:], None, 1)
+        return self._slide(input, self.weight[:, :channels], self.bias, self.groups).add_(shift)
 
     def _coordinates(self, input: Tensor) -> Tensor:
         """The channels of coordinates of one image."""

@@ -31,8 +31,14 @@ def normalize(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | 
         output = torch.group_norm(input.contiguous(), groups, weight, bias, eps)
         return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     dims = [1, 2, 3] if groups == 1 else [2, 3]
+    wide = input
+    if input.dtype == torch.float16 or input.dtype == torch.bfloat16:  # whose differences may be beyond its range
+        wide = input.float()
+        weight = weight.float() if weight is not None else None
+        bias = bias.float() if bias is not None else None
     # A shift changes nothing in the result, so no gradient either.
-    return torch.group_norm(input - input.detach().mean(dims, keepdim=True), groups, weight, bias, eps)
+    shifted = wide - wide.detach().mean(dims, keepdim=True)
+    return torch.group_norm(shifted, groups, weight, bias, eps).to(input.dtype)
 
 
 class PFLayerNorm(nn.Module):

@@ -29,7 +29,8 @@ class SEBlock(SqueezeExcitation):
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
 
-    Errors: those of :class:`SqueezeExcitation`; ``ValueError`` where ``ratio`` leaves no channel, which is known at
+    Errors: those of :class:`SqueezeExcitation`; ``TypeError`` for a subclass without ``in_channels``, which would lose
+    its class at the first batch; ``ValueError`` where ``ratio`` leaves no channel, which is known at
     the first batch if ``in_channels`` is not given.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
@@ -54,10 +55,13 @@ class SEBlock(SqueezeExcitation):
     ) -> None:
         self.ratio = check_int("ratio", ratio)
         if in_channels is None:
+            if type(self) is not SEBlock:
+                raise TypeError(f"in_channels must be given to a subclass of SEBlock, {type(self).__name__} got None")
             self.__class__ = _LazySEBlock  # as torch's lazy layers change theirs at the first batch
             # LazySqueezeExcitation comes next in the order of the class that this one is now.
             super().__init__(1, nn.Identity, device=device, dtype=dtype)  # type: ignore[arg-type]
-            self.activation = Builder(device, dtype).module("activation", activation)
+            if activation is not None:
+                self.activation = Builder(device, dtype).module("activation", activation)
         else:
             squeeze = _squeeze_channels(check_int("in_channels", in_channels), ratio)
             super().__init__(in_channels, squeeze, activation, device=device, dtype=dtype)

@@ -60,6 +60,9 @@ class MultiHeadedSpatialAttention(nn.Module):
     Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, channels that
     the heads cannot share, or an input of another rank or width, or smaller than the window.
 
+    Logits are not scaled, as in the paper. Blocks of 4×4 queries are computed together: infinite or NaN pixels, and
+    overflowing logits, spoil all queries of the blocks whose windows they are in.
+
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``. Parameters:
     :math:`3 C_{in} C_{out} + C_{out} (k_h + k_w) / 2`, and :math:`3 C_{out}` with the bias.
 
@@ -162,10 +165,10 @@ class MultiHeadedSpatialAttention(nn.Module):
 
     def _queries(self, input: Tensor, rows: int, columns: int) -> Tensor:
         """Queries in blocks: (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
-        places = input[
-            :, :, self.vertical.first :: self.vertical.stride, self.horizontal.first :: self.horizontal.stride
-        ]
-        query = self.query(places[:, :, :rows, :columns]).permute(0, 2, 3, 1)
+        places = input[:, :, self.vertical.first :: self.stride[0], self.horizontal.first :: self.stride[1]]
+        # Of strides that do not depend on the size, or graphs would have a case for each remainder.
+        places = places[:, :, :rows, :columns].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        query = self.query(places).permute(0, 2, 3, 1)
         height = self.vertical.queries * self.vertical.phases * _blocks(rows, self.vertical)
         width = self.horizontal.queries * self.horizontal.phases * _blocks(columns, self.horizontal)
         # One more than needed, never none, so that a graph for all sizes has a single case.
@@ -276,9 +279,9 @@ def _image(blocks: Tensor, rows: int, columns: int, input: Tensor) -> Tensor:
     if input.stride(1) == 1:
         pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
         pixels = F.pad(pixels, (0, 0, 0, columns - pixels.shape[2], 0, rows - pixels.shape[1]))
-        return pixels.permute(0, 3, 1, 2)
+        return pixels.contiguous().permute(0, 3, 1, 2)
     channels = blocks.permute(0, 5, 8, 2, 6, 1, 4, 7, 3).flatten(6, 8).flatten(3, 5).flatten(1, 2)
-    return F.pad(channels, (0, columns - channels.shape[3], 0, rows - channels.shape[2]))
+    return F.pad(channels, (0, columns - channels.shape[3], 0, rows - channels.shape[2])).contiguous()
 
 
 def _check_fit(input: Tensor, dim: int, axis: _Axis) -> None:

@@ -1,13 +1,11 @@
 """Convolutions whose filters are standardized at each call."""
 
-import copy
-
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from ..._utils.checks import check_eps, check_input, check_number
-from ..._utils.construct import LayerArgument, check_layer_argument
+from ..._utils.construct import Builder, LayerArgument
 from ._conv import CheckedConv2d
 
 __all__ = ["SWSConv2d", "WSConv2d"]
@@ -45,8 +43,9 @@ class WSConv2d(CheckedConv2d):
         groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
         bias: learned shift of each output channel, which is not standardized. Default: ``True``.
         padding_mode: what the border holds, as in ``nn.Conv2d``. Default: ``"zeros"``.
-        eps: added to the variance, not negative. The weights of a wide filter have a variance near ``1e-5``
-            themselves, so it is far smaller than that of a normalization of features. Default: ``1e-10``.
+        eps: added to the variance, above 0. The weights of a wide filter have a variance near ``1e-5`` themselves, so
+            it is far smaller than that of a normalization of features; a filter of equal weights becomes zero, with
+            gradients up to :math:`\epsilon^{-1/2}` times those of the standardized one. Default: ``1e-10``.
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
 
@@ -92,6 +91,8 @@ class WSConv2d(CheckedConv2d):
             dtype,
         )
         self.eps = check_eps(eps)
+        if self.eps == 0.0:
+            raise ValueError("eps must be above 0, or a filter of equal weights would be NaN, got 0")
         self.scale = 1.0
         self.fan_in = self.weight[0].numel()
         if self.fan_in == 1:
@@ -133,14 +134,15 @@ class SWSConv2d(WSConv2d):
         padding_mode: what the border holds, as in ``nn.Conv2d``. Default: ``"zeros"``.
         activation: what runs on the input before this layer, for :math:`\gamma = \mathrm{Var}(a(z))^{-1/2}` with
             :math:`z \sim \mathcal{N}(0, 1)`, by numerical integration; ``None`` for nothing, :math:`\gamma = 1`. It is
-            not called otherwise. Default: ``nn.ReLU``.
+            not called otherwise, and must work on each number alone, with one parameter for all channels if it has any.
+            Default: ``nn.ReLU``.
         gamma: :math:`\gamma` itself, in place of that of ``activation``. Default: ``None``.
-        eps: added to the variance of the weights, not negative. Default: ``1e-10``.
+        eps: added to the variance of the weights, above 0. Default: ``1e-10``.
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
 
     Errors: those of :class:`WSConv2d`; ``ValueError`` for an activation without a finite variance above zero, or that
-    changes the shape; ``TypeError`` for one that is no layer.
+    does not work on each number alone; ``TypeError`` for one that is no layer.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``.
 
@@ -197,22 +199,30 @@ class SWSConv2d(WSConv2d):
 
 def _gamma(activation: LayerArgument) -> float:
     """One over the standard deviation of the activation of a standard normal variable."""
-    check_layer_argument("activation", activation)
     with torch.device("cpu"), torch.no_grad():
-        layer = copy.deepcopy(activation) if isinstance(activation, nn.Module) else activation()
+        layer = Builder("cpu", torch.float64).module("activation", activation).eval()
         # Simpson's rule. Beyond 12 the density is below 1e-31; a kink at a whole number is between two parabolas.
         z = torch.linspace(-12, 12, 24 * 1024 + 1, dtype=torch.float64)
         density = z.square().div(-2).exp()
         density[1::2] *= 2  # the ends do not count at all
         density /= density.sum()
-        try:
-            output = layer.to(device="cpu", dtype=torch.float64).eval()(z.clone())
-        except (IndexError, RuntimeError) as error:
-            raise ValueError(f"activation must work on each number alone, got {activation!r}: {error}") from error
-        if output.shape != z.shape:
-            raise ValueError(f"activation must keep the shape, got {activation!r}")
+        output = _each_alone(layer, z, activation)
         mean = (density * output).sum()
         variance = float((density * (output - mean).square()).sum())
     if not 1e-12 < variance < float("inf"):
         raise ValueError(f"activation must have a finite variance above 0, got {variance} of {activation!r}")
     return variance**-0.5
+
+
+def _each_alone(layer: nn.Module, z: Tensor, activation: LayerArgument) -> Tensor:
+    """The activation of ``z``; raises unless it works on each number alone."""
+    rule = "activation must work on each number alone"
+    try:
+        output, of_half = layer(z.clone()), layer(z[::2].clone())
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{rule}, got {activation!r}: {error}") from error
+    if not isinstance(output, Tensor) or output.shape != z.shape or not output.is_floating_point():
+        raise ValueError(f"{rule} and give as many, got {activation!r}")
+    if not torch.allclose(output[::2], of_half, rtol=1e-9, equal_nan=True):
+        raise ValueError(f"{rule}, got {activation!r}")
+    return output
