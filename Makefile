@@ -2,6 +2,8 @@
 
 PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
 VENV_PYTHON = .venv/bin/python
+# Processes that share the tests; each keeps to one thread.
+JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-all table bench lint clean
@@ -10,10 +12,10 @@ demo: .venv/references.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
 
 test: .venv/test.stamp
-	$(VENV_PYTHON) -m pytest
+	$(VENV_PYTHON) -m pytest -n $(JOBS)
 
 test-all: .venv/test.stamp
-	$(VENV_PYTHON) -m pytest -m "slow or not slow"
+	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
 
 # The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
 table: .venv/test.stamp

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 # What the training scripts need beyond the layers.
 REFERENCES = ["matplotlib>=3.7.5", "numpy>=1.26", "pillow>=9.5", "scikit-learn>=1.3.2", "tqdm>=4.65"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"]
-TEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "setuptools>=70.1", "torchao>=0.18", *ONNX]
+PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
+TEST = [*PYTEST, "setuptools>=70.1", "torchao>=0.18", *ONNX]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
 BENCH = ["timm>=1.0"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]

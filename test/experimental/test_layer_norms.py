@@ -165,3 +165,11 @@ def test_differences_beyond_the_range_of_the_type(dims: tuple[int, ...], layout:
         for layer in (enn.PFLayerNorm(dims), enn.CLayerNorm(8, dims), enn.CLayerNorm(8, dims, dtype=torch.float16)):
             output = layer(x.requires_grad_(needs_gradient))
             torch.testing.assert_close(output.double(), expected, rtol=2e-3, atol=2e-3)
+
+
+@each_layout
+def test_each_channel_may_have_a_large_mean_of_its_own(layout: torch.memory_format) -> None:
+    x = (torch.randn(2, 8, 9, 7) * 4 + 1e4 * torch.linspace(-1, 1, 8).view(-1, 1, 1)).contiguous(memory_format=layout)
+    expected = formula(x.double(), (2, 3))
+    for layer in (enn.PFLayerNorm((2, 3)), enn.CLayerNorm(8, (2, 3))):
+        torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=5e-3)
