@@ -51,8 +51,13 @@ def test_it_is_the_convolution_of_the_concatenation(arguments: dict[str, Any], w
     plain = nn.Conv2d(4 + (3 if with_r else 2) * groups, 8, dtype=torch.float64, **arguments)
     plain.load_state_dict(layer.state_dict())
     for size in ((7, 9), (8, 6)):
-        x = torch.randn(2, 4, *size, dtype=torch.float64)
-        torch.testing.assert_close(layer(x), plain(with_coordinates(x, groups, with_r)), rtol=0, atol=1e-12)
+        x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+        output, expected = layer(x), plain(with_coordinates(x, groups, with_r))
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        upstream = torch.randn_like(output)
+        gradients = torch.autograd.grad(output, [x, *layer.parameters()], upstream)
+        wanted = torch.autograd.grad(expected, [x, *plain.parameters()], upstream)
+        torch.testing.assert_close(gradients, wanted, rtol=0, atol=1e-11)
 
 
 def shown_coordinates(input: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ def accuracies(conv_layer: Callable[..., nn.Conv2d], kernel_size: int) -> tuple[
     """After training: of the three quadrants that were shown, and of the fourth."""
     side = 16
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-    images = (places / (side - 1) * 2 - 1)[:, :, None, None].expand(-1, -1, side, side)
+    inputs = places / (side - 1) * 2 - 1
     pixels = places[:, 0] * side + places[:, 1]
     held_out = (places >= side // 2).all(1)
 
@@ -113,18 +118,23 @@ def accuracies(conv_layer: Callable[..., nn.Conv2d], kernel_size: int) -> tuple[
         conv_layer(2, 32, 1), nn.ReLU(), conv(32, 32), nn.ReLU(), conv(32, 64), nn.ReLU(), conv(64, 64), nn.ReLU(),
         nn.Conv2d(64, 1, 1), nn.Flatten(),
     )  # fmt: skip
+
+    def scores(batch: Tensor) -> Tensor:
+        """Of each pixel, for images that hold the two numbers of a place everywhere."""
+        return net(inputs[batch].view(-1, 2, 1, 1).expand(-1, -1, side, side))
+
     shown = (~held_out).nonzero().flatten()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=1.0)
     batches = [batch for _ in range(60) for batch in shown[torch.randperm(len(shown))].split(32)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, len(batches))
     for batch in batches:
-        loss = F.cross_entropy(net(images[batch]), pixels[batch])
+        loss = F.cross_entropy(scores(batch), pixels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        is_right = (net(images).argmax(1) == pixels).float()
+        is_right = (scores(torch.arange(side**2)).argmax(1) == pixels).float()
     return float(is_right[~held_out].mean()), float(is_right[held_out].mean())
 
 

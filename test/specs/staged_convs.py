@@ -14,10 +14,9 @@ __all__ = ["SPECS"]
 
 
 def _arguments(groups: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples, which have 4 channels and 6 after them; ``groups`` divides the first only."""
+    """Bad arguments of the first samples, which have 4 channels and 6 after them, which ``groups`` does not divide."""
     return (
         *misuse.widths("in_channels", "out_channels"),
-        BadArguments(Misuse.GROUPS, {"groups": 3}, ValueError, "in_channels must be divisible by groups, got 4 and 3"),
         BadArguments(
             Misuse.GROUPS,
             {"groups": groups},
@@ -34,6 +33,7 @@ def _arguments(groups: int) -> tuple[BadArguments, ...]:
 
 
 _CHOICES = (
+    BadArguments(Misuse.GROUPS, {"groups": 3}, ValueError, "in_channels must be divisible by groups, got 4 and 3"),
     BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
     BadArguments(Misuse.CHOICE, {"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided"),
     BadArguments(Misuse.CHOICE, {"padding_mode": "mirror"}, ValueError, "padding_mode must be one of.*got.*'mirror'"),

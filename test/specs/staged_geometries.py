@@ -30,8 +30,8 @@ def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> Geometry:
 @st.composite
 def attention(draw: st.DrawFn) -> Geometry:
     """Windows of any side, whose centre the padding leaves inside of the image."""
-    heads, channels = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    channels, out_channels = heads * channels, heads * 2 * draw(st.integers(1, 2))
+    heads, channels = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    out_channels = heads * 2 * draw(st.integers(1, 2))
     kernel = draw(st.tuples(*[st.integers(1, 5)] * 2))
     stride, dilation = draw(st.tuples(*[st.integers(1, 3)] * 2)), draw(st.tuples(*[st.integers(1, 3)] * 2))
     padding = tuple(draw(st.integers(0, d * ((k - 1) // 2))) for k, d in zip(kernel, dilation, strict=True))

@@ -8,7 +8,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes, is_tensor
+from ..._utils.checks import check_bool, check_input, check_int, check_sizes, is_tensor
 
 __all__ = ["MultiHeadedSpatialAttention"]
 
@@ -52,7 +52,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         padding: how far windows reach beyond the image on each side; at most up to their centre,
             :math:`d \lfloor (k - 1) / 2 \rfloor`, where the query is. Default: ``0``.
         dilation: space between the elements of the window. Default: ``1``.
-        groups: heads :math:`N`. Default: ``1``.
+        groups: heads :math:`N`; gives each an even number of ``out_channels``. Default: ``1``.
         bias: learned shifts of queries, keys and values. Default: ``True``.
         device: where the parameters are made. Default: torch's.
         dtype: type of the parameters. Default: torch's.
@@ -99,7 +99,9 @@ class MultiHeadedSpatialAttention(nn.Module):
         self.stride = check_sizes("stride", stride, 2)
         self.padding = check_sizes("padding", padding, 2, minimum=0)
         self.dilation = check_sizes("dilation", dilation, 2)
-        self.groups = check_groups(groups, in_channels, out_channels)
+        self.groups = check_int("groups", groups)
+        if out_channels % groups != 0:
+            raise ValueError(f"out_channels must be divisible by groups, got {out_channels} and {groups}")
         check_bool("bias", bias)
         self.head_channels = out_channels // groups
         if self.head_channels % 2 != 0:
