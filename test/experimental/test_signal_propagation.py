@@ -76,7 +76,7 @@ QUADRATURES: list[tuple[Any, Callable[[np.ndarray], np.ndarray]]] = [
 ]
 
 
-@pytest.mark.parametrize(("activation", "function"), QUADRATURES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("activation", "function"), QUADRATURES, ids=[str(first) for first, _ in QUADRATURES])
 def test_gains_by_quadrature(activation: Any, function: Callable[[np.ndarray], np.ndarray]) -> None:
     assert gamma(activation) == pytest.approx(integrated_gamma(function), rel=1e-6)
 
