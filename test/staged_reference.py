@@ -6,9 +6,18 @@ from itertools import product
 import numpy as np
 from reference import Array, Weights, conv
 
-__all__ = ["c_layer_norm", "coord_conv", "spatial_attention", "standardized_conv"]
+__all__ = ["c_layer_norm", "coord_conv", "coordinates", "spatial_attention", "standardized", "standardized_conv"]
 
 _TWO = tuple[int, int]
+
+
+def standardized(weight: Array, eps: float, scale: float = 1.0) -> Array:
+    """Each filter less its mean, over its standard deviation."""
+    filters = np.empty_like(weight)
+    for o, raw in enumerate(weight):
+        mean = raw.sum() / raw.size
+        filters[o] = scale * (raw - mean) / math.sqrt(((raw - mean) ** 2).sum() / raw.size + eps)
+    return filters
 
 
 def standardized_conv(
@@ -25,16 +34,22 @@ def standardized_conv(
     eps: float = 1e-10,
 ) -> Array:
     """arXiv 1903.10520, eq. 5 to 7; with ``gamma`` arXiv 2101.08692, eq. 4."""
-    filters = np.empty_like(weights["weight"])
-    for o, raw in enumerate(weights["weight"]):
-        mean = raw.sum() / raw.size
-        deviation = math.sqrt(((raw - mean) ** 2).sum() / raw.size + eps)
-        scale = 1.0 if gamma is None else gamma / math.sqrt(raw.size)
-        filters[o] = scale * (raw - mean) / deviation
+    scale = 1.0 if gamma is None else gamma / math.sqrt(weights["weight"][0].size)
+    filters = standardized(weights["weight"], eps, scale)
     if border != "constant":
         x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)], mode=border)
         padding = (0, 0)
     return conv(x, filters, weights.get("bias"), stride, padding, dilation, groups)
+
+
+def coordinates(rows: int, columns: int, with_r: bool) -> Array:
+    """Channels of rows, columns and perhaps distances from the centre, pixel by pixel."""
+    maps = np.zeros((3 if with_r else 2, rows, columns))
+    for i, j in product(range(rows), range(columns)):
+        y = 2 * i / (rows - 1) - 1 if rows > 1 else 0.0
+        z = 2 * j / (columns - 1) - 1 if columns > 1 else 0.0
+        maps[:, i, j] = [y, z, math.hypot(y, z)] if with_r else [y, z]
+    return maps
 
 
 def coord_conv(
@@ -49,16 +64,11 @@ def coord_conv(
     groups: int = 1,
 ) -> Array:
     """arXiv 1807.03247, figure 3: the coordinates are concatenated, to the channels of each group."""
-    rows, columns = x.shape[2:]
-    coordinates = np.zeros((3 if with_r else 2, rows, columns))
-    for i, j in product(range(rows), range(columns)):
-        y = 2 * i / (rows - 1) - 1 if rows > 1 else 0.0
-        z = 2 * j / (columns - 1) - 1 if columns > 1 else 0.0
-        coordinates[:, i, j] = [y, z, math.hypot(y, z)] if with_r else [y, z]
-    coordinates = np.broadcast_to(coordinates, (x.shape[0], *coordinates.shape))
+    maps = coordinates(*x.shape[2:], with_r)
+    maps = np.broadcast_to(maps, (x.shape[0], *maps.shape))
     parts = []
     for part in np.split(x, groups, axis=1):
-        parts += [part, coordinates]
+        parts += [part, maps]
     return conv(
         np.concatenate(parts, axis=1), weights["weight"], weights.get("bias"), stride, padding, dilation, groups
     )

@@ -4,23 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from staged_reference import coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchvision_layers.experimental import nn as enn
-
-
-def coordinates(rows: int, columns: int, with_r: bool) -> np.ndarray:
-    """Channels of rows, columns and perhaps distances from the centre, counted pixel by pixel."""
-    maps = np.zeros((3 if with_r else 2, rows, columns))
-    for row, column in np.ndindex(rows, columns):
-        i = -1 + 2 * row / (rows - 1) if rows > 1 else 0.0
-        j = -1 + 2 * column / (columns - 1) if columns > 1 else 0.0
-        maps[:, row, column] = [i, j, (i * i + j * j) ** 0.5][: len(maps)]
-    return maps
 
 
 def with_coordinates(x: Tensor, groups: int, with_r: bool) -> Tensor:

@@ -31,11 +31,6 @@ def window(layer: Attention, row: int, column: int, height: int, width: int) -> 
     ]
 
 
-def centre(layer: Attention, dim: int, place: int) -> int:
-    """Where a query stands in the image."""
-    return place * layer.stride[dim] - layer.padding[dim] + (layer.kernel_size[dim] - 1) // 2 * layer.dilation[dim]
-
-
 def reference(layer: Attention, image: Tensor) -> np.ndarray:
     """Equations 2 and 3, pixel by pixel."""
     weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}

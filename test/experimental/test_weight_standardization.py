@@ -5,23 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from staged_reference import standardized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
-
-
-def standardized(weight: Tensor, eps: float, scale: float = 1.0) -> np.ndarray:
-    """Each filter less its mean, over its standard deviation, in float64."""
-    filters = weight.detach().double().numpy().copy()
-    for o, filter in enumerate(filters):
-        filters[o] = (filter - filter.mean()) / math.sqrt(((filter - filter.mean()) ** 2).mean() + eps) * scale
-    return filters
 
 
 def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +95,7 @@ def test_it_is_the_convolution_by_filters_standardized_by_hand(arguments: dict[s
         plain = nn.Conv2d(6, 9, (3, 2), dtype=torch.float64, **arguments)
         plain.load_state_dict(layer.state_dict())
         with torch.no_grad():
-            plain.weight.copy_(torch.from_numpy(standardized(layer.weight, eps, scale)))
+            plain.weight.copy_(torch.from_numpy(standardized(layer.weight.detach().numpy(), eps, scale)))
         torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=1e-12)
         layer, given = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         torch.testing.assert_close(layer(given), plain(x), rtol=0, atol=1e-12)

@@ -53,10 +53,10 @@ def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tu
     return (check_int(argument, value, minimum),) * dims
 
 
-def check_groups(groups: object, in_channels: int, out_channels: int) -> int:
-    """Returns ``groups``, an integer of at least 1 that divides both widths."""
+def check_groups(groups: object, **widths: int) -> int:
+    """Returns ``groups``, an integer of at least 1 that divides the widths, which are given by their names."""
     number = check_int("groups", groups)
-    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+    for name, channels in widths.items():
         if channels % number != 0:
             raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
     return number

@@ -88,15 +88,16 @@ class Builder:
         What a ``partial`` has bound stays: ``partial(nn.Conv2d, padding_mode="reflect")``, or another kernel or number
         of groups than the place would give.
         """
-        check_groups(groups, in_channels, out_channels)
+        check_groups(groups, in_channels=in_channels, out_channels=out_channels)
         bound = layer.keywords if isinstance(layer, partial) else {}
         numbers: dict[str, object] = {
             "kernel_size": kernel_size,
             "stride": stride,
             "padding": padding,
             "dilation": dilation,
+            "groups": groups,
+            "bias": bias,
         }
-        numbers |= {"groups": groups, "bias": bias}
         free = {name: value for name, value in numbers.items() if name not in bound}
         conv = self.module(argument, layer, in_channels, out_channels, **free)
         wanted: dict[str, object] = {"out_channels": out_channels}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from .._utils.checks import check_dtype, check_input, check_int, is_tensor
+from .._utils.checks import check_dtype, check_groups, check_input, check_int, is_tensor
 from .._utils.construct import Builder, LayerArgument
 from .conv import ConvNormAct
 from .squeeze_excitation import SqueezeExcitation
@@ -119,8 +119,7 @@ class LazyConvNormAct(_LazyLayer, ConvNormAct):
         """Makes the weights for the channels of ``input``."""
         conv: Any = self[0]
         channels = check_int("in_channels", self._channels_of(input, conv))
-        if channels % conv.groups != 0:
-            raise ValueError(f"in_channels must be divisible by groups, got {channels} and {conv.groups}")
+        check_groups(conv.groups, in_channels=channels)
         with torch.inference_mode(False):  # or a dry run would leave weights that cannot be trained
             conv.initialize_parameters(input)
         self.in_channels = conv.in_channels = channels

@@ -38,7 +38,7 @@ class CheckedConv2d(nn.Conv2d):
             "dilation": check_sizes("dilation", dilation, 2),
             "padding_mode": padding_mode,
         }
-        check_groups(groups, in_channels, out_channels)
+        check_groups(groups, in_channels=in_channels, out_channels=out_channels)
         check_bool("bias", bias)
         super().__init__(in_channels, out_channels, groups=groups, bias=bias, device=device, dtype=dtype, **sizes)
 

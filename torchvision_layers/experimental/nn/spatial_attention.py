@@ -8,7 +8,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_bool, check_input, check_int, check_sizes, is_tensor
+from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes, is_tensor
 
 __all__ = ["MultiHeadedSpatialAttention"]
 
@@ -99,9 +99,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         self.stride = check_sizes("stride", stride, 2)
         self.padding = check_sizes("padding", padding, 2, minimum=0)
         self.dilation = check_sizes("dilation", dilation, 2)
-        self.groups = check_int("groups", groups)
-        if out_channels % groups != 0:
-            raise ValueError(f"out_channels must be divisible by groups, got {out_channels} and {groups}")
+        self.groups = check_groups(groups, out_channels=out_channels)
         check_bool("bias", bias)
         self.head_channels = out_channels // groups
         if self.head_channels % 2 != 0:
@@ -241,13 +239,11 @@ def _cut(input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
     length = axis.dilation * (_keys(places, axis) - 1) + 1
     reach = axis.dilation * (axis.window - 1) + 1
     stride = axis.dilation * axis.step * axis.queries
-    if axis.phases == 1:
-        return input.narrow(dim, 0, length).unfold(dim, reach, stride)[..., :: axis.dilation].unsqueeze(dim)
     phases = [
         input.narrow(dim, phase * axis.stride, length).unfold(dim, reach, stride)[..., :: axis.dilation]
         for phase in range(axis.phases)
     ]
-    return torch.stack(phases, dim)
+    return torch.stack(phases, dim) if axis.phases > 1 else phases[0].unsqueeze(dim)  # which copies nothing
 
 
 def _skew(logits: Tensor, axis: _Axis) -> Tensor:
