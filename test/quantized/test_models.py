@@ -81,7 +81,7 @@ def test_report_of_every_stage() -> None:
         ("0.2", "SiLU", "FloatIsland(SiLU)", "float", "has no int8 kernel"),
         ("1.conv1", "Conv2d", "ConvReLU2d", "int8", "has an int8 form"),
         ("1.act1", "ReLU", "Identity", "int8", "fused into 1.conv1"),
-        ("1.act", "ReLU", "ReLU", "int8", "fused into 1.skip_add"),
+        ("1.act", "ReLU", "Identity", "int8", "fused into 1.skip_add"),
         ("1.se.activation", "ReLU", "Identity", "int8", "fused into 1.se.fc1"),
         ("2.conv.0.2", "ReLU6", "Identity", "int8", "fused into 2.conv.0.0"),
         ("5.activation", "ReLU", "Identity", "int8", "fused into 5.linear"),

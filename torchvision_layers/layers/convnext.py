@@ -93,12 +93,12 @@ class ConvNeXtBlock(nn.Module):
         branch = self._scale(self.block(input))
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        check_same_shape("conv_layer", branch, input, "input")
         return self._join(branch, input)
 
     def _scale(self, branch: Tensor) -> Tensor:
         return self.layer_scale * branch
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        check_same_shape("conv_layer", branch, skip, "input")
         branch += skip
         return branch

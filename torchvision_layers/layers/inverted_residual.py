@@ -54,7 +54,6 @@ class InvertedBottleneck(nn.Module):
         if self.use_res_connect:
             if self.stochastic_depth is not None:
                 branch = self.stochastic_depth(branch)
-            check_same_shape("conv_layer", branch, input, "input")
             return self._join(branch, input)
         else:  # noqa: RET505  # script leaves out a branch of an if only where there is an else
             return branch
@@ -63,6 +62,7 @@ class InvertedBottleneck(nn.Module):
         raise NotImplementedError
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        check_same_shape("conv_layer", branch, skip, "input")
         return skip + branch
 
 

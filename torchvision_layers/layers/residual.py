@@ -60,15 +60,13 @@ class _ResidualBlock(nn.Module):
             branch = self.se(branch)
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        if self.downsample is None:
-            skip = input
-            check_same_shape("conv_layer", branch, skip, "input")
-        else:
-            skip = self.downsample(input)
-            check_same_shape("downsample", skip, branch)
-        return self._join(branch, skip)
+        return self._join(branch, input if self.downsample is None else self.downsample(input))
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+        if self.downsample is None:
+            check_same_shape("conv_layer", branch, skip, "input")
+        else:
+            check_same_shape("downsample", skip, branch)
         branch += skip
         return self.act(branch)
 

@@ -22,6 +22,10 @@ class Calls:
     chains: list[list[str]] = field(default_factory=list)
     #: Names of the modules that are called as a whole, and in no other way.
     whole: list[str] = field(default_factory=list)
+    #: Names of modules that take two tensors, each with the modules through which the first of them came, as a chain.
+    pairs: list[tuple[str, list[str]]] = field(default_factory=list)
+    #: Names of the modules through which the result came, as a chain.
+    result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, for which int8 needs a common range.
     joins: bool = False
 
@@ -58,6 +62,13 @@ def calls(module: nn.Module) -> Calls:
         return not any(other.startswith(f"{name}.") for other in touched)
 
     free = {node for node in nodes if targets.count(str(node.target)) == 1 and is_whole(str(node.target))}
+    def through(node: Any) -> list[str]:
+        names: list[str] = []
+        while isinstance(node, torch.fx.Node) and node in free and len(node.users) == 1:
+            names.insert(0, str(node.target))
+            node = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        return names
+
     chains: list[list[str]] = []
     taken: set[torch.fx.Node] = set()
     for node in nodes:
@@ -71,5 +82,7 @@ def calls(module: nn.Module) -> Calls:
             chain.append(after)
         taken.update(chain)
         chains.append([str(link.target) for link in chain])
+    pairs = [(str(node.target), through(node.args[0])) for node in nodes if node in free and len(node.args) == 2]
+    result = next(through(node.args[0]) for node in graph.nodes if node.op == "output")
     joins = any(node.op == "call_function" and node.target in _JOINS for node in graph.nodes)
-    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], joins)
+    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, result, joins)

@@ -8,51 +8,31 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
+import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as taoq
 import torchvision.ops
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
-from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.ao.quantization.quantization_mappings import (
     get_default_qat_module_mappings,
     get_default_static_quant_module_mappings,
 )
 
-from ._kernels import Kernel, kernel, numeric_padding
+from ._fusing import NORMS, mark_fused
+from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvHardswish2d, Int8Multiplication, running_on
+from ._kernels import Kernel, is_unit, kernel, numeric_padding
+from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, QuantStub
+from ._post_ops import PostOp, post_ops
+from ._straight import straighten
 
-__all__ = [
-    "BACKENDS",
-    "NORMS",
-    "DeQuantStub",
-    "FloatFunctional",
-    "FloatIsland",
-    "QuantStub",
-    "convert",
-    "freeze",
-    "fuse_group",
-    "is_fused_for_training",
-    "is_int8",
-    "is_unit",
-    "mark_fused",
-    "prepare",
-    "running_on",
-    "unobserved",
-]
+__all__ = ["BACKENDS", "convert", "freeze", "fuse_group", "is_fused_for_training", "prepare", "unobserved"]
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 
 
 # Fusing
 
-#: The batch norm that folds into each kind of convolution or projection.
-NORMS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-    nn.Linear: nn.BatchNorm1d,
-}
 _WITH_RELU: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv1d: nni.ConvReLU1d,
     nn.Conv2d: nni.ConvReLU2d,
@@ -120,9 +100,9 @@ def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             fuse_group(parent, names[:2], is_qat)
             modules = [parent.get_submodule(names[0]), modules[-1]]
         fused = FusedReLU6(*modules).train(modules[-1].training)
-        _set_submodule(parent, names[0], fused)
+        parent.set_submodule(names[0], fused)
         for name in names[1:]:
-            _set_submodule(parent, name, nn.Identity().train(fused.training))
+            parent.set_submodule(name, nn.Identity().train(fused.training))
     else:
         (taoq.fuse_modules_qat if is_qat else taoq.fuse_modules)(parent, names, inplace=True)
     for name in names[1:]:
@@ -136,39 +116,12 @@ def _fold_frozen(parent: nn.Module, conv_name: str, norm_name: str) -> None:
     conv.weight, conv.bias = nn.utils.fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    _set_submodule(parent, conv_name, conv)
-    _set_submodule(parent, norm_name, nn.Identity().train(norm.training))
+    parent.set_submodule(conv_name, conv)
+    parent.set_submodule(norm_name, nn.Identity().train(norm.training))
     mark_fused(parent, norm_name, conv_name)
 
 
-def mark_fused(parent: nn.Module, name: str, host: str) -> None:
-    """Notes for the report that what was ``name`` below ``parent`` is computed by ``host`` below it."""
-    module = parent.get_submodule(name)
-    module.fused_into = host  # type: ignore[assignment]  # a plain attribute
-    module.fused_levels = name.count(".") + 1  # type: ignore[assignment]  # from the module up to the parent
-
-
-def _set_submodule(parent: nn.Module, name: str, module: nn.Module) -> None:
-    path, _, last = name.rpartition(".")
-    setattr(parent.get_submodule(path), last, module)
-
-
 # Preparing and converting
-
-
-class FloatIsland(nn.Module):
-    """Runs in float a module that has no int8 kernel: dequantize, run, requantize."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.dequant = DeQuantStub()
-        self.module = module
-        self.quant = QuantStub()
-        self.module.qconfig = None  # type: ignore[assignment]  # torch.ao reads it as "leave this alone"
-        self.train(module.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.quant(self.module(self.dequant(input)))
 
 
 def _range(is_qat: bool) -> object:
@@ -209,45 +162,98 @@ def _weights(backend: str, is_qat: bool) -> object:
     return taoq.PerChannelMinMaxObserver.with_args(**shared)
 
 
-def prepare(model: nn.Module, backend: str, is_qat: bool) -> None:
-    """Puts islands around what int8 cannot run, and observers (in training fake quantization) everywhere else."""
+def prepare(model: nn.Module, backend: str, is_qat: bool) -> list[PostOp]:
+    """Puts islands around what int8 cannot run, and observers (in training fake quantization) everywhere else.
+
+    Gives the post-operations that :func:`convert` is to put into convolutions.
+    """
     _add_islands(model)
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             module.padding = numeric_padding(module) or module.padding  # int8 convolutions take numbers only
     weight = _weights(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_range(is_qat), weight=weight)  # type: ignore[assignment]
-    in_islands = {inner for island in model.modules() if isinstance(island, FloatIsland) for inner in island.modules()}
+    islands = [module for module in model.modules() if isinstance(module, FloatIsland)]
+    in_islands = {inner for island in islands for inner in island.module.modules()}
     for module in model.modules():
         if isinstance(module, FusedReLU6) and module not in in_islands:
             module.qconfig = taoq.QConfig(activation=_range_up_to_six(is_qat), weight=weight)  # type: ignore[assignment]
+    found = list(post_ops(model, in_islands)) if backend == "onednn" else []
+    for op in found:  # between the two, int8 does not round
+        convolution = model.get_submodule(op.parent).get_submodule(op.convolution)
+        convolution.qconfig = taoq.QConfig(activation=taoq.NoopObserver, weight=weight)  # type: ignore[assignment]
     with _quiet():
         if is_qat:
             table = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
             taoq.prepare_qat(model, mapping={**table, FusedReLU6: _ThroughReLU(table)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)
+    for module in model.modules():
+        if isinstance(module, Observed) and module not in in_islands:
+            module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
+    return found
 
 
-def convert(model: nn.Module, backend: str) -> None:
+def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     """Swaps prepared modules for int8 ones in place, packed for ``backend``."""
-    table = {**get_default_static_quant_module_mappings(), torch.ao.nn.qat.Conv1d: nnq.Conv1d}
+    table = {
+        **get_default_static_quant_module_mappings(),
+        torch.ao.nn.qat.Conv1d: nnq.Conv1d,
+        Addition: _ToArithmetic(),
+        Multiplication: _ToArithmetic(),
+        QuantStub: nnq.Quantize,
+        DeQuantStub: nnq.DeQuantize,
+    }
     with running_on(backend), _quiet():
+        for op in post_ops:
+            _convert_post_op(model.get_submodule(op.parent), op, table)
         taoq.convert(model, mapping={**table, FusedReLU6: _ThroughReLU(table)}, inplace=True)
+    for module in model.modules():
+        if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
+            module.__class__ = ConvReLU2d
+    straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
 
 
-@contextmanager
-def running_on(backend: str) -> Iterator[None]:
-    """Sets torch's engine for a while: int8 weights are packed for it when they are made, copied or loaded.
+class _ToArithmetic:
+    """Stands in a table of torch.ao, where a class would."""
 
-    Kernels without weights (addition, pooling) choose by it as well, whenever they run.
-    """
-    previous = torch.backends.quantized.engine
-    torch.backends.quantized.engine = backend
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = previous
+    def from_float(self, observed: Addition | Multiplication) -> nn.Module:
+        scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator]
+        if isinstance(observed, Addition):
+            return Int8Addition(float(scale), int(zero_point), observed.relu)
+        return Int8Multiplication(float(scale), int(zero_point))
+
+
+class ConvReLU2d(nniq.ConvReLU2d):
+    """Its zero point is zero, so saturation is the ReLU: without a ReLU of its own the kernel starts faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.quantized.conv2d(input, self._packed_params, self.scale, self.zero_point)  # type: ignore[no-any-return]
+
+
+def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
+    return torch.ops.quantized.conv2d.new(input, conv._packed_params, conv.scale, conv.zero_point)  # type: ignore[no-any-return]
+
+
+def _convert_post_op(parent: nn.Module, op: PostOp, table: dict[Any, Any]) -> None:
+    convolution, operation = parent.get_submodule(op.convolution), parent.get_submodule(op.operation)
+    convolution.activation_post_process = operation.activation_post_process
+    alone = table[type(convolution)].from_float(convolution)
+    kind = Int8ConvAddition2d if isinstance(operation, Addition) else Int8ConvHardswish2d
+    weight, bias = alone._weight_bias()
+    both = kind(
+        weight,
+        bias,
+        list(alone.stride),
+        list(alone.padding),
+        list(alone.dilation),
+        alone.groups,
+        float(alone.scale),
+        int(alone.zero_point),
+    )
+    parent.set_submodule(op.operation, both.train(operation.training))
+    parent.set_submodule(op.convolution, nn.Identity().train(convolution.training))
+    mark_fused(parent, op.convolution, op.operation)
 
 
 def freeze(model: nn.Module) -> None:
@@ -276,17 +282,6 @@ def unobserved(model: nn.Module) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)) and bool(module.min_val.isinf().any())
     ]
-
-
-def is_int8(module: nn.Module) -> bool:
-    """Whether torch.ao made the module and it computes on int8 tensors."""
-    packages = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-    return type(module).__module__.startswith(packages) and not isinstance(module, FloatFunctional)
-
-
-def is_unit(module: nn.Module) -> bool:
-    """Whether torch.ao treats the module and its children as one."""
-    return isinstance(module, (_FusedModule, FloatFunctional, QuantStub, DeQuantStub))
 
 
 def _add_islands(module: nn.Module) -> None:

@@ -6,10 +6,19 @@ import torchvision.ops
 from torch import nn
 
 from ._chains import calls
-from ._eager import NORMS, fuse_group, is_unit
-from ._kernels import Kernel, kernel
+from ._engines import eager
+from ._kernels import Kernel, has_hooks, is_unit, kernel
+from ._observed import Addition
 
-__all__ = ["fuse_children", "has_hooks"]
+__all__ = ["NORMS", "fuse_children", "mark_fused"]
+
+#: The batch norm that folds into each kind of convolution or projection.
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.Linear: nn.BatchNorm1d,
+}
 
 
 def fuse_children(module: nn.Module, is_qat: bool) -> None:
@@ -38,6 +47,8 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     """Fuses each convolution or projection of a chain with the norm and the ReLU that follow, as far as they can be."""
     modules = [parent.get_submodule(name) for name in names]
     for start, first in enumerate(modules):
+        if isinstance(first, Addition) and start + 1 < len(names):
+            _fuse_addition(parent, names[start], names[start + 1])
         if type(first) not in NORMS or has_hooks(first) or kernel(first) is not Kernel.CONVERTED:
             continue
         group, can_take_norm = [start], True
@@ -63,7 +74,22 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             continue
         if is_qat and type(first) is nn.Conv1d and type(modules[group[1]]) is not nn.BatchNorm1d:
             continue  # for training torch has no fused Conv1d and ReLU without a norm between them
-        fuse_group(parent, [names[i] for i in group], is_qat)
+        eager().fuse_group(parent, [names[i] for i in group], is_qat)
+
+
+def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:
+    addition, relu = parent.get_submodule(addition_name), parent.get_submodule(relu_name)
+    if type(relu) is nn.ReLU and not has_hooks(relu) and not has_hooks(addition):
+        addition.relu = True  # type: ignore[assignment]  # a plain attribute
+        parent.set_submodule(relu_name, nn.Identity().train(relu.training))
+        mark_fused(parent, relu_name, addition_name)
+
+
+def mark_fused(parent: nn.Module, name: str, host: str) -> None:
+    """Notes for the report that what was ``name`` below ``parent`` is computed by ``host`` below it."""
+    module = parent.get_submodule(name)
+    module.fused_into = host  # type: ignore[assignment]  # a plain attribute
+    module.fused_levels = name.count(".") + 1  # type: ignore[assignment]  # from the module up to the parent
 
 
 def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
@@ -77,9 +103,3 @@ def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
         return False
     return norm.running_mean is not None and (norm.affine or not is_qat)
 
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether ``module`` carries hooks, which fusing would lose or call with something else."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )

@@ -9,8 +9,10 @@ from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerNorm2d, LayerScale
 from ..layers.permute import Permute
 from ..layers.stochastic_depth import StochasticDepth
+from ._int8 import Int8Module
+from ._observed import DeQuantStub, Observed
 
-__all__ = ["Kernel", "kernel", "numeric_padding"]
+__all__ = ["Kernel", "has_hooks", "is_int8", "is_unit", "kernel", "numeric_padding"]
 
 
 class Kernel(Enum):
@@ -122,6 +124,29 @@ def kernel(module: nn.Module) -> Kernel:
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not has_own_tensors:
         return Kernel.CONTAINER
     return Kernel.UNKNOWN if has_own_tensors or is_of_torch or is_leaf else Kernel.CONTAINER
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether the eager engine treats the module and its children as one."""
+    return isinstance(module, (Observed, DeQuantStub)) or _is_of_torch_ao(module)
+
+
+def is_int8(module: nn.Module) -> bool:
+    """Whether the eager engine made the module and it computes on int8 tensors."""
+    is_converted = _is_of_torch_ao(module, "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    return isinstance(module, Int8Module) or (is_converted and type(module).__name__ != "FloatFunctional")
+
+
+def _is_of_torch_ao(module: nn.Module, *packages: str) -> bool:
+    """Asked by name, for ``torch.ao`` is deprecated and may be gone."""
+    return any(kind.__module__.startswith(packages or ("torch.ao.",)) for kind in type(module).__mro__)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` carries hooks, which fusing would lose or call with something else."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def numeric_padding(conv: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:

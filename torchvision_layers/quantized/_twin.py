@@ -56,7 +56,6 @@ class QuantizableLayer(nn.Module):
                 and needs eval mode; ``None`` follows ``self.training``.
         """
         fuse_children(self, self.training if is_qat is None else is_qat)
-        self._fuse_functionals()
 
     def _complete(self) -> None:
         """Makes a float layer that was just built a twin: the end of every constructor."""
@@ -65,9 +64,6 @@ class QuantizableLayer(nn.Module):
 
     def _add_functionals(self) -> None:
         """Adds the modules that observe arithmetic between tensors."""
-
-    def _fuse_functionals(self) -> None:
-        """Lets arithmetic between tensors do what follows it as well, where int8 has one kernel for both."""
 
 
 def make_twins(model: nn.Module) -> None:

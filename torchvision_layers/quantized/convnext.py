@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.convnext import ConvNeXtBlock
-from ._eager import DeQuantStub, FloatFunctional, QuantStub
+from ._observed import Addition, DeQuantStub, QuantStub
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableConvNeXtBlock"]
@@ -47,10 +47,10 @@ class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
     def _add_functionals(self) -> None:
         self.scale_entry = DeQuantStub()
         self.scale_exit = QuantStub()
-        self.skip_add = FloatFunctional()
+        self.skip_add = Addition()
 
     def _scale(self, branch: Tensor) -> Tensor:
         return self.scale_exit(self.layer_scale * self.scale_entry(branch))
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        return self.skip_add.add(branch, skip)
+        return self.skip_add(branch, skip)

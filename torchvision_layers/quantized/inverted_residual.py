@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.inverted_residual import InvertedBottleneck, InvertedResidual
-from ._eager import FloatFunctional
+from ._observed import Addition
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableBottleneckAddition", "QuantizableInvertedResidual"]
@@ -16,10 +16,10 @@ class QuantizableBottleneckAddition(QuantizableLayer, InvertedBottleneck):
 
     def _add_functionals(self) -> None:
         if self.use_res_connect:
-            self.skip_add = FloatFunctional()
+            self.skip_add = Addition()
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        return self.skip_add.add(skip, branch)
+        return self.skip_add(branch, skip)
 
 
 class QuantizableInvertedResidual(QuantizableBottleneckAddition, InvertedResidual):

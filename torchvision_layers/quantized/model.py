@@ -12,8 +12,11 @@ from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
 from ._chains import calls
-from ._eager import DeQuantStub, QuantStub, freeze, is_unit, running_on
-from ._kernels import Kernel, kernel
+from ._engines import eager
+from ._int8 import running_on
+from ._kernels import Kernel, is_unit, kernel
+from ._observed import DeQuantStub, QuantStub
+from ._post_ops import PostOp
 from ._twin import make_twins
 
 __all__ = ["QuantizableModel", "quantizable"]
@@ -37,6 +40,8 @@ class QuantizableModel(nn.Module):
         #: Backend that it is prepared for, then the one that its int8 weights are packed for.
         self.prepared_for = ""
         self.packed_for = ""
+        #: What convolutions are to compute as well once they are int8.
+        self.post_ops = list[PostOp]()
         #: Shape of the inputs seen since it was prepared, without the batch, for trying the int8 model.
         self.image_shape: tuple[int, ...] = ()
         #: Whether batch statistics and ranges stay as they are in training.
@@ -77,7 +82,7 @@ class QuantizableModel(nn.Module):
             raise RuntimeError("an int8 model cannot be trained; train the model from prepare_qat and convert it")
         super().train(mode)
         if self.is_frozen:
-            freeze(self)
+            eager().freeze(self)
         return self
 
     @torch.jit.unused

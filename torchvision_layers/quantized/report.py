@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import _eager
-from ._kernels import Kernel, kernel
+from ._kernels import Kernel, is_int8, is_unit, kernel
+from ._observed import FloatIsland
 from .model import QuantizableModel
 
 __all__ = ["Report", "ReportRow", "report"]
@@ -49,7 +49,7 @@ def report(model: nn.Module) -> Report:
         raise TypeError(f"model must be a module, got {model!r}")
     root = model.model if isinstance(model, QuantizableModel) else model
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
-    is_converted = any(_eager.is_int8(module) for module in model.modules())
+    is_converted = any(is_int8(module) for module in model.modules())
     rows: list[ReportRow] = []
     _walk(root, "", before, is_converted, rows)
     return Report(tuple(rows))
@@ -73,12 +73,12 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
         why = f"fused into {'.'.join([*parent, host])}"
         return ReportRow(path, before, after, "int8" if is_converted else "float", why)
-    if isinstance(module, _eager.FloatIsland):
+    if isinstance(module, FloatIsland):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)
-    if _eager.is_int8(module):
+    if is_int8(module):
         return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
-    if how is Kernel.CONTAINER and not _eager.is_unit(module):
+    if how is Kernel.CONTAINER and not is_unit(module):
         return None
     if is_converted and how is Kernel.PASSED:
         return ReportRow(path, before, after, "int8", how.value)

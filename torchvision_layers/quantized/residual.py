@@ -5,29 +5,20 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.residual import BasicBlock, Bottleneck, _ResidualBlock
-from ._eager import FloatFunctional, mark_fused
-from ._fusing import has_hooks
+from ._observed import Addition
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableBasicBlock", "QuantizableBottleneck"]
 
 
 class _QuantizableResidual(QuantizableLayer, _ResidualBlock):
-    """Observes the addition; where a ReLU follows, the two are one kernel."""
+    """Observes the addition, which fuses with the ReLU that follows."""
 
     def _add_functionals(self) -> None:
-        self.skip_add = FloatFunctional()
-        self.adds_with_relu = False
-
-    def _fuse_functionals(self) -> None:
-        if type(self.act) is nn.ReLU and not has_hooks(self.act) and not self.adds_with_relu:
-            self.adds_with_relu = True
-            mark_fused(self, "act", "skip_add")
+        self.skip_add = Addition()
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        if self.adds_with_relu:
-            return self.skip_add.add_relu(branch, skip)
-        return self.act(self.skip_add.add(branch, skip))
+        return self.act(self.skip_add(branch, skip))
 
 
 class QuantizableBasicBlock(_QuantizableResidual, BasicBlock):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .._utils.construct import LayerArgument
 from ..layers.squeeze_excitation import SqueezeExcitation
-from ._eager import FloatFunctional
+from ._observed import Multiplication
 from ._twin import QuantizableLayer
 
 __all__ = ["QuantizableSqueezeExcitation"]
@@ -39,7 +39,7 @@ class QuantizableSqueezeExcitation(QuantizableLayer, SqueezeExcitation):
     def _add_functionals(self) -> None:
         # The one with a kernel for int8.
         self.avgpool = nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
-        self.skip_mul = FloatFunctional()
+        self.skip_mul = Multiplication()
 
     def _scale(self, input: Tensor, scale: Tensor) -> Tensor:
-        return self.skip_mul.mul(scale, input)
+        return self.skip_mul(scale, input)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import _eager
+from ._engines import eager
 from ._fusing import fuse_children
 from ._twin import QuantizableLayer
 from .model import QuantizableModel, quantizable
@@ -61,7 +61,7 @@ def quantize(
     """
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).eval()
-    if _eager.is_fused_for_training(prepared):
+    if eager().is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     before = copy.deepcopy(prepared)
     fuse_model(prepared, is_qat=False)
@@ -69,7 +69,7 @@ def quantize(
         for batch in _inputs(batches):
             if not prepared.prepared_for:
                 _check_equal(prepared(batch), before(batch))
-                _eager.prepare(prepared, backend, is_qat=False)
+                prepared.post_ops = eager().prepare(prepared, backend, is_qat=False)
                 prepared.prepared_for = backend
             prepared(batch)
     if not prepared.prepared_for:
@@ -101,7 +101,7 @@ def prepare_qat(
     _check_engine(engine, backend)
     prepared = _float_copy(model, allow_float).train()
     fuse_model(prepared, is_qat=True)
-    _eager.prepare(prepared, backend, is_qat=True)
+    prepared.post_ops = eager().prepare(prepared, backend, is_qat=True)
     prepared.prepared_for = backend
     return prepared
 
@@ -118,11 +118,11 @@ def convert(model: QuantizableModel) -> QuantizableModel:
 
 def _converted(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model``, which nobody else holds, in place."""
-    missed = [path.removeprefix("model.") for path in _eager.unobserved(model)]
+    missed = [path.removeprefix("model.") for path in eager().unobserved(model)]
     if missed:
         raise ValueError(f"batches must run through every module, none ran through {', '.join(missed)}")
     model.cpu().eval()
-    _eager.convert(model, model.prepared_for)
+    eager().convert(model, model.prepared_for, model.post_ops)
     model.packed_for = model.prepared_for
     try:
         with torch.no_grad():
@@ -143,7 +143,7 @@ def freeze(model: QuantizableModel) -> None:
     """
     _check_prepared(model)
     model.is_frozen = True
-    _eager.freeze(model)
+    eager().freeze(model)
 
 
 def _check_prepared(model: nn.Module) -> None:
@@ -154,7 +154,7 @@ def _check_prepared(model: nn.Module) -> None:
 def _check_engine(engine: str, backend: str) -> None:
     if engine != "eager":
         raise ValueError(f"engine must be 'eager', got {engine!r}")
-    supported = [b for b in _eager.BACKENDS if b in torch.backends.quantized.supported_engines]
+    supported = [b for b in eager().BACKENDS if b in torch.backends.quantized.supported_engines]
     if backend not in supported:
         raise ValueError(f"backend must be one of {', '.join(supported)} on this machine, got {backend!r}")
 

@@ -1,0 +1,215 @@
+"""Int8 forms of what torch has no module for: arithmetic, and convolutions that compute what follows them as well."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_same_shape
+
+__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvHardswish2d", "Int8Module", "Int8Multiplication", "running_on"]
+
+
+@contextmanager
+def running_on(backend: str) -> Iterator[None]:
+    """Sets torch's engine for a while: int8 weights are packed for it when they are made, copied or loaded.
+
+    Kernels without weights (addition, pooling) choose by it as well, whenever they run.
+    """
+    previous = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = previous
+
+
+class Int8Module(nn.Module):
+    """Gives tensors of one scale and zero point, which go into the ``state_dict``."""
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.zero_point = zero_point
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}scale"] = torch.tensor(self.scale)
+        destination[f"{prefix}zero_point"] = torch.tensor(self.zero_point)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own: dict[str, Any] = {}
+        self._save_to_state_dict(own, prefix, False)
+        missing = [key for key in own if key not in state_dict]
+        missing_keys += missing
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own and strict]
+        if not missing:
+            self._take({key.removeprefix(prefix): state_dict[key] for key in own})
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.scale = float(state["scale"])
+        self.zero_point = int(state["zero_point"])
+
+
+class Int8Addition(Int8Module):
+    """Form of :class:`Addition`."""
+
+    def __init__(self, scale: float, zero_point: int, relu: bool) -> None:
+        super().__init__(scale, zero_point)
+        self.relu = relu
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        check_same_shape("input", input, other, "other")
+        if self.relu:
+            return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
+        return torch.ops.quantized.add(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
+
+
+class Int8Multiplication(Int8Module):
+    """Form of :class:`Multiplication`."""
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
+
+
+class _Int8Conv2d(Int8Module):
+    """An int8 convolution that keeps its weights beside what they are packed into, for files and copies."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        scale: float,
+        zero_point: int,
+    ) -> None:
+        super().__init__(scale, zero_point)
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self._pack(weight, torch.zeros(weight.shape[0]) if bias is None else bias.detach())
+
+    def _pack(self, weight: Tensor, bias: Tensor) -> None:
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+        destination[f"{prefix}bias"] = self.bias
+
+    def _take(self, state: dict[str, Any]) -> None:
+        super()._take(state)
+        self._pack(state["weight"], state["bias"])
+
+    # Packed weights go neither into files nor into copies: torch.jit, copy and pickle ask for these instead.
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, bool]:
+        return (
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.scale,
+            self.zero_point,
+            self.training,
+        )
+
+    @torch.jit.export
+    def __setstate__(
+        self, state: tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, bool]
+    ) -> None:
+        if not torch.jit.is_scripting():
+            nn.Module.__init__(self)
+        self.stride = state[2]
+        self.padding = state[3]
+        self.dilation = state[4]
+        self.groups = state[5]
+        self.scale = state[6]
+        self.zero_point = state[7]
+        self.training = state[8]
+        self._pack(state[0], state[1])
+
+
+class Int8ConvAddition2d(_Int8Conv2d):
+    """A convolution of one tensor that adds another. At a zero point of zero, saturation is the ReLU of the sum."""
+
+    @torch.jit.export
+    def _pack(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.packed = torch.ops.quantized.conv2d_prepack(
+            weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def _shape_of_output(self, input: Tensor) -> list[int]:
+        shape = [input.size(0), self.weight.size(0)]
+        for i in range(2):
+            span = self.dilation[i] * (self.weight.size(i + 2) - 1) + 1
+            shape.append((input.size(i + 2) + 2 * self.padding[i] - span) // self.stride[i] + 1)
+        return shape
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        shape = self._shape_of_output(input)
+        if list(other.shape) != shape:  # the kernel would read past the end
+            raise ValueError(f"other must have the shape {shape} of the convolution, got {list(other.shape)}")
+        # The kernel writes the sum over the other tensor, which may be needed elsewhere.
+        total = torch.empty_like(other).copy_(other)
+        return torch.ops.quantized.conv2d_add(input, total, self.packed, self.scale, self.zero_point)  # type: ignore[no-any-return]
+
+
+class Int8ConvHardswish2d(_Int8Conv2d):
+    """A convolution whose kernel applies hardswish before it rounds."""
+
+    @torch.jit.export
+    def _pack(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.weight_scales = weight.q_per_channel_scales().to(torch.float)
+        self.weight_zero_points = weight.q_per_channel_zero_points()
+        # The scale and zero point of the input, here one and zero, have no part in the packing.
+        self.packed = torch.ops.onednn.qconv_prepack(
+            weight.int_repr(), self.weight_scales, 1.0, 0, self.stride, self.padding, self.dilation, self.groups, None
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        # The kernel takes and gives plain bytes: tensors over the same storage, which must be contiguous for it.
+        rows = input.permute(0, 2, 3, 1).contiguous()
+        taken = torch.empty([0], dtype=torch.uint8).set_(rows, 0, rows.size(), rows.stride())  # type: ignore[call-overload]
+        made = torch.ops.onednn.qconv2d_pointwise(
+            taken.permute(0, 3, 1, 2),
+            input.q_scale(),
+            input.q_zero_point(),
+            self.packed,
+            self.weight_scales,
+            self.weight_zero_points,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.scale,
+            self.zero_point,
+            torch.uint8,
+            "hardswish",
+            [],
+            "",
+        ).permute(0, 2, 3, 1)
+        output = torch._empty_affine_quantized([0], scale=self.scale, zero_point=self.zero_point, dtype=torch.quint8)
+        return output.set_(made, 0, made.size(), made.stride()).permute(0, 3, 1, 2)  # type: ignore[call-overload]

@@ -1,0 +1,60 @@
+"""Which additions and hardswishes the convolution before them can compute on its way out: found by tracing."""
+
+from collections.abc import Iterator, Set
+from typing import NamedTuple
+
+from torch import nn
+
+from ..layers.stochastic_depth import StochasticDepth
+from ._chains import calls
+from ._kernels import Kernel, has_hooks, is_unit, kernel
+from ._observed import Addition
+
+__all__ = ["PostOp", "post_ops"]
+
+
+class PostOp(NamedTuple):
+    """Names of a convolution and of what it can compute as well, below the module at path ``parent``."""
+
+    parent: str
+    convolution: str
+    operation: str
+
+
+def post_ops(model: nn.Module, excluded: Set[nn.Module]) -> Iterator[PostOp]:
+    """All post-operations of a fused model, but those inside of the ``excluded`` modules."""
+    for path, module in model.named_modules():
+        if module in excluded or is_unit(module):
+            continue
+        called = calls(module)
+        candidates = [(chain[i], chain[:i]) for chain in called.chains for i in range(1, len(chain))]
+        for name, before in [*candidates, *called.pairs]:
+            operation = module.get_submodule(name)
+            if type(operation) not in (Addition, nn.Hardswish) or has_hooks(operation):
+                continue
+            convolution = _convolution_at_end(module, before)
+            if convolution is not None:
+                yield PostOp(path, convolution, name)
+
+
+def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
+    """The name of the convolution whose output comes out of the last of these modules unchanged."""
+    for name in reversed(names):
+        last = module.get_submodule(name)
+        if has_hooks(last):
+            return None
+        if type(last) is nn.Identity or isinstance(last, StochasticDepth):  # the identity wherever int8 runs
+            continue
+        if _is_convolution(last):
+            return name
+        inner = None if is_unit(last) else _convolution_at_end(last, calls(last).result)
+        return inner and f"{name}.{inner}"
+    return None
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution, or one fused with a batch norm for training, and nothing more."""
+    kinds = [type(part) for part in module] if isinstance(module, nn.Sequential) and is_unit(module) else [type(module)]
+    return kinds in ([nn.Conv2d], [nn.Conv2d, nn.BatchNorm2d]) and (
+        len(kinds) == 2 or kernel(module) is Kernel.CONVERTED
+    )
