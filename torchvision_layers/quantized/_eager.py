@@ -20,10 +20,10 @@ from torch.ao.quantization.quantization_mappings import (
 )
 
 from ._fusing import NORMS, mark_fused
-from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvHardswish2d, Int8Multiplication, running_on
+from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvActivation2d, Int8Multiplication, running_on
 from ._kernels import Kernel, is_unit, kernel, numeric_padding
-from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, QuantStub
-from ._post_ops import PostOp, post_ops
+from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, ObservedActivation, QuantStub
+from ._post_ops import ACTIVATIONS, PostOp, post_ops
 from ._straight import straighten
 
 __all__ = ["BACKENDS", "convert", "freeze", "fuse_group", "is_fused_for_training", "prepare", "unobserved"]
@@ -167,6 +167,12 @@ def prepare(model: nn.Module, backend: str, is_qat: bool) -> list[PostOp]:
 
     Gives the post-operations that :func:`convert` is to put into convolutions.
     """
+    found = list(post_ops(model)) if backend == "onednn" else []
+    for op in found:
+        parent = model.get_submodule(op.parent)
+        activation = parent.get_submodule(op.operation)
+        if type(activation) in ACTIVATIONS:
+            parent.set_submodule(op.operation, ObservedActivation(activation))
     _add_islands(model)
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
@@ -178,10 +184,9 @@ def prepare(model: nn.Module, backend: str, is_qat: bool) -> list[PostOp]:
     for module in model.modules():
         if isinstance(module, FusedReLU6) and module not in in_islands:
             module.qconfig = taoq.QConfig(activation=_range_up_to_six(is_qat), weight=weight)  # type: ignore[assignment]
-    found = list(post_ops(model, in_islands)) if backend == "onednn" else []
     for op in found:  # between the two, int8 does not round
-        convolution = model.get_submodule(op.parent).get_submodule(op.convolution)
-        convolution.qconfig = taoq.QConfig(activation=taoq.NoopObserver, weight=weight)  # type: ignore[assignment]
+        parent = model.get_submodule(op.parent)
+        parent.get_submodule(op.convolution).qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
     with _quiet():
         if is_qat:
             table = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
@@ -239,18 +244,14 @@ def _convert_post_op(parent: nn.Module, op: PostOp, table: dict[Any, Any]) -> No
     convolution, operation = parent.get_submodule(op.convolution), parent.get_submodule(op.operation)
     convolution.activation_post_process = operation.activation_post_process
     alone = table[type(convolution)].from_float(convolution)
-    kind = Int8ConvAddition2d if isinstance(operation, Addition) else Int8ConvHardswish2d
-    weight, bias = alone._weight_bias()
-    both = kind(
-        weight,
-        bias,
-        list(alone.stride),
-        list(alone.padding),
-        list(alone.dilation),
-        alone.groups,
-        float(alone.scale),
-        int(alone.zero_point),
-    )
+    geometry = list(alone.stride), list(alone.padding), list(alone.dilation), alone.groups
+    output = float(alone.scale), int(alone.zero_point)
+    both: nn.Module
+    if isinstance(operation, ObservedActivation):
+        activation = ACTIVATIONS[type(operation.module)]
+        both = Int8ConvActivation2d(*alone._weight_bias(), *geometry, *output, activation)
+    else:
+        both = Int8ConvAddition2d(*alone._weight_bias(), *geometry, *output)
     parent.set_submodule(op.operation, both.train(operation.training))
     parent.set_submodule(op.convolution, nn.Identity().train(convolution.training))
     mark_fused(parent, op.convolution, op.operation)

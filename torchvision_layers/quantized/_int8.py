@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_same_shape
 
-__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvHardswish2d", "Int8Module", "Int8Multiplication", "running_on"]
+__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvActivation2d", "Int8Module", "Int8Multiplication", "running_on"]
 
 
 @contextmanager
@@ -95,8 +95,10 @@ class _Int8Conv2d(Int8Module):
         groups: int,
         scale: float,
         zero_point: int,
+        activation: str = "none",
     ) -> None:
         super().__init__(scale, zero_point)
+        self.activation = activation
         self.stride = stride
         self.padding = padding
         self.dilation = dilation
@@ -118,7 +120,7 @@ class _Int8Conv2d(Int8Module):
     # Packed weights go neither into files nor into copies: torch.jit, copy and pickle ask for these instead.
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, bool]:
+    def __getstate__(self) -> tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, str, bool]:
         return (
             self.weight,
             self.bias,
@@ -128,12 +130,13 @@ class _Int8Conv2d(Int8Module):
             self.groups,
             self.scale,
             self.zero_point,
+            self.activation,
             self.training,
         )
 
     @torch.jit.export
     def __setstate__(
-        self, state: tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, bool]
+        self, state: tuple[Tensor, Tensor, list[int], list[int], list[int], int, float, int, str, bool]
     ) -> None:
         if not torch.jit.is_scripting():
             nn.Module.__init__(self)
@@ -143,7 +146,8 @@ class _Int8Conv2d(Int8Module):
         self.groups = state[5]
         self.scale = state[6]
         self.zero_point = state[7]
-        self.training = state[8]
+        self.activation = state[8]
+        self.training = state[9]
         self._pack(state[0], state[1])
 
 
@@ -174,8 +178,8 @@ class Int8ConvAddition2d(_Int8Conv2d):
         return torch.ops.quantized.conv2d_add(input, total, self.packed, self.scale, self.zero_point)  # type: ignore[no-any-return]
 
 
-class Int8ConvHardswish2d(_Int8Conv2d):
-    """A convolution whose kernel applies hardswish before it rounds."""
+class Int8ConvActivation2d(_Int8Conv2d):
+    """A convolution whose kernel applies ``activation``, in the words of oneDNN, before it rounds."""
 
     @torch.jit.export
     def _pack(self, weight: Tensor, bias: Tensor) -> None:
@@ -207,7 +211,7 @@ class Int8ConvHardswish2d(_Int8Conv2d):
             self.scale,
             self.zero_point,
             torch.uint8,
-            "hardswish",
+            self.activation,
             [],
             "",
         ).permute(0, 2, 3, 1)

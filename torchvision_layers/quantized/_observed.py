@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_same_shape
 
-__all__ = ["Addition", "DeQuantStub", "FloatIsland", "Multiplication", "Observed", "QuantStub"]
+__all__ = ["Addition", "DeQuantStub", "FloatIsland", "Multiplication", "Observed", "ObservedActivation", "QuantStub"]
 
 
 class Observed(nn.Module):
@@ -47,6 +47,18 @@ class Multiplication(Observed):
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         return self.activation_post_process(input * other)  # type: ignore[no-any-return]
+
+
+class ObservedActivation(Observed):
+    """An activation that the convolution before it is to compute."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation_post_process(self.module(input))  # type: ignore[no-any-return]
 
 
 class FloatIsland(nn.Module):

@@ -1,6 +1,6 @@
-"""Which additions and hardswishes the convolution before them can compute on its way out: found by tracing."""
+"""Which additions and activations the convolution before them can compute on its way out: found by tracing."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import nn
@@ -10,7 +10,10 @@ from ._chains import calls
 from ._kernels import Kernel, has_hooks, is_unit, kernel
 from ._observed import Addition
 
-__all__ = ["PostOp", "post_ops"]
+__all__ = ["ACTIVATIONS", "PostOp", "post_ops"]
+
+#: What oneDNN calls the activations that its convolutions compute. (Int8 has a kernel for ReLU on every backend.)
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.SiLU: "swish"}
 
 
 class PostOp(NamedTuple):
@@ -21,20 +24,22 @@ class PostOp(NamedTuple):
     operation: str
 
 
-def post_ops(model: nn.Module, excluded: Set[nn.Module]) -> Iterator[PostOp]:
-    """All post-operations of a fused model, but those inside of the ``excluded`` modules."""
-    for path, module in model.named_modules():
-        if module in excluded or is_unit(module):
+def post_ops(model: nn.Module, path: str = "") -> Iterator[PostOp]:
+    """All post-operations of a fused model, but those below modules that int8 does not run."""
+    module = model.get_submodule(path)
+    if is_unit(module) or kernel(module) in (Kernel.ISLAND, Kernel.UNKNOWN):
+        return
+    for name, _ in module.named_children():
+        yield from post_ops(model, f"{path}.{name}".lstrip("."))
+    called = calls(module)
+    candidates = [(chain[i], chain[:i]) for chain in called.chains for i in range(1, len(chain))]
+    for name, before in [*candidates, *called.pairs]:
+        operation = module.get_submodule(name)
+        if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
             continue
-        called = calls(module)
-        candidates = [(chain[i], chain[:i]) for chain in called.chains for i in range(1, len(chain))]
-        for name, before in [*candidates, *called.pairs]:
-            operation = module.get_submodule(name)
-            if type(operation) not in (Addition, nn.Hardswish) or has_hooks(operation):
-                continue
-            convolution = _convolution_at_end(module, before)
-            if convolution is not None:
-                yield PostOp(path, convolution, name)
+        convolution = _convolution_at_end(module, before)
+        if convolution is not None:
+            yield PostOp(path, convolution, name)
 
 
 def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
