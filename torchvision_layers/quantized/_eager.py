@@ -23,7 +23,7 @@ from ._fusing import NORMS, mark_fused
 from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvActivation2d, Int8Multiplication, running_on
 from ._kernels import Kernel, is_unit, kernel, numeric_padding
 from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, ObservedActivation, QuantStub
-from ._post_ops import ACTIVATIONS, PostOp, post_ops
+from ._post_ops import ACTIVATIONS, PostOp, post_ops, worthwhile
 from ._straight import straighten
 
 __all__ = ["BACKENDS", "convert", "freeze", "fuse_group", "is_fused_for_training", "prepare", "unobserved"]
@@ -162,12 +162,15 @@ def _weights(backend: str, is_qat: bool) -> object:
     return taoq.PerChannelMinMaxObserver.with_args(**shared)
 
 
-def prepare(model: nn.Module, backend: str, is_qat: bool) -> list[PostOp]:
+def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None = None) -> list[PostOp]:
     """Puts islands around what int8 cannot run, and observers (in training fake quantization) everywhere else.
 
-    Gives the post-operations that :func:`convert` is to put into convolutions.
+    Gives the post-operations that :func:`convert` is to put into convolutions: all, or those that are worthwhile for
+    images such as the ``example``.
     """
     found = list(post_ops(model)) if backend == "onednn" else []
+    if example is not None:
+        found = worthwhile(model, found, example)
     for op in found:
         parent = model.get_submodule(op.parent)
         activation = parent.get_submodule(op.operation)

@@ -193,11 +193,12 @@ class Int8ConvActivation2d(_Int8Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        # The kernel takes and gives plain bytes: tensors over the same storage, which must be contiguous for it.
-        rows = input.permute(0, 2, 3, 1).contiguous()
-        taken = torch.empty([0], dtype=torch.uint8).set_(rows, 0, rows.size(), rows.stride())  # type: ignore[call-overload]
+        # The kernel takes and gives plain bytes: tensors over the same storage, which torch asks for in rows.
+        input = input.contiguous(memory_format=torch.channels_last)
+        rows = input.permute(0, 2, 3, 1)
+        taken = torch.empty([0], dtype=torch.uint8).set_(rows, 0, input.size(), input.stride())  # type: ignore[call-overload]
         made = torch.ops.onednn.qconv2d_pointwise(
-            taken.permute(0, 3, 1, 2),
+            taken,
             input.q_scale(),
             input.q_zero_point(),
             self.packed,
@@ -214,6 +215,6 @@ class Int8ConvActivation2d(_Int8Conv2d):
             self.activation,
             [],
             "",
-        ).permute(0, 2, 3, 1)
+        )
         output = torch._empty_affine_quantized([0], scale=self.scale, zero_point=self.zero_point, dtype=torch.quint8)
-        return output.set_(made, 0, made.size(), made.stride()).permute(0, 3, 1, 2)  # type: ignore[call-overload]
+        return output.set_(made.permute(0, 2, 3, 1), 0, made.size(), made.stride())  # type: ignore[call-overload]

@@ -3,17 +3,21 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.stochastic_depth import StochasticDepth
 from ._chains import calls
 from ._kernels import Kernel, has_hooks, is_unit, kernel
 from ._observed import Addition
 
-__all__ = ["ACTIVATIONS", "PostOp", "post_ops"]
+__all__ = ["ACTIVATIONS", "PostOp", "post_ops", "worthwhile"]
 
 #: What oneDNN calls the activations that its convolutions compute. (Int8 has a kernel for ReLU on every backend.)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.SiLU: "swish"}
+
+# Values of one image. torch keeps no kernel with post-operations ready: to start one takes as long as a hardswish of
+# so many values, or the addition of them. (SiLU has no int8 kernel of its own, and is better off in any case.)
+_WORTHWHILE = 2**17
 
 
 class PostOp(NamedTuple):
@@ -40,6 +44,25 @@ def post_ops(model: nn.Module, path: str = "") -> Iterator[PostOp]:
         convolution = _convolution_at_end(module, before)
         if convolution is not None:
             yield PostOp(path, convolution, name)
+
+
+def worthwhile(model: nn.Module, found: list[PostOp], example: Tensor) -> list[PostOp]:
+    """Those that are faster as post-operations even where one image runs, of the size of ``example``."""
+    sizes: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, args: object, output: Tensor) -> None:
+        sizes[module] = output[0].numel()
+
+    operations = [model.get_submodule(op.parent).get_submodule(op.operation) for op in found]
+    handles = [operation.register_forward_hook(note) for operation in operations]
+    model(example[:1])
+    for handle in handles:
+        handle.remove()
+    return [
+        op
+        for op, operation in zip(found, operations, strict=True)
+        if type(operation) is nn.SiLU or sizes.get(operation, 0) >= _WORTHWHILE
+    ]
 
 
 def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:

@@ -69,7 +69,7 @@ def quantize(
         for batch in _inputs(batches):
             if not prepared.prepared_for:
                 _check_equal(prepared(batch), before(batch))
-                prepared.post_ops = eager().prepare(prepared, backend, is_qat=False)
+                prepared.post_ops = eager().prepare(prepared, backend, is_qat=False, example=batch)
                 prepared.prepared_for = backend
             prepared(batch)
     if not prepared.prepared_for:
