@@ -5,21 +5,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from ._kernels import Kernel, is_int8, is_unit, kernel
+from ._graph_report import graph_rows
 from ._observed import FloatIsland
+from ._report_row import ReportRow, with_hosts
+from .graph import QuantizableGraph
 from .model import QuantizableModel
 
 __all__ = ["Report", "ReportRow", "report"]
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One module: its path, its class before and after, ``"int8"`` or ``"float"``, and why."""
-
-    path: str
-    before: str
-    after: str
-    runs_in: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -29,9 +21,9 @@ class Report:
     rows: tuple[ReportRow, ...]
 
     def __str__(self) -> str:
-        cells = [("path", "before", "after", "runs in", "why")]
-        cells += [(row.path, row.before, row.after, row.runs_in, row.why) for row in self.rows]
-        widths = [max(len(row[i]) for row in cells) for i in range(5)]
+        cells = [("path", "before", "after", "runs in", "why", "fused with")]
+        cells += [(r.path, r.before, r.after, r.runs_in, r.why, ", ".join(r.fused_with)) for r in self.rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
         )
@@ -47,12 +39,14 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {model!r}")
+    if isinstance(model, QuantizableGraph):
+        return Report(with_hosts(graph_rows(model)))
     root = model.model if isinstance(model, QuantizableModel) else model
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
     is_converted = any(is_int8(module) for module in model.modules())
     rows: list[ReportRow] = []
     _walk(root, "", before, is_converted, rows)
-    return Report(tuple(rows))
+    return Report(with_hosts(rows))
 
 
 def _walk(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
@@ -71,8 +65,9 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     host = getattr(module, "fused_into", None)
     if host is not None:
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
-        why = f"fused into {'.'.join([*parent, host])}"
-        return ReportRow(path, before, after, "int8" if is_converted else "float", why)
+        host_path = ".".join([*parent, host])
+        runs_in = "int8" if is_converted else "float"
+        return ReportRow(path, before, after, runs_in, f"fused into {host_path}", (host_path,))
     if isinstance(module, FloatIsland):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)

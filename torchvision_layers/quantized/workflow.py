@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ._engines import eager
 from ._fusing import fuse_children
 from ._twin import QuantizableLayer
+from .graph import QuantizableGraph
 from .model import QuantizableModel, quantizable
 
 __all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
@@ -44,22 +46,28 @@ def quantize(
     backend: str = "x86",
     engine: str = "eager",
     allow_float: bool = False,
-) -> QuantizableModel:
+) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, its ranges observed on ``batches``.
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is left as it is.
         batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
-        backend: kernels to pack for. ``"x86"`` is right on every x86 CPU, ``"onednn"`` more accurate where the CPU has
-            VNNI, ``"qnnpack"`` for ARM. Default: ``"x86"``.
-        engine: ``"eager"``, torch's eager mode quantization. Default: ``"eager"``.
-        allow_float: see :func:`quantizable`.
+        backend: kernels to quantize for. ``"x86"`` is right on every x86 CPU. Eager also has ``"onednn"``, more
+            accurate and faster where the CPU has VNNI, and ``"qnnpack"`` for ARM; PT2E has ``"xnnpack"`` where
+            executorch is installed. Default: ``"x86"``.
+        engine: ``"eager"``, modules of torch that hold int8 weights, ready to run and to script; or ``"pt2e"``, a graph
+            of torchao, to compile and to export. Default: ``"eager"``.
+        allow_float: leaves in float what the engine is not known to run in int8, instead of raising. Default: ``False``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, or a module that no batch runs through; ``TypeError`` as :func:`quantizable`, and for
-    parameters that are not float32; ``RuntimeError`` where fusing changed the results or the int8 model cannot run.
+    that are not finite, or a module that no batch runs through; ``TypeError`` for what would stay in float, as
+    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` where fusing or exporting changed the
+    results, or the int8 model cannot run; ``ImportError`` where the engine is not installed.
     """
-    _check_engine(engine, backend)
+    _check_engine(engine)
+    if engine == "pt2e":
+        return _graphs().quantize_graph(model, _inputs(batches), backend, allow_float)  # type: ignore[no-any-return]
+    _check_backend(backend)
     prepared = _float_copy(model, allow_float).eval()
     if eager().is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
@@ -89,16 +97,36 @@ def _check_equal(fused: Tensor, unfused: Tensor) -> None:
 
 
 def prepare_qat(
-    model: nn.Module, *, backend: str = "x86", engine: str = "eager", allow_float: bool = False
-) -> QuantizableModel:
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    backend: str = "x86",
+    engine: str = "eager",
+    allow_float: bool = False,
+) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
     Train it as any model, :func:`freeze` it for the last epochs, then :func:`convert` it.
 
-    Arguments are those of :func:`quantize`. Errors: ``ValueError`` for an unknown backend or engine, or a model that is
-    prepared already; ``TypeError`` as :func:`quantizable`, and for parameters that are not float32.
+    Args:
+        model: as in :func:`quantize`.
+        example: a batch such as it will be trained on. ``engine="pt2e"`` needs one, to export the model. Default:
+            ``None``.
+        backend: as in :func:`quantize`.
+        engine: as in :func:`quantize`.
+        allow_float: as in :func:`quantize`.
+
+    Errors: ``ValueError`` for an unknown backend or engine, no example where one is needed, or a model that is prepared
+    already; ``TypeError`` for what would stay in float, as :func:`quantizable`, and for parameters that are not
+    float32; ``ImportError`` where the engine is not installed.
     """
-    _check_engine(engine, backend)
+    _check_engine(engine)
+    if engine == "pt2e":
+        if example is None:
+            raise ValueError("example must be a batch such as the model is trained on for engine='pt2e', got None")
+        (example,) = _inputs([example])
+        return _graphs().prepare_graph(model, example, backend, allow_float)  # type: ignore[no-any-return]
+    _check_backend(backend)
     prepared = _float_copy(model, allow_float).train()
     fuse_model(prepared, is_qat=True)
     prepared.post_ops = eager().prepare(prepared, backend, is_qat=True)
@@ -106,13 +134,15 @@ def prepare_qat(
     return prepared
 
 
-def convert(model: QuantizableModel) -> QuantizableModel:
+def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
     """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained.
 
     Errors: ``ValueError`` for another model, or where no batch has run through a module; ``RuntimeError`` where the
     int8 model cannot run.
     """
     _check_prepared(model)
+    if isinstance(model, QuantizableGraph):
+        return _graphs().convert_graph(model)  # type: ignore[no-any-return]
     return _converted(copy.deepcopy(model))
 
 
@@ -135,25 +165,39 @@ def _converted(model: QuantizableModel) -> QuantizableModel:
     return model
 
 
-def freeze(model: QuantizableModel) -> None:
+def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     """Stops the batch statistics and the observers of a model from :func:`prepare_qat`, in place and for good.
 
     A frozen model that is saved and loaded into one prepared anew must be frozen again. Errors: ``ValueError`` for
     another model.
     """
     _check_prepared(model)
+    if isinstance(model, QuantizableGraph):
+        _graphs().freeze_graph(model)
+        return
     model.is_frozen = True
     eager().freeze(model)
 
 
+def _graphs() -> ModuleType:
+    """The way through graphs, which takes a while to import."""
+    from . import _graph_workflow
+
+    return _graph_workflow
+
+
 def _check_prepared(model: nn.Module) -> None:
-    if not isinstance(model, QuantizableModel) or not model.prepared_for or model.packed_for:
+    kinds = (QuantizableModel, QuantizableGraph)
+    if not isinstance(model, kinds) or not model.prepared_for or model.packed_for:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
 
 
-def _check_engine(engine: str, backend: str) -> None:
-    if engine != "eager":
-        raise ValueError(f"engine must be 'eager', got {engine!r}")
+def _check_engine(engine: str) -> None:
+    if engine not in ("eager", "pt2e"):
+        raise ValueError(f"engine must be 'eager' or 'pt2e', got {engine!r}")
+
+
+def _check_backend(backend: str) -> None:
     supported = [b for b in eager().BACKENDS if b in torch.backends.quantized.supported_engines]
     if backend not in supported:
         raise ValueError(f"backend must be one of {', '.join(supported)} on this machine, got {backend!r}")

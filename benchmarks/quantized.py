@@ -1,0 +1,118 @@
+"""Speed of int8 models in eager mode, as multiples of the time of torchvision's quantizable model of the same name.
+
+    python benchmarks/quantized.py
+    python benchmarks/quantized.py --only resnet50 --backends onednn --batches 8
+
+Both models have the same weights, are calibrated on the same batch of random images and run on the same backend of
+torch, one after the other in turns; the figure is that of the medians. 1.00 is as fast as torchvision's, and ``float``
+is torchvision's float model. ``~`` marks a figure whose quartiles over the rounds lie further apart than a tenth of it.
+``dB`` is signal to quantization noise against the float model, of ours and of torchvision's. All on the CPU. For the
+memory allocator see ``layers.py``.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torchvision
+from layers import count, text
+from measure import Ratio, conditions, interleave, ratios
+from torch import Tensor, nn
+
+from torchvision_layers import quantized
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "references" / "classification"))
+from models import build_model  # noqa: E402  # the reference models are scripts, not a package
+
+#: At most so many times torchvision's time.
+AIMS = {"resnet18": 1.0, "resnet50": 0.85, "mobilenet_v2": 1.0, "mobilenet_v3_large": 0.9}
+BACKENDS = ("x86", "onednn")
+
+
+class Models(NamedTuple):
+    """The same model three times."""
+
+    theirs: nn.Module
+    ours: nn.Module
+    float: nn.Module
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out that torch's eager mode quantization is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated")
+        yield
+
+
+def settle(model: nn.Module) -> None:
+    """Running statistics as a trained model has them: those of the images."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, 224, 224))
+    model.eval()
+
+
+def build(name: str, backend: str, batch: Tensor) -> Models:
+    in_float = torchvision.models.get_model(name, weights=None)
+    settle(in_float)
+    ours = build_model(name, 1000).eval()
+    ours.load_state_dict(in_float.state_dict())
+    theirs = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
+    theirs.load_state_dict(in_float.state_dict())
+    torch.backends.quantized.engine = backend
+    with quiet(), torch.no_grad():
+        theirs.fuse_model(is_qat=False)
+        theirs.qconfig = torch.ao.quantization.get_default_qconfig(backend)
+        torch.ao.quantization.prepare(theirs, inplace=True)
+        theirs(batch)
+        torch.ao.quantization.convert(theirs, inplace=True)
+    return Models(theirs, quantized.quantize(ours, [batch], backend=backend), in_float)
+
+
+def decibels(expected: Tensor, got: Tensor) -> float:
+    return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
+
+
+def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
+    calls = {name: partial(model, torch.randn(batch, 3, 224, 224)) for name, model in models._asdict().items()}
+    with torch.inference_mode():
+        return ratios(interleave(calls, rounds))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=AIMS, default=list(AIMS), help="models; all by default")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="both by default")
+    parser.add_argument("--batches", nargs="+", type=count, default=[1, 8], help="images in a batch (default: 1 8)")
+    parser.add_argument("--rounds", type=count, default=21, help="turns of each model (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
+    args = parser.parse_args(arguments)
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(*(f"{name}: {value}" for name, value in {**conditions(), "rounds": args.rounds}.items()), sep="\n")
+    print(f"\n{'model':<20}{'backend':<9}{'images':>6}{'ours':>8}{'aim':>8}{'float':>8}{'dB ours':>10}{'theirs':>8}")
+    for name in args.only:
+        for backend in args.backends:
+            calibration = torch.randn(8, 3, 224, 224)
+            models = build(name, backend, calibration)
+            with torch.inference_mode():
+                expected, ours, theirs = (model(calibration) for model in (models.float, models.ours, models.theirs))
+            noise = f"{decibels(expected, ours):>10.1f}{decibels(expected, theirs):>8.1f}"
+            for batch in args.batches:
+                found = measure(models, batch, args.rounds)
+                cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]))
+                print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{noise}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
