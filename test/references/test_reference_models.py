@@ -47,4 +47,4 @@ def test_quantized(model: nn.Module, backend: str) -> None:
     with torch.no_grad():
         expected = model(x)
         error = int8(x) - expected
-    assert error.square().mean() < 0.25 * expected.square().mean()  # random networks amplify; a wrong one is beyond 1
+    assert error.square().mean() < 0.25 * expected.square().mean()  # wide: random weights amplify rounding
