@@ -4,13 +4,17 @@ from collections.abc import Callable
 
 from torch import nn
 
-from . import mobilenet, resnet
+from . import convnext, efficientnet, mobilenet, mobilenet_v3, resnet
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnext_tiny": convnext.convnext_tiny,
+    "efficientnet_b0": efficientnet.efficientnet_b0,
     "mobilenet_v2": mobilenet.mobilenet_v2,
     "mobilenet_v2_half": mobilenet.mobilenet_v2_half,
+    "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,

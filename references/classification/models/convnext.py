@@ -1,0 +1,60 @@
+"""ConvNeXt, written with the layers.
+
+`A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Names of the children are
+torchvision's, so its checkpoints load.
+"""
+
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+
+
+class ConvNeXt(nn.Module):
+    """A stem of patches, four stages of blocks, global pooling, layer norm and a linear classifier.
+
+    Args:
+        depths: blocks in each stage.
+        num_classes: size of the output.
+        width: channels of the stem and the first stage; each stage has twice those of the one before.
+        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        width: int = 96,
+        stochastic_depth: float = 0.0,
+    ) -> None:
+        super().__init__()
+        features: list[nn.Module] = [
+            tnn.ConvNormAct(
+                3, width, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
+            )
+        ]
+        index, step = 0, stochastic_depth / max(1, sum(depths) - 1)
+        for stage, depth in enumerate(depths):
+            channels = width * 2**stage
+            if stage > 0:
+                downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
+                features.append(nn.Sequential(tnn.LayerNorm2d(channels // 2), downsample))
+            drops = [step * i for i in range(index, index + depth)]
+            features.append(nn.Sequential(*(tnn.ConvNeXtBlock(channels, stochastic_depth=drop) for drop in drops)))
+            index += depth
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(tnn.LayerNorm2d(channels), nn.Flatten(1), nn.Linear(channels, num_classes))
+
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)))
+
+
+def convnext_tiny(
+    num_classes: int = 1000, width: int = 96, depths: tuple[int, int, int, int] = (3, 3, 9, 3)
+) -> ConvNeXt:
+    return ConvNeXt(depths, num_classes, width, stochastic_depth=0.1)
