@@ -6,13 +6,17 @@ import torch
 from torch import Tensor, fx
 
 __all__ = [
-    "ACTIVATIONS",
+    "ADDITIONS",
     "CONVS",
     "HEAVY",
     "LINEAR",
+    "LONE_NORM",
     "MATMULS",
     "NORM",
+    "is_along",
     "is_call",
+    "is_dequantize",
+    "is_quantize",
     "is_quantized",
     "module_class",
     "module_path",
@@ -29,6 +33,8 @@ CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
 LINEAR = {_aten.linear.default}
 MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.addmm.default}
 NORM = _aten.batch_norm.default
+#: The same, which torchao takes for no batch norm.
+LONE_NORM = _aten.native_batch_norm.default
 _OTHER_CONVS = {
     _aten.conv1d.padding,
     _aten.conv2d.padding,
@@ -42,27 +48,41 @@ _ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
 #: What must not stay in float unnoticed: nearly all the time of a network goes there.
 HEAVY = CONVS | LINEAR | MATMULS | _OTHER_CONVS | _ATTENTION
 
-#: What kernels of convolutions and projections compute along, in place or not.
-ACTIVATIONS = {
-    _aten.gelu.default,
+_RELUS = {_aten.relu.default, _aten.relu_.default}
+_ALONG_CONVS = _RELUS | {
     _aten.hardswish.default,
     _aten.hardswish_.default,
     _aten.hardtanh.default,
     _aten.hardtanh_.default,
-    _aten.leaky_relu.default,
-    _aten.leaky_relu_.default,
-    _aten.relu.default,
     _aten.relu6.default,
-    _aten.relu_.default,
     _aten.silu.default,
     _aten.silu_.default,
+}
+_ALONG_LINEAR = _RELUS | {
+    _aten.gelu.default,
+    _aten.leaky_relu.default,
+    _aten.leaky_relu_.default,
     _aten.tanh.default,
 }
+
+#: Sums of two tensors, in place or not.
+ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}
 
 
 def is_call(node: object, targets: Container[object]) -> bool:
     """Whether ``node`` calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_along(activation: fx.Node, source: fx.Node) -> bool:
+    """Whether the int8 kernel of ``source`` computes the activation along; of a sum it is that of a term."""
+    if len(source.users) != 1:
+        return False
+    if source.target in CONVS:
+        return activation.target in _ALONG_CONVS
+    if source.target in LINEAR:
+        return activation.target in _ALONG_LINEAR
+    return is_call(source, ADDITIONS) and activation.target in _RELUS
 
 
 def module_path(node: fx.Node) -> str | None:
@@ -92,6 +112,16 @@ def is_quantized(node: fx.Node) -> bool:
     """Whether what the node gives comes out of int8, or will: it dequantizes, or observes."""
     if node.op == "call_module":
         return str(node.target).startswith("activation_post_process")
+    return is_dequantize(node)
+
+
+def is_quantize(node: fx.Node) -> bool:
+    """Whether the node puts a tensor into int8."""
+    return _is_decomposed(node, "quantize")
+
+
+def is_dequantize(node: fx.Node) -> bool:
+    """Whether the node takes a tensor out of int8."""
     return _is_decomposed(node, "dequantize")
 
 

@@ -63,9 +63,9 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
     """
     model = _float_copy(model).train()
     body = export(model, example)
+    guard_norms(body)
     for node in note_modes(body):
         raise TypeError(f"{_where(node)} draws random numbers, which a graph cannot leave out in eval")
-    guard_norms(body)
     set_mode(body, training=False, norms_train=False)
     with torch.no_grad():
         _check_equal(body(example), copy.deepcopy(model).eval()(example), "putting the graph into eval mode")

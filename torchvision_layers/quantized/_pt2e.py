@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from ._graph_nodes import ACTIVATIONS, CONVS, LINEAR, MATMULS, is_call
+from ._graph_nodes import CONVS, LINEAR, MATMULS, is_along
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
 
@@ -33,6 +33,12 @@ def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:
     """Puts quantize and dequantize nodes where observers are, and the weights into int8."""
+    for module in graph.modules():
+        if isinstance(module, pt2e.FakeQuantizeBase) and module.is_symmetric_quant:
+            # The kernel for training divides the range by 127, the observer by 127.5: keep the steps of the training.
+            bound = module.scale * (module.quant_max - module.quant_min) / 2
+            module.activation_post_process.min_val.copy_(-bound)
+            module.activation_post_process.max_val.copy_(bound)
     with _quiet():
         return convert_pt2e(graph)
 
@@ -78,12 +84,12 @@ class _X86Quantizer(x86.X86InductorQuantizer):
         return model
 
     def _annotate_weighted(self, node: fx.Node) -> None:
-        activation = next(iter(node.users)) if len(node.users) == 1 else None
-        is_followed = activation is not None and is_call(activation, ACTIVATIONS)
+        user = next(iter(node.users), None)
+        is_followed = user is not None and is_along(user, node)
         specs = {node.args[0]: self.global_config.input_activation, node.args[1]: self.global_config.weight}
         self._annotate_inputs(node, specs, is_unit=not is_followed)
-        if activation is not None and is_followed:
-            self._annotate_inputs(activation, {}, is_unit=True)
+        if is_followed:
+            self._annotate_inputs(user, {}, is_unit=True)
 
     def _annotate_inputs(self, node: fx.Node, specs: dict[Any, object], is_unit: bool) -> None:
         annotation = x86._X86InductorQuantizationAnnotation(

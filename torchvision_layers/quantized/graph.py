@@ -52,8 +52,13 @@ class QuantizableGraph(nn.Module):
         self.is_frozen = False
         #: Class of each module of the model, by path.
         self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
-        self.leaves = tuple(path for path, module in model.named_modules() if not module._modules)
+        leaves = {path: module for path, module in model.named_modules() if not module._modules}
+        #: Paths of the modules without children, and of those with weights among them.
+        self.leaves = tuple(leaves)
+        self.weighted = {path for path, module in leaves.items() if module._parameters}
+        #: Path of the convolution or projection before each batch norm.
         self.norm_hosts = norm_hosts(body)
+        #: Sizes of the input that the graph holds for, ``None`` for any.
         self.input_sizes = fixed_sizes(body)
         self.training = model.training
         self.register_state_dict_post_hook(_to_keys)
