@@ -32,7 +32,7 @@ def graph_rows(graph: QuantizableGraph) -> list[GraphRow]:
     nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.leaves}
     for node in graph.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None
-        if path in nodes and isinstance(node.meta.get("val"), (Tensor, tuple)):
+        if path in nodes and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             nodes[path].append(node)
     return [_row(graph, path, nodes) for path in graph.leaves]
 

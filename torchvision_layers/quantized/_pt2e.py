@@ -1,5 +1,6 @@
 """The engine on exported graphs: everything that touches torchao."""
 
+import dataclasses
 import importlib
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import torchao.quantization.pt2e as pt2e
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ._graph_nodes import CONVS, LINEAR, MATMULS, is_along
@@ -33,12 +34,6 @@ def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:
     """Puts quantize and dequantize nodes where observers are, and the weights into int8."""
-    for module in graph.modules():
-        if isinstance(module, pt2e.FakeQuantizeBase) and module.is_symmetric_quant:
-            # The kernel for training divides the range by 127, the observer by 127.5: keep the steps of the training.
-            bound = module.scale * (module.quant_max - module.quant_min) / 2
-            module.activation_post_process.min_val.copy_(-bound)
-            module.activation_post_process.max_val.copy_(bound)
     with _quiet():
         return convert_pt2e(graph)
 
@@ -58,7 +53,8 @@ def is_observed(graph: fx.GraphModule) -> bool:
 
 def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     if backend == "x86":
-        return _X86Quantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat))
+        config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
+        return _X86Quantizer().set_global(_with_exact_weights(config) if is_qat else config)
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -66,6 +62,18 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     return xnnpack.XNNPACKQuantizer().set_global(
         xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
     )
+
+
+def _with_exact_weights(config: QuantizationConfig) -> QuantizationConfig:
+    """The same, with weights that are trained in the steps that int8 will have.
+
+    The fused kernel of the default divides a range by 127 where the conversion divides it by 127.5, and shifts the zero
+    of a channel whose weights all have one sign, which the conversion does not.
+    """
+    observer = pt2e.MovingAveragePerChannelMinMaxObserver
+    fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
+    weight = dataclasses.replace(config.weight, observer_or_fake_quant_ctr=fake_quantize)
+    return dataclasses.replace(config, weight=weight)
 
 
 class _X86Quantizer(x86.X86InductorQuantizer):
