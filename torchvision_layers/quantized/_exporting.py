@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ._graph_nodes import CONVS, LINEAR, NORM, is_call, module_path
 from ._kernels import numeric_padding
@@ -36,7 +37,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     if returned is not None and not returned.is_leaf():
         raise TypeError(f"model must return one tensor, it returns a {returned.type.__name__}")
     module = program.module()
-    if isinstance(fixed_sizes(module)[0], int):
+    if fixed_sizes(module)[0] is not None:
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
     return module
 
@@ -44,7 +45,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
 def fixed_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
     """The sizes of the input that the graph holds for, ``None`` for any."""
     value = next(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
-    return tuple(size if isinstance(size, int) else None for size in value.shape)
+    return tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
 
 
 def norm_hosts(module: fx.GraphModule) -> dict[str, str]:

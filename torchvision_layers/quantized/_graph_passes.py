@@ -61,7 +61,7 @@ def name_sources(module: fx.GraphModule) -> None:
             continue
         if node.target in _SOURCES:
             node.meta["source_fn_stack"] = [(node.name, _SOURCES[node.target])]
-        elif not isinstance(node.meta.get("val"), Tensor) or _is_counter(node):
+        elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or _is_counter(node):
             node.meta.pop("nn_module_stack", None)
             node.meta.pop("torch_fn", None)
 

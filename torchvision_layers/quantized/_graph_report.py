@@ -52,9 +52,9 @@ def _row(graph: QuantizableGraph, path: str, nodes: dict[str, list[fx.Node]]) ->
         return GraphRow(path, before, "identity", "int8", Kernel.PASSED.value)
     if all(_is_int8(node) for node in mine):
         return GraphRow(path, before, after, "int8", Kernel.CONVERTED.value)
-    unit = _unit(mine[0])
-    if unit is not None and len(mine) == 1:
-        return GraphRow(path, before, after, "int8", f"fused into {unit}")
+    units = [_unit(node) for node in mine]
+    if None not in units:
+        return GraphRow(path, before, after, "int8", f"fused into {', '.join(map(str, units))}")
     if all(_is_between(node) for node in mine):
         return GraphRow(path, before, after, "int8", Kernel.PASSED.value)
     return GraphRow(path, before, after, "float", Kernel.ISLAND.value)

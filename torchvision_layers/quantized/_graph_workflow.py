@@ -30,6 +30,7 @@ def quantize_graph(model: nn.Module, batches: Iterable[Tensor], backend: str, al
     Errors: those of ``prepare_graph``; ``ValueError`` for no batches, or outputs that are not finite; ``RuntimeError``
     where the graph computes something else than the model.
     """
+    _check_backend(backend)
     prepared = None
     model = _float_copy(model).eval()
     with torch.no_grad():
@@ -61,6 +62,7 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
     float; ``RuntimeError`` for a model that cannot be exported, or that differs between training and eval in more than
     batch norms, dropouts and stochastic depth; ``ImportError`` where the backend is not installed.
     """
+    _check_backend(backend)
     model = _float_copy(model).train()
     body = export(model, example)
     guard_norms(body)
@@ -77,8 +79,6 @@ def _prepared(
     body: fx.GraphModule, model: nn.Module, backend: str, allow_float: bool, is_qat: bool
 ) -> QuantizableGraph:
     engine = pt2e()
-    if backend not in engine.BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(engine.BACKENDS)}, got {backend!r}")
     if not allow_float:
         _check_weights(body.graph)
     prepared = QuantizableGraph(body, model)
@@ -136,6 +136,12 @@ def freeze_graph(prepared: QuantizableGraph) -> None:
 def _check_prepared(model: nn.Module) -> None:
     if not isinstance(model, QuantizableGraph) or model.packed_for:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+
+
+def _check_backend(backend: str) -> None:
+    backends = pt2e().BACKENDS
+    if backend not in backends:
+        raise ValueError(f"backend must be one of {', '.join(backends)} with this engine, got {backend!r}")
 
 
 def _float_copy(model: nn.Module) -> nn.Module:

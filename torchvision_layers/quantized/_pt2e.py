@@ -92,11 +92,10 @@ class _X86Quantizer(x86.X86InductorQuantizer):
         return model
 
     def _annotate_weighted(self, node: fx.Node) -> None:
-        user = next(iter(node.users), None)
-        is_followed = user is not None and is_along(user, node)
+        followers = [user for user in node.users if is_along(user, node)]
         specs = {node.args[0]: self.global_config.input_activation, node.args[1]: self.global_config.weight}
-        self._annotate_inputs(node, specs, is_unit=not is_followed)
-        if is_followed:
+        self._annotate_inputs(node, specs, is_unit=not followers)
+        for user in followers:
             self._annotate_inputs(user, {}, is_unit=True)
 
     def _annotate_inputs(self, node: fx.Node, specs: dict[Any, object], is_unit: bool) -> None:

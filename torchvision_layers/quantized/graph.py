@@ -69,7 +69,10 @@ class QuantizableGraph(nn.Module):
         if self.packed_for and input.shape[0] == 0:
             # Guards of an export may exclude it, where a forward joins the batch with another dimension.
             return self.body(input.new_zeros((1, *input.shape[1:])))[:0]
-        return self.body(input)
+        try:
+            return self.body(input)
+        except AssertionError as error:  # of the guards that the export put there
+            raise ValueError(f"input must have sizes that the forward of the model is made for: {error}") from error
 
     def _check(self, input: Tensor) -> None:
         if not isinstance(input, Tensor) or input.dtype != torch.float32:
