@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent
 REFERENCES = ["matplotlib>=3.7.5", "numpy>=1.26", "pillow>=9.5", "scikit-learn>=1.3.2", "tqdm>=4.65"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"]
 PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
-TEST = [*PYTEST, "setuptools>=70.1", "torchao>=0.18", *ONNX]
+PT2E = ["torchao>=0.18"]
+TEST = [*PYTEST, "setuptools>=70.1", *PT2E, *ONNX]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
 BENCH = ["timm>=1.0"]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
@@ -26,7 +27,14 @@ setup(
     package_data={"torchvision_layers": ["py.typed", "experimental/README.md"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.6", "torchvision>=0.21", "typing_extensions>=4.10"],
-    extras_require={"references": REFERENCES, "test": TEST + REFERENCES, "docs": DOCS, "lint": LINT, "bench": BENCH},
+    extras_require={
+        "references": REFERENCES,
+        "pt2e": PT2E,
+        "test": TEST + REFERENCES,
+        "docs": DOCS,
+        "lint": LINT,
+        "bench": BENCH,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

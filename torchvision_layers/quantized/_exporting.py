@@ -1,0 +1,59 @@
+"""A model as one exported graph that takes batches and images of every size."""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from ._graph_nodes import CONVS, LINEAR, NORM, is_call, module_path
+from ._kernels import numeric_padding
+
+__all__ = ["export", "fixed_sizes", "norm_hosts"]
+
+
+def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The graph of a copy of ``model`` in the mode that it is in.
+
+    Errors: ``TypeError`` for a model that returns no single tensor; ``RuntimeError`` where it cannot be exported, or
+    only for one size of batch.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.padding = numeric_padding(module) or module.padding  # quantizers know numbers only
+    # Exporting takes a size of one for a constant; two of a larger batch are enough.
+    pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
+    sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
+    try:
+        program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+    except Exception as error:  # torch raises many kinds here
+        reason = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nA forward must not depend on "
+            "the values of tensors; torch.export.export(model, (input,)) gives the whole story."
+        ) from error
+    returned = program.call_spec.out_spec
+    if returned is not None and not returned.is_leaf():
+        raise TypeError(f"model must return one tensor, it returns a {returned.type.__name__}")
+    module = program.module()
+    if fixed_sizes(module)[0] is not None:
+        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
+    return module
+
+
+def fixed_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
+    """The sizes of the input that the graph holds for, ``None`` for any."""
+    value = next(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
+    return tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
+
+
+def norm_hosts(module: fx.GraphModule) -> dict[str, str]:
+    """Path of the convolution or projection before each batch norm, by the path of the latter."""
+    found = {}
+    for node in module.graph.nodes:
+        if is_call(node, {NORM}) and is_call(node.args[0], CONVS | LINEAR):
+            norm, host = module_path(node), module_path(node.args[0])
+            if norm is not None and host is not None:
+                found[norm] = host
+    return found

@@ -1,0 +1,191 @@
+"""From a float model to an int8 graph: export, calibrate or train, convert."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._exporting import export
+from ._graph_nodes import CONVS, LINEAR, is_call, module_class, module_path, uncovered
+from ._graph_passes import (
+    drop_unused,
+    fold_trained_norms,
+    guard_norms,
+    join_norms,
+    name_sources,
+    note_modes,
+    set_mode,
+    strip_random,
+)
+from .graph import QuantizableGraph, pt2e
+from .model import QuantizableModel
+
+__all__ = ["convert_graph", "freeze_graph", "prepare_graph", "quantize_graph"]
+
+
+def quantize_graph(model: nn.Module, batches: Iterable[Tensor], backend: str, allow_float: bool) -> QuantizableGraph:
+    """An int8 graph of ``model``, its ranges observed on ``batches``, which are checked already.
+
+    Errors: those of ``prepare_graph``; ``ValueError`` for no batches, or outputs that are not finite; ``RuntimeError``
+    where the graph computes something else than the model.
+    """
+    _check_backend(backend)
+    prepared = None
+    model = _float_copy(model).eval()
+    with torch.no_grad():
+        for batch in batches:
+            if prepared is None:
+                body = export(model, batch)
+                guard_norms(body)
+                strip_random(body)
+                prepared = _prepared(body, model, backend, allow_float, is_qat=False)
+                _check_equal(prepared(batch), model(batch), "exporting")
+            else:
+                prepared(batch)
+    if prepared is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    return _converted(prepared, allow_float)
+
+
+def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: bool) -> QuantizableGraph:
+    """A graph of ``model`` for quantization-aware training, in training mode.
+
+    Args:
+        model: any float model.
+        example: an input such as will come.
+        backend: kernels to quantize for.
+        allow_float: leaves in float what the backend does not quantize, instead of raising.
+
+    Errors: ``ValueError`` for an unknown backend or a model that is prepared already; ``TypeError`` for parameters that
+    are not float32, a model that returns no single tensor, or convolutions, projections and products that would stay in
+    float; ``RuntimeError`` for a model that cannot be exported, or that differs between training and eval in more than
+    batch norms, dropouts and stochastic depth; ``ImportError`` where the backend is not installed.
+    """
+    _check_backend(backend)
+    model = _float_copy(model).train()
+    body = export(model, example)
+    guard_norms(body)
+    for node in note_modes(body):
+        raise TypeError(f"{_where(node)} draws random numbers, which a graph cannot leave out in eval")
+    set_mode(body, training=False, norms_train=False)
+    with torch.no_grad():
+        _check_equal(body(example), copy.deepcopy(model).eval()(example), "putting the graph into eval mode")
+    set_mode(body, training=True, norms_train=True)
+    return _prepared(body, model, backend, allow_float, is_qat=True).train()
+
+
+def _prepared(
+    body: fx.GraphModule, model: nn.Module, backend: str, allow_float: bool, is_qat: bool
+) -> QuantizableGraph:
+    engine = pt2e()
+    if not allow_float:
+        _check_weights(body.graph)
+    prepared = QuantizableGraph(body, model)
+    name_sources(body)
+    if is_qat:
+        join_norms(body)
+    try:
+        prepared.body = engine.prepare(body, backend, is_qat)
+    except ValueError as error:
+        raise RuntimeError(f"model cannot be prepared for {backend}: {error}") from error
+    prepared.prepared_for = backend
+    if not allow_float:
+        _check_covered(prepared.body.graph)
+    return prepared
+
+
+def convert_graph(prepared: QuantizableGraph, allow_float: bool = False) -> QuantizableGraph:
+    """An int8 copy, on the CPU and in eval mode, of a graph that came from ``prepare_graph`` and was trained.
+
+    Errors: ``ValueError`` for another graph, or one that nothing ran through.
+    """
+    _check_prepared(prepared)
+    return _converted(copy.deepcopy(prepared), allow_float)
+
+
+def _converted(prepared: QuantizableGraph, allow_float: bool) -> QuantizableGraph:
+    """Converts ``prepared``, which nobody else holds, in place."""
+    engine = pt2e()
+    if not engine.is_observed(prepared.body):
+        raise ValueError("model must have run on some batches before it is converted, it has not")
+    prepared.cpu().eval()
+    fold_trained_norms(prepared.body)
+    strip_random(prepared.body)
+    prepared.body = engine.convert(prepared.body)
+    drop_unused(prepared.body)
+    if not allow_float:
+        _check_covered(prepared.body.graph)
+    prepared.packed_for = prepared.prepared_for
+    prepared.requires_grad_(False)
+    prepared.training = False
+    return prepared
+
+
+def freeze_graph(prepared: QuantizableGraph) -> None:
+    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good.
+
+    Errors: ``ValueError`` for another graph.
+    """
+    _check_prepared(prepared)
+    prepared.is_frozen = True
+    pt2e().disable_observers(prepared.body)
+    prepared.train(prepared.training)
+
+
+def _check_prepared(model: nn.Module) -> None:
+    if not isinstance(model, QuantizableGraph) or model.packed_for:
+        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+
+
+def _check_backend(backend: str) -> None:
+    backends = pt2e().BACKENDS
+    if backend not in backends:
+        raise ValueError(f"backend must be one of {', '.join(backends)} with this engine, got {backend!r}")
+
+
+def _float_copy(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
+    if isinstance(model, QuantizableModel) and not model.prepared_for:
+        model = model.model
+    if isinstance(model, (QuantizableGraph, QuantizableModel)):
+        raise ValueError("model is prepared or converted already; start from the float model")
+    for path, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
+    return copy.deepcopy(model)
+
+
+def _check_equal(got: Tensor, expected: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(expected).all()):
+        raise ValueError("model must give finite outputs, for the first batch it gives NaN or infinity")
+    scale = float(expected.abs().max()) + 1e-6
+    if got.shape != expected.shape or float((got - expected).abs().max()) > 1e-3 * scale:
+        raise RuntimeError(f"{what} changed the results: the forward depends on more than its input and its parameters")
+
+
+def _check_weights(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        weight = node.args[1] if is_call(node, CONVS | LINEAR) else None
+        if isinstance(weight, fx.Node) and weight.op != "get_attr":
+            raise TypeError(
+                f"{_where(node)} computes its weight in every forward, which int8 cannot hold; make a plain layer of "
+                "it or pass allow_float=True"
+            )
+
+
+def _check_covered(graph: fx.Graph) -> None:
+    for node, missing in uncovered(graph):
+        raise TypeError(
+            f"{_where(node)} would stay in float: its {' and '.join(missing)} cannot be quantized; "
+            "pass allow_float=True to leave it so"
+        )
+
+
+def _where(node: fx.Node) -> str:
+    path = module_path(node)
+    operator = str(node.target).removeprefix("aten.").partition(".")[0]
+    if path is None:
+        return f"an operator {operator}"
+    return f"{path or 'model'} ({module_class(node)}, operator {operator})"

@@ -1,0 +1,113 @@
+"""The engine on exported graphs: everything that touches torchao."""
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torchao.quantization.pt2e as pt2e
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+from ._graph_nodes import CONVS, LINEAR, MATMULS, is_along
+
+__all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
+
+BACKENDS = ("x86", "xnnpack")
+
+
+def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule:
+    """Puts observers, for training fake quantization, onto the edges that the backend quantizes.
+
+    ``prepare_pt2e`` serves for training as well: the quantizer says what goes onto an edge, and batch norms are joined
+    with their convolutions before. ``prepare_qat_pt2e`` would join those of one and two dimensions only, in 4 to 30
+    seconds, with the ``eps`` and ``momentum`` of its own pattern.
+    """
+    quantizer = _quantizer(backend, is_qat)
+    with _quiet():
+        return prepare_pt2e(graph, quantizer)
+
+
+def convert(graph: fx.GraphModule) -> fx.GraphModule:
+    """Puts quantize and dequantize nodes where observers are, and the weights into int8."""
+    with _quiet():
+        return convert_pt2e(graph)
+
+
+def disable_observers(graph: fx.GraphModule) -> None:
+    """Keeps all ranges as they are, for good."""
+    for module in graph.modules():
+        if isinstance(module, pt2e.FakeQuantizeBase):
+            module.disable_observer()
+
+
+def is_observed(graph: fx.GraphModule) -> bool:
+    """Whether something ran through every observer."""
+    observers = [module for module in graph.modules() if isinstance(module, pt2e.UniformQuantizationObserverBase)]
+    return not any(bool(observer.min_val.isinf().any()) for observer in observers if observer.min_val.numel())
+
+
+def _quantizer(backend: str, is_qat: bool) -> Quantizer:
+    if backend == "x86":
+        config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
+        return _X86Quantizer().set_global(_with_exact_weights(config) if is_qat else config)
+    try:
+        xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    except ImportError as error:
+        raise ImportError('backend="xnnpack" needs executorch: pip install executorch') from error
+    return xnnpack.XNNPACKQuantizer().set_global(
+        xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
+    )
+
+
+def _with_exact_weights(config: QuantizationConfig) -> QuantizationConfig:
+    """The same, with weights that are trained in the steps that int8 will have.
+
+    The fused kernel of the default divides a range by 127 where the conversion divides it by 127.5, and shifts the zero
+    of a channel whose weights all have one sign, which the conversion does not.
+    """
+    observer = pt2e.MovingAveragePerChannelMinMaxObserver
+    fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
+    weight = dataclasses.replace(config.weight, observer_or_fake_quant_ctr=fake_quantize)
+    return dataclasses.replace(config, weight=weight)
+
+
+class _X86Quantizer(x86.X86InductorQuantizer):
+    """The quantizer for x86, which leaves out convolutions of other than two dimensions, and products of tensors."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        for node in model.graph.nodes:
+            if node.meta.get(x86.QUANT_ANNOTATION_KEY) is not None or node.op != "call_function":
+                continue
+            if node.target in CONVS or node.target in LINEAR:
+                self._annotate_weighted(node)
+            elif node.target in MATMULS:
+                operands = node.args[-2:] if len(node.args) > 2 else node.args
+                self._annotate_inputs(node, dict.fromkeys(operands, self.global_config.input_activation), is_unit=True)
+        return model
+
+    def _annotate_weighted(self, node: fx.Node) -> None:
+        followers = [user for user in node.users if is_along(user, node)]
+        specs = {node.args[0]: self.global_config.input_activation, node.args[1]: self.global_config.weight}
+        self._annotate_inputs(node, specs, is_unit=not followers)
+        for user in followers:
+            self._annotate_inputs(user, {}, is_unit=True)
+
+    def _annotate_inputs(self, node: fx.Node, specs: dict[Any, object], is_unit: bool) -> None:
+        annotation = x86._X86InductorQuantizationAnnotation(
+            input_qspec_map=specs, _annotated=True, _is_output_of_quantized_pattern=is_unit
+        )
+        node.meta[x86.QUANT_ANNOTATION_KEY] = annotation
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what torch and torchao warn about themselves, about which a caller of ours can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is deprecated", module=r"torch(ao)?\.")
+        yield

@@ -1,0 +1,132 @@
+"""Any model as an exported graph on its way to int8."""
+
+import copy
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from typing_extensions import Self
+
+from ._exporting import fixed_sizes, norm_hosts
+from ._graph_nodes import ranges, set_ranges
+from ._graph_passes import set_mode
+
+__all__ = ["QuantizableGraph"]
+
+_RANGES = ("activation_scales", "activation_zero_points")
+
+
+def pt2e() -> ModuleType:
+    """The file that calls torchao, which is there on demand only.
+
+    Errors: ``ImportError`` where torchao is not installed.
+    """
+    try:
+        importlib.import_module("torchao")
+    except ImportError as error:
+        raise ImportError('engine="pt2e" needs torchao: pip install "torchvision_layers[pt2e]"') from error
+    return importlib.import_module("._pt2e", __package__)
+
+
+class QuantizableGraph(nn.Module):
+    """A model as a graph of operators, with observers, with fake quantization, or in int8.
+
+    Made by :func:`quantize` and :func:`prepare_qat` with ``engine="pt2e"``. Batches and images may have other sizes
+    than the example, where the ``forward`` of the model does not fix them.
+
+    The keys of its ``state_dict`` are those of the model, as far as training keeps them, and those of the observers. In
+    int8 they are the weights and their scales, in the names of torchao, with ``activation_scales`` and
+    ``activation_zero_points`` for the activations in the order of the graph. It loads into a graph that was quantized
+    from the same architecture.
+    """
+
+    def __init__(self, body: fx.GraphModule, model: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        #: Backend that it is prepared for, then the one that its int8 weights are for.
+        self.prepared_for = ""
+        self.packed_for = ""
+        #: Whether batch statistics and ranges stay as they are in training.
+        self.is_frozen = False
+        #: Class of each module of the model, by path.
+        self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
+        leaves = {path: module for path, module in model.named_modules() if not module._modules}
+        #: Paths of the modules without children, and of those with weights among them.
+        self.leaves = tuple(leaves)
+        self.weighted = {path for path, module in leaves.items() if module._parameters}
+        #: Path of the convolution or projection before each batch norm.
+        self.norm_hosts = norm_hosts(body)
+        #: Sizes of the input that the graph holds for, ``None`` for any.
+        self.input_sizes = fixed_sizes(body)
+        self.training = model.training
+        self.register_state_dict_post_hook(_to_keys)
+        self.register_load_state_dict_pre_hook(_from_keys)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        if self.packed_for and input.shape[0] == 0:
+            # Guards of an export may exclude it, where a forward joins the batch with another dimension.
+            return self.body(input.new_zeros((1, *input.shape[1:])))[:0]
+        try:
+            return self.body(input)
+        except AssertionError as error:  # of the guards that the export put there
+            raise ValueError(f"input must have sizes that the forward of the model is made for: {error}") from error
+
+    def _check(self, input: Tensor) -> None:
+        if not isinstance(input, Tensor) or input.dtype != torch.float32:
+            kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"input must be a float32 tensor, got {kind}")
+        if input.dim() != len(self.input_sizes):
+            raise ValueError(f"input must have {len(self.input_sizes)} dimensions, got {input.dim()}")
+        for i, size in enumerate(self.input_sizes):
+            if size is not None and input.shape[i] != size:
+                raise ValueError(f"input must have size {size} in dimension {i}, got {input.shape[i]}")
+
+    def train(self, mode: bool = True) -> Self:
+        """As in ``nn.Module``; what is frozen stays frozen, and an int8 model cannot be trained."""
+        if mode and self.packed_for:
+            raise RuntimeError("an int8 model cannot be trained; train the model from prepare_qat and convert it")
+        for module in self.modules():
+            module.training = mode
+        set_mode(self.body, mode, mode and not self.is_frozen)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+def _to_keys(module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    for key in list(state_dict):
+        if key.startswith(f"{prefix}body."):
+            state_dict[prefix + key.removeprefix(f"{prefix}body.")] = state_dict.pop(key)
+    if module.packed_for:
+        # They are numbers in the nodes of the graph, which no state dict holds by itself.
+        state_dict.update({prefix + name: value for name, value in ranges(module.body.graph).items()})
+
+
+def _from_keys(
+    module: QuantizableGraph,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    if module.packed_for:
+        held = ranges(module.body.graph)
+        given = {name: state_dict.pop(prefix + name, None) for name in _RANGES}
+        missing_keys.extend(prefix + name for name in _RANGES if given[name] is None)
+        if all(isinstance(given[name], Tensor) and given[name].shape == held[name].shape for name in _RANGES):
+            set_ranges(module.body, *given.values())
+        elif not any(value is None for value in given.values()):
+            error_msgs.append(f"{prefix}activation_scales must have {len(held['activation_scales'])} values")
+    for key in list(state_dict):
+        if key.startswith(prefix):
+            state_dict[f"{prefix}body.{key.removeprefix(prefix)}"] = state_dict.pop(key)
