@@ -1,9 +1,11 @@
 """Quantizable twins of the layers, and the way of any model to int8."""
 
+from ._observed import Addition, Multiplication
 from ._twin import QuantizableLayer
 from .conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
 from .convnext import QuantizableConvNeXtBlock
 from .depthwise import QuantizableDepthwiseSeparableConv
+from .graph import QuantizableGraph
 from .inverted_residual import QuantizableInvertedResidual
 from .layer_norm import QuantizableLayerNorm2d, QuantizableLayerScale
 from .linear import QuantizableLinearDropoutAct
@@ -16,6 +18,8 @@ from .squeeze_excitation import QuantizableSqueezeExcitation
 from .workflow import convert, freeze, fuse_model, prepare_qat, quantize
 
 __all__ = [
+    "Addition",
+    "Multiplication",
     "QuantizableBasicBlock",
     "QuantizableBottleneck",
     "QuantizableConv1dNormAct",
@@ -24,6 +28,7 @@ __all__ = [
     "QuantizableConvNormAct",
     "QuantizableDepthwiseSeparableConv",
     "QuantizableFusedMBConv",
+    "QuantizableGraph",
     "QuantizableInvertedResidual",
     "QuantizableLayer",
     "QuantizableLayerNorm2d",

@@ -20,7 +20,7 @@ from torch.ao.quantization.quantization_mappings import (
 )
 
 from ._fusing import NORMS, mark_fused
-from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvActivation2d, Int8Multiplication, running_on
+from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvActivation2d, Int8Linear, Int8Multiplication, running_on
 from ._kernels import Kernel, is_unit, kernel, numeric_padding
 from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, ObservedActivation, QuantStub
 from ._post_ops import ACTIVATIONS, PostOp, post_ops, worthwhile
@@ -216,10 +216,21 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         for op in post_ops:
             _convert_post_op(model.get_submodule(op.parent), op, table)
         taoq.convert(model, mapping={**table, FusedReLU6: _ThroughReLU(table)}, inplace=True)
+        if backend == "onednn":
+            _replace_projections(model)
     for module in model.modules():
         if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
             module.__class__ = ConvReLU2d
     straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
+
+
+def _replace_projections(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nnq.Linear):
+            output = float(child.scale), int(child.zero_point)
+            setattr(module, name, Int8Linear(*child._weight_bias(), [1, 1], [0, 0], [1, 1], 1, *output).eval())
+        else:
+            _replace_projections(child)
 
 
 class _ToArithmetic:

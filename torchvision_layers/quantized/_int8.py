@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_same_shape
 
-__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvActivation2d", "Int8Module", "Int8Multiplication", "running_on"]
+__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvActivation2d", "Int8Linear", "Int8Module", "Int8Multiplication", "running_on"]
 
 
 @contextmanager
@@ -218,3 +218,30 @@ class Int8ConvActivation2d(_Int8Conv2d):
         )
         output = torch._empty_affine_quantized([0], scale=self.scale, zero_point=self.zero_point, dtype=torch.quint8)
         return output.set_(made.permute(0, 2, 3, 1), 0, made.size(), made.stride())  # type: ignore[call-overload]
+
+
+class Int8Linear(_Int8Conv2d):
+    """A projection as a convolution of single pixels: oneDNN's own takes a thousand times as long of inputs whose zero
+    point is not zero. Where its zero point is zero, saturation is the ReLU of its output.
+    """
+
+    @torch.jit.export
+    def _pack(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = weight
+        self.bias = bias
+        pixel = torch._make_per_channel_quantized_tensor(
+            weight.int_repr().unsqueeze(2).unsqueeze(3),
+            weight.q_per_channel_scales(),
+            weight.q_per_channel_zero_points(),
+            0,
+        )
+        self.packed = torch.ops.quantized.conv2d_prepack(
+            pixel, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input.reshape(1, -1, 1, input.size(-1)).permute(0, 3, 1, 2)
+        output = torch.ops.quantized.conv2d(pixels, self.packed, self.scale, self.zero_point)
+        shape = list(input.shape)
+        shape[-1] = self.weight.size(0)
+        return output.permute(0, 2, 3, 1).reshape(shape)  # type: ignore[no-any-return]
