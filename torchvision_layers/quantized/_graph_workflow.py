@@ -57,10 +57,10 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
         backend: kernels to quantize for.
         allow_float: leaves in float what the backend does not quantize, instead of raising.
 
-    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for parameters that
-    are not float32, a model that returns no single tensor, or convolutions, projections and products that would stay in
-    float; ``RuntimeError`` for a model that cannot be exported, or that differs between training and eval in more than
-    batch norms, dropouts and stochastic depth; ``ImportError`` where the backend is not installed.
+    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for an
+    example or parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
+    products that would stay in float; ``RuntimeError`` for a model that cannot be exported, or that differs between
+    training and eval in more than batch norms, dropouts and stochastic depth; ``ImportError`` without torchao.
     """
     _check_backend(backend)
     if backend != "x86":
