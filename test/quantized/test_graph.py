@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import io
 import sys
+import types
 
 import pytest
 import torch
@@ -219,6 +220,21 @@ def test_backends() -> None:
     if importlib.util.find_spec("executorch") is None:
         with pytest.raises(ImportError, match='backend="xnnpack" needs executorch: pip install executorch'):
             quantize_graph(small_model(), iter(batches()), "xnnpack", False)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_xnnpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the copy of its quantizer that torchao tests with: executorch itself is large."""
+    copied = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
+    package = "executorch.backends.xnnpack.quantizer"
+    parents = ["executorch", "executorch.backends", "executorch.backends.xnnpack", package]
+    for name in parents:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", copied)
+    model, inputs = small_model(), batches()
+    graph = quantize_graph(model, iter(inputs), "xnnpack", False)
+    assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
+    assert graph.packed_for == "xnnpack"
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

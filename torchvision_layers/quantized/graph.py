@@ -35,6 +35,9 @@ class QuantizableGraph(nn.Module):
     Made by :func:`quantize` and :func:`prepare_qat` with ``engine="pt2e"``. Batches and images may have other sizes
     than the example, where the ``forward`` of the model does not fix them.
 
+    In int8 it holds the weights and the rounding of int8 but computes in float, slower than the model. It is fast once
+    compiled: ``torch.compile(graph)`` with ``torch._inductor.config.freezing = True``, under ``torch.no_grad()``.
+
     The keys of its ``state_dict`` are those of the model, as far as training keeps them, and those of the observers. In
     int8 they are the weights and their scales, in the names of torchao, with ``activation_scales`` and
     ``activation_zero_points`` for the activations in the order of the graph. It loads into a graph that was quantized
