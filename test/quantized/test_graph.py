@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import io
 import sys
+import types
 
 import pytest
 import torch
@@ -221,6 +222,21 @@ def test_backends() -> None:
             quantize_graph(small_model(), iter(batches()), "xnnpack", False)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_xnnpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the copy of its quantizer that torchao tests with: executorch itself is large."""
+    copied = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
+    package = "executorch.backends.xnnpack.quantizer"
+    parents = ["executorch", "executorch.backends", "executorch.backends.xnnpack", package]
+    for name in parents:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", copied)
+    model, inputs = small_model(), batches()
+    graph = quantize_graph(model, iter(inputs), "xnnpack", False)
+    assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
+    assert graph.packed_for == "xnnpack"
+
+
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r'engine="pt2e" needs torchao: pip install "torchvision_layers\[pt2e\]"'):
@@ -232,3 +248,32 @@ def test_only_prepared_graphs_are_converted_and_frozen(function) -> None:
     for model in (small_model(), int8(nn.Conv2d(3, 4, 3), SIZED)):
         with pytest.raises(ValueError, match="model must come from prepare_qat and not be converted yet"):
             function(model)
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    graph, x = int8(small_model(), batches()), batches()[0]
+    with torch.no_grad():
+        compiled = torch.compile(graph, fullgraph=True, dynamic=True)
+        for input in (x, x[:3, :, :13], x[:1]):
+            assert decibels(graph(input), compiled(input)) >= 35
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter calls what torch has deprecated
+def test_in_onnx() -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    graph, x = int8(small_model(), batches()), batches()[0]
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.onnx.export(graph, (x,), dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for input in (x, x[:3, :, :13], x[:1]):
+        (output,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
+        assert decibels(graph(input), torch.from_numpy(output)) >= 35
+
+
+def test_exported_again() -> None:
+    graph, x = int8(small_model(), batches()), batches()[0]
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    again = torch.export.export(graph, (x,), dynamic_shapes=(sizes,)).module()
+    assert torch.equal(again(x[:3, :, :13]), graph(x[:3, :, :13]))

@@ -196,6 +196,28 @@ def test_refusals(model: nn.Module, error: type[Exception], message: str) -> Non
         prepared(model, torch.randn(2, 3, 8, 8))
 
 
+@pytest.mark.parametrize("example", ["image", torch.zeros(2, 3, 8, 8, dtype=torch.int64), torch.zeros(0, 3, 8, 8)])
+def test_bad_examples(example: object) -> None:
+    with pytest.raises(TypeError, match="example must be a float32 tensor that is not empty, got"):
+        prepared(nn.Conv2d(3, 4, 3), example)
+
+
+def test_backends_that_only_calibrate() -> None:
+    with pytest.raises(ValueError, match="backend must be x86 to train with this engine, got 'xnnpack'"):
+        prepare_graph(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
+
+
+def test_allow_float_holds_until_the_conversion() -> None:
+    def attend(module: nn.Module, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
+
+    model, x = nn.Sequential(Reads(attend, fc=nn.Linear(8, 8)), staged.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
+    graph = prepare_graph(model, x, "x86", True)
+    step(graph, x, sgd(graph))
+    freeze_graph(graph)
+    assert decibels(graph.eval()(x), convert_graph(graph)(x)) >= 60
+
+
 def test_untrained_is_not_converted() -> None:
     with pytest.raises(ValueError, match="model must have run on some batches before it is converted"):
         convert_graph(prepared(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))

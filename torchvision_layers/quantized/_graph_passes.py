@@ -214,6 +214,9 @@ def note_modes(module: fx.GraphModule) -> list[fx.Node]:
             for user in node.users:
                 if is_call(user, {_aten.div_.Tensor}) and not isinstance(user.args[1], fx.Node):
                     user.meta["modes"] = (1, user.args[1], 1.0)
+        elif is_call(node, {_aten.scaled_dot_product_attention.default}) and "dropout_p" not in node.kwargs:
+            if len(node.args) > 4:
+                node.meta["modes"] = (4, node.args[4], 0.0)
         elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             unknown.append(node)
     return unknown

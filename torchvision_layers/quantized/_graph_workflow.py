@@ -45,7 +45,7 @@ def quantize_graph(model: nn.Module, batches: Iterable[Tensor], backend: str, al
                 prepared(batch)
     if prepared is None:
         raise ValueError("batches must hold at least one batch, got none")
-    return _converted(prepared, allow_float)
+    return _converted(prepared)
 
 
 def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: bool) -> QuantizableGraph:
@@ -57,12 +57,17 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
         backend: kernels to quantize for.
         allow_float: leaves in float what the backend does not quantize, instead of raising.
 
-    Errors: ``ValueError`` for an unknown backend or a model that is prepared already; ``TypeError`` for parameters that
-    are not float32, a model that returns no single tensor, or convolutions, projections and products that would stay in
-    float; ``RuntimeError`` for a model that cannot be exported, or that differs between training and eval in more than
-    batch norms, dropouts and stochastic depth; ``ImportError`` where the backend is not installed.
+    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for an
+    example or parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
+    products that would stay in float; ``RuntimeError`` for a model that cannot be exported, or that differs between
+    training and eval in more than batch norms, dropouts and stochastic depth; ``ImportError`` without torchao.
     """
     _check_backend(backend)
+    if backend != "x86":
+        # Their quantizers look for batch norms that follow convolutions as they are.
+        raise ValueError(f"backend must be x86 to train with this engine, got {backend!r}, which it calibrates only")
+    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.numel() == 0:
+        raise TypeError(f"example must be a float32 tensor that is not empty, got {_kind(example)}")
     model = _float_copy(model).train()
     body = export(model, example)
     guard_norms(body)
@@ -90,21 +95,22 @@ def _prepared(
     except ValueError as error:
         raise RuntimeError(f"model cannot be prepared for {backend}: {error}") from error
     prepared.prepared_for = backend
+    prepared.allows_float = allow_float
     if not allow_float:
         _check_covered(prepared.body.graph)
     return prepared
 
 
-def convert_graph(prepared: QuantizableGraph, allow_float: bool = False) -> QuantizableGraph:
+def convert_graph(prepared: QuantizableGraph) -> QuantizableGraph:
     """An int8 copy, on the CPU and in eval mode, of a graph that came from ``prepare_graph`` and was trained.
 
     Errors: ``ValueError`` for another graph, or one that nothing ran through.
     """
     _check_prepared(prepared)
-    return _converted(copy.deepcopy(prepared), allow_float)
+    return _converted(copy.deepcopy(prepared))
 
 
-def _converted(prepared: QuantizableGraph, allow_float: bool) -> QuantizableGraph:
+def _converted(prepared: QuantizableGraph) -> QuantizableGraph:
     """Converts ``prepared``, which nobody else holds, in place."""
     engine = pt2e()
     if not engine.is_observed(prepared.body):
@@ -114,7 +120,7 @@ def _converted(prepared: QuantizableGraph, allow_float: bool) -> QuantizableGrap
     strip_random(prepared.body)
     prepared.body = engine.convert(prepared.body)
     drop_unused(prepared.body)
-    if not allow_float:
+    if not prepared.allows_float:
         _check_covered(prepared.body.graph)
     prepared.packed_for = prepared.prepared_for
     prepared.requires_grad_(False)
@@ -131,6 +137,12 @@ def freeze_graph(prepared: QuantizableGraph) -> None:
     prepared.is_frozen = True
     pt2e().disable_observers(prepared.body)
     prepared.train(prepared.training)
+
+
+def _kind(example: object) -> str:
+    if isinstance(example, Tensor):
+        return f"one of {example.dtype} and shape {list(example.shape)}"
+    return f"a {type(example).__name__}"
 
 
 def _check_prepared(model: nn.Module) -> None:

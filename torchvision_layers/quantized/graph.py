@@ -1,6 +1,5 @@
 """Any model as an exported graph on its way to int8."""
 
-import copy
 import importlib
 from types import ModuleType
 from typing import Any
@@ -36,6 +35,9 @@ class QuantizableGraph(nn.Module):
     Made by :func:`quantize` and :func:`prepare_qat` with ``engine="pt2e"``. Batches and images may have other sizes
     than the example, where the ``forward`` of the model does not fix them.
 
+    In int8 it holds the weights and the rounding of int8 but computes in float, slower than the model. It is fast once
+    compiled: ``torch.compile(graph)`` with ``torch._inductor.config.freezing = True``, under ``torch.no_grad()``.
+
     The keys of its ``state_dict`` are those of the model, as far as training keeps them, and those of the observers. In
     int8 they are the weights and their scales, in the names of torchao, with ``activation_scales`` and
     ``activation_zero_points`` for the activations in the order of the graph. It loads into a graph that was quantized
@@ -48,6 +50,8 @@ class QuantizableGraph(nn.Module):
         #: Backend that it is prepared for, then the one that its int8 weights are for.
         self.prepared_for = ""
         self.packed_for = ""
+        #: Whether convolutions and projections may stay in float.
+        self.allows_float = False
         #: Whether batch statistics and ranges stay as they are in training.
         self.is_frozen = False
         #: Class of each module of the model, by path.
@@ -92,12 +96,6 @@ class QuantizableGraph(nn.Module):
             module.training = mode
         set_mode(self.body, mode, mode and not self.is_frozen)
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return copied
 
 
 def _to_keys(module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
