@@ -166,7 +166,7 @@ class AddsItself(nn.Module):
     ("call", "error", "message"),
     [
         (lambda m: quantized.quantize(m, batches(), backend="cuda"), ValueError, "backend must be one of x86.*'cuda'"),
-        (lambda m: quantized.quantize(m, batches(), engine="fx"), ValueError, "engine must be 'eager', got 'fx'"),
+        (lambda m: quantized.quantize(m, batches(), engine="fx"), ValueError, "engine must be 'eager' or 'pt2e', got 'fx'"),
         (lambda m: quantized.quantize(m, []), ValueError, "batches must hold at least one batch, got none"),
         (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*put it into a list"),
         (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),

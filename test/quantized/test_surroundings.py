@@ -268,7 +268,7 @@ def test_an_int8_model_refuses_training_and_foreign_weights() -> None:
     x86, onednn = (quantized.quantize(model, [IMAGES], backend=backend) for backend in ("x86", "onednn"))
     with pytest.raises(RuntimeError, match="an int8 model cannot be trained"):
         x86.train()
-    with pytest.raises(ValueError, match=r"0\.weight has weights of eight bits.*x86 takes seven"):
+    with pytest.raises(ValueError, match=r"0\.weight has weights made for another backend"):
         x86.load_state_dict(onednn.state_dict())
     onednn.load_state_dict(x86.state_dict())
 

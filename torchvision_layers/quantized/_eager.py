@@ -147,15 +147,33 @@ def _range_up_to_six(is_qat: bool) -> object:
     return taoq.MinMaxObserver.with_args(dtype=torch.quint8)
 
 
+class _PairRange(taoq.PerChannelMinMaxObserver):
+    """A range of each channel by which no two of its weights have a sum of more than 128 in magnitude."""
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        magnitudes = x_orig.detach().abs().flatten(1)
+        # With one weight alone its own range does.
+        pair = magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1)
+        self.min_val, self.max_val = -pair, pair
+        return x_orig
+
+
 def _weights(backend: str, is_qat: bool) -> object:
-    """One scale a channel; on x86 in seven bits.
+    """One scale a channel; on x86 such that no sum of two products overflows.
 
     Without VNNI instructions x86 adds two products of eight bits in sixteen, which can overflow. torch shortens the
-    activations to seven bits against that; shorter weights prevent it as well (2 * 255 * 64 < 2 ** 15) and leave
-    saturation at 255, by which ReLU6 is exact. VNNI needs neither: that is the onednn backend.
+    activations to seven bits against that. Pairs of weights whose sum is small enough prevent it as well
+    (255 * 128 < 2 ** 15), lose less, and leave saturation at 255, by which ReLU6 is exact. VNNI needs neither: that is
+    the onednn backend.
+
+    The range has as many steps below zero as above. With one more below, as torch has it by default, the largest weight
+    of each channel falls between two steps and always goes to the lower: all outputs shift to one side.
     """
-    limits = {"quant_min": -64, "quant_max": 63} if backend == "x86" else {"quant_min": -128, "quant_max": 127}
-    shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, **limits}
+    shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "quant_min": -127, "quant_max": 127}
+    if backend == "x86":
+        if is_qat:
+            return taoq.FakeQuantize.with_args(observer=_PairRange, **shared)
+        return _PairRange.with_args(**shared)
     if is_qat:
         observer = taoq.MovingAveragePerChannelMinMaxObserver
         return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **shared)

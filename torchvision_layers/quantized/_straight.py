@@ -42,8 +42,12 @@ class StraightSequential(nn.Sequential):
             return False
         line = self.__dict__.get("line")
         if line is None or not line.is_current():
-            line = self.__dict__["line"] = _Line(self, self.__dict__["kernels"])
-        return not any(line.hooks)
+            line = self.__dict__["line"] = _Line(self)
+        if any(line.hooks):
+            return False
+        if line.run is None:
+            line.run = _straight(self, self.__dict__["kernels"])
+        return True
 
     @torch.jit.unused
     def _run(self, input: Tensor) -> Tensor:
@@ -57,28 +61,32 @@ class StraightSequential(nn.Sequential):
 
 
 class _Line:
-    """The kernels that a container runs, and the modules that it had when they were found."""
+    """The kernels that a container runs, once they were asked for, and the modules that it had then."""
 
-    def __init__(self, root: nn.Module, kernels: Kernels) -> None:
+    def __init__(self, root: nn.Module) -> None:
         modules = list(root.modules())
         self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._children = [(m._modules, tuple(m._modules.values())) for m in modules if m._modules]
-        graph = _Tracer().trace(root)
-        for node in list(graph.nodes):
-            if node.op != "call_module":
-                continue
-            module = root.get_submodule(str(node.target))
-            if type(module) is nn.Identity:
-                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # a node
-            else:
-                with graph.inserting_before(node):
-                    called = graph.call_function(_calling(module, kernels.get(type(module))), node.args, node.kwargs)
-                node.replace_all_uses_with(called)
-            graph.erase_node(node)
-        self.run = torch.fx.GraphModule(root, graph).forward
+        self.run: Callable[[Tensor], Tensor] | None = None
 
     def is_current(self) -> bool:
         return all(tuple(children.values()) == before for children, before in self._children)
+
+
+def _straight(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tensor]:
+    graph = _Tracer().trace(root)
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = root.get_submodule(str(node.target))
+        if type(module) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # a node
+        else:
+            with graph.inserting_before(node):
+                called = graph.call_function(_calling(module, kernels.get(type(module))), node.args, node.kwargs)
+            node.replace_all_uses_with(called)
+        graph.erase_node(node)
+    return torch.fx.GraphModule(root, graph).forward
 
 
 def _calling(module: nn.Module, kernel: Callable[[Any, Tensor], Tensor] | None) -> Callable[..., Tensor]:

@@ -105,10 +105,16 @@ class QuantizableModel(nn.Module):
         """
         if self.packed_for == "x86":
             for key, value in state_dict.items():
-                if isinstance(value, Tensor) and value.dtype is torch.qint8 and int(value.int_repr().abs().max()) > 64:
-                    raise ValueError(f"{key} has weights of eight bits, made for another backend; x86 takes seven")
+                if isinstance(value, Tensor) and value.dtype is torch.qint8 and _overflows(value):
+                    raise ValueError(f"{key} has weights made for another backend, whose products x86 cannot add")
         with self._packing():
             return super().load_state_dict(state_dict, strict, assign)
+
+
+def _overflows(weight: Tensor) -> bool:
+    """Whether two weights of a channel are larger together than x86 can take without VNNI."""
+    magnitudes = weight.int_repr().to(torch.int16).abs().flatten(1)
+    return int(magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1).max()) > 128
 
 
 def _remove_prefix(
