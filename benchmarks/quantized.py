@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchvision_layers import quantized
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "references" / "classification"))
-from models import build_model  # noqa: E402  # the reference models are scripts, not a package
+from models import build_model  # the reference models are scripts, not a package
 
 #: At most so many times torchvision's time.
 AIMS = {"resnet18": 1.0, "resnet50": 0.85, "mobilenet_v2": 1.0, "mobilenet_v3_large": 0.9}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as staged
-from torchvision_layers.quantized import quantizable
-from torchvision_layers.quantized._graph_workflow import convert_graph, freeze_graph, prepare_graph, quantize_graph
+from torchvision_layers.quantized import convert, freeze, quantizable
+from torchvision_layers.quantized._graph_workflow import prepare_graph, quantize_graph
 from torchvision_layers.testing._rows._quantizing import decibels
 
 
@@ -238,12 +238,14 @@ def test_xnnpack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("torchao", "torchvision_layers.quantized._pt2e"))]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ImportError, match=r'engine="pt2e" needs torchao: pip install "torchvision_layers\[pt2e\]"'):
+    with pytest.raises(ImportError, match=r"engine='pt2e' needs torchao.*: pip install \"torchvision_layers\[pt2e\]\""):
         int8(small_model(), batches())
 
 
-@pytest.mark.parametrize("function", [convert_graph, freeze_graph])
+@pytest.mark.parametrize("function", [convert, freeze])
 def test_only_prepared_graphs_are_converted_and_frozen(function) -> None:
     for model in (small_model(), int8(nn.Conv2d(3, 4, 3), SIZED)):
         with pytest.raises(ValueError, match="model must come from prepare_qat and not be converted yet"):

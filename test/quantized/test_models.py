@@ -1,6 +1,7 @@
 """The way of whole models to int8, and all that is refused on it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -87,9 +88,13 @@ def test_report_of_every_stage() -> None:
         ("5.activation", "ReLU", "Identity", "int8", "fused into 5.linear"),
         ("6", "Linear", "Linear", "int8", "has an int8 form"),
     ]
-    assert [rows[row[0]] for row in expected] == [quantized.ReportRow(*row) for row in expected]
+    assert [dataclasses.astuple(rows[row[0]])[:5] for row in expected] == expected
+    assert rows["0.0"].fused_with == ("0.1",)
+    assert rows["0.1"].fused_with == ("0.0",)
+    assert rows["1.conv1"].fused_with == ("1.bn1", "1.act1")
+    assert rows["6"].fused_with == ()
     lines = str(report).splitlines()
-    assert lines[0].split() == ["path", "before", "after", "runs", "in", "why"]
+    assert lines[0].split() == ["path", "before", "after", "runs", "in", "why", "fused", "with"]
     assert len(lines) == len(report.rows) + 1
 
 
@@ -166,7 +171,11 @@ class AddsItself(nn.Module):
     ("call", "error", "message"),
     [
         (lambda m: quantized.quantize(m, batches(), backend="cuda"), ValueError, "backend must be one of x86.*'cuda'"),
-        (lambda m: quantized.quantize(m, batches(), engine="fx"), ValueError, "engine must be 'eager' or 'pt2e', got 'fx'"),
+        (
+            lambda m: quantized.quantize(m, batches(), engine="fx"),
+            ValueError,
+            "engine must be 'eager' or 'pt2e', got 'fx'",
+        ),
         (lambda m: quantized.quantize(m, []), ValueError, "batches must hold at least one batch, got none"),
         (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*put it into a list"),
         (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),

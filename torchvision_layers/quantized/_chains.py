@@ -62,6 +62,7 @@ def calls(module: nn.Module) -> Calls:
         return not any(other.startswith(f"{name}.") for other in touched)
 
     free = {node for node in nodes if targets.count(str(node.target)) == 1 and is_whole(str(node.target))}
+
     def through(node: Any) -> list[str]:
         names: list[str] = []
         while isinstance(node, torch.fx.Node) and node in free and len(node.users) == 1:

@@ -20,7 +20,7 @@ from torch.ao.quantization.quantization_mappings import (
 )
 
 from ._fusing import NORMS, mark_fused
-from ._int8 import Int8Addition, Int8ConvAddition2d, Int8ConvActivation2d, Int8Linear, Int8Multiplication, running_on
+from ._int8 import Int8Addition, Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear, Int8Multiplication, running_on
 from ._kernels import Kernel, is_unit, kernel, numeric_padding
 from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, ObservedActivation, QuantStub
 from ._post_ops import ACTIVATIONS, PostOp, post_ops, worthwhile
@@ -245,8 +245,9 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
 def _replace_projections(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nnq.Linear):
+            weight, bias = child._weight_bias()
             output = float(child.scale), int(child.zero_point)
-            setattr(module, name, Int8Linear(*child._weight_bias(), [1, 1], [0, 0], [1, 1], 1, *output).eval())
+            setattr(module, name, Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *output).eval())
         else:
             _replace_projections(child)
 
@@ -265,25 +266,26 @@ class ConvReLU2d(nniq.ConvReLU2d):
     """Its zero point is zero, so saturation is the ReLU: without a ReLU of its own the kernel starts faster."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.ops.quantized.conv2d(input, self._packed_params, self.scale, self.zero_point)  # type: ignore[no-any-return]
+        return torch.ops.quantized.conv2d(input, self._packed_params, self.scale, self.zero_point)
 
 
 def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
-    return torch.ops.quantized.conv2d.new(input, conv._packed_params, conv.scale, conv.zero_point)  # type: ignore[no-any-return]
+    return torch.ops.quantized.conv2d.new(input, conv._packed_params, conv.scale, conv.zero_point)
 
 
 def _convert_post_op(parent: nn.Module, op: PostOp, table: dict[Any, Any]) -> None:
     convolution, operation = parent.get_submodule(op.convolution), parent.get_submodule(op.operation)
     convolution.activation_post_process = operation.activation_post_process
     alone = table[type(convolution)].from_float(convolution)
+    weight, bias = alone._weight_bias()
     geometry = list(alone.stride), list(alone.padding), list(alone.dilation), alone.groups
     output = float(alone.scale), int(alone.zero_point)
     both: nn.Module
     if isinstance(operation, ObservedActivation):
         activation = ACTIVATIONS[type(operation.module)]
-        both = Int8ConvActivation2d(*alone._weight_bias(), *geometry, *output, activation)
+        both = Int8ConvActivation2d(weight, bias, *geometry, *output, activation)
     else:
-        both = Int8ConvAddition2d(*alone._weight_bias(), *geometry, *output)
+        both = Int8ConvAddition2d(weight, bias, *geometry, *output)
     parent.set_submodule(op.operation, both.train(operation.training))
     parent.set_submodule(op.convolution, nn.Identity().train(convolution.training))
     mark_fused(parent, op.convolution, op.operation)

@@ -102,4 +102,3 @@ def _is_foldable(first: nn.Module, norm: nn.Module, is_qat: bool) -> bool:
     if norm.num_features != width:  # of a sequence nn.BatchNorm1d normalizes something else than the features
         return False
     return norm.running_mean is not None and (norm.affine or not is_qat)
-

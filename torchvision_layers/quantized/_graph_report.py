@@ -1,29 +1,18 @@
 """What became of each module of a model in its graph."""
 
 import operator
-from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from ._graph_nodes import HEAVY, is_along, is_call, is_dequantize, is_quantize, module_path, operands
 from ._kernels import Kernel
+from ._report_row import ReportRow
 from .graph import QuantizableGraph
 
-__all__ = ["GraphRow", "graph_rows"]
+__all__ = ["graph_rows"]
 
 
-@dataclass(frozen=True)
-class GraphRow:
-    """One module: its path, its class, the operators that compute it, ``"int8"`` or ``"float"``, and why."""
-
-    path: str
-    before: str
-    after: str
-    runs_in: str
-    why: str
-
-
-def graph_rows(graph: QuantizableGraph) -> list[GraphRow]:
+def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
     """A row for each module without children, in the order of the model.
 
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for what
@@ -37,27 +26,28 @@ def graph_rows(graph: QuantizableGraph) -> list[GraphRow]:
     return [_row(graph, path, nodes) for path in graph.leaves]
 
 
-def _row(graph: QuantizableGraph, path: str, nodes: dict[str, list[fx.Node]]) -> GraphRow:
+def _row(graph: QuantizableGraph, path: str, nodes: dict[str, list[fx.Node]]) -> ReportRow:
     before, mine = graph.classes_before[path], nodes[path]
     after = " ".join(dict.fromkeys(_operator(node) for node in mine if node.target is not operator.getitem))
     if not graph.packed_for:
-        return GraphRow(path, before, after or "identity", "float", "not converted yet")
+        return ReportRow(path, before, after or "identity", "float", "not converted yet")
     host = graph.norm_hosts.get(path)
     if not mine and host is not None:
         runs_in = "int8" if any(_is_int8(node) for node in nodes.get(host, [])) else "float"
-        return GraphRow(path, before, "folded", runs_in, f"fused into {host}")
+        return ReportRow(path, before, "folded", runs_in, f"fused into {host}", (host,))
     if not mine:
         if path in graph.weighted:
-            return GraphRow(path, before, "-", "float", "is never called")
-        return GraphRow(path, before, "identity", "int8", Kernel.PASSED.value)
+            return ReportRow(path, before, "-", "float", "is never called")
+        return ReportRow(path, before, "identity", "int8", Kernel.PASSED.value)
     if all(_is_int8(node) for node in mine):
-        return GraphRow(path, before, after, "int8", Kernel.CONVERTED.value)
+        return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
     units = [_unit(node) for node in mine]
-    if None not in units:
-        return GraphRow(path, before, after, "int8", f"fused into {', '.join(map(str, units))}")
+    hosts = tuple(unit for unit in units if unit is not None)
+    if len(hosts) == len(mine):
+        return ReportRow(path, before, after, "int8", f"fused into {', '.join(hosts)}", hosts)
     if all(_is_between(node) for node in mine):
-        return GraphRow(path, before, after, "int8", Kernel.PASSED.value)
-    return GraphRow(path, before, after, "float", Kernel.ISLAND.value)
+        return ReportRow(path, before, after, "int8", Kernel.PASSED.value)
+    return ReportRow(path, before, after, "float", Kernel.ISLAND.value)
 
 
 def _operator(node: fx.Node) -> str:
@@ -76,12 +66,12 @@ def _is_between(node: fx.Node) -> bool:
 
 
 def _unit(node: fx.Node) -> str | None:
-    """What an activation is computed along with: a convolution or projection, or the addition after one."""
+    """Path of what an activation is computed along with: a convolution or projection, or the block that adds to one."""
     source = node.args[0]
     if not isinstance(source, fx.Node) or not is_along(node, source):
         return None
     if _is_int8(source):
         return module_path(source)
     if any(_is_int8(term) and len(term.users) == 1 for term in source.all_input_nodes):
-        return f"the addition of {module_path(source) or 'the model'}"
+        return module_path(source) or "model"
     return None

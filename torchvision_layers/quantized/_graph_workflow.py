@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
+from ._checking import check_float32, check_module, check_same_results
+from ._engines import pt2e
 from ._exporting import export
 from ._graph_nodes import CONVS, LINEAR, is_call, module_class, module_path, uncovered
 from ._graph_passes import (
@@ -18,7 +20,7 @@ from ._graph_passes import (
     set_mode,
     strip_random,
 )
-from .graph import QuantizableGraph, pt2e
+from .graph import QuantizableGraph
 from .model import QuantizableModel
 
 __all__ = ["convert_graph", "freeze_graph", "prepare_graph", "quantize_graph"]
@@ -106,7 +108,6 @@ def convert_graph(prepared: QuantizableGraph) -> QuantizableGraph:
 
     Errors: ``ValueError`` for another graph, or one that nothing ran through.
     """
-    _check_prepared(prepared)
     return _converted(copy.deepcopy(prepared))
 
 
@@ -129,11 +130,7 @@ def _converted(prepared: QuantizableGraph) -> QuantizableGraph:
 
 
 def freeze_graph(prepared: QuantizableGraph) -> None:
-    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good.
-
-    Errors: ``ValueError`` for another graph.
-    """
-    _check_prepared(prepared)
+    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good."""
     prepared.is_frozen = True
     pt2e().disable_observers(prepared.body)
     prepared.train(prepared.training)
@@ -145,11 +142,6 @@ def _kind(example: object) -> str:
     return f"a {type(example).__name__}"
 
 
-def _check_prepared(model: nn.Module) -> None:
-    if not isinstance(model, QuantizableGraph) or model.packed_for:
-        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
-
-
 def _check_backend(backend: str) -> None:
     backends = pt2e().BACKENDS
     if backend not in backends:
@@ -157,24 +149,18 @@ def _check_backend(backend: str) -> None:
 
 
 def _float_copy(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module(model)
     if isinstance(model, QuantizableModel) and not model.prepared_for:
         model = model.model
     if isinstance(model, (QuantizableGraph, QuantizableModel)):
         raise ValueError("model is prepared or converted already; start from the float model")
-    for path, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
+    check_float32(model)
     return copy.deepcopy(model)
 
 
 def _check_equal(got: Tensor, expected: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(expected).all()):
-        raise ValueError("model must give finite outputs, for the first batch it gives NaN or infinity")
-    scale = float(expected.abs().max()) + 1e-6
-    if got.shape != expected.shape or float((got - expected).abs().max()) > 1e-3 * scale:
-        raise RuntimeError(f"{what} changed the results: the forward depends on more than its input and its parameters")
+    problem = f"{what} changed the results: the forward depends on more than its input and its parameters"
+    check_same_results(got, expected, problem)
 
 
 def _check_weights(graph: fx.Graph) -> None:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_same_shape
 
-__all__ = ["Int8Addition", "Int8ConvAddition2d", "Int8ConvActivation2d", "Int8Linear", "Int8Module", "Int8Multiplication", "running_on"]
+__all__ = [
+    "Int8Addition",
+    "Int8ConvActivation2d",
+    "Int8ConvAddition2d",
+    "Int8Linear",
+    "Int8Module",
+    "Int8Multiplication",
+    "running_on",
+]
 
 
 @contextmanager
@@ -71,19 +79,22 @@ class Int8Addition(Int8Module):
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         check_same_shape("input", input, other, "other")
         if self.relu:
-            return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
-        return torch.ops.quantized.add(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
+            return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)
+        return torch.ops.quantized.add(input, other, self.scale, self.zero_point)
 
 
 class Int8Multiplication(Int8Module):
     """Form of :class:`Multiplication`."""
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)  # type: ignore[no-any-return]
+        return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)
 
 
 class _Int8Conv2d(Int8Module):
     """An int8 convolution that keeps its weights beside what they are packed into, for files and copies."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(
         self,
@@ -175,7 +186,7 @@ class Int8ConvAddition2d(_Int8Conv2d):
             raise ValueError(f"other must have the shape {shape} of the convolution, got {list(other.shape)}")
         # The kernel writes the sum over the other tensor, which may be needed elsewhere.
         total = torch.empty_like(other).copy_(other)
-        return torch.ops.quantized.conv2d_add(input, total, self.packed, self.scale, self.zero_point)  # type: ignore[no-any-return]
+        return torch.ops.quantized.conv2d_add(input, total, self.packed, self.scale, self.zero_point)
 
 
 class Int8ConvActivation2d(_Int8Conv2d):
@@ -217,7 +228,7 @@ class Int8ConvActivation2d(_Int8Conv2d):
             "",
         )
         output = torch._empty_affine_quantized([0], scale=self.scale, zero_point=self.zero_point, dtype=torch.quint8)
-        return output.set_(made.permute(0, 2, 3, 1), 0, made.size(), made.stride())  # type: ignore[call-overload]
+        return output.set_(made.permute(0, 2, 3, 1), 0, made.size(), made.stride())
 
 
 class Int8Linear(_Int8Conv2d):
@@ -244,4 +255,4 @@ class Int8Linear(_Int8Conv2d):
         output = torch.ops.quantized.conv2d(pixels, self.packed, self.scale, self.zero_point)
         shape = list(input.shape)
         shape[-1] = self.weight.size(0)
-        return output.permute(0, 2, 3, 1).reshape(shape)  # type: ignore[no-any-return]
+        return output.permute(0, 2, 3, 1).reshape(shape)

@@ -19,7 +19,7 @@ class QuantStub(Observed):
     """Where float tensors become int8."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activation_post_process(input)  # type: ignore[no-any-return]
+        return self.activation_post_process(input)
 
 
 class DeQuantStub(nn.Module):
@@ -39,14 +39,14 @@ class Addition(Observed):
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         check_same_shape("input", input, other, "other")
         total = input + other
-        return self.activation_post_process(total.relu() if self.relu else total)  # type: ignore[no-any-return]
+        return self.activation_post_process(total.relu() if self.relu else total)
 
 
 class Multiplication(Observed):
     """The product of two tensors."""
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return self.activation_post_process(input * other)  # type: ignore[no-any-return]
+        return self.activation_post_process(input * other)
 
 
 class ObservedActivation(Observed):
@@ -58,7 +58,7 @@ class ObservedActivation(Observed):
         self.train(module.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activation_post_process(self.module(input))  # type: ignore[no-any-return]
+        return self.activation_post_process(self.module(input))
 
 
 class FloatIsland(nn.Module):

@@ -52,7 +52,7 @@ class StraightSequential(nn.Sequential):
     @torch.jit.unused
     def _run(self, input: Tensor) -> Tensor:
         try:
-            return self.__dict__["line"].run(input)  # type: ignore[no-any-return]
+            return self.__dict__["line"].run(input)
         except RuntimeError:
             return super().forward(input)
 
@@ -80,7 +80,7 @@ def _straight(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tensor]:
             continue
         module = root.get_submodule(str(node.target))
         if type(module) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]  # a node
+            node.replace_all_uses_with(node.args[0])
         else:
             with graph.inserting_before(node):
                 called = graph.call_function(_calling(module, kernels.get(type(module))), node.args, node.kwargs)
@@ -91,7 +91,7 @@ def _straight(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tensor]:
 
 def _calling(module: nn.Module, kernel: Callable[[Any, Tensor], Tensor] | None) -> Callable[..., Tensor]:
     def call(*inputs: Tensor) -> Tensor:
-        return module(*inputs) if kernel is None else kernel(module, *inputs)  # type: ignore[no-any-return]
+        return module(*inputs) if kernel is None else kernel(module, *inputs)
 
     return call
 

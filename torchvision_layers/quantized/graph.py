@@ -1,7 +1,5 @@
 """Any model as an exported graph on its way to int8."""
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,18 +13,6 @@ from ._graph_passes import set_mode
 __all__ = ["QuantizableGraph"]
 
 _RANGES = ("activation_scales", "activation_zero_points")
-
-
-def pt2e() -> ModuleType:
-    """The file that calls torchao, which is there on demand only.
-
-    Errors: ``ImportError`` where torchao is not installed.
-    """
-    try:
-        importlib.import_module("torchao")
-    except ImportError as error:
-        raise ImportError('engine="pt2e" needs torchao: pip install "torchvision_layers[pt2e]"') from error
-    return importlib.import_module("._pt2e", __package__)
 
 
 class QuantizableGraph(nn.Module):

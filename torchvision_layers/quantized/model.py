@@ -12,6 +12,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
 from ._chains import calls
+from ._checking import check_module
 from ._engines import eager
 from ._int8 import running_on
 from ._kernels import Kernel, is_unit, kernel
@@ -158,8 +159,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
         >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 2])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module(model)
     if isinstance(model, QuantizableModel):
         return copy.deepcopy(model)
     wrapper = QuantizableModel(copy.deepcopy(model))

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ._kernels import Kernel, is_int8, is_unit, kernel
+from ._checking import check_module
 from ._graph_report import graph_rows
+from ._kernels import Kernel, is_int8, is_unit, kernel
 from ._observed import FloatIsland
 from ._report_row import ReportRow, with_hosts
 from .graph import QuantizableGraph
@@ -37,8 +38,7 @@ def report(model: nn.Module) -> Report:
 
     Errors: ``TypeError`` for what is not a module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module(model)
     if isinstance(model, QuantizableGraph):
         return Report(with_hosts(graph_rows(model)))
     root = model.model if isinstance(model, QuantizableModel) else model

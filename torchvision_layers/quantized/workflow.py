@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ._checking import check_float32, check_module, check_same_results
 from ._engines import eager
 from ._fusing import fuse_children
 from ._twin import QuantizableLayer
@@ -14,6 +15,11 @@ from .graph import QuantizableGraph
 from .model import QuantizableModel, quantizable
 
 __all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
+
+_PARTS = (
+    "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential; call "
+    "them as wholes"
+)
 
 
 def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
@@ -31,8 +37,7 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
 
     Errors: ``ValueError`` for ``is_qat=False`` in training mode or for modes that differ within a chain.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module(model)
     if isinstance(model, QuantizableLayer):
         model.fuse_model(is_qat)
         return
@@ -57,7 +62,8 @@ def quantize(
             executorch is installed. Default: ``"x86"``.
         engine: ``"eager"``, modules of torch that hold int8 weights, ready to run and to script; or ``"pt2e"``, a graph
             of torchao, to compile and to export. Default: ``"eager"``.
-        allow_float: leaves in float what the engine is not known to run in int8, instead of raising. Default: ``False``.
+        allow_float: leaves in float what the engine is not known to run in int8, instead of raising. Default:
+            ``False``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
     that are not finite, or a module that no batch runs through; ``TypeError`` for what would stay in float, as
@@ -66,7 +72,7 @@ def quantize(
     """
     _check_engine(engine)
     if engine == "pt2e":
-        return _graphs().quantize_graph(model, _inputs(batches), backend, allow_float)  # type: ignore[no-any-return]
+        return _graphs().quantize_graph(model, _inputs(batches), backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).eval()
     if eager().is_fused_for_training(prepared):
@@ -76,24 +82,13 @@ def quantize(
     with torch.no_grad():
         for batch in _inputs(batches):
             if not prepared.prepared_for:
-                _check_equal(prepared(batch), before(batch))
+                check_same_results(prepared(batch), before(batch), _PARTS)
                 prepared.post_ops = eager().prepare(prepared, backend, is_qat=False, example=batch)
                 prepared.prepared_for = backend
             prepared(batch)
     if not prepared.prepared_for:
         raise ValueError("batches must hold at least one batch, got none")
     return _converted(prepared)
-
-
-def _check_equal(fused: Tensor, unfused: Tensor) -> None:
-    if not bool(torch.isfinite(unfused).all()):
-        raise ValueError("model must give finite outputs, for the first batch it gives NaN or infinity")
-    scale = float(unfused.abs().max()) + 1e-6
-    if float((fused - unfused).abs().max()) > 1e-3 * scale:
-        raise RuntimeError(
-            "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a "
-            "Sequential; call them as wholes"
-        )
 
 
 def prepare_qat(
@@ -125,7 +120,7 @@ def prepare_qat(
         if example is None:
             raise ValueError("example must be a batch such as the model is trained on for engine='pt2e', got None")
         (example,) = _inputs([example])
-        return _graphs().prepare_graph(model, example, backend, allow_float)  # type: ignore[no-any-return]
+        return _graphs().prepare_graph(model, example, backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).train()
     fuse_model(prepared, is_qat=True)
@@ -142,7 +137,7 @@ def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | Qu
     """
     _check_prepared(model)
     if isinstance(model, QuantizableGraph):
-        return _graphs().convert_graph(model)  # type: ignore[no-any-return]
+        return _graphs().convert_graph(model)
     return _converted(copy.deepcopy(model))
 
 
@@ -207,9 +202,7 @@ def _float_copy(model: nn.Module, allow_float: bool) -> QuantizableModel:
     copied = quantizable(model, allow_float=allow_float)
     if copied.prepared_for:
         raise ValueError("model is prepared or converted already; start from the float model")
-    for path, parameter in copied.model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
+    check_float32(copied.model)
     return copied
 
 
