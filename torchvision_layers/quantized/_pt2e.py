@@ -54,7 +54,7 @@ def is_observed(graph: fx.GraphModule) -> bool:
 def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     if backend == "x86":
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
-        return _X86Quantizer().set_global(_with_exact_weights(config) if is_qat else config)
+        return _X86Quantizer().set_global(_with_even_weights(config, is_qat))
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -64,15 +64,18 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     )
 
 
-def _with_exact_weights(config: QuantizationConfig) -> QuantizationConfig:
-    """The same, with weights that are trained in the steps that int8 will have.
+def _with_even_weights(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
+    """The same, with as many steps for weights below zero as above, and trained in the steps that int8 will have.
 
-    The fused kernel of the default divides a range by 127 where the conversion divides it by 127.5, and shifts the zero
+    By default there is one more below: the largest weight of each channel falls between two steps and always goes to
+    the lower, by which all outputs shift to one side. The fused kernel of the default for training also shifts the zero
     of a channel whose weights all have one sign, which the conversion does not.
     """
-    observer = pt2e.MovingAveragePerChannelMinMaxObserver
-    fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
-    weight = dataclasses.replace(config.weight, observer_or_fake_quant_ctr=fake_quantize)
+    weight = dataclasses.replace(config.weight, quant_min=-127)
+    if is_qat:
+        observer = pt2e.MovingAveragePerChannelMinMaxObserver
+        fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
+        weight = dataclasses.replace(weight, observer_or_fake_quant_ctr=fake_quantize)
     return dataclasses.replace(config, weight=weight)
 
 
