@@ -6,7 +6,7 @@ VENV_PYTHON = .venv/bin/python
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table bench lint clean
+.PHONY: demo test test-all table bench bench-int8 lint clean
 
 demo: .venv/references.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -24,6 +24,10 @@ table: .venv/test.stamp
 # The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`.
 bench: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
+
+# Int8 models beside torchvision's.
+bench-int8: .venv/bench.stamp
+	$(VENV_PYTHON) benchmarks/quantized.py $(BENCH)
 
 lint: .venv/lint.stamp
 	$(VENV_PYTHON) -m ruff check .

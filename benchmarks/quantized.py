@@ -33,6 +33,7 @@ from models import build_model  # the reference models are scripts, not a packag
 #: At most so many times torchvision's time.
 AIMS = {"resnet18": 1.0, "resnet50": 0.85, "mobilenet_v2": 1.0, "mobilenet_v3_large": 0.9}
 BACKENDS = ("x86", "onednn")
+SIZE = 224
 
 
 class Models(NamedTuple):
@@ -44,11 +45,17 @@ class Models(NamedTuple):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out that torch's eager mode quantization is deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deprecated")
-        yield
+def running_on(backend: str) -> Iterator[None]:
+    """Sets torch's engine for a while, and leaves out that torch's eager mode quantization is deprecated."""
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deprecated")
+            warnings.filterwarnings("ignore", message="must run observer")  # of a product that a block does not use
+            yield
+    finally:
+        torch.backends.quantized.engine = engine
 
 
 def settle(model: nn.Module) -> None:
@@ -57,7 +64,7 @@ def settle(model: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        model.train()(torch.randn(8, 3, 224, 224))
+        model.train()(torch.randn(8, 3, SIZE, SIZE))
     model.eval()
 
 
@@ -68,8 +75,7 @@ def build(name: str, backend: str, batch: Tensor) -> Models:
     ours.load_state_dict(in_float.state_dict())
     theirs = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
     theirs.load_state_dict(in_float.state_dict())
-    torch.backends.quantized.engine = backend
-    with quiet(), torch.no_grad():
+    with running_on(backend), torch.no_grad():
         theirs.fuse_model(is_qat=False)
         theirs.qconfig = torch.ao.quantization.get_default_qconfig(backend)
         torch.ao.quantization.prepare(theirs, inplace=True)
@@ -83,7 +89,7 @@ def decibels(expected: Tensor, got: Tensor) -> float:
 
 
 def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
-    calls = {name: partial(model, torch.randn(batch, 3, 224, 224)) for name, model in models._asdict().items()}
+    calls = {name: partial(model, torch.randn(batch, 3, SIZE, SIZE)) for name, model in models._asdict().items()}
     with torch.inference_mode():
         return ratios(interleave(calls, rounds))
 
@@ -103,13 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{'model':<20}{'backend':<9}{'images':>6}{'ours':>8}{'aim':>8}{'float':>8}{'dB ours':>10}{'theirs':>8}")
     for name in args.only:
         for backend in args.backends:
-            calibration = torch.randn(8, 3, 224, 224)
+            calibration = torch.randn(8, 3, SIZE, SIZE)
             models = build(name, backend, calibration)
             with torch.inference_mode():
                 expected, ours, theirs = (model(calibration) for model in (models.float, models.ours, models.theirs))
             noise = f"{decibels(expected, ours):>10.1f}{decibels(expected, theirs):>8.1f}"
             for batch in args.batches:
-                found = measure(models, batch, args.rounds)
+                with running_on(backend):
+                    found = measure(models, batch, args.rounds)
                 cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]))
                 print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{noise}", flush=True)
 
