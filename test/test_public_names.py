@@ -100,6 +100,8 @@ def test_quantized() -> None:
     assert_expected_inline(
         "\n".join(sorted(twins) + sorted(functions)),
         """\
+Addition
+Multiplication
 QuantizableBasicBlock
 QuantizableBottleneck
 QuantizableConv1dNormAct
@@ -108,6 +110,7 @@ QuantizableConvNeXtBlock
 QuantizableConvNormAct
 QuantizableDepthwiseSeparableConv
 QuantizableFusedMBConv
+QuantizableGraph
 QuantizableInvertedResidual
 QuantizableLayer
 QuantizableLayerNorm2d
@@ -122,7 +125,7 @@ ReportRow
 convert(model)
 freeze(model)
 fuse_model(model, is_qat=None)
-prepare_qat(model, *, backend='x86', engine='eager', allow_float=False)
+prepare_qat(model, example=None, *, backend='x86', engine='eager', allow_float=False)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='x86', engine='eager', allow_float=False)
 report(model)""",
