@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 
 
 class Swish(nn.Module):
@@ -240,6 +241,22 @@ def test_allow_float_makes_a_named_island() -> None:
     assert rows["1"].after == "FloatIsland(Swish)"
     assert (rows["1"].runs_in, rows["1"].why) == ("float", "is not known to the int8 engine")
     assert rows["2"].runs_in == "int8"
+
+
+def test_layers_of_ours_without_a_twin_are_islands_where_allowed() -> None:
+    """As wholes, whatever they are made of; what is around them is int8."""
+    staged = [enn.SEBlock(4, 2), enn.WSConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), *staged, nn.Conv2d(4, 4, 1)).eval()
+    x = batches()[0]
+    converted = quantized.quantize(model, batches(), allow_float=True)
+    rows = [(row.path, row.after, row.runs_in) for row in quantized.report(converted).rows if row.runs_in == "float"]
+    assert rows == [(str(i + 1), f"FloatIsland({type(layer).__name__})", "float") for i, layer in enumerate(staged)]
+    assert (converted(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
+    prepared = quantized.prepare_qat(model, allow_float=True)
+    prepared(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    with pytest.raises(TypeError, match="1 is a SEBlock, which has no quantizable twin; pass allow_float=True"):
+        quantized.quantize(model, batches())
 
 
 def test_a_child_named_as_a_stub_is_refused() -> None:

@@ -110,6 +110,8 @@ _ISLANDS = {
 
 def kernel(module: nn.Module) -> Kernel:
     """How a float module will run; of a subclass nothing is known, unless it is a twin."""
+    if getattr(module, "stays_in_float", False):
+        return Kernel.UNKNOWN
     kind = getattr(module, "float_class", type(module))
     if _is_exception(module):
         return Kernel.ISLAND

@@ -66,16 +66,27 @@ class QuantizableLayer(nn.Module):
         """Adds the modules that observe arithmetic between tensors."""
 
 
-def make_twins(model: nn.Module) -> None:
+class NoTwinError(TypeError):
+    """A layer of ours has no quantizable twin."""
+
+
+def make_twins(model: nn.Module, allow_float: bool = False, path: str = "") -> None:
     """Turns ``model``, if it is a layer of ours, and every layer of ours in it into its twin, in place.
 
-    Raises ``TypeError`` that names the path of a layer that has no twin.
+    Raises ``NoTwinError`` that names the path of a layer that has no twin, or marks it to stay in float.
     """
-    for path, module in model.named_modules():
-        twin = _twin_class(module, path or "model")
-        if twin is not None:
-            module.__class__ = twin  # same instance: names, hooks and shared modules stay as they are
-            module._add_functionals()
+    try:
+        twin = _twin_class(model, path or "model")
+    except NoTwinError:
+        if not allow_float:
+            raise
+        model.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
+        return
+    if twin is not None:
+        model.__class__ = twin  # same instance: names, hooks and shared modules stay as they are
+        model._add_functionals()  # type: ignore[operator]  # it is a twin now
+    for name, child in model.named_children():
+        make_twins(child, allow_float, f"{path}.{name}".lstrip("."))
 
 
 def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
@@ -93,11 +104,14 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     if ours is None or classes[ours].__module__.startswith("torchvision_layers.quantized"):
         return None
     if classes[ours] not in _TWINS:
-        raise TypeError(f"{path} is a {type(module).__name__}, which has no quantizable twin")
+        raise NoTwinError(
+            f"{path} is a {type(module).__name__}, which has no quantizable twin; "
+            "pass allow_float=True to leave it in float"
+        )
     for subclass in classes[:ours]:
         changed = [name for name, value in vars(subclass).items() if callable(value) and name != "__init__"]
         if changed:
-            raise TypeError(
+            raise NoTwinError(
                 f"{path} is a {type(module).__name__}, a {classes[ours].__name__} with its own {', '.join(changed)}, "
                 f"which the twin of {classes[ours].__name__} lacks: write a QuantizableLayer for it"
             )

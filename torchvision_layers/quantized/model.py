@@ -148,7 +148,8 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
 
     Args:
         model: takes one tensor and returns one.
-        allow_float: leaves in float what int8 is not known to run, instead of raising. Default: ``False``.
+        allow_float: leaves in float what int8 is not known to run, layers of ours without a twin among it, instead of
+            raising. Default: ``False``.
 
     Errors: ``TypeError`` that names path and class of a layer of ours without a twin, of a module that int8 is not
     known to run, or of one whose ``forward`` concatenates tensors.
@@ -163,25 +164,25 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     if isinstance(model, QuantizableModel):
         return copy.deepcopy(model)
     wrapper = QuantizableModel(copy.deepcopy(model))
-    make_twins(wrapper.model)
-    if not allow_float:
-        _check_known(wrapper.model, "")
-    for path, module in wrapper.model.named_modules():
-        if calls(module).joins:
-            raise TypeError(
-                f"{path or 'model'} concatenates tensors in its forward, which int8 does in the range of the first; "
-                "use torch.ao.nn.quantized.FloatFunctional().cat there"
-            )
+    make_twins(wrapper.model, allow_float)
+    _check_known(wrapper.model, "", allow_float)
     return wrapper
 
 
-def _check_known(module: nn.Module, path: str) -> None:
-    if is_unit(module):
+def _check_known(module: nn.Module, path: str, allow_float: bool) -> None:
+    if is_unit(module) or kernel(module) is Kernel.ISLAND:
         return
     if kernel(module) is Kernel.UNKNOWN:
+        if allow_float:
+            return
         raise TypeError(
             f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
             "pass allow_float=True to leave it in float"
         )
+    if calls(module).joins:
+        raise TypeError(
+            f"{path or 'model'} concatenates tensors in its forward, which int8 does in the range of the first; "
+            "use torch.ao.nn.quantized.FloatFunctional().cat there"
+        )
     for name, child in module.named_children():
-        _check_known(child, f"{path}.{name}".lstrip("."))
+        _check_known(child, f"{path}.{name}".lstrip("."), allow_float)
