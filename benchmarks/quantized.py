@@ -2,10 +2,12 @@
 
     python benchmarks/quantized.py
     python benchmarks/quantized.py --only resnet50 --backends onednn --batches 8
+    python benchmarks/quantized.py --compiled
 
 Both models have the same weights, are calibrated on the same batch of random images and run on the same backend of
 torch, one after the other in turns; the figure is that of the medians. 1.00 is as fast as torchvision's, and ``float``
-is torchvision's float model. ``~`` marks a figure whose quartiles over the rounds lie further apart than a tenth of it.
+is torchvision's float model. With ``--compiled``, ``pt2e`` is our model by the other engine, compiled for each size of
+batch, which takes its time. ``~`` marks a figure whose quartiles over the rounds lie further apart than a tenth of it.
 ``dB`` is signal to quantization noise against the float model, of ours and of torchvision's. All on the CPU. For the
 memory allocator see ``layers.py``.
 """
@@ -37,11 +39,12 @@ SIZE = 224
 
 
 class Models(NamedTuple):
-    """The same model three times."""
+    """The same model three times, or four."""
 
     theirs: nn.Module
     ours: nn.Module
     float: nn.Module
+    pt2e: nn.Module | None
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def settle(model: nn.Module) -> None:
     model.eval()
 
 
-def build(name: str, backend: str, batch: Tensor) -> Models:
+def build(name: str, backend: str, batch: Tensor, compiled: bool = False) -> Models:
     in_float = torchvision.models.get_model(name, weights=None)
     settle(in_float)
     ours = build_model(name, 1000).eval()
@@ -81,7 +84,8 @@ def build(name: str, backend: str, batch: Tensor) -> Models:
         torch.ao.quantization.prepare(theirs, inplace=True)
         theirs(batch)
         torch.ao.quantization.convert(theirs, inplace=True)
-    return Models(theirs, quantized.quantize(ours, [batch], backend=backend), in_float)
+    graph = quantized.quantize(ours, [batch], engine="pt2e") if compiled else None
+    return Models(theirs, quantized.quantize(ours, [batch], backend=backend), in_float, graph)
 
 
 def decibels(expected: Tensor, got: Tensor) -> float:
@@ -89,8 +93,13 @@ def decibels(expected: Tensor, got: Tensor) -> float:
 
 
 def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
-    calls = {name: partial(model, torch.randn(batch, 3, SIZE, SIZE)) for name, model in models._asdict().items()}
-    with torch.inference_mode():
+    images = torch.randn(batch, 3, SIZE, SIZE)
+    calls = {name: partial(model, images) for name, model in models._asdict().items() if name != "pt2e"}
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # by which int8 weights are packed
+        if models.pt2e is not None:
+            torch.compiler.reset()
+            calls["pt2e"] = partial(torch.compile(models.pt2e, dynamic=False), images)
+            calls["pt2e"]()
         return ratios(interleave(calls, rounds))
 
 
@@ -100,24 +109,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="both by default")
     parser.add_argument("--batches", nargs="+", type=count, default=[1, 8], help="images in a batch (default: 1 8)")
     parser.add_argument("--rounds", type=count, default=21, help="turns of each model (default: %(default)s)")
+    parser.add_argument("--compiled", action="store_true", help="also the PT2E engine's model, compiled")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
     args = parser.parse_args(arguments)
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(*(f"{name}: {value}" for name, value in {**conditions(), "rounds": args.rounds}.items()), sep="\n")
-    print(f"\n{'model':<20}{'backend':<9}{'images':>6}{'ours':>8}{'aim':>8}{'float':>8}{'dB ours':>10}{'theirs':>8}")
+    head = "".join(f"{title:>8}" for title in ("ours", "aim", "float", "pt2e"))
+    print(f"\n{'model':<20}{'backend':<9}{'images':>6}{head}{'dB ours':>10}{'theirs':>8}")
     for name in args.only:
         for backend in args.backends:
             calibration = torch.randn(8, 3, SIZE, SIZE)
-            models = build(name, backend, calibration)
+            models = build(name, backend, calibration, args.compiled)
             with torch.inference_mode():
                 expected, ours, theirs = (model(calibration) for model in (models.float, models.ours, models.theirs))
             noise = f"{decibels(expected, ours):>10.1f}{decibels(expected, theirs):>8.1f}"
             for batch in args.batches:
                 with running_on(backend):
                     found = measure(models, batch, args.rounds)
-                cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]))
+                cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]), text(found.get("pt2e")))
                 print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{noise}", flush=True)
 
 

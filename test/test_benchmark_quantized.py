@@ -33,6 +33,7 @@ def test_the_models_are_the_same_but_for_rounding(benchmark: ModuleType) -> None
     assert float(models.float.bn1.running_var.mean()) != pytest.approx(1.0, abs=0.1)
     with torch.no_grad():
         expected = models.float(batch)
+        assert models.pt2e is None
         for model in (models.ours, models.theirs):
             assert not any(isinstance(module, nn.Conv2d) for module in model.modules())
             assert 15 < benchmark.decibels(expected, model(batch)) < 60
@@ -46,10 +47,10 @@ def test_the_table_names_model_backend_batch_and_aim(
     benchmark.main(["--only", "mobilenet_v3_large", "--backends", "x86", "--batches", "1", "2", "--rounds", "1"])
     torch.set_num_threads(threads)
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert head == ["model", "backend", "images", "ours", "aim", "float", "dB", "ours", "theirs"]
-    assert [row[:6] for row in rows] == [
-        ["mobilenet_v3_large", "x86", "1", "1.00", "0.90", "1.00"],
-        ["mobilenet_v3_large", "x86", "2", "1.00", "0.90", "1.00"],
+    assert head == ["model", "backend", "images", "ours", "aim", "float", "pt2e", "dB", "ours", "theirs"]
+    assert [row[:7] for row in rows] == [
+        ["mobilenet_v3_large", "x86", "1", "1.00", "0.90", "1.00", "–"],
+        ["mobilenet_v3_large", "x86", "2", "1.00", "0.90", "1.00", "–"],
     ]
 
 
@@ -58,3 +59,10 @@ def test_bound_comes_first(benchmark: ModuleType) -> None:
     found = benchmark.ratios({"theirs": [2.0, 2.0], "ours": [1.0, 1.0], "float": [6.0, 6.0]})
     assert benchmark.Models._fields[0] == "theirs"
     assert (found["ours"].value, found["float"].value) == (0.5, 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # inductor's own, of packed weights
+def test_the_compiled_graph_runs_beside_the_others(benchmark: ModuleType) -> None:
+    models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), compiled=True)
+    assert list(benchmark.measure(models, 2, 1)) == ["theirs", "ours", "float", "pt2e"]
