@@ -29,13 +29,16 @@ class PostOp(NamedTuple):
 
 
 def post_ops(model: nn.Module, path: str = "") -> Iterator[PostOp]:
-    """All post-operations of a fused model, but those below modules that int8 does not run."""
+    """All post-operations of a fused model, but those below modules that int8 does not run.
+
+    Those below a module of which ``forward`` calls only a part are left alone as well.
+    """
     module = model.get_submodule(path)
     if is_unit(module) or kernel(module) in (Kernel.ISLAND, Kernel.UNKNOWN):
         return
-    for name, _ in module.named_children():
-        yield from post_ops(model, f"{path}.{name}".lstrip("."))
     called = calls(module)
+    for name in called.whole:
+        yield from post_ops(model, f"{path}.{name}".lstrip("."))
     candidates = [(chain[i], chain[:i]) for chain in called.chains for i in range(1, len(chain))]
     for name, before in [*candidates, *called.pairs]:
         operation = module.get_submodule(name)
