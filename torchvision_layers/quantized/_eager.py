@@ -186,7 +186,7 @@ def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None
     Gives the post-operations that :func:`convert` is to put into convolutions: all, or those that are worthwhile for
     images such as the ``example``.
     """
-    found = list(post_ops(model)) if backend == "onednn" else []
+    found = post_ops(model) if backend == "onednn" else []
     if example is not None:
         found = worthwhile(model, found, example)
     for op in found:
