@@ -239,7 +239,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     for module in model.modules():
         if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
             module.__class__ = ConvReLU2d
-    straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
+    if backend != "qnnpack":  # its kernels take whatever comes: there the layers must check
+        straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
 
 
 def _replace_projections(module: nn.Module) -> None:
