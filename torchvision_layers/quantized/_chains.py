@@ -22,7 +22,7 @@ class Calls:
     chains: list[list[str]] = field(default_factory=list)
     #: Names of the modules that are called as a whole, and in no other way.
     whole: list[str] = field(default_factory=list)
-    #: Names of modules that take two tensors, each with the modules through which the first of them came, as a chain.
+    #: Names of modules that take two different tensors, each with the modules through which the first came, as a chain.
     pairs: list[tuple[str, list[str]]] = field(default_factory=list)
     #: Names of the modules through which the result came, as a chain.
     result: list[str] = field(default_factory=list)
@@ -83,7 +83,11 @@ def calls(module: nn.Module) -> Calls:
             chain.append(after)
         taken.update(chain)
         chains.append([str(link.target) for link in chain])
-    pairs = [(str(node.target), through(node.args[0])) for node in nodes if node in free and len(node.args) == 2]
+    pairs = [
+        (str(node.target), through(node.args[0]))
+        for node in nodes
+        if node in free and len(node.args) == 2 and node.args[0] is not node.args[1]
+    ]
     result = next(through(node.args[0]) for node in graph.nodes if node.op == "output")
     joins = any(node.op == "call_function" and node.target in _JOINS for node in graph.nodes)
     return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, result, joins)

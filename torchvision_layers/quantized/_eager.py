@@ -186,7 +186,7 @@ def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None
     Gives the post-operations that :func:`convert` is to put into convolutions: all, or those that are worthwhile for
     images such as the ``example``.
     """
-    found = list(post_ops(model)) if backend == "onednn" else []
+    found = post_ops(model) if backend == "onednn" else []
     if example is not None:
         found = worthwhile(model, found, example)
     for op in found:
@@ -239,7 +239,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     for module in model.modules():
         if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
             module.__class__ = ConvReLU2d
-    straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
+    if backend != "qnnpack":  # its kernels take whatever comes: there the layers must check
+        straighten(model, {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d})
 
 
 def _replace_projections(module: nn.Module) -> None:

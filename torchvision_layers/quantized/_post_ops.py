@@ -1,5 +1,6 @@
 """Which additions and activations the convolution before them can compute on its way out: found by tracing."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,14 +29,29 @@ class PostOp(NamedTuple):
     operation: str
 
 
-def post_ops(model: nn.Module, path: str = "") -> Iterator[PostOp]:
-    """All post-operations of a fused model, but those below modules that int8 does not run."""
+def post_ops(model: nn.Module) -> list[PostOp]:
+    """All post-operations of a fused model, but those below modules that int8 does not run.
+
+    Those below a module of which ``forward`` calls only a part are left alone as well, and convolutions that stand at
+    two places.
+    """
+    places = Counter(child for module in model.modules() for child in module._modules.values())
+    found: dict[tuple[nn.Module, str], PostOp] = {}  # a module at two places has each once
+    for op in _below(model, ""):
+        module = model.get_submodule(op.parent)
+        names = op.convolution.split(".")
+        if all(places[module.get_submodule(".".join(names[: i + 1]))] == 1 for i in range(len(names))):
+            found.setdefault((module, op.operation), op)
+    return list(found.values())
+
+
+def _below(model: nn.Module, path: str) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or kernel(module) in (Kernel.ISLAND, Kernel.UNKNOWN):
         return
-    for name, _ in module.named_children():
-        yield from post_ops(model, f"{path}.{name}".lstrip("."))
     called = calls(module)
+    for name in called.whole:
+        yield from _below(model, f"{path}.{name}".lstrip("."))
     candidates = [(chain[i], chain[:i]) for chain in called.chains for i in range(1, len(chain))]
     for name, before in [*candidates, *called.pairs]:
         operation = module.get_submodule(name)

@@ -106,7 +106,8 @@ class QuantizableModel(nn.Module):
         """
         if self.packed_for == "x86":
             for key, value in state_dict.items():
-                if isinstance(value, Tensor) and value.dtype is torch.qint8 and _overflows(value):
+                weight = value[0] if isinstance(value, tuple) else value  # torch saves projections with their biases
+                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight):
                     raise ValueError(f"{key} has weights made for another backend, whose products x86 cannot add")
         with self._packing():
             return super().load_state_dict(state_dict, strict, assign)
