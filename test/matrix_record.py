@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from golden_row import golden
-from int8_rows import INT8_ROWS
 from layer_specs import SPECS
 
 from torchvision_layers.testing import GROUPS, LayerSpec, Outcome, Row, Status, Tier, cells_of
@@ -34,7 +33,6 @@ TABLE = DOCS / "conformance.rst"
 GROUPS_HERE: dict[str, tuple[Row, ...]] = {
     **GROUPS,
     "Values": (*GROUPS["Values"], golden),
-    "Int8": INT8_ROWS,
 }
 ROWS_HERE: tuple[Row, ...] = tuple(row for rows in GROUPS_HERE.values() for row in rows)
 

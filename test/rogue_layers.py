@@ -337,18 +337,25 @@ class TwinThatDoesNotFuse(quantized.QuantizableConvNormAct):
         return None
 
 
-class Int8Io(nn.Module):
-    """With or without pooling by turns: what no state dict tells."""
+class StridesByTurns(nn.Module):
+    """With a stride of one and of two by turns: what no state dict tells."""
 
-    turn = itertools.cycle([True, False])
+    turn = itertools.cycle([1, 2])
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-        self.pool = nn.MaxPool2d(2) if next(self.turn) else nn.Identity()
+        self.conv = nn.Conv2d(3, 5, 3, stride=next(self.turn))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.conv(x))
+        return self.conv(x)
+
+
+class WithAHook(tnn.ConvNormAct):
+    """Its convolution cannot be joined with what follows: the hook would be called with something else."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation_layer: type[nn.Module]) -> None:
+        super().__init__(in_channels, out_channels, activation_layer=activation_layer)
+        self[0].register_forward_hook(lambda module, args, output: None)
 
 
 def other_values_under_a_recorded_name() -> type[nn.Module]:

@@ -11,7 +11,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.testing import BadArguments, Geometry, LayerSpec, Misuse, Sample
 
-__all__ = ["CONTROL", "DROPPING", "ROGUES", "TWIN", "WITHOUT_MODE", "Rogue"]
+__all__ = ["CONTROL", "DROPPING", "MORE_ROGUES", "ROGUES", "TWIN", "WITHOUT_MODE", "Rogue"]
 
 SHAPE = (2, 3, 6, 7)
 SAME_SHAPE = st.tuples(st.integers(0, 3), st.just(3), st.integers(1, 8), st.integers(1, 8)).map(
@@ -35,6 +35,12 @@ def twin_spec(
     return LayerSpec(cls, (sample,), twin=twin)
 
 
+def _silu_spec(cls: type[nn.Module]) -> LayerSpec:
+    kwargs = {"in_channels": 3, "out_channels": 5, "activation_layer": nn.SiLU}
+    sample = Sample("silu", kwargs, (2, 3, 7, 9), islands=(nn.SiLU,))
+    return LayerSpec(cls, (sample,), twin=quantized.QuantizableConvNormAct)
+
+
 CONTROL = spec(broken.Control)
 DROPPING = LayerSpec(broken.Dropping, (Sample("dropping", {}, SHAPE, is_random=True, reads_mode=True),))
 WITHOUT_MODE = LayerSpec(nn.ReLU, (Sample("sound", {}, SHAPE, reads_mode=False),))
@@ -49,6 +55,8 @@ class Rogue:
     says: str
     control: LayerSpec = CONTROL
 
+
+_BY_TURNS = LayerSpec(broken.StridesByTurns, (Sample("rogue", {}, SHAPE),), twin=quantized.QuantizableConvNormAct)
 
 # A float island where none is declared: silently left in float, which is what the row must see.
 _ISLAND = Rogue(twin_spec(quantized.QuantizableConvNormAct, nn.SiLU), "AssertionError", TWIN)
@@ -114,13 +122,17 @@ ROGUES: dict[str, Rogue] = {
         ),
     ),
     "pt2e_ptq": Rogue(spec(broken.FarFromZero), "dB to float"),
+    "pt2e_io": Rogue(spec(broken.StridesByTurns), "the state dict gives other values"),
     "pt2e_qat": Rogue(spec(broken.Frozen), "does not require grad"),
     "onnx_qdq": Rogue(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
     "ptq_eager": _ISLAND,
     "qat_eager": _ISLAND,
-    "int8_io": Rogue(
-        LayerSpec(broken.Int8Io, (Sample("rogue", {}, SHAPE),), twin=quantized.QuantizableConvNormAct),
-        "the state dict gives other values",
-        TWIN,
-    ),
+    "int8_io": Rogue(_BY_TURNS, "the state dict gives other values", TWIN),
 }
+
+#: Other faults that a row is there to find, by its id.
+MORE_ROGUES: tuple[tuple[str, Rogue], ...] = (
+    ("qat_eager", Rogue(_BY_TURNS, "resumed from its state", TWIN)),
+    ("pt2e_qat", Rogue(spec(broken.StridesByTurns), "resumed from its state")),
+    ("ptq_eager", Rogue(_silu_spec(broken.WithAHook), r"SiLU is in float at \['2'\]", _silu_spec(tnn.ConvNormAct))),
+)

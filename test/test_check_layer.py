@@ -11,10 +11,12 @@ import pytest
 import torch
 import torchvision
 from rogue_layers import Control, UnknownKeyword
-from torch import nn
+from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
 from torchvision_layers.testing import LayerCheckError, Sample, Status, XFail, check_layer
+from torchvision_layers.testing._rows.pt2e import NOTHING_TO_QUANTIZE
 
 PAGE = Path(__file__).parent.parent / "docs" / "source" / "check_layer.rst"
 SAMPLE = Sample("default", {}, (2, 3, 6, 7), reads_mode=True)
@@ -111,6 +113,64 @@ def test_a_function_that_makes_a_layer_is_checked_too() -> None:
 
     report = check_layer(make, Sample("default", {"channels": 3}, (2, 3, 6, 7)), rows=["gradcheck", "copies", "meta"])
     assert report.name == "make"
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._multiply(x, self.gate(self.conv(x)))
+
+    def _multiply(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate
+
+
+class QuantizableGated(quantized.QuantizableLayer, Gated):
+    float_class = Gated
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._complete()
+
+    def _add_functionals(self) -> None:
+        self.product = quantized.Multiplication()
+
+    def _multiply(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.product(x, gate)
+
+
+class Correlates(nn.Module):
+    """Has no convolution and no projection, and multiplies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2) @ x.flatten(2).transpose(1, 2)
+
+
+class ForgetsTheProduct(Gated):
+    """A layer whose twin multiplies as it does, for which int8 has no kernel."""
+
+
+class QuantizableForgetsTheProduct(quantized.QuantizableLayer, ForgetsTheProduct):
+    float_class = ForgetsTheProduct
+
+
+def test_a_layer_with_a_twin_is_quantized() -> None:
+    rows = ["twin_keys", "fuse", "ptq_eager", "qat_eager", "int8_io", "pt2e_ptq", "pt2e_io", "pt2e_qat"]
+    report = check_layer(Gated, SAMPLE, twin=QuantizableGated, rows=rows)
+    assert {outcome.row for outcome in report.outcomes if outcome.status is Status.PASSED} == set(rows)
+    broken = check_layer(ForgetsTheProduct, SAMPLE, twin=QuantizableForgetsTheProduct, rows=rows, raise_on_error=False)
+    assert broken.failed_rows == ("ptq_eager", "qat_eager", "int8_io")
+
+
+def test_a_layer_without_a_twin_is_quantized_as_a_graph_where_it_multiplies() -> None:
+    rows = ["ptq_eager", "pt2e_ptq"]
+    outcomes = check_layer(nn.Softsign, SAMPLE, rows=rows).outcomes
+    assert {outcome.why for outcome in outcomes} == {"has no twin", NOTHING_TO_QUANTIZE.reason}
+    (graph,) = check_layer(Correlates, SAMPLE, rows=["pt2e_ptq"]).outcomes
+    assert graph.status is Status.PASSED
 
 
 def test_without_assertions_it_refuses_to_pass_anything() -> None:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "nn": {"layers"},
     "quantized": {"layers", "_utils"},
     "experimental": {"layers", "_utils"},
-    "testing": {"_utils"},
+    "testing": {"quantized", "_utils"},
 }
 
 
@@ -64,7 +64,7 @@ def test_an_arrow_that_points_back_is_seen() -> None:
     assert "layers" in rooms_imported(PACKAGE / "quantized" / "conv.py")
 
 
-@pytest.mark.parametrize(("module", "files"), [("torch.ao", {"_eager.py"}), ("torchao", {"_pt2e.py", "pt2e.py"})])
+@pytest.mark.parametrize(("module", "files"), [("torch.ao", {"_eager.py"}), ("torchao", {"_pt2e.py"})])
 def test_deprecated_stacks_stay_behind_one_file(module: str, files: set[str]) -> None:
     users = [
         path.name for path in FILES if f"import {module}" in path.read_text() or f"from {module}" in path.read_text()
@@ -85,8 +85,20 @@ def test_references_use_public_doors_only() -> None:
 def test_import_loads_no_other_room() -> None:
     code = (
         "import sys, torchvision_layers\n"
-        "rooms = ('experimental', 'quantized', 'deploy')\n"
+        "rooms = ('experimental', 'quantized', 'deploy', 'testing')\n"
         "loaded = [m for m in sys.modules if m.startswith(tuple(f'torchvision_layers.{r}' for r in rooms))]\n"
+        "print(loaded + [m for m in sys.modules if m.split('.')[0] == 'torchao'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_checks_load_no_engine_before_they_run() -> None:
+    code = (
+        "import sys, torchvision_layers.testing\n"
+        "loaded = [m for m in sys.modules if m.startswith('torchvision_layers.quantized')]\n"
         "print(loaded + [m for m in sys.modules if m.split('.')[0] == 'torchao'])"
     )
     result = subprocess.run(

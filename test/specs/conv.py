@@ -183,12 +183,6 @@ SPECS = (
         _inputs((11,)),
         quantized.QuantizableConv1dNormAct,
         geometries.conv_norm_act(1),
-        exempt={
-            "pt2e_qat": XFail(
-                "torchao's quantizer for x86 knows a convolution trained with its batch norm in two dimensions only",
-                "https://github.com/pytorch/ao/blob/main/torchao/quantization/pt2e/quantizer/x86_inductor_quantizer.py",
-            )
-        },
     ),
     LayerSpec(
         tnn.Conv3dNormAct,

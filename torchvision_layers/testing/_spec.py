@@ -37,9 +37,9 @@ class Sample:
     reads_mode: bool | None = None
     #: Dimensions of the input that may have any size; by default all but the channels, dimension 1.
     dynamic_dims: tuple[int, ...] | None = None
-    #: Kinds of modules that an int8 model keeps in float islands, for the rows on int8 of this repository.
+    #: Kinds of modules that an int8 model of the eager engine keeps in float islands.
     islands: tuple[type[nn.Module], ...] = ()
-    #: Whether an int8 model keeps the layer as a whole in a float island.
+    #: Whether such a model keeps the layer as a whole in a float island.
     is_island: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """All rows, in the order of the table."""
 
 from .._row import Row
-from . import distributed, gradients, graphs, inputs, misuse, numerics, pt2e, randomness, state, twins
+from . import distributed, gradients, graphs, inputs, int8, misuse, numerics, pt2e, randomness, state, twins
 
 __all__ = ["GROUPS", "ROWS"]
 
@@ -62,6 +62,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         distributed.fsdp2_two,
     ),
     "Twins": (twins.twin_keys, twins.fuse),
-    "Quantization after export": (pt2e.pt2e_ptq, pt2e.pt2e_qat, pt2e.onnx_qdq),
+    "Int8 modules": (int8.ptq_eager, int8.qat_eager, int8.int8_io),
+    "Int8 graphs": (pt2e.pt2e_ptq, pt2e.pt2e_io, pt2e.pt2e_qat, pt2e.onnx_qdq),
 }
 ROWS: tuple[Row, ...] = tuple(row for rows in GROUPS.values() for row in rows)

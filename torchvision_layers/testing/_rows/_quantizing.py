@@ -1,11 +1,44 @@
 """What rows on quantization share, whichever engine quantizes."""
 
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 
-from .._spec import Sample
+from .._cell import Cell
+from .._spec import LayerSpec, Sample
 
-__all__ = ["calibration", "decibels", "train"]
+if TYPE_CHECKING:  # checks load the room of the twins when they run
+    from ...quantized import Report
+
+__all__ = ["WEIGHTED", "Kept", "assert_close", "assert_weighted_is_int8", "calibration", "decibels", "train_and_resume"]
+
+#: What holds nearly all weights of a network, and takes nearly all of its time.
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """A function of cells that keeps what it made for the layer at hand: calibrating takes the time of these rows."""
+
+    def __init__(self, make: Callable[[Cell], T]) -> None:
+        self._make = make
+        self._spec: LayerSpec | None = None
+        self._made: list[tuple[Sample, str, T]] = []
+
+    def __call__(self, cell: Cell) -> T:
+        if cell.spec is not self._spec:
+            self._spec, self._made = cell.spec, []
+        for sample, variant, made in self._made:
+            if sample is cell.sample and variant == cell.variant:
+                return made
+        torch.manual_seed(0)  # whichever row comes first
+        made = self._make(cell)
+        self._made.append((cell.sample, cell.variant, made))
+        return made
 
 
 def calibration(sample: Sample) -> list[Tensor]:
@@ -15,21 +48,53 @@ def calibration(sample: Sample) -> list[Tensor]:
 
 
 def decibels(expected: Tensor, got: Tensor) -> float:
-    """Signal to quantization noise."""
+    """Signal to quantization noise, infinite where there is none."""
     expected, got = expected.detach().double(), got.detach().double()
+    if torch.equal(expected, got):
+        return float("inf")
     return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
 
 
-def train(model: nn.Module, batches: list[Tensor]) -> None:
-    """Some steps, each with gradients that are finite, and of which something came."""
+def assert_close(got: Tensor, expected: Tensor, bound: float, where: str) -> None:
+    noise = decibels(expected, got)
+    assert noise >= bound, f"{noise:.1f} dB {where}, at least {bound} are asked for"
+
+
+def assert_weighted_is_int8(layer: nn.Module, report: "Report") -> None:
+    """The report has a row for each convolution and projection of the float layer, and says that it became int8."""
+    runs_in = {row.path: row.runs_in for row in report.rows}
+    left = [
+        path for path, module in layer.named_modules() if isinstance(module, WEIGHTED) and runs_in.get(path) != "int8"
+    ]
+    assert not left, f"left in float: {left} of\n{report}"
+
+
+def _train(model: nn.Module, batch: Tensor) -> None:
+    """A step with gradients that are finite, and of which something came."""
     before = [parameter.detach().clone() for parameter in model.parameters()]
     assert before, "nothing to train"
+    torch.manual_seed(1)  # random layers draw the same, wherever the training is resumed
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for batch in batches:
-        optimizer.zero_grad()
-        model(batch).square().mean().backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, f"no gradient reaches {name}"
-            assert bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite"
-        optimizer.step()
+    model(batch).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient reaches {name}"
+        assert bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite"
+    optimizer.step()
+    optimizer.zero_grad()
     assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)), "nothing was trained"
+
+
+def train_and_resume(model: nn.Module, anew: nn.Module, batches: list[Tensor]) -> None:
+    """Trains for a step, saves, and goes on in two: itself, and one prepared anew that loads what was saved."""
+    _train(model, batches[0])
+    saved = io.BytesIO()
+    torch.save(model.state_dict(), saved)
+    saved.seek(0)
+    anew.load_state_dict(torch.load(saved, weights_only=True), strict=True)
+    for batch in batches[1:]:
+        _train(model, batch)
+        _train(anew, batch)
+    states = model.state_dict(), anew.state_dict()
+    assert list(states[0]) == list(states[1]), "resumed from its state, it has other keys"
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), f"resumed from its state, {key} has other values"

@@ -1,130 +1,191 @@
-"""Rows on quantization after export (PT2E), by torchao: what needs neither twin nor fusing."""
+"""Rows on int8 graphs (the engine on exported graphs, by torchao): what needs neither twin nor fusing."""
 
+import copy
 import io
-from typing import Any
+import re
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._cell import Cell
 from .._row import NA, Tier, row
 from ._applies import lacks
-from ._quantizing import calibration, decibels, train
+from ._quantizing import (
+    WEIGHTED,
+    Kept,
+    assert_close,
+    assert_weighted_is_int8,
+    calibration,
+    train_and_resume,
+)
 from .graphs import NO_ONNX, in_onnx
 
-__all__ = ["onnx_qdq", "pt2e_ptq", "pt2e_qat"]
+if TYPE_CHECKING:
+    from ...quantized import Report
+
+__all__ = ["onnx_qdq", "pt2e_io", "pt2e_ptq", "pt2e_qat"]
 
 NO_TORCHAO = lacks("torchao")
-# What the quantizer for x86 makes int8, as graphs call it.
-_HEAVY = ("aten.conv1d.default", "aten.conv2d.default", "aten.linear.default")
-NOTHING_TO_QUANTIZE = NA(
-    "has no convolution of one or two dimensions and no projection",
-    lambda cell: not any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) for module in cell.fresh().modules()),
-)
+
+# As torch calls them in graphs and where it computes: with a weight, and of tensors with one another.
+_WITH_WEIGHT = re.compile(r"aten\.(conv\w*|linear)\.")
+_PRODUCT = re.compile(r"aten\.(matmul|mm|bmm|addmm|baddbmm|einsum|\w*scaled_dot_product\w*)\.")
+
+
+class _Multiplies(TorchDispatchMode):
+    """Sees whether something is computed that int8 is for."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= bool(_WITH_WEIGHT.match(str(func)) or _PRODUCT.match(str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+def _has_nothing(cell: Cell) -> bool:
+    layer = cell.fresh()
+    if any(isinstance(module, WEIGHTED) for module in layer.modules()):
+        return False
+    with torch.no_grad(), _Multiplies() as seen:
+        layer(cell.input())
+    return not seen.found
 
 
 def _computes_weights(cell: Cell) -> bool:
     layer = cell.fresh()
-    convs = [module for module in layer.modules() if isinstance(module, nn.modules.conv._ConvNd)]
-    if all(type(conv).__module__ == nn.Conv2d.__module__ for conv in convs):
+    weighted = [module for module in layer.modules() if isinstance(module, WEIGHTED)]
+    if weighted and all(type(module).__module__.startswith("torch.nn.modules.") for module in weighted):
         return False  # known without an export: torch's own take their parameter as it is
     exported = torch.export.export(layer, (cell.input(),), dynamic_shapes=cell.dynamic_shapes)
-    return any(node.args[1].op != "placeholder" for node in exported.graph.nodes if str(node.target) in _HEAVY)
+    return any(
+        node.args[1].op != "placeholder" for node in exported.graph.nodes if _WITH_WEIGHT.match(str(node.target))
+    )
 
 
+NOTHING_TO_QUANTIZE = NA("has no convolution, no projection and no product of tensors", _has_nothing)
 COMPUTED_WEIGHT = NA(
     "computes the weight of a convolution, which must be folded before it can be quantized", _computes_weights
 )
+_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
 
 
-def _prepared(cell: Cell, layer: nn.Module, batch: Tensor, is_qat: bool) -> Any:
-    """The layer as a graph with observers, or fake quantization, of the quantizer for x86."""
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+@Kept
+def _int8(cell: Cell) -> tuple[nn.Module, Any, list[Tensor]]:
+    """A layer, its int8 graph and the batches that calibrated it."""
+    from ... import quantized
 
-    graph = torch.export.export(layer, (batch,), dynamic_shapes=cell.dynamic_shapes).module()
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat))
-    return (prepare_qat_pt2e if is_qat else prepare_pt2e)(graph, quantizer)
-
-
-def _quantized(cell: Cell, layer: nn.Module, batches: list[Tensor]) -> Any:
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    with torch.no_grad():
-        prepared = _prepared(cell, layer, batches[0], is_qat=False)
-        for batch in batches:
-            prepared(batch)
-        return convert_pt2e(prepared)
+    layer, batches = cell.layer(), calibration(cell.sample)
+    return layer, quantized.quantize(layer, batches, engine="pt2e"), batches
 
 
-def _assert_is_int8(graph: torch.fx.Graph) -> None:
-    """Input and weight of every convolution and projection come out of int8."""
-    heavy = [node for node in graph.nodes if str(node.target) in _HEAVY]
+def _assert_is_int8(layer: nn.Module, model: Any, report: "Report") -> None:
+    """What convolutions, projections and products take comes out of int8, weights out of int8 that is stored."""
+    assert_weighted_is_int8(layer, report)
+    heavy = 0
+    for node in model.body.graph.nodes:
+        if _WITH_WEIGHT.match(str(node.target)):
+            stored = node.args[1].all_input_nodes[:1]
+            is_int8 = bool(stored) and attrgetter(str(stored[0].target))(model.body).dtype is torch.int8
+            assert is_int8, f"the weight of {node.name} is not stored in int8"
+            operands = node.args[:2]
+        elif _PRODUCT.match(str(node.target)):
+            operands = node.args[-2:] if "add" in str(node.target) else node.args[:2]
+        else:
+            continue
+        heavy += 1
+        for operand in operands:
+            assert "dequantize" in str(operand.target), f"{node.name} takes {operand.name}, which is float"
     assert heavy, "the graph has no convolution and no projection"
-    for node in heavy:
-        for operand, what in zip(node.args[:2], ("input", "weight"), strict=True):
-            assert "dequantize" in str(getattr(operand, "target", "")), f"the {what} of {node.name} is float"
 
 
-def _steps(graph: torch.fx.Graph) -> list[float]:
+def _bound(report: "Report", graph: fx.Graph) -> float:
+    """What rounding to eight bits leaves of the signal, in decibels.
+
+    35 where values are rounded on their way into convolutions and projections, and nowhere else. One less for each
+    stretch of float between int8, which rounds once more. Two less for each product of tensors: it rounds both, and the
+    second with one scale where a weight has one for each of its channels.
+    """
+    stretches = [runs_in for runs_in, _ in groupby(row.runs_in for row in report.rows)]
+    products = sum(bool(_PRODUCT.match(str(node.target))) for node in graph.nodes)
+    return 35 - stretches[1:-1].count("float") - 2 * products
+
+
+@row("pt2e_ptq", not_applicable=_NOT_APPLICABLE)
+def pt2e_ptq(cell: Cell) -> None:
+    """Calibrated as a graph, all that multiplies is int8 within 35 dB (less for float between), 30 at other sizes."""
+    from ... import quantized
+
+    layer, model, batches = _int8(cell)
+    report = quantized.report(model)
+    _assert_is_int8(layer, model, report)
+    bound = _bound(report, model.body.graph)
+    x = torch.cat(batches)
+    assert_close(model(x), layer(x), bound, "to float")
+    other = cell.other_input(9)
+    assert_close(model(other), layer(other), bound - 5, "to float at another size")
+    alone = torch.cat([model(one) for one in x[:8].split(1)])
+    assert_close(alone, layer(x[:8]), bound - 10, "to float in batches of one")  # of a few values
+    assert model(x[:0]).shape == (0, *layer(x).shape[1:])
+
+
+@row("pt2e_io", per_layer=True, not_applicable=_NOT_APPLICABLE)
+def pt2e_io(cell: Cell) -> None:
+    """A state dict, a deep copy and another export of the int8 graph, each saved and loaded, give its bits."""
+    from ... import quantized
+
+    _, model, (x, _) = _int8(cell)
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected), "the deep copy gives other values"
+    state, program = io.BytesIO(), io.BytesIO()
+    torch.save(model.state_dict(), state)
+    state.seek(0)
+    other = quantized.quantize(cell.layer(), [3 * x[:4]], engine="pt2e")
+    assert not torch.equal(other(x), expected), "nothing to load"
+    other.load_state_dict(torch.load(state, weights_only=True), strict=True)
+    assert torch.equal(other(x), expected), "the state dict gives other values"
+
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=cell.dynamic_shapes), program)
+    program.seek(0)
+    loaded = torch.export.load(program).module()
+    for input in (x, cell.other_input(7)):
+        assert torch.equal(loaded(input), model(input)), "exported again it gives other values"
+
+
+@row("pt2e_qat", not_applicable=_NOT_APPLICABLE)
+def pt2e_qat(cell: Cell) -> None:
+    """Trained with fake quantization, saved in the middle and resumed, then int8: it computes what the training saw."""
+    from ... import quantized
+
+    layer, batches = cell.layer(), calibration(cell.sample)
+    model, anew = (quantized.prepare_qat(start, batches[0], engine="pt2e") for start in (layer, cell.layer()))
+    train_and_resume(model, anew, batches)
+    quantized.freeze(model)
+    converted = quantized.convert(model)
+    _assert_is_int8(layer, converted, quantized.report(converted))
+    x = torch.cat(batches)
+    # Both round in the same steps: only a value between two of them may go to the other.
+    assert_close(converted(x), model.eval()(x), 50, "between what was trained and int8")
+    quantized.freeze(anew)
+    assert torch.equal(quantized.convert(anew)(x), converted(x)), "resumed from its state, int8 gives other values"
+
+
+def _steps(graph: fx.Graph) -> list[float]:
     """The steps in which activations are quantized."""
     return [float(node.args[1]) for node in graph.nodes if ".quantize_per_tensor" in str(node.target)]
 
 
-def _assert_close(got: Tensor, expected: Tensor, bound: float, where: str) -> None:
-    noise = decibels(expected, got)
-    assert noise >= bound, f"{noise:.1f} dB {where}, at least {bound} are asked for"
-
-
-@row("pt2e_ptq", not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT))
-def pt2e_ptq(cell: Cell) -> None:
-    """Exported, calibrated and converted for x86, it is int8 within 35 dB, 30 at another size, and exports again."""
-    layer, batches = cell.layer(), calibration(cell.sample)
-    model = _quantized(cell, layer, batches)
-    _assert_is_int8(model.graph)
-    x, other = torch.cat(batches), cell.other_input(9)
-    _assert_close(model(x), layer(x), 35, "to float")
-    _assert_close(model(other), layer(other), 30, "to float at another size")
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(model, (batches[0],), dynamic_shapes=cell.dynamic_shapes), file)
-    file.seek(0)
-    assert torch.equal(torch.export.load(file).module()(x), model(x)), "exported again it gives other values"
-
-
-# Preparing fuses convolutions with batch norms by matching patterns, which takes half a minute: once a layer.
-@row("pt2e_qat", tier=Tier.NIGHTLY, per_layer=True, not_applicable=(NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT))
-def pt2e_qat(cell: Cell) -> None:
-    """Trained for some steps with fake quantization after export, int8 computes what the training saw, to 35 dB."""
-    from torchao.quantization.pt2e import move_exported_model_to_eval
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    batches = calibration(cell.sample)
-    model = _prepared(cell, cell.layer().train(), batches[0], is_qat=True)
-    train(model, batches)
-    move_exported_model_to_eval(model)
-    x = torch.cat(batches)
-    with torch.no_grad():
-        expected = model(x)
-        converted = convert_pt2e(model)
-    _assert_is_int8(converted.graph)
-    _assert_close(converted(x), expected, 35, "to what was trained")
-
-
-@row(
-    "onnx_qdq",
-    tier=Tier.NIGHTLY,
-    not_applicable=(NO_TORCHAO, NO_ONNX, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT),
-    # A converted graph was exported in eval; its flag says nothing, and cannot be set.
-    ignored_warnings=(("Exporting a model while it is in training mode", UserWarning),),
-)
+@row("onnx_qdq", tier=Tier.NIGHTLY, not_applicable=(NO_ONNX, *_NOT_APPLICABLE))
 def onnx_qdq(cell: Cell) -> None:
-    """In int8 by PT2E and then in ONNX, onnxruntime gives the same values to two of the steps that values go in."""
-    batches = calibration(cell.sample)
-    model = _quantized(cell, cell.layer(), batches)
+    """In int8 as a graph and then in ONNX, onnxruntime gives the same values to two of the steps that values go in."""
+    _, model, batches = _int8(cell)
     call, kinds = in_onnx(cell, model, batches[0])
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds, f"not quantized in ONNX: {sorted(kinds)}"
     for x in (batches[0], cell.other_input(5)):
         expected = model(x).detach()
-        step = max(*_steps(model.graph), float(expected.max() - expected.min()) / 255)
+        step = max(*_steps(model.body.graph), float(expected.max() - expected.min()) / 255)
         distance = float((call(x) - expected).abs().max())
         assert distance <= 2 * step, f"{distance / step:.1f} steps apart"
