@@ -1,0 +1,159 @@
+"""The package where torch.ao.quantization, which is deprecated, cannot be imported any more."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import torchvision_layers
+
+ROOT = Path(torchvision_layers.__file__).parents[1]
+
+# Others import torch.ao while they are imported; so it is gone for imports by our own files only.
+FOR_US = """
+    import builtins, sys
+    plain = builtins.__import__
+    def without(name, globals=None, locals=None, fromlist=(), level=0):
+        importer = (globals or {}).get("__name__", "")
+        if importer.startswith("torchvision_layers") and level == 0 and (name + ".").startswith("torch.ao."):
+            raise ImportError(f"{name} is gone for {importer}")
+        return plain(name, globals, locals, fromlist, level)
+    builtins.__import__ = without
+"""
+
+# Gone for everybody, torch among it.
+FOR_ALL = """
+    import sys
+    class Gone:
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith("torch.ao.quantization") or name.startswith("torch.ao.nn"):
+                raise ImportError(f"{name} is gone")
+    sys.meta_path.insert(0, Gone())
+"""
+
+AFTER_TORCHVISION = """
+    import sys, torch, torchvision
+    for name in list(sys.modules):
+        if name.startswith("torch.ao.quantization") or name.startswith("torch.ao.nn"):
+            sys.modules[name] = None
+    for name in ("quantization", "nn"):
+        vars(torch.ao).pop(name, None)
+"""
+
+SETUP = """
+    import torch
+    from torch import nn
+    from torchvision_layers import nn as tnn
+    from torchvision_layers import quantized
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    def decibels(expected, got):
+        return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
+    def refused(call):
+        try:
+            call()
+        except ImportError as error:
+            return str(error)
+        raise AssertionError("no ImportError")
+    model = nn.Sequential(
+        tnn.ConvNormAct(3, 8, activation_layer=nn.Hardswish), tnn.BasicBlock(8, 8, se_layer=tnn.SqueezeExcitation),
+        tnn.InvertedResidual(8, 8, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), tnn.LinearDropoutAct(8, 4),
+    ).eval()
+    x = torch.randn(4, 3, 8, 8)
+"""
+
+FLOAT = """
+    twin = quantized.quantizable(model)
+    assert torch.equal(twin(x), model(x))
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert type(twin.model[1]) is quantized.QuantizableBasicBlock
+    made = [
+        quantized.QuantizableConvNormAct(3, 4), quantized.QuantizableConv1dNormAct(3, 4),
+        quantized.QuantizableConv3dNormAct(3, 4), quantized.QuantizableConvNeXtBlock(4),
+        quantized.QuantizableDepthwiseSeparableConv(3, 4), quantized.QuantizableInvertedResidual(4, 4, 1, 2),
+        quantized.QuantizableLayerNorm2d(4), quantized.QuantizableLayerScale(4),
+        quantized.QuantizableLinearDropoutAct(4, 4), quantized.QuantizableMBConv(4, 4),
+        quantized.QuantizableFusedMBConv(4, 4), quantized.QuantizableMLP(4, [4]), quantized.QuantizableBottleneck(8, 2),
+        quantized.QuantizableBasicBlock(4, 4), quantized.QuantizableSqueezeExcitation(4, 2),
+    ]
+    twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
+    twins -= {"QuantizableGraph", "QuantizableLayer", "QuantizableModel"}
+    assert {type(twin).__name__ for twin in made} == twins
+    for any_model in (model, twin):
+        assert {row.why for row in quantized.report(any_model).rows} == {"not converted yet"}
+"""
+
+REFUSED = """
+    for call in (
+        lambda: quantized.quantize(model, [x], engine="eager"),
+        lambda: quantized.prepare_qat(model, engine="eager"),
+        lambda: quantized.fuse_model(model),
+        lambda: quantized.fuse_model(twin),
+    ):
+        text = refused(call)
+        assert text.startswith("fusing and engine='eager' need torch.ao.quantization, which cannot be imported"), text
+        assert text.endswith("engine='pt2e' does without both"), text
+        assert "gone" in text or "None in sys.modules" in text or "torch.ao" in text, text
+    assert torch.equal(twin(x), model(x)), "nothing was half fused"
+"""
+
+GRAPHS = """
+    int8 = quantized.quantize(model, [x], engine="pt2e")
+    assert decibels(model(x), int8(x)) >= 20
+    assert all(row.runs_in == "int8" for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear"))
+    assert "int8" in {row.runs_in for row in quantized.report(int8).rows}
+    prepared = quantized.prepare_qat(model, x, engine="pt2e")
+    prepared(x).square().mean().backward()
+    quantized.freeze(prepared)
+    expected = prepared.eval()(x).detach()
+    trained = quantized.convert(prepared)
+    assert decibels(expected, trained(x)) >= 40
+    assert {row.path for row in quantized.report(trained).rows} == {row.path for row in quantized.report(int8).rows}
+"""
+
+NEVER_LOADED = """
+    assert "torchvision_layers.quantized._eager" not in sys.modules
+"""
+
+
+def run(*parts: str) -> subprocess.CompletedProcess[str]:
+    code = "".join(textwrap.dedent(part) for part in parts)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def assert_runs(*parts: str) -> None:
+    result = run(*parts)
+    assert result.returncode == 0, result.stderr
+
+
+def test_gone_for_us() -> None:
+    """Everything in float, all of the engine on graphs; the other engine says what it misses."""
+    assert_runs(FOR_US, SETUP, FLOAT, REFUSED, GRAPHS, REFUSED, NEVER_LOADED)
+
+
+@pytest.mark.slow
+def test_gone_for_all_after_torchvision() -> None:
+    assert_runs(AFTER_TORCHVISION, SETUP, FLOAT, REFUSED, NEVER_LOADED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [FOR_US, AFTER_TORCHVISION], ids=["for us", "for all"])
+def test_the_block_holds(block: str) -> None:
+    """The eager engine itself cannot be imported, so the tests above are not of the usual ways."""
+    result = run(block, "\nimport torchvision_layers.quantized\nimport torchvision_layers.quantized._eager\n")
+    assert result.returncode == 1
+    assert "_eager.py" in result.stderr
+    assert "gone" in result.stderr or "torch.ao" in result.stderr
+
+
+@pytest.mark.parametrize("module", ["torch", "torchvision", "torchao"])
+def test_others_cannot_do_without(module: str) -> None:
+    """It is a file of theirs that asks for it. Where this fails, the tests above can block it for everybody."""
+    result = run(FOR_ALL, f"\nimport {module}\n")
+    assert result.returncode == 1
+    assert "is gone" in result.stderr
+    files = [line for line in result.stderr.splitlines() if line.startswith("  File ") and "site-packages" in line]
+    assert any(f"site-packages/{package}/" in files[-1] for package in ("torch", "torchao", "torchvision"))
+    assert "torchvision_layers" not in result.stderr
