@@ -80,12 +80,10 @@ def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], ar
         with torch.no_grad():
             prepared.eval()(images)  # convert wants it to have seen some; what this changes is loaded next
         history = resume(args.resume, about, prepared, optimizer)
-        if history[-1]["is_frozen"]:
-            quantized.freeze(prepared)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         is_frozen = epoch > max(args.epochs - args.frozen_epochs, 1)
-        if is_frozen and not prepared.is_frozen:
+        if is_frozen and not prepared.is_frozen:  # a resumed model does not know that it was
             quantized.freeze(prepared)
         seed_everything(args.seed, epoch)
         trained = train_one_epoch(prepared, loader, optimizer, epoch=epoch)
