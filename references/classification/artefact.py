@@ -1,10 +1,11 @@
-"""Int8 models as files that load without ``torchvision_layers``; the one place that uses ``torch.jit``.
+"""Int8 models as files that load with torch alone; the one place that uses ``torch.jit`` and ``torch.export``.
 
-Run as a script, it tests such a file in a process in which ``torchvision_layers`` cannot be imported:
+Run as a script, it tests such a file in a process in which ``torchvision_layers`` and torchao cannot be imported:
 
 python references/classification/artefact.py outputs/resnet18/int8.pt
 """
 
+import importlib
 import json
 import sys
 import warnings
@@ -13,25 +14,54 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.modules["torchvision_layers"] = None  # from here on, importing it raises
+    sys.modules["torchvision_layers"] = sys.modules["torchao"] = None  # from here on, importing them raises
 
 import torch
 from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
-from torch import nn
+from torch import Tensor, nn
 from utils import atomic_path, check_output_dir, evaluate, run_as_script, save_atomically
 
 
+class ExportedModel(nn.Module):
+    """An exported graph in evaluation mode, the only one it has."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+        self.training = False
+
+    def train(self, mode: bool = True) -> "ExportedModel":
+        if mode:
+            raise RuntimeError("an exported int8 graph cannot be trained")
+        return self  # the graph itself refuses even eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.graph(images)
+
+
 def save_artefact(model: nn.Module, path: str | Path, about: dict[str, object]) -> None:
-    """Writes ``model`` as TorchScript at ``path``, with ``about`` inside; whole, or not at all."""
+    """Writes ``model`` at ``path``, with ``about`` inside; whole, or not at all.
+
+    A model of the engine ``"eager"`` becomes TorchScript, one of ``"pt2e"`` an exported graph, for batches of any size.
+    """
+    extra_files = {"about.json": json.dumps(about)}
+    if about["engine"] == "pt2e":
+        images = torch.zeros(2, 3, about["image_size"], about["image_size"])
+        graph = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        with atomic_path(path) as temporary:
+            torch.export.save(graph, temporary, extra_files=extra_files)
+        return
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
-        torch.jit.save(torch.jit.script(model), temporary, _extra_files={"about.json": json.dumps(about)})
+        torch.jit.save(torch.jit.script(model), temporary, _extra_files=extra_files)
 
 
 def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
     """The model in a file of :func:`save_artefact`, and what it says of itself.
 
-    Sets torch's quantized engine to the one the model was made for, since int8 weights are packed on loading.
+    For TorchScript it sets torch's quantized engine to the one the model was made for, since int8 weights are packed on
+    loading. For an exported graph it imports ``torch.ao.quantization.fx._decomposed``, which registers the operators
+    that quantize and dequantize: with that import torch loads the graph by itself, without it not.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -43,6 +73,9 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
         with zipfile.ZipFile(path) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("/extra/about.json")]
             about = json.loads(archive.read(name))
+        if about["engine"] == "pt2e":
+            importlib.import_module("torch.ao.quantization.fx._decomposed")
+            return ExportedModel(torch.export.load(path).module()), about
         torch.backends.quantized.engine = about["backend"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)

@@ -217,14 +217,18 @@ def main(args: Namespace) -> dict[str, Any]:
 
 
 def resume(
-    path: str, about: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
+    path: str,
+    about: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None = None,
 ) -> list[dict[str, float]]:
     """Takes model, optimizer and scheduler to where the checkpoint at ``path`` was written; returns the history.
 
     Raises:
         ValueError: if the checkpoint cannot be resumed, or is of a run that differs from ``about``.
     """
-    checkpoint = load_checkpoint(path, about["model_name"], about["num_classes"])
+    checkpoint = load_checkpoint(path, about["model_name"], about["num_classes"], about.get("kind", "float"))
     if "optimizer" not in checkpoint:
         raise ValueError(f"{path} holds weights alone: they can be started from, but not resumed")
     check_same(path, "classes", checkpoint["classes"], about["classes"])
@@ -232,7 +236,8 @@ def resume(
         check_same(path, name, checkpoint["settings"][name], value)
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
-    scheduler.load_state_dict(checkpoint["scheduler"])
+    if scheduler is not None:
+        scheduler.load_state_dict(checkpoint["scheduler"])
     return checkpoint["history"]
 
 

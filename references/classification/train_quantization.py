@@ -3,17 +3,23 @@
 python references/classification/train_quantization.py --model resnet18 --weights outputs/resnet18/model.pth
 """
 
+import hashlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from artefact import save_artefact
 from data import ImageLoader, left_out
 from torch import nn
-from train import add_data_arguments, load_data, load_trained, train_one_epoch
-from utils import check_numbers, check_output_dir, evaluate, run_as_script, seed_everything
+from train import add_data_arguments, load_data, load_trained, resume, train_one_epoch
+from utils import check_numbers, check_output_dir, evaluate, run_as_script, save_atomically, seed_everything
 
 from torchvision_layers import quantized
+
+# Quantization-aware training can only be resumed with the same.
+SETTINGS = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs", "frozen_epochs", "lr", "seed")
 
 
 def get_parser() -> ArgumentParser:
@@ -21,42 +27,85 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
     parser.add_argument("--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py")
     add_data_arguments(parser)
-    parser.add_argument("--backend", default="x86", help="x86, onednn or qnnpack")
+    parser.add_argument("--engine", default="eager", help="eager or pt2e")
+    parser.add_argument("--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86 or xnnpack")
     parser.add_argument("--calibration-batches", type=int, default=8, help="training batches to observe")
     parser.add_argument("--qat", action="store_true", help="train with fake quantization instead of calibrating")
     parser.add_argument("--epochs", type=int, default=2, help="of quantization-aware training")
+    parser.add_argument(
+        "--frozen-epochs",
+        type=int,
+        default=1,
+        help="the last of them, in which ranges and batch statistics stay as they are; never the first",
+    )
     parser.add_argument("--lr", type=float, default=1e-3, help="of quantization-aware training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", metavar="PATH", help="a checkpoint_qat.pth of an interrupted run, to go on from")
     parser.add_argument("--output-dir", help="where the int8 model goes; without it, outputs/MODEL")
+    parser.add_argument("--report", action="store_true", help="print what became of each module")
     return parser
 
 
+def check_engine(args: Namespace) -> None:
+    """Quantizes a convolution alone, so that what does not work here is named before there is anything to lose."""
+    model, images = nn.Conv2d(3, 4, 3), torch.rand(2, 3, 8, 8)
+    try:
+        if args.qat:
+            quantized.prepare_qat(model, images, engine=args.engine, backend=args.backend)
+        else:
+            quantized.quantize(model, [images], engine=args.engine, backend=args.backend)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
 def calibrate(
-    model: nn.Module, loader: ImageLoader, *, backend: str = "x86", batches: int = 8
-) -> quantized.QuantizableModel:
+    model: nn.Module, loader: ImageLoader, *, engine: str = "eager", backend: str = "x86", batches: int = 8
+) -> nn.Module:
     """The int8 form of a trained model, its ranges observed on the first ``batches`` of ``loader``."""
-    return quantized.quantize(model, islice(loader, batches), backend=backend)
+    return quantized.quantize(model, islice(loader, batches), engine=engine, backend=backend)
 
 
-def train_aware(
-    model: nn.Module, loader: ImageLoader, *, backend: str = "x86", epochs: int = 2, lr: float = 1e-3, seed: int = 0
-) -> quantized.QuantizableModel:
-    """The int8 form of a trained model after ``epochs`` of training with fake quantization, the last one frozen."""
-    prepared = quantized.prepare_qat(model, backend=backend)
-    optimizer = torch.optim.SGD(prepared.parameters(), lr=lr, momentum=0.9)
-    for epoch in range(1, epochs + 1):
-        if epoch == epochs and epochs > 1:
+def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], args: Namespace, path: Path) -> nn.Module:
+    """The int8 form of a trained model after ``args.epochs`` of training with fake quantization.
+
+    Each epoch leaves a checkpoint at ``path``, from which ``args.resume`` goes on.
+    """
+    images, _ = next(iter(loader), (None, None))
+    if images is None:
+        raise ValueError("none of the training images can be read")
+    prepared = quantized.prepare_qat(model, images, engine=args.engine, backend=args.backend)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9)
+    history = []
+    if args.resume is not None:
+        with torch.no_grad():
+            prepared.eval()(images)  # convert wants it to have seen some; what this changes is loaded next
+        history = resume(args.resume, about, prepared, optimizer)
+
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        is_frozen = epoch > max(args.epochs - args.frozen_epochs, 1)
+        if is_frozen and not prepared.is_frozen:  # a resumed model does not know that it was
             quantized.freeze(prepared)
-        seed_everything(seed, epoch)
-        train_one_epoch(prepared, loader, optimizer, epoch=epoch)
+        seed_everything(args.seed, epoch)
+        trained = train_one_epoch(prepared, loader, optimizer, epoch=epoch)
+        history.append(
+            {"epoch": epoch, "train_loss": trained.loss, "train_accuracy": trained.accuracy, "is_frozen": is_frozen}
+        )
+        # Testing here would let the ranges see the test images.
+        print(
+            f"epoch {epoch}/{args.epochs}{', frozen' if is_frozen else ''}: "
+            f"loss {trained.loss:.3f}, accuracy {trained.accuracy:.2%}{left_out(loader)}"
+        )
+        state = {"model": prepared.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        save_atomically({**about, **state}, path)
     return quantized.convert(prepared)
 
 
 def main(args: Namespace) -> dict[str, float]:
     """Quantizes as ``args`` of :func:`get_parser` say; returns the test accuracy in float and in int8."""
     check_numbers(args)
-    if args.backend not in torch.backends.quantized.supported_engines:
-        raise ValueError(f"backend must be x86, onednn or qnnpack; got {args.backend!r}")
+    if args.resume is not None and not args.qat:
+        raise ValueError("resume needs qat: there is nothing to resume without training")
+    check_engine(args)
     train_loader, test_loader, classes = load_data(args)
     seed_everything(args.seed)
     model = load_trained(args.weights, args, classes)
@@ -64,24 +113,41 @@ def main(args: Namespace) -> dict[str, float]:
 
     in_float = evaluate(model, test_loader).accuracy
     if args.qat:
-        converted = train_aware(
-            model, train_loader, backend=args.backend, epochs=args.epochs, lr=args.lr, seed=args.seed
-        )
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        settings |= {"training images": len(train_loader.dataset), "weights": fingerprint(model)}
+        about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": settings}
+        about["kind"] = "quantization-aware"
+        converted = train_aware(model, train_loader, about, args, output_dir / "checkpoint_qat.pth")
     else:
-        converted = calibrate(model, train_loader, backend=args.backend, batches=args.calibration_batches)
+        converted = calibrate(
+            model, train_loader, engine=args.engine, backend=args.backend, batches=args.calibration_batches
+        )
     in_int8 = evaluate(converted, test_loader).accuracy
+    if args.report:
+        print(quantized.report(converted))
 
-    path = output_dir / ("int8_qat.pt" if args.qat else "int8.pt")
-    save_artefact(converted, path, describe(args.model, classes, args.dataset, args.image_size, args.backend))
+    path = output_dir / f"int8{'_qat' if args.qat else ''}.{'pt2' if args.engine == 'pt2e' else 'pt'}"
+    about = describe(args.model, classes, args.dataset, args.image_size, args.backend, args.engine)
+    save_artefact(converted, path, about)
     how = "quantization-aware" if args.qat else "post-training"
     print(
-        f"{args.model} on {args.backend}, {how}: test accuracy float {in_float:.2%}, int8 {in_int8:.2%}; "
-        f"{path}{left_out(train_loader, test_loader)}"
+        f"{args.model} in {args.engine} on {args.backend}, {how}: test accuracy float {in_float:.2%}, "
+        f"int8 {in_int8:.2%}; {path}{left_out(train_loader, test_loader)}"
     )
     return {"float": in_float, "int8": in_int8}
 
 
-def describe(model_name: str, classes: list[str], dataset: str, image_size: int, backend: str) -> dict[str, object]:
+def fingerprint(model: nn.Module) -> str:
+    """Tells weights from others."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(
+    model_name: str, classes: list[str], dataset: str, image_size: int, backend: str, engine: str = "eager"
+) -> dict[str, object]:
     """What an artefact says of itself."""
     return {
         "model_name": model_name,
@@ -89,6 +155,7 @@ def describe(model_name: str, classes: list[str], dataset: str, image_size: int,
         "dataset": dataset,
         "image_size": image_size,
         "backend": backend,
+        "engine": engine,
     }
 
 

@@ -26,6 +26,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "batch_size": (lambda value: value >= 2, "at least 2, for batch statistics"),
     "calibration_batches": (lambda value: value >= 1, "at least 1"),
     "epochs": (lambda value: value >= 1, "at least 1"),
+    "frozen_epochs": (lambda value: value >= 0, "at least 0"),
     "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "lr": (lambda value: 0 < value < float("inf"), "positive and finite"),
     "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
@@ -119,12 +120,18 @@ def save_atomically(obj: object, path: str | Path) -> None:
         torch.save(obj, temporary)
 
 
-def load_checkpoint(path: str | Path, model_name: str, num_classes: int) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model_name: str, num_classes: int, kind: str = "float") -> dict[str, Any]:
     """The checkpoint at ``path``, which must hold such a model.
+
+    Args:
+        path: a file of one of the scripts.
+        model_name: a name from ``models/__init__.py``.
+        num_classes: size of the output.
+        kind: of the training, ``"float"`` or ``"quantization-aware"``. Default: ``"float"``.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the file is damaged, not a checkpoint of these scripts, or of another model.
+        ValueError: if the file is damaged, not a checkpoint of these scripts, or of another model or kind.
     """
     with open(path, "rb") as file:
         try:
@@ -139,6 +146,9 @@ def load_checkpoint(path: str | Path, model_name: str, num_classes: int) -> dict
         raise ValueError(
             f"{path} is a checkpoint of {found[0]} with {found[1]} classes, not of {model_name} with {num_classes}"
         )
+    found_kind = checkpoint.get("kind", "float")
+    if found_kind != kind:
+        raise ValueError(f"{path} is a checkpoint of {found_kind} training, not of {kind} training")
     return checkpoint
 
 

@@ -45,30 +45,33 @@ def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
     return train_quantization.main(parser.parse_args([*arguments, "--output-dir", str(output_dir), *extra]))
 
 
-@pytest.mark.parametrize("backend", ["x86", "qnnpack"])
-def test_post_training(trained: Path, tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(("engine", "backend"), [("eager", "x86"), ("eager", "qnnpack"), ("pt2e", "x86")])
+def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str) -> None:
     """The artefact, in a process that cannot import the package, has the accuracy that the script found."""
-    found = quantize(trained, tmp_path, "--calibration-batches", "2", "--backend", backend)
+    found = quantize(trained, tmp_path, "--calibration-batches", "2", "--engine", engine, "--backend", backend)
     assert abs(found["int8"] - found["float"]) < 0.05
-    accuracy, outputs = demo.evaluate_elsewhere(tmp_path / "int8.pt")
+    path = tmp_path / ("int8.pt2" if engine == "pt2e" else "int8.pt")
+    assert list(tmp_path.iterdir()) == [path]
+    accuracy, outputs = demo.evaluate_elsewhere(path)
     assert accuracy == found["int8"]
     assert outputs.shape == (364, 10)
-    assert (tmp_path / "int8.pt").stat().st_size < (trained / "model.pth").stat().st_size / 3.5
+    assert path.stat().st_size < (trained / "model.pth").stat().st_size / (2.5 if engine == "pt2e" else 3.5)
 
 
-def test_quantization_aware(trained: Path, tmp_path: Path) -> None:
-    found = quantize(trained, tmp_path, "--qat", "--epochs", "1")
+@pytest.mark.parametrize(("engine", "suffix"), [("eager", "pt"), ("pt2e", "pt2")])
+def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: str) -> None:
+    found = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--engine", engine)
     assert found["int8"] >= found["float"] - 0.02
-    accuracy, _ = demo.evaluate_elsewhere(tmp_path / "int8_qat.pt")
+    accuracy, _ = demo.evaluate_elsewhere(tmp_path / f"int8_qat.{suffix}")
     assert accuracy == found["int8"]
 
 
 def test_the_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
-    """A module that it imports and that imports the package ends it."""
+    """A module that it imports and that imports the package ends it; torchao is out of reach as well."""
     for name in ("data.py", "utils.py", "presets.py", "artefact.py"):
         shutil.copy(Path(artefact.__file__).with_name(name), tmp_path / name)
     with open(tmp_path / "presets.py", "a") as presets:
-        presets.write("\nimport torchvision_layers\n")
+        presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
     command = [sys.executable, str(tmp_path / "artefact.py"), "int8.pt"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert "import of torchvision_layers halted" in result.stderr
@@ -111,7 +114,8 @@ def test_a_truncated_artefact(trained: Path, tmp_path: Path) -> None:
             ["--model", "mobilenet_v2"],
             "model.pth is a checkpoint of resnet18_tiny with 10 classes, not of mobilenet_v2",
         ),
-        (["--backend", "tensorrt"], "backend must be x86, onednn or qnnpack; got 'tensorrt'"),
+        (["--backend", "tensorrt"], "backend must be one of x86, onednn.*got 'tensorrt'"),
+        (["--frozen-epochs", "-1"], "frozen_epochs must be at least 0; got -1"),
         (["--image-size", "24"], "model.pth was made with image_size 32, not 24"),
         (["--calibration-batches", "0"], "calibration_batches must be at least 1; got 0"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
@@ -120,6 +124,25 @@ def test_a_truncated_artefact(trained: Path, tmp_path: Path) -> None:
 def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         quantize(trained, tmp_path, *extra)
+
+
+@pytest.mark.parametrize("qat", [[], ["--qat"]])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
+        (["--backend", "xnnpack"], "backend must be one of x86, onednn.*got 'xnnpack'"),
+        (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of x86, xnnpack.*got 'onednn'"),
+        (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 to train"),
+    ],
+)
+def test_what_cannot_be_done_here_is_named_first(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qat: list[str], flags: list[str], message: str
+) -> None:
+    """Before the weights are read, which do not exist."""
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(ValueError, match=message):
+        quantize(trained, tmp_path, "--weights", "nowhere.pth", *qat, *flags)
 
 
 def test_demo_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
