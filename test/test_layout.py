@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "nn": {"layers"},
     "quantized": {"layers", "_utils"},
     "experimental": {"layers", "_utils"},
-    "testing": {"quantized", "_utils"},
+    "testing": {"quantized"},
 }
 
 

@@ -175,8 +175,8 @@ def _weights(backend: str, is_qat: bool) -> object:
             return taoq.FakeQuantize.with_args(observer=_PairRange, **shared)
         return _PairRange.with_args(**shared)
     if is_qat:
-        observer = taoq.MovingAveragePerChannelMinMaxObserver
-        return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **shared)
+        # Not fused: that kernel trains in steps that differ from those that the conversion takes.
+        return taoq.FakeQuantize.with_args(observer=taoq.MovingAveragePerChannelMinMaxObserver, **shared)
     return taoq.PerChannelMinMaxObserver.with_args(**shared)
 
 

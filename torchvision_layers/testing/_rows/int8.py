@@ -124,7 +124,8 @@ def qat_eager(cell: Cell) -> None:
     converted = quantized.convert(model)
     _assert_is_int8(cell, layer, quantized.report(converted))
     x = torch.cat(batches)
-    assert_close(converted(x), model.eval()(x), 25, "between what was trained and int8")
+    # Both round in the same steps, except for sums, products and sigmoids: int8 kernels for these round by themselves.
+    assert_close(converted(x), model.eval()(x), 38, "between what was trained and int8")
     quantized.freeze(anew)
     assert torch.equal(quantized.convert(anew)(x), converted(x)), "resumed from its state, int8 gives other values"
 
