@@ -63,7 +63,10 @@ def _below(model: nn.Module, path: str) -> Iterator[PostOp]:
 
 
 def worthwhile(model: nn.Module, found: list[PostOp], example: Tensor) -> list[PostOp]:
-    """Those that are faster as post-operations even where one image runs, of the size of ``example``."""
+    """Those that are faster as post-operations even where one image runs, of the size of ``example``.
+
+    None where a ``forward`` that cannot be traced uses outputs of convolutions in yet another way.
+    """
     sizes: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, args: object, output: Tensor) -> None:
@@ -71,14 +74,48 @@ def worthwhile(model: nn.Module, found: list[PostOp], example: Tensor) -> list[P
 
     operations = [model.get_submodule(op.parent).get_submodule(op.operation) for op in found]
     handles = [operation.register_forward_hook(note) for operation in operations]
-    model(example[:1])
+    expected = model(example[:1])
     for handle in handles:
         handle.remove()
-    return [
+    worth = [
         op
         for op, operation in zip(found, operations, strict=True)
         if type(operation) is nn.SiLU or sizes.get(operation, 0) >= _WORTHWHILE
     ]
+    return worth if _is_same(model, worth, example[:1], expected) else []
+
+
+class _Both(nn.Module):
+    """What a convolution with a post-operation computes, in float."""
+
+    def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.operation = operation
+
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
+        return self.operation(self.convolution(input), *others)
+
+
+def _is_same(model: nn.Module, found: list[PostOp], input: Tensor, expected: Tensor) -> bool:
+    """Whether the model gives the same with the post-operations in their convolutions."""
+    parents = [model.get_submodule(op.parent) for op in found]
+    pairs = [
+        (parent.get_submodule(op.convolution), parent.get_submodule(op.operation))
+        for parent, op in zip(parents, found, strict=True)
+    ]
+    for parent, op, (convolution, operation) in zip(parents, found, pairs, strict=True):
+        parent.set_submodule(op.convolution, nn.Identity())
+        parent.set_submodule(op.operation, _Both(convolution, operation).eval())
+    try:
+        got = model(input)
+    except (RuntimeError, ValueError):  # of shapes that do not fit any more
+        return False
+    finally:
+        for parent, op, (convolution, operation) in zip(parents, found, pairs, strict=True):
+            parent.set_submodule(op.convolution, convolution)
+            parent.set_submodule(op.operation, operation)
+    return got.shape == expected.shape and float((got - expected).abs().max()) <= 1e-3 * float(expected.abs().max())
 
 
 def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
