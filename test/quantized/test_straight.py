@@ -191,7 +191,9 @@ def test_slices_run(model: quantized.QuantizableModel) -> None:
 
 
 @USES_STORAGES
-def test_a_line_is_drawn_once(model: quantized.QuantizableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_drawn_before_anything_runs(
+    model: quantized.QuantizableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[nn.Module] = []
     draw: Callable[..., object] = _straight._straight
 
@@ -201,6 +203,8 @@ def test_a_line_is_drawn_once(model: quantized.QuantizableModel, monkeypatch: py
 
     monkeypatch.setattr(_straight, "_straight", count)
     fresh = copy.deepcopy(model)
+    assert fresh.model in drawn
+    drawn.clear()
     for _ in range(3):
         fresh(X)
-    assert drawn == [fresh.model]
+    assert not drawn, "other threads may run while a line is drawn"

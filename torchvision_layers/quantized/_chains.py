@@ -9,9 +9,10 @@ import torch
 import torch.fx
 from torch import nn
 
-__all__ = ["Calls", "calls"]
+__all__ = ["JOINS", "Calls", "calls"]
 
-_JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
+#: Functions by which tensors are put side by side.
+JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Calls:
     whole: list[str] = field(default_factory=list)
     #: Names of modules that take two different tensors, each with the modules through which the first came, as a chain.
     pairs: list[tuple[str, list[str]]] = field(default_factory=list)
+    #: By name of a module, what takes the input of that module as well, and later.
+    rereads: dict[str, set[str]] = field(default_factory=dict)
     #: Names of the modules through which the result came, as a chain.
     result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, for which int8 needs a common range.
@@ -39,7 +42,8 @@ class _ShallowTracer(torch.fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not any(m is known for known in self.root.modules()):
+        is_traced = any(isinstance(argument, torch.fx.Proxy) for argument in (*args, *kwargs.values()))
+        if not is_traced or not any(m is known for known in self.root.modules()):  # of another thread, or a slice
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -88,6 +92,12 @@ def calls(module: nn.Module) -> Calls:
         for node in nodes
         if node in free and len(node.args) == 2 and node.args[0] is not node.args[1]
     ]
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    rereads = {
+        str(node.target): {str(user.target) for user in node.args[0].users if order[user] > order[node]}
+        for node in free
+        if node.args and isinstance(node.args[0], torch.fx.Node)
+    }
     result = next(through(node.args[0]) for node in graph.nodes if node.op == "output")
-    joins = any(node.op == "call_function" and node.target in _JOINS for node in graph.nodes)
-    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, result, joins)
+    joins = any(node.op == "call_function" and node.target in JOINS for node in graph.nodes)
+    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, rereads, result, joins)

@@ -30,6 +30,9 @@ __all__ = ["BACKENDS", "convert", "freeze", "fuse_group", "is_fused_for_training
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 
+# Alone: its kernels take every tensor for one in rows of pixels, which convolutions do not give.
+_NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
+
 
 # Fusing
 
@@ -194,7 +197,7 @@ def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None
         activation = parent.get_submodule(op.operation)
         if type(activation) in ACTIVATIONS:
             parent.set_submodule(op.operation, ObservedActivation(activation))
-    _add_islands(model)
+    _add_islands(model, backend)
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             module.padding = numeric_padding(module) or module.padding  # int8 convolutions take numbers only
@@ -248,7 +251,9 @@ def _replace_projections(module: nn.Module) -> None:
         if isinstance(child, nnq.Linear):
             weight, bias = child._weight_bias()
             output = float(child.scale), int(child.zero_point)
-            setattr(module, name, Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *output).eval())
+            projection = Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *output).eval()
+            projection._forward_hooks, projection._forward_pre_hooks = child._forward_hooks, child._forward_pre_hooks
+            setattr(module, name, projection)
         else:
             _replace_projections(child)
 
@@ -300,6 +305,10 @@ def freeze(model: nn.Module) -> None:
         elif hasattr(module, "freeze_bn_stats"):
             module.freeze_bn_stats()  # type: ignore[operator]  # a fused module of torch.ao
     model.apply(taoq.disable_observer)
+    for module in model.modules():
+        # A range of weights follows from them alone, and they are still trained: x86 relies on it.
+        if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, _PairRange):
+            module.enable_observer()
 
 
 def is_fused_for_training(model: nn.Module) -> bool:
@@ -320,14 +329,16 @@ def unobserved(model: nn.Module) -> list[str]:
     ]
 
 
-def _add_islands(module: nn.Module) -> None:
+def _add_islands(module: nn.Module, backend: str) -> None:
     for name, child in module.named_children():
         if isinstance(child, FloatIsland) or is_unit(child):
             continue
-        if kernel(child) in (Kernel.ISLAND, Kernel.UNKNOWN):
+        if kernel(child) in (Kernel.ISLAND, Kernel.UNKNOWN) or (
+            backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
+        ):
             setattr(module, name, FloatIsland(child))
         else:
-            _add_islands(child)
+            _add_islands(child, backend)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ _ISLANDS = {
 
 def kernel(module: nn.Module) -> Kernel:
     """How a float module will run; of a subclass nothing is known, unless it is a twin."""
-    if getattr(module, "stays_in_float", False):
+    if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
         return Kernel.UNKNOWN
     kind = getattr(module, "float_class", type(module))
     if _is_exception(module):
@@ -167,4 +167,8 @@ def _is_exception(module: nn.Module) -> bool:
         return not module.affine or module.running_mean is None
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return module.padding_mode != "zeros" or numeric_padding(module) is None
+    if isinstance(module, nn.AvgPool2d):  # qnnpack's kernel ignores the two
+        return module.divisor_override is not None or (
+            not module.count_include_pad and module.padding not in (0, (0, 0))
+        )
     return isinstance(module, nn.Upsample) and module.mode not in ("nearest", "bilinear")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers.stochastic_depth import StochasticDepth
 from ._chains import calls
+from ._fusing import NORMS
 from ._kernels import Kernel, has_hooks, is_unit, kernel
 from ._observed import Addition
 
@@ -58,7 +59,12 @@ def _below(model: nn.Module, path: str) -> Iterator[PostOp]:
         if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
             continue
         convolution = _convolution_at_end(module, before)
-        if convolution is not None:
+        if convolution is None:
+            continue
+        # It moves to the place of the operation: until then nothing else may get its input that could change it.
+        first = before[0]
+        others = called.rereads.get(first, set()) - {name} if f"{convolution}.".startswith(f"{first}.") else set()
+        if all(_leaves_its_input(module, other) for other in others):
             yield PostOp(path, convolution, name)
 
 
@@ -131,6 +137,12 @@ def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
         inner = None if is_unit(last) else _convolution_at_end(last, calls(last).result)
         return inner and f"{name}.{inner}"
     return None
+
+
+def _leaves_its_input(module: nn.Module, name: str) -> bool:
+    """Whether a name, of a module or of a function, is that of a convolution or projection, fused or not."""
+    other = dict(module.named_modules()).get(name)
+    return type(other) in NORMS or (isinstance(other, nn.Sequential) and is_unit(other))
 
 
 def _is_convolution(module: nn.Module) -> bool:

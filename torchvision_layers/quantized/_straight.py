@@ -7,9 +7,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from ._kernels import has_hooks
 from ._twin import QuantizableLayer
 
-__all__ = ["StraightSequential", "straighten"]
+__all__ = ["StraightSequential", "straighten", "trace_lines"]
 
 #: What computes the same as the forward of a class, with less around it.
 Kernels = Mapping[type[nn.Module], Callable[[Any, Tensor], Tensor]]
@@ -21,12 +22,21 @@ def straighten(model: nn.Module, kernels: Kernels) -> None:
         if type(module) is nn.Sequential:
             module.__class__ = StraightSequential
             module.__dict__["kernels"] = kernels
+    trace_lines(model)
+
+
+def trace_lines(model: nn.Module) -> None:
+    """Finds what the containers of a model that is straightened run; not when they run, when others may."""
+    for module in model.modules():
+        if isinstance(module, StraightSequential) and not any(has_hooks(below) for below in module.modules()):
+            module.__dict__["line"] = _Line(module, module.__dict__["kernels"])
 
 
 class StraightSequential(nn.Sequential):
-    """Calls the kernels of all layers below it one after another, unless a module among them has hooks.
+    """Calls the kernels of all layers below it one after another.
 
-    The checks of the layers are left to the kernels; where one of these refuses, the layers are run to say why.
+    It runs layer by layer while a module among them has hooks, and once one was exchanged. The checks of the layers are
+    left to the kernels; where one of these refuses, the layers are run to say why.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,16 +48,8 @@ class StraightSequential(nn.Sequential):
 
     @torch.jit.unused
     def _is_straight(self, input: Tensor) -> bool:
-        if isinstance(input, torch.fx.Proxy) or "kernels" not in self.__dict__:  # a slice has none
-            return False
         line = self.__dict__.get("line")
-        if line is None or not line.is_current():
-            line = self.__dict__["line"] = _Line(self)
-        if any(line.hooks):
-            return False
-        if line.run is None:
-            line.run = _straight(self, self.__dict__["kernels"])
-        return True
+        return line is not None and line.is_current() and not isinstance(input, torch.fx.Proxy)
 
     @torch.jit.unused
     def _run(self, input: Tensor) -> Tensor:
@@ -61,16 +63,17 @@ class StraightSequential(nn.Sequential):
 
 
 class _Line:
-    """The kernels that a container runs, once they were asked for, and the modules that it had then."""
+    """The kernels that a container runs, and the modules that it had when they were found."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, kernels: Kernels) -> None:
         modules = list(root.modules())
-        self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks += [nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks]
         self._children = [(m._modules, tuple(m._modules.values())) for m in modules if m._modules]
-        self.run: Callable[[Tensor], Tensor] | None = None
+        self.run = _straight(root, kernels)
 
     def is_current(self) -> bool:
-        return all(tuple(children.values()) == before for children, before in self._children)
+        return not any(self._hooks) and all(tuple(now.values()) == before for now, before in self._children)
 
 
 def _straight(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tensor]:
@@ -102,3 +105,10 @@ class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, QuantizableLayer) and type(m).__module__.startswith("torchvision_layers.")
         return not (isinstance(m, StraightSequential) or ours)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not any(isinstance(argument, torch.fx.Proxy) for argument in args):  # another thread's
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)

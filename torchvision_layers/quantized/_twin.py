@@ -109,7 +109,9 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
             "pass allow_float=True to leave it in float"
         )
     for subclass in classes[:ours]:
-        changed = [name for name, value in vars(subclass).items() if callable(value) and name != "__init__"]
+        own = vars(subclass).items()
+        kinds = (property, classmethod, staticmethod)
+        changed = [name for name, value in own if (callable(value) or isinstance(value, kinds)) and name != "__init__"]
         if changed:
             raise NoTwinError(
                 f"{path} is a {type(module).__name__}, a {classes[ours].__name__} with its own {', '.join(changed)}, "

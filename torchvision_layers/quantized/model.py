@@ -18,6 +18,7 @@ from ._int8 import running_on
 from ._kernels import Kernel, is_unit, kernel
 from ._observed import DeQuantStub, QuantStub
 from ._post_ops import PostOp
+from ._straight import trace_lines
 from ._twin import make_twins
 
 __all__ = ["QuantizableModel", "quantizable"]
@@ -95,7 +96,15 @@ class QuantizableModel(nn.Module):
         memo[id(self)] = copied
         with self._packing():
             copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        trace_lines(copied)
         return copied
+
+    def __reduce__(self) -> Any:
+        if not self.prepared_for:
+            return super().__reduce__()
+        raise TypeError(
+            "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or torch.jit.script(model)"
+        )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -110,7 +119,10 @@ class QuantizableModel(nn.Module):
                 if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight):
                     raise ValueError(f"{key} has weights made for another backend, whose products x86 cannot add")
         with self._packing():
-            return super().load_state_dict(state_dict, strict, assign)
+            keys = super().load_state_dict(state_dict, strict, assign)
+        if self.is_frozen:  # though the state may be of a time before
+            eager().freeze(self)
+        return keys
 
 
 def _overflows(weight: Tensor) -> bool:

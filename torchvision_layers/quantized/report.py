@@ -71,6 +71,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if isinstance(module, FloatIsland):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)
+    if after == "DeQuantize":  # of a twin that computes something in float, up to where its next stub stands
+        return ReportRow(path, before, after, "float", Kernel.ISLAND.value)
     if is_int8(module):
         return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
     if how is Kernel.CONTAINER and not is_unit(module):

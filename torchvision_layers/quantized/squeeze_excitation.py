@@ -37,8 +37,9 @@ class QuantizableSqueezeExcitation(QuantizableLayer, SqueezeExcitation):
         self._complete()
 
     def _add_functionals(self) -> None:
-        # The one with a kernel for int8.
-        self.avgpool = nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
+        # The one with a kernel for int8; the same instance, for it may carry hooks.
+        self.avgpool.__class__ = nn.AdaptiveAvgPool2d  # type: ignore[assignment]
+        self.avgpool.output_size = 1
         self.skip_mul = Multiplication()
 
     def _scale(self, input: Tensor, scale: Tensor) -> Tensor:

@@ -3,10 +3,13 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ._chains import JOINS
 from ._checking import check_float32, check_module, check_same_results
 from ._engines import eager
 from ._fusing import fuse_children
@@ -105,8 +108,8 @@ def prepare_qat(
 
     Args:
         model: as in :func:`quantize`.
-        example: a batch such as it will be trained on. ``engine="pt2e"`` needs one, to export the model. Default:
-            ``None``.
+        example: a batch such as it will be trained on. ``engine="pt2e"`` needs one, to export the model; eager takes
+            its shape to try the int8 model with. Default: ``None``.
         backend: as in :func:`quantize`.
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
@@ -123,6 +126,9 @@ def prepare_qat(
         return _graphs().prepare_graph(model, example, backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).train()
+    if example is not None:
+        (example,) = _inputs([example])
+        prepared.image_shape = tuple(example.shape[1:])
     fuse_model(prepared, is_qat=True)
     prepared.post_ops = eager().prepare(prepared, backend, is_qat=True)
     prepared.prepared_for = backend
@@ -149,15 +155,28 @@ def _converted(model: QuantizableModel) -> QuantizableModel:
     model.cpu().eval()
     eager().convert(model, model.prepared_for, model.post_ops)
     model.packed_for = model.prepared_for
+    if not model.image_shape:  # nothing ran since it was prepared, its state was loaded
+        return model
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _NoConcatenation():
             model(torch.zeros((1, *model.image_shape)))
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
             "module of its own and pass allow_float=True, or use a layer of ours."
         ) from error
     return model
+
+
+class _NoConcatenation(TorchFunctionMode):
+    """Refuses what tracing may not have seen: a concatenation in the range of the first tensor."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in JOINS and any(tensor.is_quantized for tensor in args[0]):
+            raise TypeError("it concatenates int8 tensors, which would take the range of the first")
+        return func(*args, **(kwargs or {}))
 
 
 def freeze(model: QuantizableModel | QuantizableGraph) -> None:
@@ -170,6 +189,8 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     if isinstance(model, QuantizableGraph):
         _graphs().freeze_graph(model)
         return
+    if eager().unobserved(model):
+        raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     model.is_frozen = True
     eager().freeze(model)
 
