@@ -9,6 +9,7 @@ from typing_extensions import Self
 from ._exporting import fixed_sizes, norm_hosts
 from ._graph_nodes import ranges, set_ranges
 from ._graph_passes import set_mode
+from ._prefixes import add_child, remove_child
 
 __all__ = ["QuantizableGraph"]
 
@@ -85,9 +86,7 @@ class QuantizableGraph(nn.Module):
 
 
 def _to_keys(module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    for key in list(state_dict):
-        if key.startswith(f"{prefix}body."):
-            state_dict[prefix + key.removeprefix(f"{prefix}body.")] = state_dict.pop(key)
+    remove_child(state_dict, prefix, "body")
     if module.packed_for:
         # They are numbers in the nodes of the graph, which no state dict holds by itself.
         state_dict.update({prefix + name: value for name, value in ranges(module.body.graph).items()})
@@ -111,6 +110,4 @@ def _from_keys(
             set_ranges(module.body, *given.values())
         elif not any(value is None for value in given.values()):
             error_msgs.append(f"{prefix}activation_scales must have {len(held['activation_scales'])} values")
-    for key in list(state_dict):
-        if key.startswith(prefix):
-            state_dict[f"{prefix}body.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    add_child(state_dict, prefix, "body")

@@ -1,0 +1,69 @@
+"""State dicts of models whose children have the names that the wrappers give to theirs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers.quantized import convert, prepare_qat, quantizable, quantize
+
+X = torch.randn(4, 3, 8, 8)
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+class Whole(nn.Module):
+    """``name`` and ``name.head`` are a backbone and its head, and ``head`` is another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, Backbone())
+        self.head = nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.get_submodule(self.name)(x))
+
+
+def made(engine: str, name: str) -> nn.Module:
+    if engine == "quantizable":
+        return quantizable(Whole(name))
+    if engine == "trained":
+        return prepare_qat(Whole(name), X, engine="pt2e")
+    return quantize(Whole(name), [X], engine="pt2e")
+
+
+@pytest.mark.parametrize("name", ["model", "body"])
+@pytest.mark.parametrize("engine", ["quantizable", "trained", "int8"])
+@pytest.mark.parametrize("prefix", ["", "model.", "body."])
+def test_keys_that_begin_with_the_name_of_the_wrapped_model(engine: str, name: str, prefix: str) -> None:
+    first, second = made(engine, name), made(engine, name)
+    if engine == "trained":
+        first(X)
+    outer = [nn.ModuleDict({prefix[:-1]: module}) if prefix else module for module in (first, second)]
+    state = outer[0].state_dict()
+    if engine != "int8":
+        keys = [key for key in state if "activation_post_process" not in key]
+        assert sorted(keys) == sorted(prefix + key for key in Whole(name).state_dict())
+    outer[1].load_state_dict(state, strict=True)
+    for key, value in outer[1].state_dict().items():
+        assert torch.equal(value, state[key])
+    if engine == "trained":
+        first, second = convert(first), convert(second)
+    assert torch.equal(first(X), second(X))
+
+
+def test_keys_keep_their_order() -> None:
+    model = Whole("model")
+    assert list(quantizable(model).state_dict()) == list(model.state_dict())
+    assert list(nn.Sequential(quantizable(model), nn.Linear(1, 1)).state_dict()) == [
+        *(f"0.{key}" for key in model.state_dict()),
+        "1.weight",
+        "1.bias",
+    ]
