@@ -1,10 +1,12 @@
-"""State dicts of models whose children have the names that the wrappers give to theirs."""
+"""State dicts of graphs and of quantizable models: keys that could collide, what freezing makes of them."""
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torchvision_layers.quantized import convert, prepare_qat, quantizable, quantize
+from torchvision_layers.quantized import convert, freeze, prepare_qat, quantizable, quantize
 
 X = torch.randn(4, 3, 8, 8)
 
@@ -67,3 +69,33 @@ def test_keys_keep_their_order() -> None:
         "1.weight",
         "1.bias",
     ]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_is_frozen_stays_so_whatever_is_loaded(outside: bool) -> None:
+    graph = prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), X, engine="pt2e")
+    graph(X)
+    outer = nn.ModuleDict({"graph": graph}) if outside else graph
+    state = copy.deepcopy(outer.state_dict())
+    assert any(key.endswith("observer_enabled") and bool(value) for key, value in state.items())
+    freeze(graph)
+    for mode in (True, False):
+        outer.load_state_dict(state)
+        graph.train(mode)
+        before = copy.deepcopy(graph.state_dict())
+        graph(5 * X)
+        after = graph.state_dict()
+        assert not [key for key, value in after.items() if not torch.equal(value, before[key])]
+        assert not any(bool(value) for key, value in after.items() if key.endswith("observer_enabled"))
+
+
+def test_frozen_before_any_batch() -> None:
+    graph = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")
+    with pytest.raises(ValueError, match="batches must have run through the model before it is frozen"):
+        freeze(graph)
+    assert not graph.is_frozen
+    other = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")
+    other(X)
+    graph.load_state_dict(other.state_dict())
+    freeze(graph)
+    assert torch.equal(graph(5 * X), graph(5 * X))

@@ -130,9 +130,13 @@ def _converted(prepared: QuantizableGraph) -> QuantizableGraph:
 
 
 def freeze_graph(prepared: QuantizableGraph) -> None:
-    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good."""
+    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good.
+
+    Errors: ``ValueError`` for one that nothing ran through.
+    """
+    if not pt2e().is_observed(prepared.body):
+        raise ValueError("batches must have run through the model before it is frozen, none has: it has no ranges yet")
     prepared.is_frozen = True
-    pt2e().disable_observers(prepared.body)
     prepared.train(prepared.training)
 
 

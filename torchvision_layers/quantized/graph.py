@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
+from ._engines import pt2e
 from ._exporting import fixed_sizes, norm_hosts
 from ._graph_nodes import ranges, set_ranges
 from ._graph_passes import set_mode
@@ -54,6 +55,7 @@ class QuantizableGraph(nn.Module):
         self.training = model.training
         self.register_state_dict_post_hook(_to_keys)
         self.register_load_state_dict_pre_hook(_from_keys)
+        self.register_load_state_dict_post_hook(_freeze_again)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
@@ -82,7 +84,14 @@ class QuantizableGraph(nn.Module):
         for module in self.modules():
             module.training = mode
         set_mode(self.body, mode, mode and not self.is_frozen)
+        if self.is_frozen:
+            pt2e().disable_observers(self.body)
         return self
+
+
+def _freeze_again(module: QuantizableGraph, incompatible_keys: object) -> None:
+    if module.is_frozen:  # whatever the state says, which holds a switch for each observer
+        pt2e().disable_observers(module.body)
 
 
 def _to_keys(module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
