@@ -1,6 +1,8 @@
 """State dicts of graphs and of quantizable models: keys that could collide, what freezing makes of them."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -99,3 +101,26 @@ def test_frozen_before_any_batch() -> None:
     graph.load_state_dict(other.state_dict())
     freeze(graph)
     assert torch.equal(graph(5 * X), graph(5 * X))
+
+
+@pytest.mark.parametrize("engine", ["trained", "int8"])
+def test_pickling_names_the_ways_out(engine: str) -> None:
+    graph = made(engine, "model")
+    for save in (pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
+        for module in (graph, nn.Sequential(graph)):
+            with pytest.raises(TypeError, match=r"cannot be pickled; give its state_dict\(\) to torch.save.*export"):
+                save(module)
+    for copied in (copy.copy(graph), copy.deepcopy(graph), copy.deepcopy(nn.Sequential(graph))[0]):
+        assert copied is not graph
+        assert type(copied) is type(graph)
+        assert torch.equal(copied(X), graph(X))
+    assert copy.deepcopy(graph).body is not graph.body
+    assert copy.deepcopy(graph).state_dict().keys() == graph.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_saved_as_an_exported_program() -> None:
+    graph, file = made("int8", "model"), io.BytesIO()
+    torch.export.save(torch.export.export(graph, (X,)), file)
+    file.seek(0)
+    assert torch.equal(torch.export.load(file).module()(X), graph(X))

@@ -1,6 +1,7 @@
 """Any model as an exported graph on its way to int8."""
 
-from typing import Any
+import copy
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -87,6 +88,23 @@ class QuantizableGraph(nn.Module):
         if self.is_frozen:
             pt2e().disable_observers(self.body)
         return self
+
+    def __copy__(self) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__setstate__(self.__dict__.copy())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a graph cannot be pickled; give its state_dict() to torch.save and load it into a graph made from the "
+            "same architecture, or give torch.export.export(graph, (input,)) to torch.export.save"
+        )
 
 
 def _freeze_again(module: QuantizableGraph, incompatible_keys: object) -> None:
