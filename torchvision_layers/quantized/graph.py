@@ -49,6 +49,8 @@ class QuantizableGraph(nn.Module):
         #: Paths of the modules without children, and of those with weights among them.
         self.leaves = tuple(leaves)
         self.weighted = {path for path, module in leaves.items() if module._parameters}
+        #: Paths of the modules that the forward calls.
+        self.called: frozenset[str] = body.meta["called"]
         #: Path of the convolution or projection before each batch norm.
         self.norm_hosts = norm_hosts(body)
         #: Sizes of the input that the graph holds for, ``None`` for any.
