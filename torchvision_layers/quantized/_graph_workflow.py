@@ -55,12 +55,12 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
 
     Args:
         model: any float model.
-        example: an input such as will come.
+        example: an input such as will come, which is checked already.
         backend: kernels to quantize for.
         allow_float: leaves in float what the backend does not quantize, instead of raising.
 
-    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for an
-    example or parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
+    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for
+    parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
     products that would stay in float; ``RuntimeError`` for a model that cannot be exported, or that differs between
     training and eval in more than batch norms, dropouts and stochastic depth; ``ImportError`` without torchao.
     """
@@ -68,8 +68,6 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
     if backend != "x86":
         # Their quantizers look for batch norms that follow convolutions as they are.
         raise ValueError(f"backend must be x86 to train with this engine, got {backend!r}, which it calibrates only")
-    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.numel() == 0:
-        raise TypeError(f"example must be a float32 tensor that is not empty, got {_kind(example)}")
     model = _float_copy(model).train()
     body = export(model, example)
     guard_norms(body)
@@ -138,12 +136,6 @@ def freeze_graph(prepared: QuantizableGraph) -> None:
         raise ValueError("batches must have run through the model before it is frozen, none has: it has no ranges yet")
     prepared.is_frozen = True
     prepared.train(prepared.training)
-
-
-def _kind(example: object) -> str:
-    if isinstance(example, Tensor):
-        return f"one of {example.dtype} and shape {list(example.shape)}"
-    return f"a {type(example).__name__}"
 
 
 def _check_backend(backend: str) -> None:
