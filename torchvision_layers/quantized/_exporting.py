@@ -41,6 +41,9 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     if returned is not None and not returned.is_leaf():
         raise TypeError(f"model must return one tensor, it returns a {returned.type.__name__}")
     module = program.module()
+    value = next(iter(module.graph.output_node().all_input_nodes), None)
+    if value is None or not isinstance(value.meta.get("val"), Tensor):
+        raise TypeError("model must return one tensor, it returns no tensor")
     module.meta["called"] = frozenset(called)
     if fixed_sizes(module)[0] is not None:
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")

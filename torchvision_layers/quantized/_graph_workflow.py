@@ -42,7 +42,7 @@ def quantize_graph(model: nn.Module, batches: Iterable[Tensor], backend: str, al
                 guard_norms(body)
                 strip_random(body)
                 prepared = _prepared(body, model, backend, allow_float, is_qat=False)
-                _check_equal(prepared(batch), model(batch), "exporting")
+                _check_equal(prepared(batch), model, batch, "exporting")
             else:
                 prepared(batch)
     if prepared is None:
@@ -75,7 +75,7 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
         raise TypeError(f"{_where(node)} draws random numbers, which a graph cannot leave out in eval")
     set_mode(body, training=False, norms_train=False)
     with torch.no_grad():
-        _check_equal(body(example), copy.deepcopy(model).eval()(example), "putting the graph into eval mode")
+        _check_equal(body(example), copy.deepcopy(model).eval(), example, "putting the graph into eval mode")
     set_mode(body, training=True, norms_train=True)
     return _prepared(body, model, backend, allow_float, is_qat=True).train()
 
@@ -154,9 +154,18 @@ def _float_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _check_equal(got: Tensor, expected: Tensor, what: str) -> None:
+def _check_equal(got: Tensor, model: nn.Module, input: Tensor, what: str) -> None:
     problem = f"{what} changed the results: the forward depends on more than its input and its parameters"
-    check_same_results(got, expected, problem)
+    expected = model(input)
+    try:
+        check_same_results(got, expected, problem)
+    except RuntimeError as error:
+        if torch.equal(model(input), expected):
+            raise
+        raise RuntimeError(
+            "model must give the same for the same input in eval mode: its forward draws random numbers, or changes "
+            "what it computes with"
+        ) from error
 
 
 def _check_weights(graph: fx.Graph) -> None:
