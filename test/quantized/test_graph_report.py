@@ -1,5 +1,6 @@
 """What the graph says of each module, and how much is fused."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -56,6 +57,29 @@ def test_what_is_never_called_and_what_stays_float() -> None:
     rows = {row.path: row for row in graph_rows(int8(model, [torch.randn(2, 3, 6, 6)]))}
     assert rows["norm"] == ReportRow("norm", "BatchNorm2d", "native_batch_norm", "float", "has no int8 kernel")
     assert rows["spare"] == ReportRow("spare", "Conv2d", "-", "float", "is never called")
+
+
+def test_leaves_without_weights_that_are_never_called() -> None:
+    """Apart from those that do nothing in eval, of which a graph keeps as little."""
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        return module.depth(module.dropout(module.identity(module.used(module.conv(x)))))
+
+    idle = {"gelu": nn.GELU(), "softmax": nn.Softmax(1), "spare": nn.Conv2d(3, 3, 1), "off": nn.Dropout()}
+    done = {"identity": nn.Identity(), "dropout": nn.Dropout(), "depth": torchvision.ops.StochasticDepth(0.1, "row")}
+    model, x = Reads(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **idle, **done), torch.randn(2, 3, 6, 6)
+    prepared = prepare_graph(model, x, "x86", False)
+    for path in idle:
+        row = next(row for row in graph_rows(prepared) if row.path == path)
+        assert (row.after, row.why) == ("-", "is never called")
+    prepared(x)
+    for graph in (int8(model.eval(), [x]), convert_graph(prepared), copy.deepcopy(convert_graph(prepared))):
+        rows = {row.path: row for row in graph_rows(graph)}
+        for path in idle:
+            assert dataclasses.astuple(rows[path])[2:5] == ("-", "float", "is never called")
+        for path in done:
+            assert dataclasses.astuple(rows[path])[2:5] == ("identity", "int8", "takes int8 tensors as it is")
+        assert rows["used"].why == "fused into conv"
 
 
 def resnet18() -> nn.Module:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as staged
+from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized._graph_workflow import convert_graph, freeze_graph, prepare_graph
 from torchvision_layers.quantized.graph import QuantizableGraph
 from torchvision_layers.testing._rows._quantizing import decibels
@@ -196,10 +197,18 @@ def test_refusals(model: nn.Module, error: type[Exception], message: str) -> Non
         prepared(model, torch.randn(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("example", ["image", torch.zeros(2, 3, 8, 8, dtype=torch.int64), torch.zeros(0, 3, 8, 8)])
-def test_bad_examples(example: object) -> None:
-    with pytest.raises(TypeError, match="example must be a float32 tensor that is not empty, got"):
-        prepared(nn.Conv2d(3, 4, 3), example)
+@pytest.mark.parametrize(
+    ("example", "error", "message"),
+    [
+        ("image", TypeError, "float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), TypeError, "float32.*int64"),
+        (torch.zeros(0, 3, 8, 8), ValueError, "must not be empty"),
+        (torch.full((2, 3, 8, 8), torch.nan), ValueError, "must be finite"),
+    ],
+)
+def test_bad_examples(example: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare_qat(nn.Conv2d(3, 4, 3), example, engine="pt2e")
 
 
 def test_backends_that_only_calibrate() -> None:

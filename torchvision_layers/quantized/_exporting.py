@@ -1,6 +1,7 @@
 """A model as one exported graph that takes batches and images of every size."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,13 +14,16 @@ __all__ = ["export", "fixed_sizes", "norm_hosts"]
 
 
 def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The graph of a copy of ``model`` in the mode that it is in.
+    """The graph of a copy of ``model`` in the mode that it is in, with the paths of the modules called in its ``meta``.
 
     Errors: ``TypeError`` for a model that returns no single tensor; ``RuntimeError`` where it cannot be exported, or
     only for one size of batch.
     """
     model = copy.deepcopy(model)
-    for module in model.modules():
+    called = set[str]()
+    for path, module in model.named_modules():
+        # Those that do nothing in eval leave no node behind.
+        module.register_forward_pre_hook(partial(_note, called, path))
         if isinstance(module, nn.modules.conv._ConvNd):
             module.padding = numeric_padding(module) or module.padding  # quantizers know numbers only
     # Exporting takes a size of one for a constant; two of a larger batch are enough.
@@ -37,9 +41,17 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     if returned is not None and not returned.is_leaf():
         raise TypeError(f"model must return one tensor, it returns a {returned.type.__name__}")
     module = program.module()
+    value = next(iter(module.graph.output_node().all_input_nodes), None)
+    if value is None or not isinstance(value.meta.get("val"), Tensor):
+        raise TypeError("model must return one tensor, it returns no tensor")
+    module.meta["called"] = frozenset(called)
     if fixed_sizes(module)[0] is not None:
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
     return module
+
+
+def _note(called: set[str], path: str, module: nn.Module, args: object) -> None:
+    called.add(path)
 
 
 def fixed_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:

@@ -34,6 +34,7 @@ _SOURCES: dict[object, type[nn.Module]] = {
     _aten.conv2d.default: nn.Conv2d,
     _aten.linear.default: nn.Linear,
     NORM: nn.BatchNorm2d,
+    LONE_NORM: nn.Identity,  # one that no quantizer looks for
     _aten.relu.default: nn.ReLU,
     _aten.relu_.default: nn.ReLU,
     _aten.hardtanh.default: nn.Hardtanh,
@@ -61,6 +62,8 @@ def name_sources(module: fx.GraphModule) -> None:
             continue
         if node.target in _SOURCES:
             node.meta["source_fn_stack"] = [(node.name, _SOURCES[node.target])]
+        elif is_call(node, {operator.getitem}) and is_call(node.args[0], {LONE_NORM}):
+            node.meta["source_fn_stack"] = node.args[0].meta["source_fn_stack"]
         elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or _is_counter(node):
             node.meta.pop("nn_module_stack", None)
             node.meta.pop("torch_fn", None)
@@ -68,8 +71,11 @@ def name_sources(module: fx.GraphModule) -> None:
 
 def _is_counter(node: fx.Node) -> bool:
     """Whether the node counts the batches of a batch norm."""
-    counter = node.args[0] if is_call(node, {_aten.add_.Tensor}) else None
-    return isinstance(counter, fx.Node) and str(counter.target).endswith("num_batches_tracked")
+    counter: object = node
+    while is_call(counter, {_aten.add_.Tensor}):  # one for each call of the batch norm
+        counter = counter.args[0]  # type: ignore[attr-defined]
+    is_buffer = isinstance(counter, fx.Node) and str(counter.target).rpartition(".")[2] == "num_batches_tracked"
+    return is_buffer and counter is not node
 
 
 # Batch norms
@@ -174,7 +180,7 @@ def fold_trained_norms(module: fx.GraphModule) -> None:
             host.args = (*host.args[:2], graph.get_attr(bias), *host.args[3:])
         norm.replace_all_uses_with(host)
         graph.erase_node(norm)
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         if _is_counter(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()

@@ -16,7 +16,7 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
     """A row for each module without children, in the order of the model.
 
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for what
-    does nothing in eval, and ``"-"`` for what has weights and is never called.
+    does nothing in eval, and ``"-"`` for what is never called.
     """
     nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.leaves}
     for node in graph.body.graph.nodes:
@@ -29,6 +29,8 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
 def _row(graph: QuantizableGraph, path: str, nodes: dict[str, list[fx.Node]]) -> ReportRow:
     before, mine = graph.classes_before[path], nodes[path]
     after = " ".join(dict.fromkeys(_operator(node) for node in mine if node.target is not operator.getitem))
+    if not mine and path not in graph.called:
+        return ReportRow(path, before, "-", "float", "is never called")
     if not graph.packed_for:
         return ReportRow(path, before, after or "identity", "float", "not converted yet")
     host = graph.norm_hosts.get(path)

@@ -42,7 +42,7 @@ def quantize_graph(model: nn.Module, batches: Iterable[Tensor], backend: str, al
                 guard_norms(body)
                 strip_random(body)
                 prepared = _prepared(body, model, backend, allow_float, is_qat=False)
-                _check_equal(prepared(batch), model(batch), "exporting")
+                _check_equal(prepared(batch), model, batch, "exporting")
             else:
                 prepared(batch)
     if prepared is None:
@@ -55,12 +55,12 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
 
     Args:
         model: any float model.
-        example: an input such as will come.
+        example: an input such as will come, which is checked already.
         backend: kernels to quantize for.
         allow_float: leaves in float what the backend does not quantize, instead of raising.
 
-    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for an
-    example or parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
+    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for
+    parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
     products that would stay in float; ``RuntimeError`` for a model that cannot be exported, or that differs between
     training and eval in more than batch norms, dropouts and stochastic depth; ``ImportError`` without torchao.
     """
@@ -68,8 +68,6 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
     if backend != "x86":
         # Their quantizers look for batch norms that follow convolutions as they are.
         raise ValueError(f"backend must be x86 to train with this engine, got {backend!r}, which it calibrates only")
-    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.numel() == 0:
-        raise TypeError(f"example must be a float32 tensor that is not empty, got {_kind(example)}")
     model = _float_copy(model).train()
     body = export(model, example)
     guard_norms(body)
@@ -77,7 +75,7 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
         raise TypeError(f"{_where(node)} draws random numbers, which a graph cannot leave out in eval")
     set_mode(body, training=False, norms_train=False)
     with torch.no_grad():
-        _check_equal(body(example), copy.deepcopy(model).eval()(example), "putting the graph into eval mode")
+        _check_equal(body(example), copy.deepcopy(model).eval(), example, "putting the graph into eval mode")
     set_mode(body, training=True, norms_train=True)
     return _prepared(body, model, backend, allow_float, is_qat=True).train()
 
@@ -130,16 +128,14 @@ def _converted(prepared: QuantizableGraph) -> QuantizableGraph:
 
 
 def freeze_graph(prepared: QuantizableGraph) -> None:
-    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good."""
+    """Stops the batch statistics and the observers of a graph from ``prepare_graph``, in place and for good.
+
+    Errors: ``ValueError`` for one that nothing ran through.
+    """
+    if not pt2e().is_observed(prepared.body):
+        raise ValueError("batches must have run through the model before it is frozen, none has: it has no ranges yet")
     prepared.is_frozen = True
-    pt2e().disable_observers(prepared.body)
     prepared.train(prepared.training)
-
-
-def _kind(example: object) -> str:
-    if isinstance(example, Tensor):
-        return f"one of {example.dtype} and shape {list(example.shape)}"
-    return f"a {type(example).__name__}"
 
 
 def _check_backend(backend: str) -> None:
@@ -158,9 +154,18 @@ def _float_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _check_equal(got: Tensor, expected: Tensor, what: str) -> None:
+def _check_equal(got: Tensor, model: nn.Module, input: Tensor, what: str) -> None:
     problem = f"{what} changed the results: the forward depends on more than its input and its parameters"
-    check_same_results(got, expected, problem)
+    expected = model(input)
+    try:
+        check_same_results(got, expected, problem)
+    except RuntimeError as error:
+        if torch.equal(model(input), expected):
+            raise
+        raise RuntimeError(
+            "model must give the same for the same input in eval mode: its forward draws random numbers, or changes "
+            "what it computes with"
+        ) from error
 
 
 def _check_weights(graph: fx.Graph) -> None:

@@ -1,14 +1,17 @@
 """Any model as an exported graph on its way to int8."""
 
-from typing import Any
+import copy
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
+from ._engines import pt2e
 from ._exporting import fixed_sizes, norm_hosts
 from ._graph_nodes import ranges, set_ranges
 from ._graph_passes import set_mode
+from ._prefixes import add_child, remove_child
 
 __all__ = ["QuantizableGraph"]
 
@@ -46,6 +49,8 @@ class QuantizableGraph(nn.Module):
         #: Paths of the modules without children, and of those with weights among them.
         self.leaves = tuple(leaves)
         self.weighted = {path for path, module in leaves.items() if module._parameters}
+        #: Paths of the modules that the forward calls.
+        self.called: frozenset[str] = body.meta["called"]
         #: Path of the convolution or projection before each batch norm.
         self.norm_hosts = norm_hosts(body)
         #: Sizes of the input that the graph holds for, ``None`` for any.
@@ -53,6 +58,7 @@ class QuantizableGraph(nn.Module):
         self.training = model.training
         self.register_state_dict_post_hook(_to_keys)
         self.register_load_state_dict_pre_hook(_from_keys)
+        self.register_load_state_dict_post_hook(_freeze_again)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
@@ -81,13 +87,35 @@ class QuantizableGraph(nn.Module):
         for module in self.modules():
             module.training = mode
         set_mode(self.body, mode, mode and not self.is_frozen)
+        if self.is_frozen:
+            pt2e().disable_observers(self.body)
         return self
+
+    def __copy__(self) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__setstate__(self.__dict__.copy())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a graph cannot be pickled; give its state_dict() to torch.save and load it into a graph made from the "
+            "same architecture, or give torch.export.export(graph, (input,)) to torch.export.save"
+        )
+
+
+def _freeze_again(module: QuantizableGraph, incompatible_keys: object) -> None:
+    if module.is_frozen:  # whatever the state says, which holds a switch for each observer
+        pt2e().disable_observers(module.body)
 
 
 def _to_keys(module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    for key in list(state_dict):
-        if key.startswith(f"{prefix}body."):
-            state_dict[prefix + key.removeprefix(f"{prefix}body.")] = state_dict.pop(key)
+    remove_child(state_dict, prefix, "body")
     if module.packed_for:
         # They are numbers in the nodes of the graph, which no state dict holds by itself.
         state_dict.update({prefix + name: value for name, value in ranges(module.body.graph).items()})
@@ -111,6 +139,4 @@ def _from_keys(
             set_ranges(module.body, *given.values())
         elif not any(value is None for value in given.values()):
             error_msgs.append(f"{prefix}activation_scales must have {len(held['activation_scales'])} values")
-    for key in list(state_dict):
-        if key.startswith(prefix):
-            state_dict[f"{prefix}body.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    add_child(state_dict, prefix, "body")

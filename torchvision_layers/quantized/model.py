@@ -18,6 +18,7 @@ from ._int8 import running_on
 from ._kernels import Kernel, is_unit, kernel
 from ._observed import DeQuantStub, QuantStub
 from ._post_ops import PostOp
+from ._prefixes import add_child, remove_child
 from ._straight import trace_lines
 from ._twin import make_twins
 
@@ -134,9 +135,7 @@ def _overflows(weight: Tensor) -> bool:
 def _remove_prefix(
     module: nn.Module, state_dict: "OrderedDict[str, Any]", prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    for key in list(state_dict):
-        if key.startswith(f"{prefix}model."):
-            state_dict[prefix + key.removeprefix(f"{prefix}model.")] = state_dict.pop(key)
+    remove_child(state_dict, prefix, "model")
 
 
 def _add_prefix(
@@ -149,9 +148,7 @@ def _add_prefix(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    for key in list(state_dict):
-        if key.startswith(prefix) and not key.startswith((f"{prefix}entry.", f"{prefix}exit.")):
-            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    add_child(state_dict, prefix, "model", ("entry", "exit"))
 
 
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
