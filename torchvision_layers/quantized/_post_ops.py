@@ -140,9 +140,9 @@ def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
 
 
 def _leaves_its_input(module: nn.Module, name: str) -> bool:
-    """Whether a name, of a module or of a function, is that of a convolution or projection, fused or not."""
+    """Whether a name, of a module or of a function, is that of a convolution, projection or sum, fused or not."""
     other = dict(module.named_modules()).get(name)
-    return type(other) in NORMS or (isinstance(other, nn.Sequential) and is_unit(other))
+    return other is not None and (type(other) in NORMS or is_unit(other))
 
 
 def _is_convolution(module: nn.Module) -> bool:

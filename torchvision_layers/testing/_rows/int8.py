@@ -78,6 +78,8 @@ def _assert_is_int8(cell: Cell, layer: nn.Module, report: "Report") -> None:
     # Without a class before are the stubs of the twin itself.
     in_float = {row.path: row.before for row in report.rows if row.runs_in == "float" and row.before}
     islands = {kind.__name__ for kind in cell.sample.islands}
+    if cell.variant == "qnnpack":  # whose ReLU6 is wrong where no convolution or projection computes it along
+        in_float = {path: before for path, before in in_float.items() if before != "ReLU6"}
     if cell.variant == "onednn" and "SiLU" in islands:
         along = _behind_convolutions(layer, cell.input())
         expected = {row.path for row in report.rows if row.before == "SiLU"} - along
