@@ -25,8 +25,10 @@ class Calls:
     whole: list[str] = field(default_factory=list)
     #: Names of modules that take two different tensors, each with the modules through which the first came, as a chain.
     pairs: list[tuple[str, list[str]]] = field(default_factory=list)
-    #: By name of a module, what takes the input of that module as well, and later.
-    rereads: dict[str, set[str]] = field(default_factory=dict)
+    #: By name of a module, when it is called.
+    turns: dict[str, int] = field(default_factory=dict)
+    #: By name of a module, what takes the input of that module as well and later, and when.
+    rereads: dict[str, dict[str, int]] = field(default_factory=dict)
     #: Names of the modules through which the result came, as a chain.
     result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, for which int8 needs a common range.
@@ -94,10 +96,13 @@ def calls(module: nn.Module) -> Calls:
     ]
     order = {node: i for i, node in enumerate(graph.nodes)}
     rereads = {
-        str(node.target): {str(user.target) for user in node.args[0].users if order[user] > order[node]}
+        str(node.target): {str(user.target): order[user] for user in node.args[0].users if order[user] > order[node]}
         for node in free
         if node.args and isinstance(node.args[0], torch.fx.Node)
     }
+    turns = {str(node.target): order[node] for node in free}
     result = next(through(node.args[0]) for node in graph.nodes if node.op == "output")
     joins = any(node.op == "call_function" and node.target in JOINS for node in graph.nodes)
-    return Calls(chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, rereads, result, joins)
+    return Calls(
+        chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, turns, rereads, result, joins
+    )

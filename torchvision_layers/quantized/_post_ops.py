@@ -63,8 +63,9 @@ def _below(model: nn.Module, path: str) -> Iterator[PostOp]:
             continue
         # It moves to the place of the operation: until then nothing else may get its input that could change it.
         first = before[0]
-        others = called.rereads.get(first, set()) - {name} if f"{convolution}.".startswith(f"{first}.") else set()
-        if all(_leaves_its_input(module, other) for other in others):
+        later = called.rereads.get(first, {}) if f"{convolution}.".startswith(f"{first}.") else {}
+        between = [other for other, turn in later.items() if turn < called.turns[name]]
+        if all(_leaves_its_input(module, other) for other in between):
             yield PostOp(path, convolution, name)
 
 
