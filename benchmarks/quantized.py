@@ -13,6 +13,7 @@ memory allocator see ``layers.py``.
 """
 
 import argparse
+import copy
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,9 @@ def decibels(expected: Tensor, got: Tensor) -> float:
 
 def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
     images = torch.randn(batch, 3, SIZE, SIZE)
-    calls = {name: partial(model, images) for name, model in models._asdict().items() if name != "pt2e"}
+    # Copies: oneDNN keeps kernels ready for the first size that they meet.
+    copies = {name: copy.deepcopy(model) for name, model in models._asdict().items() if name != "pt2e"}
+    calls = {name: partial(model, images) for name, model in copies.items()}
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # by which int8 weights are packed
         if models.pt2e is not None:
             torch.compiler.reset()

@@ -1,6 +1,7 @@
 """Any model, with its edges and its layers made quantizable."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -95,7 +96,9 @@ class QuantizableModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
-        with self._packing():
+        with self._packing(), warnings.catch_warnings():
+            # torch copies int8 tensors by storages that it deprecates.
+            warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
             copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         trace_lines(copied)
         return copied

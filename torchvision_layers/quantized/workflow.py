@@ -159,7 +159,8 @@ def _converted(model: QuantizableModel) -> QuantizableModel:
         return model
     try:
         with torch.no_grad(), _NoConcatenation():
-            model(torch.zeros((1, *model.image_shape)))
+            # A copy: oneDNN keeps kernels ready for the first size that it meets, which is not for us to choose.
+            copy.deepcopy(model)(torch.zeros((1, *model.image_shape)))
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
