@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ._chains import JOINS
 from ._checking import check_float32, check_module, check_same_results
 from ._engines import eager
 from ._fusing import fuse_children
+from ._graph_workflow import convert_graph, freeze_graph, prepare_graph, quantize_graph
 from ._twin import QuantizableLayer
 from .graph import QuantizableGraph
 from .model import QuantizableModel, quantizable
@@ -75,7 +75,7 @@ def quantize(
     """
     _check_engine(engine)
     if engine == "pt2e":
-        return _graphs().quantize_graph(model, _inputs(batches), backend, allow_float)
+        return quantize_graph(model, _inputs(batches), backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).eval()
     if eager().is_fused_for_training(prepared):
@@ -123,7 +123,7 @@ def prepare_qat(
         if example is None:
             raise ValueError("example must be a batch such as the model is trained on for engine='pt2e', got None")
         (example,) = _inputs([example])
-        return _graphs().prepare_graph(model, example, backend, allow_float)
+        return prepare_graph(model, example, backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).train()
     if example is not None:
@@ -143,7 +143,7 @@ def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | Qu
     """
     _check_prepared(model)
     if isinstance(model, QuantizableGraph):
-        return _graphs().convert_graph(model)
+        return convert_graph(model)
     return _converted(copy.deepcopy(model))
 
 
@@ -159,8 +159,9 @@ def _converted(model: QuantizableModel) -> QuantizableModel:
         return model
     try:
         with torch.no_grad(), _NoConcatenation():
-            # A copy: oneDNN keeps kernels ready for the first size that it meets, which is not for us to choose.
-            copy.deepcopy(model)(torch.zeros((1, *model.image_shape)))
+            # oneDNN keeps kernels ready for the first size that it meets, which is not for us to choose.
+            tried = model if model.packed_for == "qnnpack" else copy.deepcopy(model)
+            tried(torch.zeros((1, *model.image_shape)))
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"the int8 model cannot run: {error}\nWhere the operation stands in a forward of yours, put it into a "
@@ -184,23 +185,16 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     """Stops the batch statistics and the observers of a model from :func:`prepare_qat`, in place and for good.
 
     A frozen model that is saved and loaded into one prepared anew must be frozen again. Errors: ``ValueError`` for
-    another model.
+    another model, or one that neither ran on batches nor loaded a state.
     """
     _check_prepared(model)
     if isinstance(model, QuantizableGraph):
-        _graphs().freeze_graph(model)
+        freeze_graph(model)
         return
     if eager().unobserved(model):
         raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     model.is_frozen = True
     eager().freeze(model)
-
-
-def _graphs() -> ModuleType:
-    """The way through graphs, which takes a while to import."""
-    from . import _graph_workflow
-
-    return _graph_workflow
 
 
 def _check_prepared(model: nn.Module) -> None:
