@@ -20,8 +20,16 @@ from torch.ao.quantization.quantization_mappings import (
 )
 
 from ._fusing import NORMS, mark_fused
-from ._int8 import Int8Addition, Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear, Int8Multiplication, running_on
-from ._kernels import Kernel, is_unit, kernel, numeric_padding
+from ._int8 import (
+    Int8Addition,
+    Int8ConvActivation2d,
+    Int8ConvAddition2d,
+    Int8Linear,
+    Int8Multiplication,
+    largest_pairs,
+    running_on,
+)
+from ._kernels import Kernel, is_unit, kernel, make_padding_numeric
 from ._observed import Addition, DeQuantStub, FloatIsland, Multiplication, Observed, ObservedActivation, QuantStub
 from ._post_ops import ACTIVATIONS, PostOp, post_ops, worthwhile
 from ._straight import straighten
@@ -154,9 +162,7 @@ class _PairRange(taoq.PerChannelMinMaxObserver):
     """A range of each channel by which no two of its weights have a sum of more than 128 in magnitude."""
 
     def forward(self, x_orig: Tensor) -> Tensor:
-        magnitudes = x_orig.detach().abs().flatten(1)
-        # With one weight alone its own range does.
-        pair = magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1)
+        pair = largest_pairs(x_orig.detach())
         self.min_val, self.max_val = -pair, pair
         return x_orig
 
@@ -173,14 +179,13 @@ def _weights(backend: str, is_qat: bool) -> object:
     of each channel falls between two steps and always goes to the lower: all outputs shift to one side.
     """
     shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "quant_min": -127, "quant_max": 127}
+    observer: type[taoq.ObserverBase]
     if backend == "x86":
-        if is_qat:
-            return taoq.FakeQuantize.with_args(observer=_PairRange, **shared)
-        return _PairRange.with_args(**shared)
-    if is_qat:
-        # Not fused: that kernel trains in steps that differ from those that the conversion takes.
-        return taoq.FakeQuantize.with_args(observer=taoq.MovingAveragePerChannelMinMaxObserver, **shared)
-    return taoq.PerChannelMinMaxObserver.with_args(**shared)
+        observer = _PairRange
+    else:
+        observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
+    # Fake quantization that is not fused: that kernel trains in steps that differ from those of the conversion.
+    return taoq.FakeQuantize.with_args(observer=observer, **shared) if is_qat else observer.with_args(**shared)
 
 
 def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None = None) -> list[PostOp]:
@@ -198,9 +203,7 @@ def prepare(model: nn.Module, backend: str, is_qat: bool, example: Tensor | None
         if type(activation) in ACTIVATIONS:
             parent.set_submodule(op.operation, ObservedActivation(activation))
     _add_islands(model, backend)
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            module.padding = numeric_padding(module) or module.padding  # int8 convolutions take numbers only
+    make_padding_numeric(model)  # int8 convolutions take nothing else
     weight = _weights(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_range(is_qat), weight=weight)  # type: ignore[assignment]
     islands = [module for module in model.modules() if isinstance(module, FloatIsland)]

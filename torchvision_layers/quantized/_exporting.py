@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ._graph_nodes import CONVS, LINEAR, NORM, is_call, module_path
-from ._kernels import numeric_padding
+from ._kernels import make_padding_numeric
 
 __all__ = ["export", "fixed_sizes", "norm_hosts"]
 
@@ -24,8 +24,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     for path, module in model.named_modules():
         # Those that do nothing in eval leave no node behind.
         module.register_forward_pre_hook(partial(_note, called, path))
-        if isinstance(module, nn.modules.conv._ConvNd):
-            module.padding = numeric_padding(module) or module.padding  # quantizers know numbers only
+    make_padding_numeric(model)  # quantizers know nothing else
     # Exporting takes a size of one for a constant; two of a larger batch are enough.
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)

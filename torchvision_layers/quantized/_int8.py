@@ -16,6 +16,7 @@ __all__ = [
     "Int8Linear",
     "Int8Module",
     "Int8Multiplication",
+    "largest_pairs",
     "running_on",
 ]
 
@@ -32,6 +33,12 @@ def running_on(backend: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.quantized.engine = previous
+
+
+def largest_pairs(weight: Tensor) -> Tensor:
+    """The two largest magnitudes of each channel, added: what x86 without VNNI adds in sixteen bits, times an input."""
+    magnitudes = weight.abs().flatten(1)
+    return magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1)  # of a single weight, its own
 
 
 class Int8Module(nn.Module):

@@ -12,7 +12,7 @@ from ..layers.stochastic_depth import StochasticDepth
 from ._int8 import Int8Module
 from ._observed import DeQuantStub, Observed
 
-__all__ = ["Kernel", "has_hooks", "is_int8", "is_unit", "kernel", "numeric_padding"]
+__all__ = ["Kernel", "has_hooks", "is_int8", "is_unit", "kernel", "make_padding_numeric", "numeric_padding"]
 
 
 class Kernel(Enum):
@@ -149,6 +149,13 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def make_padding_numeric(model: nn.Module) -> None:
+    """Gives convolutions their padding in numbers, in place, where numbers can say it."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.padding = numeric_padding(module) or module.padding
 
 
 def numeric_padding(conv: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from ._chains import calls
 from ._checking import check_module
 from ._engines import eager
-from ._int8 import running_on
+from ._int8 import largest_pairs, running_on
 from ._kernels import Kernel, is_unit, kernel
 from ._observed import DeQuantStub, QuantStub
 from ._post_ops import PostOp
@@ -131,8 +131,7 @@ class QuantizableModel(nn.Module):
 
 def _overflows(weight: Tensor) -> bool:
     """Whether two weights of a channel are larger together than x86 can take without VNNI."""
-    magnitudes = weight.int_repr().to(torch.int16).abs().flatten(1)
-    return int(magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1).max()) > 128
+    return int(largest_pairs(weight.int_repr().to(torch.int16)).max()) > 128
 
 
 def _remove_prefix(

@@ -119,15 +119,15 @@ def prepare_qat(
     float32; ``ImportError`` where the engine is not installed.
     """
     _check_engine(engine)
+    if example is not None:
+        (example,) = _inputs([example])
     if engine == "pt2e":
         if example is None:
             raise ValueError("example must be a batch such as the model is trained on for engine='pt2e', got None")
-        (example,) = _inputs([example])
         return prepare_graph(model, example, backend, allow_float)
     _check_backend(backend)
     prepared = _float_copy(model, allow_float).train()
     if example is not None:
-        (example,) = _inputs([example])
         prepared.image_shape = tuple(example.shape[1:])
     fuse_model(prepared, is_qat=True)
     prepared.post_ops = eager().prepare(prepared, backend, is_qat=True)

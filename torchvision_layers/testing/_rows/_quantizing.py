@@ -1,8 +1,9 @@
 """What rows on quantization share, whichever engine quantizes."""
 
+import copy
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,16 @@ from .._spec import LayerSpec, Sample
 if TYPE_CHECKING:  # checks load the room of the twins when they run
     from ...quantized import Report
 
-__all__ = ["WEIGHTED", "Kept", "assert_close", "assert_weighted_is_int8", "calibration", "decibels", "train_and_resume"]
+__all__ = [
+    "WEIGHTED",
+    "Kept",
+    "assert_close",
+    "assert_copies_are_equal",
+    "assert_weighted_is_int8",
+    "calibration",
+    "decibels",
+    "trained_to_int8",
+]
 
 #: What holds nearly all weights of a network, and takes nearly all of its time.
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -84,7 +94,33 @@ def _train(model: nn.Module, batch: Tensor) -> None:
     assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)), "nothing was trained"
 
 
-def train_and_resume(model: nn.Module, anew: nn.Module, batches: list[Tensor]) -> None:
+def trained_to_int8(model: Any, anew: Any, batches: list[Tensor]) -> Any:
+    """The int8 form of a prepared model after some training; one that was resumed on the way becomes the same."""
+    from ... import quantized
+
+    _train_and_resume(model, anew, batches)
+    converted = []
+    for prepared in (model, anew):
+        quantized.freeze(prepared)
+        converted.append(quantized.convert(prepared))
+    x = torch.cat(batches)
+    assert torch.equal(converted[1](x), converted[0](x)), "resumed from its state, int8 gives other values"
+    return converted[0]
+
+
+def assert_copies_are_equal(model: nn.Module, other: nn.Module, x: Tensor) -> None:
+    """A deep copy gives the bits of an int8 model, and so does another that loads its state dict from a file."""
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected), "the deep copy gives other values"
+    state = io.BytesIO()
+    torch.save(model.state_dict(), state)
+    state.seek(0)
+    assert not torch.equal(other(x), expected), "nothing to load"
+    other.load_state_dict(torch.load(state, weights_only=True), strict=True)
+    assert torch.equal(other(x), expected), "the state dict gives other values"
+
+
+def _train_and_resume(model: nn.Module, anew: nn.Module, batches: list[Tensor]) -> None:
     """Trains for a step, saves, and goes on in two: itself, and one prepared anew that loads what was saved."""
     _train(model, batches[0])
     saved = io.BytesIO()

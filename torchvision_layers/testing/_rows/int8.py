@@ -13,9 +13,10 @@ from ._applies import NO_TWIN
 from ._quantizing import (
     Kept,
     assert_close,
+    assert_copies_are_equal,
     assert_weighted_is_int8,
     calibration,
-    train_and_resume,
+    trained_to_int8,
 )
 
 if TYPE_CHECKING:
@@ -122,15 +123,11 @@ def qat_eager(cell: Cell) -> None:
 
     layer, batches = cell.layer(), calibration(cell.sample)
     model, anew = (quantized.prepare_qat(start, backend=cell.variant) for start in (layer, cell.layer()))
-    train_and_resume(model, anew, batches)
-    quantized.freeze(model)
-    converted = quantized.convert(model)
+    converted = trained_to_int8(model, anew, batches)
     _assert_is_int8(cell, layer, quantized.report(converted))
     x = torch.cat(batches)
     # Both round in the same steps, except for sums, products and sigmoids: int8 kernels for these round by themselves.
     assert_close(converted(x), model.eval()(x), 38, "between what was trained and int8")
-    quantized.freeze(anew)
-    assert torch.equal(quantized.convert(anew)(x), converted(x)), "resumed from its state, int8 gives other values"
 
 
 # torch.jit is deprecated as a whole, and loading an int8 state dict uses storages that are; both still work.
@@ -150,15 +147,9 @@ def int8_io(cell: Cell) -> None:
 
     _, model, x = _int8(cell)
     expected = model(x)
-    state, script = io.BytesIO(), io.BytesIO()
-    torch.save(model.state_dict(), state)
-    assert torch.equal(copy.deepcopy(model)(x), expected), "the deep copy gives other values"
-    state.seek(0)
-    other = quantized.quantize(cell.layer(), [3 * x[:4]], backend=cell.variant)
-    assert not torch.equal(other(x), expected), "nothing to load"
-    other.load_state_dict(torch.load(state, weights_only=True), strict=True)
-    assert torch.equal(other(x), expected), "the state dict gives other values"
+    assert_copies_are_equal(model, quantized.quantize(cell.layer(), [3 * x[:4]], backend=cell.variant), x)
 
+    script = io.BytesIO()
     torch.jit.save(torch.jit.script(model), script)
     script.seek(0)
     engine = torch.backends.quantized.engine

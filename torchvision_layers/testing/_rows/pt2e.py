@@ -1,6 +1,5 @@
 """Rows on int8 graphs (the engine on exported graphs, by torchao): what needs neither twin nor fusing."""
 
-import copy
 import io
 import re
 from itertools import groupby
@@ -18,9 +17,10 @@ from ._quantizing import (
     WEIGHTED,
     Kept,
     assert_close,
+    assert_copies_are_equal,
     assert_weighted_is_int8,
     calibration,
-    train_and_resume,
+    trained_to_int8,
 )
 from .graphs import NO_ONNX, in_onnx
 
@@ -138,16 +138,9 @@ def pt2e_io(cell: Cell) -> None:
     from ... import quantized
 
     _, model, (x, _) = _int8(cell)
-    expected = model(x)
-    assert torch.equal(copy.deepcopy(model)(x), expected), "the deep copy gives other values"
-    state, program = io.BytesIO(), io.BytesIO()
-    torch.save(model.state_dict(), state)
-    state.seek(0)
-    other = quantized.quantize(cell.layer(), [3 * x[:4]], engine="pt2e")
-    assert not torch.equal(other(x), expected), "nothing to load"
-    other.load_state_dict(torch.load(state, weights_only=True), strict=True)
-    assert torch.equal(other(x), expected), "the state dict gives other values"
+    assert_copies_are_equal(model, quantized.quantize(cell.layer(), [3 * x[:4]], engine="pt2e"), x)
 
+    program = io.BytesIO()
     torch.export.save(torch.export.export(model, (x,), dynamic_shapes=cell.dynamic_shapes), program)
     program.seek(0)
     loaded = torch.export.load(program).module()
@@ -162,15 +155,11 @@ def pt2e_qat(cell: Cell) -> None:
 
     layer, batches = cell.layer(), calibration(cell.sample)
     model, anew = (quantized.prepare_qat(start, batches[0], engine="pt2e") for start in (layer, cell.layer()))
-    train_and_resume(model, anew, batches)
-    quantized.freeze(model)
-    converted = quantized.convert(model)
+    converted = trained_to_int8(model, anew, batches)
     _assert_is_int8(layer, converted, quantized.report(converted))
     x = torch.cat(batches)
     # Both round in the same steps: only a value between two of them may go to the other.
     assert_close(converted(x), model.eval()(x), 50, "between what was trained and int8")
-    quantized.freeze(anew)
-    assert torch.equal(quantized.convert(anew)(x), converted(x)), "resumed from its state, int8 gives other values"
 
 
 def _steps(graph: fx.Graph) -> list[float]:
