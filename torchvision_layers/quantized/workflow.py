@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ._bias_correction import correcting_biases
 from ._chains import JOINS
 from ._checking import check_float32, check_module, check_same_results
 from ._engines import eager
@@ -57,6 +59,8 @@ def quantize(
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, its ranges observed on ``batches``.
 
+    In eager, biases make up for what rounding the weights adds to the mean of each channel on ``batches``.
+
     Args:
         model: float or :func:`quantizable`, fused or not; it is left as it is.
         batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
@@ -82,15 +86,17 @@ def quantize(
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     before = copy.deepcopy(prepared)
     fuse_model(prepared, is_qat=False)
-    with torch.no_grad():
-        for batch in _inputs(batches):
-            if not prepared.prepared_for:
-                check_same_results(prepared(batch), before(batch), _PARTS)
-                prepared.post_ops = eager().prepare(prepared, backend, is_qat=False, example=batch)
-                prepared.prepared_for = backend
-            prepared(batch)
-    if not prepared.prepared_for:
+    inputs = _inputs(batches)
+    first = next(inputs, None)
+    if first is None:
         raise ValueError("batches must hold at least one batch, got none")
+    with torch.no_grad():
+        check_same_results(prepared(first), before(first), _PARTS)
+        prepared.post_ops = eager().prepare(prepared, backend, is_qat=False, example=first)
+        prepared.prepared_for = backend
+        with correcting_biases(prepared):
+            for batch in chain([first], inputs):
+                prepared(batch)
     return _converted(prepared)
 
 
