@@ -191,9 +191,12 @@ run_cell(row, cell)""",
 
 def test_deploy() -> None:
     shown = [signature(name, getattr(deploy, name)) for name in deploy.__all__]
-    assert_expected_inline("\n".join(shown), """\
+    assert_expected_inline(
+        "\n".join(shown),
+        """\
 Exported(path, format, size, difference, shapes)
 Loaded(path, call, metadata)
 export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
-load(path)""")
+load(path)""",
+    )

@@ -132,9 +132,7 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
 def _annotate_output(node: fx.Node, spec: object) -> None:
     if all(user.op == "output" for user in node.users):  # nothing is computed with it any more
         return
-    annotation = node.meta.setdefault(
-        x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True)
-    )
+    annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
     annotation.output_qspec = spec
 
 
