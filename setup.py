@@ -30,6 +30,7 @@ setup(
     extras_require={
         "references": REFERENCES,
         "pt2e": PT2E,
+        "onnx": ONNX,
         "test": TEST + REFERENCES,
         "docs": DOCS,
         "lint": LINT,

@@ -11,7 +11,7 @@ from types import ModuleType
 from expecttest import assert_expected_inline
 
 from torchvision_layers import nn as tnn
-from torchvision_layers import quantized, testing
+from torchvision_layers import deploy, quantized, testing
 from torchvision_layers.experimental import nn as enn
 
 
@@ -129,6 +129,19 @@ prepare_qat(model, example=None, *, backend='x86', engine='eager', allow_float=F
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='x86', engine='eager', allow_float=False)
 report(model)""",
+    )
+
+
+def test_deploy() -> None:
+    things = {name: getattr(deploy, name) for name in deploy.__all__}
+    shown = [name if isinstance(thing, type) else signature(name, thing) for name, thing in things.items()]
+    assert_expected_inline(
+        "\n".join(shown),
+        """\
+Exported
+Loaded
+export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+load(path)""",
     )
 
 
