@@ -111,6 +111,13 @@ def test_residual_additions_are_int8_in_onnx(written) -> None:
     assert sum(kind == onnx.TensorProto.INT8 for kind in stored.values()) >= len(weights)
 
 
+def test_onnx_holds_no_notes_of_the_exporter(written) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(written("onnx-qdq").path)
+    assert {prop.key for prop in model.metadata_props} == {"metadata.json", "torchvision_layers.sha256"}
+    assert not any(len(held.metadata_props) for held in (*model.graph.node, *model.graph.value_info))
+
+
 def test_axes_of_onnx_have_names(written) -> None:
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(written("onnx").path).graph
@@ -360,15 +367,23 @@ def test_nothing_global_and_nothing_of_the_model_changes(name: str, tmp_path: Pa
     assert not model.training
 
 
-def test_int8_torchscript_runs_on_its_own_engine(written) -> None:
-    loaded, model = deploy.load(written("torchscript-int8").path), written("torchscript-int8").model
-    engine = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "onednn"
-    try:
-        assert torch.equal(loaded(example()), model(example()))
-        assert torch.equal(deploy.load(written("torchscript-int8").path)(example()), model(example()))
-    finally:
-        torch.backends.quantized.engine = engine
+@pytest.mark.skipif(
+    "qnnpack" not in torch.backends.quantized.supported_engines, reason="torch was built without qnnpack"
+)
+def test_int8_torchscript_runs_on_its_own_engine(tmp_path: Path) -> None:
+    """Kernels of qnnpack cannot run weights that were packed for x86, the engine in force."""
+    model = quantized.quantize(float_model(), [example()], backend="qnnpack")
+    exported = deploy.export(model, example(), tmp_path / "model.pt")
+    assert exported.difference == 0
+    loaded = deploy.load(exported.path)
+    assert loaded.metadata["quantization"]["backend"] == "qnnpack"
+    assert torch.equal(loaded(example()), model(example()))
+
+
+def test_compiled_int8_runs_kernels_of_int8(written) -> None:
+    content = written("aoti-int8").path.read_bytes()
+    for kernel in (b"aoti_torch_cpu__qconv_pointwise", b"aoti_torch_cpu__qlinear_pointwise"):
+        assert kernel in content
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:

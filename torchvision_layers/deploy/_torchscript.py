@@ -19,7 +19,9 @@ from ._sealing import seal_zip, sealed_content
 __all__ = ["check", "read", "write"]
 
 # Of torch's own operators, and any of other libraries: torchvision has some that write files, too.
-_OPENS_FILES = re.compile(rb"\b(?:save|from_file)\s*\(|\bops\.(?!(?:aten|prim|quantized|_quantized|torchvision)\.)\w*")
+_OPENS_FILES = re.compile(
+    rb"\b(?:save|from_file)\s*\(|(?<![\w.])ops\.(?!(?:aten|prim|quantized|_quantized|torchvision)\.)\w*"
+)
 
 
 def check(model: nn.Module) -> None:
