@@ -31,6 +31,7 @@ setup(
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],
         "pt2e": PT2E,
+        "onnx": ONNX,
         "test": TEST + REFERENCES,
         "docs": DOCS,
         "lint": LINT,

@@ -133,6 +133,19 @@ report(model)""",
     )
 
 
+def test_deploy() -> None:
+    things = {name: getattr(deploy, name) for name in deploy.__all__}
+    shown = [name if isinstance(thing, type) else signature(name, thing) for name, thing in things.items()]
+    assert_expected_inline(
+        "\n".join(shown),
+        """\
+Exported
+Loaded
+export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+load(path)""",
+    )
+
+
 def test_experimental() -> None:
     assert_expected_inline(
         signatures(enn),
