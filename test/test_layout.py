@@ -19,7 +19,6 @@ MAY_IMPORT = {
     "layers": {"_utils"},
     "nn": {"layers"},
     "quantized": {"layers", "_utils"},
-    "deploy": {"quantized", "layers", "_utils"},
     "experimental": {"layers", "_utils"},
     "deploy": {"quantized", "layers", "_utils"},
     "testing": {"quantized"},

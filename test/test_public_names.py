@@ -142,6 +142,7 @@ def test_deploy() -> None:
 Exported
 Loaded
 export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+fold(model, batch=None)
 load(path)""",
     )
 
@@ -199,17 +200,4 @@ check_layer(cls, samples, *, bad_arguments=(), bad_inputs=(), twin=None, geometr
 row(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
     per_layer=False, ignored_warnings=())
 run_cell(row, cell)""",
-    )
-
-
-def test_deploy() -> None:
-    shown = [signature(name, getattr(deploy, name)) for name in deploy.__all__]
-    assert_expected_inline(
-        "\n".join(shown),
-        """\
-Exported(path, format, size, difference, shapes)
-Loaded(path, call, metadata)
-export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
-fold(model, batch=None)
-load(path)""",
     )

@@ -138,7 +138,7 @@ def _annotate_output(node: fx.Node, spec: object) -> None:
 
 def _clamped(node: fx.Node) -> fx.Node:
     """The ReLU that alone follows a node, which an int8 kernel computes as the end of its range; or the node."""
-    follower = next(iter(node.users), None)
+    follower = next(iter(node.users), node)
     return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node
 
 
