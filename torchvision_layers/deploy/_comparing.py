@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["difference", "dynamic_sizes", "other_batch", "resized", "run"]
+__all__ = ["difference", "dynamic_sizes", "nudged", "other_batch", "resized", "run"]
 
 # Tried in turn: odd sizes find the most; some models take multiples of their strides only, some of the example.
 _GROWTH: tuple[Callable[[int, int], int], ...] = (
@@ -66,6 +66,12 @@ def run(model: nn.Module, input: Tensor) -> Tensor:
             f"model must give finite outputs, for an input of {list(input.shape)} it gives NaN or infinity"
         )
     return output
+
+
+def nudged(input: Tensor, step: float) -> Tensor:
+    """The input, each value of it half a step higher or lower."""
+    signs = 2 * torch.randint(0, 2, input.shape, generator=torch.Generator().manual_seed(0)) - 1
+    return input + signs * (step / 2)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

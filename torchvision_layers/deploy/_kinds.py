@@ -5,9 +5,10 @@ from enum import Enum
 from torch import nn
 
 from ..quantized import QuantizableGraph, QuantizableModel
+from ..quantized._graph_nodes import ranges
 from ..quantized._kernels import is_int8
 
-__all__ = ["Kind", "check_exportable_graph", "kind_of", "quantized_part"]
+__all__ = ["Kind", "check_exportable_graph", "first_step", "kind_of", "quantized_part"]
 
 
 class Kind(Enum):
@@ -38,6 +39,12 @@ def kind_of(model: nn.Module) -> Kind:
     if part is not None or any(is_int8(module) for module in model.modules()):
         return Kind.EAGER
     return Kind.FLOAT
+
+
+def first_step(model: nn.Module) -> float:
+    """The step in which a model of ``engine="pt2e"`` quantizes its input; zero for other models."""
+    part = quantized_part(model)
+    return float(ranges(part.body.graph)["activation_scales"][0]) if isinstance(part, QuantizableGraph) else 0.0
 
 
 def check_exportable_graph(model: nn.Module) -> None:

@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from .._utils.atomic import atomic_path
 from .._utils.checks import check_number
-from ._comparing import difference, dynamic_sizes, other_batch, run
+from ._comparing import difference, dynamic_sizes, nudged, other_batch, run
 from ._formats import find
-from ._kinds import Kind, kind_of, quantized_part
+from ._kinds import Kind, first_step, kind_of, quantized_part
 from ._metadata import describe
 
 __all__ = ["Exported", "export"]
@@ -91,16 +91,25 @@ def export(
             if text != metadata:
                 raise RuntimeError(f"the file in format {format!r} holds other metadata than it was given")
             bound = chosen.float_bound if kind_of(model) is Kind.FLOAT else chosen.int8_bound
-            largest = _compare(model, call, inputs, format, bound)
+            step = first_step(model) if chosen.rounds else 0.0
+            largest = _compare(model, call, inputs, format, bound, step)
             size = temporary.stat().st_size
     return Exported(target, format, size, largest, tuple(tuple(input.shape) for input in inputs))
 
 
 def _compare(
-    model: nn.Module, call: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], format: str, bound: float
+    model: nn.Module,
+    call: Callable[[Tensor], Tensor],
+    inputs: Sequence[Tensor],
+    format: str,
+    bound: float,
+    step: float,
 ) -> float:
-    """The largest difference on all inputs, relative to the largest output. Errors: where it is above ``bound``."""
-    found, scale = 0.0, 0.0
+    """The largest difference on all inputs, relative to the largest output.
+
+    Errors: where it is above ``bound`` and, for a file that rounds inputs in a ``step``, above what rounding can do.
+    """
+    largest = 0.0
     for input in inputs:
         shape = list(input.shape)
         expected = run(model, input.clone())
@@ -110,16 +119,21 @@ def _compare(
             raise RuntimeError(
                 f"the file in format {format!r} cannot run an input of {shape}, which the model takes: {error}"
             ) from error
-        found = max(found, difference(got, expected))
-        scale = max(scale, float(expected.abs().max()))
-        if found > bound * scale:
+        found, scale = difference(got, expected), float(expected.abs().max())
+        allowed = bound * scale
+        if found > allowed and step:
+            # A value rounded to the other side changes more with each layer; by how much, the model itself shows. On
+            # networks with random weights, files were off by 0.4 to 0.8 of what half a step of the input does.
+            allowed = max(allowed, 1.5 * difference(run(model, nudged(input, step)), expected))
+        if found > allowed:
             raise RuntimeError(
                 f"the file in format {format!r} gives other values than the model for an input of {shape}: "
-                f"{found:.3g} apart where the largest is {scale:.3g}, allowed is a part of {bound:g}. A forward that "
-                "draws numbers does that, or one that was traced for some values or sizes only, where "
+                f"{found:.3g} apart where the largest is {scale:.3g}, at most {allowed:.3g} are rounding. A forward "
+                "that draws numbers does that, or one that was traced for some values or sizes only, where "
                 "format='torchscript' keeps control flow"
             )
-    return found / scale if found else 0.0
+        largest = max(largest, found / scale if found else 0.0)
+    return largest
 
 
 def _check_model(model: nn.Module) -> None:
