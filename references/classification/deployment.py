@@ -19,16 +19,26 @@ from utils import check_output_dir, run_as_script, seed_everything
 
 from torchvision_layers import deploy
 
-#: Format and, where the model goes to int8 first, engine and suffix of each file.
-FILES: dict[str, tuple[str, str | None, str]] = {
-    "torchscript": ("torchscript", None, "pt"),
-    "torchscript int8": ("torchscript", "eager", "pt"),
-    "pt2": ("pt2", None, "pt2"),
-    "aoti": ("aoti", None, "pt2"),
-    "aoti int8": ("aoti", "pt2e", "pt2"),
-    "onnx": ("onnx", None, "onnx"),
-    "onnx-qdq": ("onnx-qdq", "pt2e", "onnx"),
-    "executorch": ("executorch", None, "pte"),
+
+class File(NamedTuple):
+    """A format and, where the model goes to int8 first, by which engine and for which backend."""
+
+    format: str
+    suffix: str
+    engine: str = ""
+    backend: str = "x86"
+
+
+FILES = {
+    "torchscript": File("torchscript", "pt"),
+    "torchscript int8": File("torchscript", "pt", "eager"),
+    "pt2": File("pt2", "pt2"),
+    "aoti": File("aoti", "pt2"),
+    "aoti int8": File("aoti", "pt2", "pt2e"),
+    "onnx": File("onnx", "onnx"),
+    "onnx-qdq": File("onnx-qdq", "onnx", "pt2e", "onnxruntime"),
+    "executorch": File("executorch", "pte"),
+    "executorch int8": File("executorch", "pte", "pt2e", "xnnpack"),
 }
 LATENCY_BATCH = 16
 
@@ -88,11 +98,11 @@ def write_files(
     rows: list[Row] = []
     written: dict[str, tuple[deploy.Exported, deploy.Loaded]] = {}
     for file in files:
-        format, engine, suffix = FILES[file]
+        format, suffix, engine, backend = FILES[file]
         path = output_dir / f"{file.replace(' ', '_')}.{suffix}"
         try:
-            exported_model = folded if engine is None else calibrate(folded, loader, engine=engine)
-            exported = write(exported_model, sample[:2], path, args, classes, format)
+            final = calibrate(folded, loader, engine=engine, backend=backend) if engine else folded
+            exported = write(final, sample[:2], path, args, classes, format)
         except (ImportError, FileNotFoundError) as error:  # of a package, or of a compiler
             rows.append(Row(args.model, file, problem=str(error)))
             continue

@@ -93,7 +93,7 @@ def test_a_size_that_torch_fixes_is_named(tmp_path: Path) -> None:
         return self.conv(x) * float(x.shape[3])
 
     model = Reads(forward, conv=tnn.ConvNormAct(3, 4))
-    with pytest.raises(RuntimeError, match="fixes dimension 3 of the input to 16"):
+    with pytest.raises(RuntimeError, match="fixes dimension 3 of the input, though"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
 
 
@@ -139,7 +139,7 @@ def test_a_model_that_draws_numbers_is_refused_and_takes_none_of_ours(tmp_path: 
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"),
+        pytest.raises(FileNotFoundError, match=r"needs a C\+\+ compiler"),
     ):
         deploy.export(float_model(), example(), tmp_path / "model.pt2", format="aoti")
 

@@ -212,7 +212,7 @@ def test_bad_examples(example: object, error: type[Exception], message: str) -> 
 
 
 def test_backends_that_only_calibrate() -> None:
-    with pytest.raises(ValueError, match="backend must be x86 to train with this engine, got 'xnnpack'"):
+    with pytest.raises(ValueError, match="backend must be x86 or onnxruntime to train with this engine, got 'xnnpack'"):
         prepare_graph(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
 
 

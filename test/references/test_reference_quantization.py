@@ -133,7 +133,7 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
         (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
         (["--backend", "xnnpack"], "backend must be one of x86, onednn.*got 'xnnpack'"),
         (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of x86, xnnpack.*got 'onednn'"),
-        (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 to train"),
+        (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 or onnxruntime to train"),
     ],
 )
 def test_what_cannot_be_done_here_is_named_first(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["difference", "dynamic_sizes", "nudged", "other_batch", "resized", "run"]
+__all__ = ["difference", "dynamic_sizes", "nudged", "other_batch", "resized", "run", "takes"]
 
 # Tried in turn: odd sizes find the most; some models take multiples of their strides only, some of the example.
 _GROWTH: tuple[Callable[[int, int], int], ...] = (
@@ -40,7 +40,7 @@ def dynamic_sizes(model: nn.Module, example: Tensor) -> tuple[list[int | None], 
         for grow in _GROWTH:
             size = [grow(value, i) if i in dims else value for i, value in enumerate(base)]
             input = resized(example, size)
-            if _takes(model, input):
+            if takes(model, input):
                 changed.update(dims)
                 for dim in changed:
                     sizes[2 + dim] = None
@@ -48,7 +48,8 @@ def dynamic_sizes(model: nn.Module, example: Tensor) -> tuple[list[int | None], 
     return sizes, None
 
 
-def _takes(model: nn.Module, input: Tensor) -> bool:
+def takes(model: nn.Module, input: Tensor) -> bool:
+    """Whether the model runs on ``input``."""
     try:
         model(input)
     except Exception:  # whatever a forward raises for a size that it is not made for

@@ -32,7 +32,8 @@ def check_int8(model: nn.Module) -> None:
     check_exportable_graph(model)
     if kind_of(model) is Kind.FLOAT:
         raise TypeError(
-            "model is float: quantize it first with engine='pt2e' for format='onnx-qdq', or use format='onnx'"
+            "model is float: quantize it first with engine='pt2e' and backend='onnxruntime' for format='onnx-qdq', or "
+            "use format='onnx'"
         )
     _check_size(model)
 

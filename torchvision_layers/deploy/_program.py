@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..quantized._exporting import every_size
-from ._comparing import resized
+from ._comparing import resized, takes
 
 __all__ = ["export_program"]
 
@@ -18,11 +18,7 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
 
     Errors: ``RuntimeError`` where it cannot be exported, or only for fewer sizes, with the dimension that is fixed.
     """
-    # Exporting takes a size of one for a constant; two of a larger batch are enough. Of larger images, no feature
-    # shrinks to one pixel, by which Inductor would lay out memory in another order.
-    pair = torch.cat([example, example])[:2].contiguous()
-    if example.dim() > 2:
-        pair = resized(pair, [2 * size if sizes[i + 2] is None else size for i, size in enumerate(pair.shape[2:])])
+    pair = _pair(model, example, sizes)
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
     try:
         with every_size():
@@ -39,11 +35,24 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
     for i, size in enumerate(placeholders[str(name)].meta["val"].shape):
         if sizes[i] is None and is_concrete_int(size):
             raise RuntimeError(
-                f"torch.export fixes dimension {i} of the input to {int(size)}, though the model takes other sizes: "
-                "its forward computes with that size as a number of Python's; use format='torchscript'"
+                f"torch.export fixes dimension {i} of the input, though the model takes other sizes: its forward "
+                "computes with that size as a number of Python's; use format='torchscript'"
             )
     for graph in [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]:
         for node in graph.nodes:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
                 node.meta.pop(key, None)  # paths of the machine that exports, and a third of the file
     return program
+
+
+def _pair(model: nn.Module, example: Tensor, sizes: Sequence[int | None]) -> Tensor:
+    """What to trace with: two inputs, as exporting takes a size of one for a constant, and images that are not small.
+
+    Where features shrink to one pixel, Inductor would lay out memory in an order that holds for that only.
+    """
+    pair = torch.cat([example, example])[:2].contiguous()
+    for factor in (4, 2) if example.dim() > 2 else ():
+        larger = [size if sizes[i + 2] is not None else factor * size for i, size in enumerate(pair.shape[2:])]
+        if max(larger) <= 256 and takes(model, images := resized(pair, larger)):
+            return images
+    return pair

@@ -56,8 +56,8 @@ def export(
         path: where to write, in a folder that exists.
         format: ``"torchscript"``, for float and ``engine="eager"``; ``"pt2"``, a program of torch.export, and
             ``"aoti"``, compiled for this processor, for float and ``engine="pt2e"``; ``"onnx"`` for float;
-            ``"onnx-qdq"`` for int8 of ``engine="pt2e"``; ``"executorch"`` where that package is installed. Default:
-            ``"torchscript"``.
+            ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, best with ``backend="onnxruntime"``; ``"executorch"`` where
+            that package is installed. Default: ``"torchscript"``.
         classes: names of the outputs along their last dimension, for the metadata. Default: none.
         mean: what is to be subtracted from each channel of an input, for the metadata; the file does not do it.
             Default: none.
@@ -66,9 +66,9 @@ def export(
 
     Errors: ``TypeError`` for a model that the format cannot hold, which names one that can, and for what is no model or
     no tensor; ``ValueError`` for other arguments that break their rule, for a model in training mode and for outputs
-    that are not finite; ``FileNotFoundError`` for a folder that does not exist; ``RuntimeError`` where the model cannot
-    be written in the format, or the file gives other values; ``ImportError`` where the format needs a package that is
-    not installed; ``OSError`` where the disk is full.
+    that are not finite; ``FileNotFoundError`` for a folder or a compiler that does not exist; ``RuntimeError`` where
+    the model cannot be written in the format, or the file gives other values; ``ImportError`` where the format needs a
+    package that is not installed; ``OSError`` where the disk is full.
     """
     _check_model(model)
     _check_example(example)

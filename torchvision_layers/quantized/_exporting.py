@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -46,7 +46,8 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
     try:
-        with every_size():
+        # In training, batch norms refuse a single value, and the graph would keep that for eval.
+        with nullcontext() if model.training else every_size():
             program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().partition("\n")[0]

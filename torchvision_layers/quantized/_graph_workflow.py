@@ -59,15 +59,17 @@ def prepare_graph(model: nn.Module, example: Tensor, backend: str, allow_float: 
         backend: kernels to quantize for.
         allow_float: leaves in float what the backend does not quantize, instead of raising.
 
-    Errors: ``ValueError`` for another backend than x86, or a model that is prepared already; ``TypeError`` for
+    Errors: ``ValueError`` for another backend, or a model that is prepared already; ``TypeError`` for
     parameters that are not float32, a model that returns no single tensor, or convolutions, projections and
     products that would stay in float; ``RuntimeError`` for a model that cannot be exported, or that differs between
     training and eval in more than batch norms, dropouts and stochastic depth; ``ImportError`` without torchao.
     """
     _check_backend(backend)
-    if backend != "x86":
-        # Their quantizers look for batch norms that follow convolutions as they are.
-        raise ValueError(f"backend must be x86 to train with this engine, got {backend!r}, which it calibrates only")
+    if backend == "xnnpack":
+        # Its quantizer looks for batch norms that follow convolutions as they are.
+        raise ValueError(
+            "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
+        )
     model = _float_copy(model).train()
     body = export(model, example)
     guard_norms(body)

@@ -65,8 +65,9 @@ def quantize(
         model: float or :func:`quantizable`, fused or not; it is left as it is.
         batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
         backend: kernels to quantize for. ``"x86"`` is right on every x86 CPU. Eager also has ``"onednn"``, more
-            accurate and faster where the CPU has VNNI, and ``"qnnpack"`` for ARM; PT2E has ``"xnnpack"`` where
-            executorch is installed. Default: ``"x86"``.
+            accurate and faster where the CPU has VNNI, and ``"qnnpack"`` for ARM. PT2E has ``"onnxruntime"``, whose
+            additions and outputs are int8 too, to export, and ``"xnnpack"`` where executorch is installed.
+            Default: ``"x86"``.
         engine: ``"eager"``, modules of torch that hold int8 weights, ready to run and to script; or ``"pt2e"``, a graph
             of torchao, to compile and to export. Default: ``"eager"``.
         allow_float: leaves in float what the engine is not known to run in int8, instead of raising. Default:
