@@ -74,6 +74,7 @@ def _unit(node: fx.Node) -> str | None:
         return None
     if _is_int8(source):
         return module_path(source)
-    if any(_is_int8(term) and len(term.users) == 1 for term in source.all_input_nodes):
+    terms = source.all_input_nodes
+    if any(_is_int8(term) and len(term.users) == 1 for term in terms) or all(is_dequantize(term) for term in terms):
         return module_path(source) or "model"
     return None
