@@ -1,0 +1,42 @@
+"""A model as a program of torch.export, for every size that the model takes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+__all__ = ["export_program"]
+
+
+def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None]) -> ExportedProgram:
+    """The program of ``model`` for inputs of ``sizes``, ``None`` for any, without traces of the sources.
+
+    Errors: ``RuntimeError`` where it cannot be exported, or only for fewer sizes, with the dimension that is fixed.
+    """
+    # Exporting takes a size of one for a constant; two of a larger batch are enough.
+    pair = torch.cat([example, example])[:2].contiguous()
+    dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
+    try:
+        program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
+    except Exception as error:  # torch raises many kinds here
+        reason = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nA forward must not depend on "
+            "the values of tensors; format='torchscript' may take it. torch.export.export(model, (input,)) gives the "
+            "whole story."
+        ) from error
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    (name,) = program.graph_signature.user_inputs
+    for i, size in enumerate(placeholders[str(name)].meta["val"].shape):
+        if sizes[i] is None and is_concrete_int(size):
+            raise RuntimeError(
+                f"torch.export fixes dimension {i} of the input to {int(size)}, though the model takes other sizes: "
+                "its forward computes with that size as a number of Python's; use format='torchscript'"
+            )
+    for graph in [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]:
+        for node in graph.nodes:
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+                node.meta.pop(key, None)  # paths of the machine that exports, and a third of the file
+    return program

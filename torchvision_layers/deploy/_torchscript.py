@@ -1,0 +1,67 @@
+"""TorchScript: programs for torch's own interpreter, in Python and in C++."""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..quantized._int8 import running_on
+from ._archive import record
+from ._kinds import Kind, kind_of
+from ._metadata import NAME, parse
+from ._sealing import seal_zip, sealed_content
+
+__all__ = ["check", "read", "write"]
+
+
+def check(model: nn.Module) -> None:
+    if kind_of(model) is Kind.PT2E:
+        raise TypeError(
+            "model is a graph of engine='pt2e', which has no TorchScript: use format='pt2', 'aoti' or 'onnx-qdq', or "
+            "quantize with engine='eager'"
+        )
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    # It is deprecated, and it is what loads without Python in the C++ programs of today.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        yield
+
+
+def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
+    content = io.BytesIO()  # torch names the records of a file after the file, those of a buffer alike
+    with _without_deprecation(), _engine(parse(metadata, path)["quantization"]):
+        try:
+            script = torch.jit.script(model)
+        except Exception as error:  # torch raises many kinds here
+            raise RuntimeError(
+                f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
+            ) from error
+        torch.jit.save(script, content, _extra_files={NAME: metadata})
+    path.write_bytes(seal_zip(content.getvalue()))
+
+
+def read(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+    content = sealed_content(path)
+    text = record(content, f"extra/{NAME}", path).decode()
+    quantization = parse(text, path)["quantization"]
+    with _without_deprecation(), _engine(quantization):
+        module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+
+    def call(input: Tensor) -> Tensor:
+        with _engine(quantization):
+            return module(input)
+
+    return call, text
+
+
+def _engine(quantization: dict[str, str] | None) -> AbstractContextManager[None]:
+    """Int8 weights are packed on loading, for the engine in force, and some kernels choose by it when they run."""
+    return nullcontext() if quantization is None else running_on(quantization["backend"])
