@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import CASES, Case
+from folded_cases import FOLDED_CASES
 from measure import Ratio, conditions, inference_ratios, saved_bytes, training_ratios
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -47,7 +48,7 @@ def measure(case: Case, memory_format: torch.memory_format, rounds: int) -> dict
     modules = {name: candidate.module.to(memory_format=memory_format) for name, candidate in candidates.items()}
     trained = {name: module for name, module in modules.items() if candidates[name].trains}
     inference = inference_ratios(modules, input, rounds)
-    training = training_ratios(trained, input, rounds)
+    training = training_ratios(trained, input, rounds) if trained else {}
     saved = {name: saved_bytes(module, input) / input.nbytes for name, module in trained.items()}
     return {name: Figures(inference[name], training.get(name), saved.get(name)) for name in modules}
 
@@ -99,16 +100,16 @@ def write(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def choose(names: Sequence[str]) -> list[Case]:
+def choose(names: Sequence[str], cases: Sequence[Case]) -> list[Case]:
     """Cases of the layers of these names or, where a name is no layer's, of all layers whose name it is a part of."""
-    layers = list(dict.fromkeys(case.layer.__name__ for case in CASES))
+    layers = list(dict.fromkeys(case.layer.__name__ for case in cases))
     chosen: set[str] = set()
     for name in names:
         found = [name] if name in layers else [layer for layer in layers if name.lower() in layer.lower()]
         if not found:
             raise ValueError(f"no layer is called {name!r}; there are {', '.join(layers)}")
         chosen.update(found)
-    return [case for case in CASES if case.layer.__name__ in chosen]
+    return [case for case in cases if case.layer.__name__ in chosen]
 
 
 def count(text: str) -> int:
@@ -121,13 +122,15 @@ def count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="layers, or parts of their names; all by default")
+    parser.add_argument("--folded", action="store_true", help="folded blocks instead, in inference")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write ratios and their spread there as well")
     parser.add_argument("--rounds", type=count, default=21, help="turns of each candidate (default: %(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="both by default")
     args = parser.parse_args(arguments)
     try:
-        cases = CASES if args.only is None else choose(args.only)
+        cases = FOLDED_CASES if args.folded else CASES
+        cases = cases if args.only is None else choose(args.only, cases)
     except ValueError as error:
         parser.error(f"--only: {error}")
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):

@@ -130,7 +130,7 @@ def test_all_candidates_train(case) -> None:
 
 
 def test_a_frozen_batch_norm_is_compared_with_one_in_eval_mode() -> None:
-    (case,) = layers.choose(["FrozenBatchNorm2d"])
+    (case,) = layers.choose(["FrozenBatchNorm2d"], cases.CASES)
     bound = next(iter(case.build().values())).module
     assert not any(module.training for module in bound.train().modules())
 
@@ -303,7 +303,7 @@ def test_settings_of_the_allocator_are_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_names_choose_layers() -> None:
     def chosen(*names: str) -> set[str]:
-        return {case.layer.__name__ for case in layers.choose(names)}
+        return {case.layer.__name__ for case in layers.choose(names, cases.CASES)}
 
     assert chosen("WSConv2d") == {"WSConv2d"}  # and not SWSConv2d
     assert chosen("layernorm") == {"PFLayerNorm", "CLayerNorm", "LayerNorm2d"}
@@ -377,4 +377,4 @@ def test_benchmarks_use_public_doors_only(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torchvision_layers"):
             assert node.module in doors
-            assert {alias.name for alias in node.names} <= {"nn", "quantized"}
+            assert {alias.name for alias in node.names} <= {"deploy", "nn", "quantized"}

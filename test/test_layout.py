@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "nn": {"layers"},
     "quantized": {"layers", "_utils"},
     "experimental": {"layers", "_utils"},
+    "deploy": {"quantized", "layers", "_utils"},
     "testing": {"quantized"},
 }
 

@@ -10,8 +10,8 @@ from types import ModuleType
 
 from expecttest import assert_expected_inline
 
+from torchvision_layers import deploy, quantized, testing
 from torchvision_layers import nn as tnn
-from torchvision_layers import quantized, testing
 from torchvision_layers.experimental import nn as enn
 
 
@@ -119,6 +119,7 @@ QuantizableLinearDropoutAct
 QuantizableMBConv
 QuantizableMLP
 QuantizableModel
+QuantizablePositionalConv2d
 QuantizableSqueezeExcitation
 Report
 ReportRow
@@ -186,3 +187,13 @@ row(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applica
     per_layer=False, ignored_warnings=())
 run_cell(row, cell)""",
     )
+
+
+def test_deploy() -> None:
+    shown = [signature(name, getattr(deploy, name)) for name in deploy.__all__]
+    assert_expected_inline("\n".join(shown), """\
+Exported(path, format, size, difference, shapes)
+Loaded(path, call, metadata)
+export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+fold(model, batch=None)
+load(path)""")

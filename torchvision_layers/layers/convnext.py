@@ -1,5 +1,6 @@
 """The building block of ConvNeXt."""
 
+import copy
 from functools import partial
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_input, check_int, check_number, check_odd, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
+from .._utils.scaling import scale_outputs
 from .permute import Permute
 from .stochastic_depth import StochasticDepth
 
@@ -85,7 +87,7 @@ class ConvNeXtBlock(nn.Module):
             nn.Linear(hidden, dim, device=device, dtype=dtype),
             Permute([0, 3, 1, 2]),
         )
-        self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), scale, device=device, dtype=dtype))
+        self.layer_scale: nn.Parameter | None = nn.Parameter(torch.full((dim, 1, 1), scale, device=device, dtype=dtype))
         self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -95,8 +97,17 @@ class ConvNeXtBlock(nn.Module):
             branch = self.stochastic_depth(branch)
         return self._join(branch, input)
 
+    def folded(self) -> nn.Module:
+        """The same block, its scale in the weights of its last projection."""
+        block = copy.deepcopy(self)
+        if block.layer_scale is not None:
+            projection = block.block[5]
+            scale_outputs(projection, block.layer_scale.flatten())
+            block.layer_scale = None
+        return block
+
     def _scale(self, branch: Tensor) -> Tensor:
-        return self.layer_scale * branch
+        return branch if self.layer_scale is None else self.layer_scale * branch
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
         check_same_shape("conv_layer", branch, skip, "input")

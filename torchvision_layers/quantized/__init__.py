@@ -12,6 +12,7 @@ from .linear import QuantizableLinearDropoutAct
 from .mbconv import QuantizableFusedMBConv, QuantizableMBConv
 from .mlp import QuantizableMLP
 from .model import QuantizableModel, quantizable
+from .positional_conv import QuantizablePositionalConv2d
 from .report import Report, ReportRow, report
 from .residual import QuantizableBasicBlock, QuantizableBottleneck
 from .squeeze_excitation import QuantizableSqueezeExcitation
@@ -37,6 +38,7 @@ __all__ = [
     "QuantizableMBConv",
     "QuantizableMLP",
     "QuantizableModel",
+    "QuantizablePositionalConv2d",
     "QuantizableSqueezeExcitation",
     "Report",
     "ReportRow",

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import nn
 
-__all__ = ["JOINS", "Calls", "calls"]
+__all__ = ["JOINS", "Calls", "at_end", "calls"]
 
 #: Functions by which tensors are put side by side.
 JOINS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack}
@@ -33,6 +33,8 @@ class Calls:
     result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, for which int8 needs a common range.
     joins: bool = False
+    #: Whether all this was seen. What cannot be traced is taken to call each child as a whole, in no order.
+    is_traced: bool = True
 
 
 class _ShallowTracer(torch.fx.Tracer):
@@ -58,7 +60,7 @@ def calls(module: nn.Module) -> Calls:
         # A forward may set attributes: on a copy they do no harm.
         graph = _ShallowTracer().trace(copy.copy(module))
     except Exception:  # forward is the user's, it may raise anything when it meets a proxy
-        return Calls(whole=[name for name, _ in module.named_children()])
+        return Calls(whole=[name for name, _ in module.named_children()], is_traced=False)
 
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in nodes]
@@ -106,3 +108,33 @@ def calls(module: nn.Module) -> Calls:
     return Calls(
         chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, turns, rereads, result, joins
     )
+
+
+def at_end(
+    module: nn.Module,
+    names: list[str],
+    *,
+    ends: Callable[[nn.Module], bool],
+    passes: Callable[[nn.Module], bool],
+    is_closed: Callable[[nn.Module], bool],
+) -> str | None:
+    """The name of the module whose output comes out of the last of these modules unchanged, perhaps from inside of it.
+
+    Args:
+        module: where the names hold.
+        names: of modules of which each feeds only the next.
+        ends: whether a module is one that is looked for.
+        passes: whether a module gives its input back.
+        is_closed: whether nothing inside of a module counts.
+    """
+    for name in reversed(names):
+        last = module.get_submodule(name)
+        if passes(last):
+            continue
+        if ends(last):
+            return name
+        if is_closed(last):
+            return None
+        inner = at_end(last, calls(last).result, ends=ends, passes=passes, is_closed=is_closed)
+        return inner and f"{name}.{inner}"
+    return None

@@ -8,6 +8,7 @@ from torch import nn
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerNorm2d, LayerScale
 from ..layers.permute import Permute
+from ..layers.positional_conv import PositionMap
 from ..layers.stochastic_depth import StochasticDepth
 from ._int8 import Int8Module
 from ._observed import DeQuantStub, Observed
@@ -79,6 +80,7 @@ _ISLANDS = {
     FrozenBatchNorm2d,
     LayerNorm2d,
     LayerScale,
+    PositionMap,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
     nn.BatchNorm1d,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..layers.stochastic_depth import StochasticDepth
-from ._chains import calls
+from ._chains import at_end, calls
 from ._fusing import NORMS
 from ._kernels import Kernel, has_hooks, is_unit, kernel
 from ._observed import Addition
@@ -127,17 +127,14 @@ def _is_same(model: nn.Module, found: list[PostOp], input: Tensor, expected: Ten
 
 def _convolution_at_end(module: nn.Module, names: list[str]) -> str | None:
     """The name of the convolution whose output comes out of the last of these modules unchanged."""
-    for name in reversed(names):
-        last = module.get_submodule(name)
-        if has_hooks(last):
-            return None
-        if type(last) is nn.Identity or isinstance(last, StochasticDepth):  # the identity wherever int8 runs
-            continue
-        if _is_convolution(last):
-            return name
-        inner = None if is_unit(last) else _convolution_at_end(last, calls(last).result)
-        return inner and f"{name}.{inner}"
-    return None
+    return at_end(
+        module,
+        names,
+        ends=lambda last: _is_convolution(last) and not has_hooks(last),
+        # StochasticDepth is the identity wherever int8 runs.
+        passes=lambda last: (type(last) is nn.Identity or isinstance(last, StochasticDepth)) and not has_hooks(last),
+        is_closed=lambda last: is_unit(last) or has_hooks(last),
+    )
 
 
 def _leaves_its_input(module: nn.Module, name: str) -> bool:

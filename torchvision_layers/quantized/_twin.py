@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.permute import Permute
+from ..layers.positional_conv import PositionMap
 from ..layers.stochastic_depth import StochasticDepth
 from ._fusing import fuse_children
 
@@ -16,8 +17,8 @@ __all__ = ["QuantizableLayer", "make_twins"]
 
 _TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# Layers without parameters: int8 takes two as they are, the third folds into a convolution or runs in an island.
-_NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d)
+# Int8 takes the first two as they are; the others fold into a convolution or run in an island.
+_NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
 
 
 class QuantizableLayer(nn.Module):

@@ -45,12 +45,13 @@ class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
         self._complete()
 
     def _add_functionals(self) -> None:
-        self.scale_entry = DeQuantStub()
-        self.scale_exit = QuantStub()
+        if self.layer_scale is not None:  # it is not folded
+            self.scale_entry = DeQuantStub()
+            self.scale_exit = QuantStub()
         self.skip_add = Addition()
 
     def _scale(self, branch: Tensor) -> Tensor:
-        return self.scale_exit(self.layer_scale * self.scale_entry(branch))
+        return branch if self.layer_scale is None else self.scale_exit(self.layer_scale * self.scale_entry(branch))
 
     def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)

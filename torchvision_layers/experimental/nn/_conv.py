@@ -49,6 +49,20 @@ class CheckedConv2d(nn.Conv2d):
         padded = _in_layout_of(F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), input)
         return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)
 
+    def _plain(self, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
+        """The ``nn.Conv2d`` that slides as this one does, with the given weights."""
+        sizes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        }
+        channels, has_bias = weight.shape[1] * groups, bias is not None
+        # On a device where nothing is drawn: the parameters are given.
+        conv = nn.Conv2d(channels, len(weight), groups=groups, bias=has_bias, device="meta", **sizes)
+        conv.train(self.training)
+        layout = torch.channels_last if self.weight.stride(1) == 1 else torch.contiguous_format
+        conv.weight = nn.Parameter(weight.clone(memory_format=layout), requires_grad=False)
+        conv.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        return conv
+
 
 @torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
 def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:

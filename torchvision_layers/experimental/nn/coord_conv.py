@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import check_bool, check_input
+from ...layers.positional_conv import PositionalConv2d, PositionMap, coordinates
 from ._conv import CheckedConv2d
 
 __all__ = ["CoordConv2d"]
@@ -84,23 +85,15 @@ class CoordConv2d(CheckedConv2d):
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)
         channels = self.in_channels // self.groups
-        shift = self._slide(self._coordinates(input), self.weight[:, channels:], None, 1)
+        shift = self._slide(coordinates(input, self.with_r), self.weight[:, channels:], None, 1)
         return self._slide(input, self.weight[:, :channels], self.bias, self.groups).add_(shift)
 
-    def _coordinates(self, input: Tensor) -> Tensor:
-        """The channels of coordinates of one image."""
-        rows, columns = input.shape[2], input.shape[3]
-        i = _from_minus_one_to_one(input.new_ones(rows)).reshape(1, 1, -1, 1).expand(1, 1, rows, columns)
-        j = _from_minus_one_to_one(input.new_ones(columns)).expand(1, 1, rows, columns)
-        channels = [i, j, (i.square() + j.square()).sqrt()] if self.with_r else [i, j]
-        return torch.cat(channels, 1).to(input.dtype)
+    def folded(self) -> nn.Module:
+        """A plain convolution, and a map of the coordinates that is kept for each size of image."""
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        channels = self.in_channels // self.groups
+        conv = self._plain(weight[:, :channels], bias, self.groups)
+        return PositionalConv2d(conv, PositionMap(self._plain(weight[:, channels:], None, 1), self.with_r))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, with_r={self.with_r}"
-
-
-def _from_minus_one_to_one(ones: Tensor) -> Tensor:
-    """As many evenly spaced numbers, 0 if there is but one; of float32 where half precision could not count them."""
-    position = (ones * ones.new_ones(1, dtype=torch.float32)).cumsum(0) - 1
-    last = position[-1:]
-    return (2 * position - last) / last.clamp(min=1)

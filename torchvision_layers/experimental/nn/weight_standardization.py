@@ -102,8 +102,13 @@ class WSConv2d(CheckedConv2d):
             )
 
     def standardized_weight(self) -> Tensor:
-        """The weight that the convolution uses; a plain ``nn.Conv2d`` with it computes the same."""
+        """The weight that the convolution uses."""
         return standardize(self.weight, self.scale, self.eps)
+
+    def folded(self) -> nn.Module:
+        """A plain convolution with the standardized weight."""
+        bias = None if self.bias is None else self.bias.detach()
+        return self._plain(self.standardized_weight().detach(), bias, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels)
