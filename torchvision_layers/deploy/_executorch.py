@@ -71,11 +71,11 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
         # Inputs are read where they lie; a place for the largest one would be reserved in vain.
         config = exir.ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
         try:
-            with symbolic.patch(backed_size_oblivious=True):  # it looks at the sizes once more
-                edge = exir.to_edge_transform_and_lower(
-                    program, partitioner=[XnnpackPartitioner()], constant_methods=methods
-                )
-                content = edge.to_executorch(config).buffer
+            edge = exir.to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()], constant_methods=methods
+            )
+            _restore_ranges(edge.exported_program(), program)
+            content = edge.to_executorch(config).buffer
         except Exception as error:  # its passes raise plain Exceptions
             raise RuntimeError(f"executorch cannot lower the model: {_reason(error)}") from error
         planned = list(Runtime.get().load_program(content).metadata("forward").input_tensor_meta(0).sizes())
@@ -128,16 +128,16 @@ def _exported(model: nn.Module, example: Tensor, most: list[int], sizes: list[in
     model = copy.deepcopy(model)
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = tensor.data.contiguous()  # the lowering takes no weights in channels_last
-    # Of the largest batch: which of its kernels torch would choose for a smaller one bounds the batch. Nothing runs.
-    largest = example.new_empty((most[0], *example.shape[1:]))
+    # Exporting takes a size of one for a constant; two of a larger batch are enough.
+    pair = torch.cat([example, example])[:2].contiguous()
     free = {i: Dim.AUTO(max=most[i]) for i, size in enumerate(sizes) if size is None}
     try:
         # Maps of a single pixel, which small images end in, would be taken for another kind of map, and batches of one
         # for another kind of batch. Where that goes wrong for batches, torch has to see them as it did before.
-        with symbolic.patch(backed_size_oblivious=True):
-            program = torch.export.export(model, (largest,), dynamic_shapes=(free,))
+        with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # which torch puts there
+            program = torch.export.export(model, (pair,), dynamic_shapes=(free,))
         if 0 in free and _bounds(program)[0][0] > 1:
-            program = torch.export.export(model, (largest,), dynamic_shapes=(free,))
+            program = torch.export.export(model, (pair,), dynamic_shapes=(free,))
     except Exception as error:  # torch raises many kinds here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error)}\nA forward must not depend on the values of "
@@ -146,28 +146,44 @@ def _exported(model: nn.Module, example: Tensor, most: list[int], sizes: list[in
     return program
 
 
+def _input_shape(program: ExportedProgram) -> tuple[Any, ...]:
+    (name,) = program.graph_signature.user_inputs
+    shape: tuple[Any, ...] = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
+    return shape
+
+
 def _bounds(program: ExportedProgram) -> tuple[list[int], list[int]]:
     """The smallest and the largest size of each dimension of the input."""
-    (name,) = program.graph_signature.user_inputs
-    shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
     least, most = [], []
-    for size in shape:
+    for size in _input_shape(program):
         bounds = None if is_concrete_int(size) else program.range_constraints[size.node.expr]
         least.append(int(size) if bounds is None else max(1, int(bounds.lower)))
         most.append(int(size) if bounds is None else int(bounds.upper))
     return least, most
 
 
+def _restore_ranges(lowered: ExportedProgram, program: ExportedProgram) -> None:
+    """Undoes what lowering did to the ranges of sizes.
+
+    It has torch choose kernels and layouts for the sizes of the example, and torch notes for which it would choose the
+    same: batches below 16, maps of one pixel. Nothing of that choice goes into the program.
+    """
+    for size in _input_shape(lowered):
+        if not is_concrete_int(size):
+            size.node.shape_env.var_to_range[size.node.expr] = program.range_constraints[size.node.expr]
+
+
 def _use_means(program: ExportedProgram) -> None:
     """Puts ``mean`` where our layers divide a sum over pixels, for which XNNPACK has no kernel; in place."""
     graph = program.graph
     for node in list(graph.nodes):
-        total = node.args[0] if node.target is _aten.div.Tensor else None
+        total: Any = node.args[0] if node.target is _aten.div.Tensor else None
         if not isinstance(total, fx.Node) or total.target is not _aten.sum.dim_IntList:
             continue
-        source, dims = total.args[0], total.args[1]
+        source: Any = total.args[0]
+        dims: Any = total.args[1]
         count = node.args[1].meta["val"] if isinstance(node.args[1], fx.Node) else node.args[1]
-        pixels = 1
+        pixels: Any = 1
         for dim in dims:
             pixels = pixels * source.meta["val"].shape[dim]
         if isinstance(count, Tensor) or not statically_known_true(count == pixels):
