@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-all table bench bench-int8 lint clean
 
-demo: .venv/references.stamp
+demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
 
 test: .venv/test.stamp

@@ -29,6 +29,7 @@ setup(
     install_requires=["torch>=2.6", "torchvision>=0.21", "typing_extensions>=4.10"],
     extras_require={
         "references": REFERENCES,
+        "demo": [*REFERENCES, *PT2E, *ONNX],
         "pt2e": PT2E,
         "test": TEST + REFERENCES,
         "docs": DOCS,

@@ -1,4 +1,4 @@
-"""Int8 models as files that load with torch alone; the one place that uses ``torch.jit`` and ``torch.export``.
+"""Int8 models out of files, with torch alone.
 
 Run as a script, it tests such a file in a process in which ``torchvision_layers`` and torchao cannot be imported:
 
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 import torch
 from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
 from torch import Tensor, nn
-from utils import atomic_path, check_output_dir, evaluate, run_as_script, save_atomically
+from utils import check_output_dir, evaluate, run_as_script, save_atomically
 
 
 class ExportedModel(nn.Module):
@@ -39,25 +39,8 @@ class ExportedModel(nn.Module):
         return self.graph(images)
 
 
-def save_artefact(model: nn.Module, path: str | Path, about: dict[str, object]) -> None:
-    """Writes ``model`` at ``path``, with ``about`` inside; whole, or not at all.
-
-    A model of the engine ``"eager"`` becomes TorchScript, one of ``"pt2e"`` an exported graph, for batches of any size.
-    """
-    extra_files = {"about.json": json.dumps(about)}
-    if about["engine"] == "pt2e":
-        images = torch.zeros(2, 3, about["image_size"], about["image_size"])
-        graph = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        with atomic_path(path) as temporary:
-            torch.export.save(graph, temporary, extra_files=extra_files)
-        return
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
-        torch.jit.save(torch.jit.script(model), temporary, _extra_files=extra_files)
-
-
 def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
-    """The model in a file of :func:`save_artefact`, and what it says of itself.
+    """The model in a file that ``deploy.export`` wrote, TorchScript or an exported graph, and what it says of itself.
 
     For TorchScript it sets torch's quantized engine to the one the model was made for, since int8 weights are packed on
     loading. For an exported graph it imports ``torch.ao.quantization.fx._decomposed``, which registers the operators
@@ -71,8 +54,9 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith("/extra/about.json")]
-            about = json.loads(archive.read(name))
+            (name,) = [name for name in archive.namelist() if name.endswith("/extra/metadata.json")]
+            metadata = json.loads(archive.read(name))
+        about = {**metadata["about"], **metadata["quantization"], "classes": metadata["classes"]}
         if about["engine"] == "pt2e":
             importlib.import_module("torch.ao.quantization.fx._decomposed")
             return ExportedModel(torch.export.load(path).module()), about
@@ -80,7 +64,7 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
             return torch.jit.load(path), about
-    except (zipfile.BadZipFile, KeyError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an artefact of these scripts, or a damaged one: {error}") from error
 
 

@@ -7,26 +7,27 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import presets
 import torch
 import train
-from artefact import save_artefact
 from data import ImageLoader
+from deployment import LATENCY_BATCH, NOTE, columns, measure, write_files
+from deployment import Row as FileRow
+from deployment import table as files_table
 from matplotlib.figure import Figure
 from torch import Tensor
-from train_quantization import calibrate, describe
+from train_quantization import calibrate, write
 from utils import Evaluation, atomic_path, check_output_dir, evaluate, run_as_script, seed_everything
 
 from torchvision_layers import quantized
 
 MODEL_NAMES = ("resnet18", "mobilenet_v2")
 BACKEND = "x86"
-LATENCY_BATCH = 16
+FILES = ("torchscript", "torchscript int8", "pt2", "aoti", "onnx", "onnx-qdq")
 
 
 class Row(NamedTuple):
@@ -61,6 +62,7 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("--models", nargs="+", default=list(MODEL_NAMES), help="names from models/__init__.py")
     parser.add_argument("--epochs", type=int, default=train.get_parser().get_default("epochs"))
     parser.add_argument("--image-size", type=int, default=train.get_parser().get_default("image_size"))
+    parser.add_argument("--files", nargs="+", default=list(FILES), help="of deployment.py, which to write")
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the latency measurement")
     return parser
 
@@ -69,20 +71,21 @@ def main(args: Namespace) -> list[Row]:
     """Runs the job for each model, prints the table and returns its rows; ``ValueError`` for a promise not kept."""
     output_dir = check_output_dir(args.output_dir)
     start = time.perf_counter()
-    rows = [run(name, output_dir / name, args) for name in args.models]
+    rows, files = zip(*(run(name, output_dir / name, args) for name in args.models), strict=True)
     print(
         "\nTest accuracy in float, fused, in int8, and in int8 reloaded without torchvision_layers; whether its\n"
         f"outputs are equal to the bit; size of the files; time relative to float, {LATENCY_BATCH} images at once."
     )
-    print(f"\n{table(rows)}\n\n{time.perf_counter() - start:.0f} s; pictures and models are in {output_dir}")
+    print(f"\n{table(rows)}\n\n{NOTE}\n\n{files_table([row for found in files for row in found])}")
+    print(f"\n{time.perf_counter() - start:.0f} s; pictures, models and files are in {output_dir}")
     broken = [promise for row in rows for promise in row.broken_promises()]
     if broken:
         raise ValueError("; ".join(broken))
-    return rows
+    return list(rows)
 
 
-def run(name: str, output_dir: Path, args: Namespace) -> Row:
-    """The job for one model."""
+def run(name: str, output_dir: Path, args: Namespace) -> tuple[Row, list[FileRow]]:
+    """The job for one model, and its files."""
     print(f"\n{name}: training on scikit-learn's digits")
     arguments = ["--model", name, "--output-dir", str(output_dir), "--epochs", str(args.epochs)]
     train_args = train.get_parser().parse_args([*arguments, "--image-size", str(args.image_size)])
@@ -100,14 +103,14 @@ def run(name: str, output_dir: Path, args: Namespace) -> Row:
         temporary.write_text(f"{quantized.report(int8)}\n", encoding="utf-8")
 
     in_float, in_fused, in_int8 = (evaluate(m, test_loader) for m in (model, fused, int8))
+    sample = torch.stack([test_loader.dataset[i][0] for i in range(LATENCY_BATCH)])
     artefact = output_dir / "int8.pt"
-    save_artefact(int8, artefact, describe(name, classes, train_args.dataset, args.image_size, BACKEND))
+    write(int8, sample[:2], artefact, train_args, classes, "torchscript")
     accuracy, outputs = evaluate_elsewhere(artefact)
     plot_predictions(test_loader, in_int8, classes, output_dir / "predictions.png", f"{name} in int8")
 
-    sample = torch.stack([test_loader.dataset[i][0] for i in range(LATENCY_BATCH)])
     latencies = measure([lambda m=m: m(sample) for m in (model, fused, int8)], args.rounds)
-    return Row(
+    row = Row(
         name,
         sum(parameter.numel() for parameter in model.parameters()),
         in_float.accuracy,
@@ -120,6 +123,8 @@ def run(name: str, output_dir: Path, args: Namespace) -> Row:
         latencies[1] / latencies[0],
         latencies[2] / latencies[0],
     )
+    print(f"{name}: writing {', '.join(args.files)}")
+    return row, write_files(model, train_loader, train_args, classes, output_dir, args.files, args.rounds)
 
 
 def evaluate_elsewhere(path: Path) -> tuple[float, Tensor]:
@@ -133,19 +138,6 @@ def evaluate_elsewhere(path: Path) -> tuple[float, Tensor]:
     print(result.stdout.strip())
     saved = torch.load(outputs_path, weights_only=True)
     return saved["accuracy"], saved["outputs"]
-
-
-@torch.inference_mode()
-def measure(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each call, all taken in turn in this process, so that a slow moment slows all of them."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for i in range(rounds + 3):
-        for call, times in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if i >= 3:  # the first rounds warm up
-                times.append(time.perf_counter() - start)
-    return [median(times) for times in seconds]
 
 
 def plot_predictions(loader: ImageLoader, result: Evaluation, classes: list[str], path: Path, title: str) -> None:
@@ -199,8 +191,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.latency_int8:.2f}",
             )
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return columns(cells)
 
 
 if __name__ == "__main__":

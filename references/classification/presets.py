@@ -45,7 +45,12 @@ def _photo_to_input() -> list[v2.Transform]:
     return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(PHOTO_MEAN, PHOTO_STD), v2.ToPureTensor()]
 
 
+def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that images of ``dataset`` are normalized with."""
+    return (DIGITS_MEAN, DIGITS_STD) if dataset == "digits" else (PHOTO_MEAN, PHOTO_STD)
+
+
 def to_display(images: Tensor, dataset: str) -> Tensor:
     """Undoes the normalisation of ``dataset``, for pictures: values in [0, 1], shape as given."""
-    mean, std = (DIGITS_MEAN, DIGITS_STD) if dataset == "digits" else (PHOTO_MEAN, PHOTO_STD)
+    mean, std = normalization(dataset)
     return (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)

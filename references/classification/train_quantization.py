@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import presets
 import torch
-from artefact import save_artefact
 from data import ImageLoader, left_out
-from torch import nn
+from torch import Tensor, nn
 from train import add_data_arguments, load_data, load_trained, resume, train_one_epoch
 from utils import check_numbers, check_output_dir, evaluate, run_as_script, save_atomically, seed_everything
 
-from torchvision_layers import quantized
+from torchvision_layers import deploy, quantized
 
 # Quantization-aware training can only be resumed with the same.
 SETTINGS = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs", "frozen_epochs", "lr", "seed")
@@ -127,8 +127,8 @@ def main(args: Namespace) -> dict[str, float]:
         print(quantized.report(converted))
 
     path = output_dir / f"int8{'_qat' if args.qat else ''}.{'pt2' if args.engine == 'pt2e' else 'pt'}"
-    about = describe(args.model, classes, args.dataset, args.image_size, args.backend, args.engine)
-    save_artefact(converted, path, about)
+    images, _ = next(iter(train_loader))
+    write(converted, images[:2], path, args, classes, "pt2" if args.engine == "pt2e" else "torchscript")
     how = "quantization-aware" if args.qat else "post-training"
     print(
         f"{args.model} in {args.engine} on {args.backend}, {how}: test accuracy float {in_float:.2%}, "
@@ -145,18 +145,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(
-    model_name: str, classes: list[str], dataset: str, image_size: int, backend: str, engine: str = "eager"
-) -> dict[str, object]:
-    """What an artefact says of itself."""
-    return {
-        "model_name": model_name,
-        "classes": classes,
-        "dataset": dataset,
-        "image_size": image_size,
-        "backend": backend,
-        "engine": engine,
-    }
+def write(
+    model: nn.Module, images: Tensor, path: Path, args: Namespace, classes: list[str], format: str
+) -> deploy.Exported:
+    """Exports a model of these scripts, with what one must know to use it."""
+    mean, std = presets.normalization(args.dataset)
+    about = {"model_name": args.model, "dataset": args.dataset, "image_size": args.image_size}
+    return deploy.export(model, images, path, format=format, classes=classes, mean=mean, std=std, about=about)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise RuntimeError(
+        raise FileNotFoundError(
             "format='aoti' compiles and needs a C++ compiler such as g++, none is found; format='pt2' needs none"
         ) from error
     program = export_program(model, example, input_shape_in(metadata))

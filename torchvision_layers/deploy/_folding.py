@@ -105,7 +105,7 @@ class Folding:
                     f"batch must be given: the forward of {self.unknown} cannot be traced, so whether it calls "
                     f"{path or 'model'} as a whole must be found by comparison"
                 )
-            parent.set_submodule(name, nn.Identity())
+            parent.set_submodule(name, nn.Identity().eval())
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the projection whose output it gets, if it can be."""

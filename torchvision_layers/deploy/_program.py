@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
+from ..quantized._exporting import every_size
+from ._comparing import resized
+
 __all__ = ["export_program"]
 
 
@@ -15,11 +18,15 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
 
     Errors: ``RuntimeError`` where it cannot be exported, or only for fewer sizes, with the dimension that is fixed.
     """
-    # Exporting takes a size of one for a constant; two of a larger batch are enough.
+    # Exporting takes a size of one for a constant; two of a larger batch are enough. Of larger images, no feature
+    # shrinks to one pixel, by which Inductor would lay out memory in another order.
     pair = torch.cat([example, example])[:2].contiguous()
+    if example.dim() > 2:
+        pair = resized(pair, [2 * size if sizes[i + 2] is None else size for i, size in enumerate(pair.shape[2:])])
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
     try:
-        program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
+        with every_size():
+            program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(

@@ -1,16 +1,33 @@
 """A model as one exported graph that takes batches and images of every size."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental import _config as shapes
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ._graph_nodes import CONVS, LINEAR, NORM, is_call, module_path
 from ._kernels import make_padding_numeric
 
-__all__ = ["export", "fixed_sizes", "norm_hosts"]
+__all__ = ["every_size", "export", "fixed_sizes", "norm_hosts"]
+
+
+@contextmanager
+def every_size() -> Iterator[None]:
+    """Lets ``torch.export`` treat sizes of one as any other.
+
+    Without it, a program of images so small that features shrink to one pixel holds for such images only, and one of
+    larger images not for them.
+    """
+    if not hasattr(shapes, "backed_size_oblivious"):  # on older versions of torch
+        yield
+        return
+    with shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # torch adds it when it loads
+        yield
 
 
 def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -29,7 +46,8 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
     try:
-        program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+        with every_size():
+            program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(

@@ -7,12 +7,14 @@ from torch import Tensor, fx
 
 __all__ = [
     "ADDITIONS",
+    "CLAMPS",
     "CONVS",
     "HEAVY",
     "LINEAR",
     "LONE_NORM",
     "MATMULS",
     "NORM",
+    "PRODUCTS",
     "is_along",
     "is_call",
     "is_dequantize",
@@ -65,8 +67,16 @@ _ALONG_LINEAR = _RELUS | {
     _aten.tanh.default,
 }
 
-#: Sums of two tensors, in place or not.
+#: Sums and products of two tensors, in place or not.
 ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}
+PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
+
+#: What is nothing but an end of the range of its input.
+CLAMPS = _RELUS | {
+    _aten.hardtanh.default,
+    _aten.hardtanh_.default,
+    _aten.relu6.default,
+}
 
 
 def is_call(node: object, targets: Container[object]) -> bool:

@@ -13,11 +13,11 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from ._graph_nodes import CONVS, LINEAR, MATMULS, is_along
+from ._graph_nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_along, is_call
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
 
-BACKENDS = ("x86", "xnnpack")
+BACKENDS = ("x86", "onnxruntime", "xnnpack")
 
 
 def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule:
@@ -52,9 +52,10 @@ def is_observed(graph: fx.GraphModule) -> bool:
 
 
 def _quantizer(backend: str, is_qat: bool) -> Quantizer:
-    if backend == "x86":
+    if backend in ("x86", "onnxruntime"):
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
-        return _X86Quantizer().set_global(_with_even_weights(config, is_qat))
+        quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
+        return quantizer.set_global(_with_even_weights(config, is_qat))
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -106,6 +107,41 @@ class _X86Quantizer(x86.X86InductorQuantizer):
             input_qspec_map=specs, _annotated=True, _is_output_of_quantized_pattern=is_unit
         )
         node.meta[x86.QUANT_ANNOTATION_KEY] = annotation
+
+
+class _OnnxRuntimeQuantizer(_X86Quantizer):
+    """Also quantizes what comes out of convolutions, projections, sums and products, and all that is added.
+
+    Kernels of Inductor may give float, which the next one adds; those of onnxruntime take int8 and give int8.
+    """
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        spec = self.global_config.input_activation
+        for node in model.graph.nodes:
+            if is_call(node, ADDITIONS | PRODUCTS):
+                terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
+                if len(terms) == 2:
+                    self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
+                    _annotate_output(_clamped(node), spec)
+            elif is_call(node, CONVS | LINEAR | MATMULS) and x86.QUANT_ANNOTATION_KEY in node.meta:
+                _annotate_output(_clamped(node), spec)
+        return model
+
+
+def _annotate_output(node: fx.Node, spec: object) -> None:
+    if all(user.op == "output" for user in node.users):  # nothing is computed with it any more
+        return
+    annotation = node.meta.setdefault(
+        x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True)
+    )
+    annotation.output_qspec = spec
+
+
+def _clamped(node: fx.Node) -> fx.Node:
+    """The ReLU that alone follows a node, which an int8 kernel computes as the end of its range; or the node."""
+    follower = next(iter(node.users), None)
+    return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node
 
 
 @contextmanager

@@ -5,11 +5,13 @@ torchvision's, so its checkpoints load.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
 
 
 class ResNet(nn.Module):
@@ -23,6 +25,7 @@ class ResNet(nn.Module):
         groups: groups of the 3×3 convolutions.
         width_per_group: ``base_width`` of the blocks.
         norm_layer: called with its channels.
+        conv_layer: makes the convolution of the stem and the 3×3 ones, called as ``nn.Conv2d`` is.
         se_layer: channel attention in each block, called with its channels.
         stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
     """
@@ -37,11 +40,12 @@ class ResNet(nn.Module):
         groups: int = 1,
         width_per_group: int = 64,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        conv_layer: Callable[..., nn.Module] = nn.Conv2d,
         se_layer: Callable[..., nn.Module] | None = None,
         stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = conv_layer(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -58,6 +62,7 @@ class ResNet(nn.Module):
                         groups=groups,
                         base_width=width_per_group,
                         norm_layer=norm_layer,
+                        conv_layer=conv_layer,
                         se_layer=se_layer,
                         stochastic_depth=stochastic_depth * index / max(1, sum(depths) - 1),
                     )
@@ -102,6 +107,12 @@ def se_resnet18(num_classes: int = 1000, width: int = 64) -> ResNet:
 
 def se_resnet50(num_classes: int = 1000, width: int = 64) -> ResNet:
     return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, se_layer=tnn.SqueezeExcitation)
+
+
+def resnet50_gn_ws(num_classes: int = 1000, width: int = 64) -> ResNet:
+    """Group normalization and Weight Standardization, which need no large batches: arXiv 1903.10520."""
+    norm = partial(nn.GroupNorm, min(32, width))
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, norm_layer=norm, conv_layer=enn.WSConv2d)
 
 
 def resnext50_32x4d(num_classes: int = 1000, width: int = 64) -> ResNet:
