@@ -113,7 +113,8 @@ def _parser() -> ArgumentParser:
     way.add_argument(
         "--backend",
         metavar="NAME",
-        help="kernels that int8 is for: x86; torchscript also onednn and qnnpack; executorch xnnpack (its default)",
+        help="kernels that int8 is for: x86, or for torchscript also onednn and qnnpack; without it, x86, but "
+        "onnxruntime for onnx-qdq and xnnpack for executorch",
     )
     return parser
 

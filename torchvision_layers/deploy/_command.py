@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from ._importing import factory
 
-__all__ = ["ENGINES", "SUFFIXES", "run"]
+__all__ = ["BACKENDS", "ENGINES", "SUFFIXES", "run"]
 
 #: Format by the suffix of the output, where none is given.
 SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "pt2", ".pte": "executorch"}
 #: Engine of int8 by format.
 ENGINES = {"torchscript": "eager", "pt2": "pt2e", "aoti": "pt2e", "onnx-qdq": "pt2e", "executorch": "pt2e"}
+
+#: Backend of int8 by format, where it is not x86.
+BACKENDS = {"onnx-qdq": "onnxruntime", "executorch": "xnnpack"}
 
 _BATCH = 32
 _SHOWN = 5
@@ -48,7 +51,7 @@ def run(args: Namespace) -> None:
             model = deploy.fold(model, example)
             print("folded: batch norms and what else is constant went into the weights", flush=True)
         if calibration is not None:
-            backend = args.backend or ("xnnpack" if format == "executorch" else "x86")
+            backend = args.backend or BACKENDS.get(format, "x86")
             batches = list(calibration.split(_BATCH))
             model = quantized.quantize(model, batches, backend=backend, engine=ENGINES[format])
             print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as symbolic
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
+from ..quantized._exporting import every_size
 from ._comparing import dynamic_sizes
 from ._kinds import Kind, kind_of, quantized_part
 from ._metadata import input_shape_in
@@ -60,6 +60,8 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
     _check_installed()
     program = _exported(model, example, _largest(model, example), input_shape_in(metadata))
     least, most = _bounds(program)
+    if least[0] == 2:  # the least that torch ever says; where a forward asks for it, that is among the rules as well
+        least[0] = 1
     methods = {"metadata": metadata, "sizes": sizes_of(program, least, most)}
     _use_means(program)
     with _quiet():
@@ -132,11 +134,11 @@ def _exported(model: nn.Module, example: Tensor, most: list[int], sizes: list[in
     pair = torch.cat([example, example])[:2].contiguous()
     free = {i: Dim.AUTO(max=most[i]) for i, size in enumerate(sizes) if size is None}
     try:
-        # Maps of a single pixel, which small images end in, would be taken for another kind of map, and batches of one
-        # for another kind of batch. Where that goes wrong for batches, torch has to see them as it did before.
-        with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # which torch puts there
+        with every_size():
             program = torch.export.export(model, (pair,), dynamic_shapes=(free,))
-        if 0 in free and _bounds(program)[0][0] > 1:
+        if (
+            0 in free and _bounds(program)[0][0] > 1
+        ):  # layouts of some kernels depend on it; without, torch overlooks that
             program = torch.export.export(model, (pair,), dynamic_shapes=(free,))
     except Exception as error:  # torch raises many kinds here
         raise RuntimeError(
