@@ -6,7 +6,7 @@ VENV_PYTHON = .venv/bin/python
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table bench bench-int8 lint clean
+.PHONY: demo test test-all table bench bench-int8 bench-deploy lint clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -21,13 +21,17 @@ test-all: .venv/test.stamp
 table: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest test/test_matrix.py -k test_cell -m "slow or not slow" --write-matrix
 
-# The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`.
+# The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
 
 # Int8 models beside torchvision's.
 bench-int8: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/quantized.py $(BENCH)
+
+# Whole models in each runtime. Takes half an hour; one model: `BENCH="--only resnet18"`.
+bench-deploy: .venv/bench.stamp
+	$(VENV_PYTHON) benchmarks/deploy.py $(BENCH)
 
 lint: .venv/lint.stamp
 	$(VENV_PYTHON) -m ruff check .

@@ -13,7 +13,7 @@ PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist
 PT2E = ["torchao>=0.18"]
 TEST = [*PYTEST, "setuptools>=70.1", *PT2E, *ONNX]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
-BENCH = ["timm>=1.0"]
+BENCH = ["timm>=1.0", *PT2E, *ONNX]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]
 
 setup(
@@ -31,6 +31,7 @@ setup(
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],
         "pt2e": PT2E,
+        "onnx": ONNX,
         "test": TEST + REFERENCES,
         "docs": DOCS,
         "lint": LINT,

@@ -72,19 +72,31 @@ def settle(model: nn.Module) -> None:
     model.eval()
 
 
-def build(name: str, backend: str, batch: Tensor, compiled: bool = False) -> Models:
-    in_float = torchvision.models.get_model(name, weights=None)
-    settle(in_float)
+def float_pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """Our model and torchvision's, with the same weights."""
+    theirs = torchvision.models.get_model(name, weights=None)
+    settle(theirs)
     ours = build_model(name, 1000).eval()
-    ours.load_state_dict(in_float.state_dict())
-    theirs = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
-    theirs.load_state_dict(in_float.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def by_torchvision(name: str, backend: str, batch: Tensor, weights: nn.Module) -> nn.Module:
+    """Torchvision's quantizable model, its way."""
+    model = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
+    model.load_state_dict(weights.state_dict())
     with running_on(backend), torch.no_grad():
-        theirs.fuse_model(is_qat=False)
-        theirs.qconfig = torch.ao.quantization.get_default_qconfig(backend)
-        torch.ao.quantization.prepare(theirs, inplace=True)
-        theirs(batch)
-        torch.ao.quantization.convert(theirs, inplace=True)
+        model.fuse_model(is_qat=False)
+        model.qconfig = torch.ao.quantization.get_default_qconfig(backend)
+        torch.ao.quantization.prepare(model, inplace=True)
+        model(batch)
+        torch.ao.quantization.convert(model, inplace=True)
+    return model
+
+
+def build(name: str, backend: str, batch: Tensor, compiled: bool = False) -> Models:
+    ours, in_float = float_pair(name)
+    theirs = by_torchvision(name, backend, batch, in_float)
     graph = quantized.quantize(ours, [batch], engine="pt2e") if compiled else None
     return Models(theirs, quantized.quantize(ours, [batch], backend=backend), in_float, graph)
 

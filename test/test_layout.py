@@ -74,7 +74,7 @@ def test_deprecated_stacks_stay_behind_one_file(module: str, files: set[str]) ->
 
 
 def test_references_use_public_doors_only() -> None:
-    rooms = ("nn", "quantized", "experimental", "experimental.nn")
+    rooms = ("nn", "quantized", "deploy", "experimental", "experimental.nn")
     doors = {"torchvision_layers", *(f"torchvision_layers.{room}" for room in rooms)}
     for file in REFERENCES.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -109,8 +109,8 @@ def test_the_checks_load_no_engine_before_they_run() -> None:
 
 
 def test_public_names_are_documented() -> None:
-    from torchvision_layers import nn, quantized
+    from torchvision_layers import deploy, nn, quantized
     from torchvision_layers.experimental import nn as staged
 
-    for door in (nn, quantized, staged):
+    for door in (nn, quantized, deploy, staged):
         assert all(getattr(door, name).__doc__ for name in door.__all__)

@@ -133,6 +133,20 @@ report(model)""",
     )
 
 
+def test_deploy() -> None:
+    things = {name: getattr(deploy, name) for name in deploy.__all__}
+    shown = [name if isinstance(thing, type) else signature(name, thing) for name, thing in things.items()]
+    assert_expected_inline(
+        "\n".join(shown),
+        """\
+Exported
+Loaded
+export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+fold(model, batch=None)
+load(path)""",
+    )
+
+
 def test_experimental() -> None:
     assert_expected_inline(
         signatures(enn),
@@ -187,13 +201,3 @@ row(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applica
     per_layer=False, ignored_warnings=())
 run_cell(row, cell)""",
     )
-
-
-def test_deploy() -> None:
-    shown = [signature(name, getattr(deploy, name)) for name in deploy.__all__]
-    assert_expected_inline("\n".join(shown), """\
-Exported(path, format, size, difference, shapes)
-Loaded(path, call, metadata)
-export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
-fold(model, batch=None)
-load(path)""")

@@ -3,6 +3,7 @@
 import io
 import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,13 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
         configs["freezing"] = True  # by which int8 weights are packed, for int8 kernels
     content = io.BytesIO()
     # A cache of its own, or the compiled model would stay in the user's.
-    with tempfile.TemporaryDirectory() as folder, fresh_cache(dir=folder, delete=False):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fresh_cache(dir=folder, delete=False),
+        warnings.catch_warnings(),
+    ):
+        # Inductor's own, of packed weights.
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
         torch._inductor.aoti_compile_and_package(program, package_path=content, inductor_configs=configs)
     path.write_bytes(seal_zip(content.getvalue()))
 

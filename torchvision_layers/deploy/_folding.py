@@ -7,23 +7,29 @@ from typing import Any
 import torch
 import torchvision.ops
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .._utils.scaling import PROJECTIONS, in_channels, out_channels, scale_inputs, scale_outputs
+from ..layers.conv import ConvNormAct
+from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerScale
+from ..layers.linear import LinearDropoutAct
+from ..layers.mlp import MLP
 from ..layers.positional_conv import PositionalConv2d
 from ..layers.stochastic_depth import StochasticDepth
 from ..quantized._chains import at_end, calls
 from ..quantized._kernels import is_unit
+from ._becoming import become, fold_itself, kind
 
 __all__ = ["Folding"]
 
 # Norms by the dimensions of their images; that of one dimension takes features as well.
-_BATCH_NORMS: dict[type[nn.Module], tuple[int, ...]] = {
+_NORMS: dict[type[nn.Module], tuple[int, ...]] = {
+    FrozenBatchNorm2d: (2,),
     nn.BatchNorm1d: (0, 1),
     nn.BatchNorm2d: (2,),
     nn.BatchNorm3d: (3,),
     nn.SyncBatchNorm: (0, 1, 2, 3),
+    torchvision.ops.FrozenBatchNorm2d: (2,),
 }
 
 # What gives its input back in eval mode.
@@ -41,9 +47,14 @@ _IDENTITIES = (
     torchvision.ops.StochasticDepth,
 )
 
+# Each runs all that is in it, one after another.
+_STEPS = tuple(step.forward for step in (nn.Sequential, ConvNormAct, LinearDropoutAct, MLP))
+
 
 class Folding:
-    """Folds a model in place, and knows what stands at several places in it.
+    """Folds a model in place, and knows what else of the model looks at each module of it.
+
+    Every module stays the object that it is, for a ``forward`` may reach it by more ways than its name.
 
     Args:
         model: the model, in eval mode.
@@ -53,67 +64,80 @@ class Folding:
 
     def __init__(self, model: nn.Module, is_checked: bool) -> None:
         self.is_checked = is_checked
-        self.places = Counter(_children(model))
-        self.done: dict[nn.Module, nn.Module] = {}
+        self.places = Counter[nn.Module]()
+        self.done = set[nn.Module]()
+        #: Modules of which a ``forward`` above calls only parts, or reads a parameter.
+        self.entered = set[nn.Module]()
         #: Path of a module above whose ``forward`` could not be traced.
-        self.unknown = ""
+        self.unknown: dict[nn.Module, str] = {}
+        self._look_at(model, "")
 
-    def fold(self, module: nn.Module, path: str) -> nn.Module:
-        """What takes the place of ``module``, all in it folded.
+    def _look_at(self, model: nn.Module, path: str) -> None:
+        self.places |= Counter(_children(model))
+        if model in self.unknown:
+            self._mark(model, self.unknown[model])
+        for name, module in model.named_modules(prefix=path):
+            if _is_closed(module) or type(module).forward is nn.Module.forward:  # nobody calls an nn.ModuleList
+                continue
+            called = calls(module)
+            self.entered.update(module.get_submodule(part) for part in called.parts)
+            if not called.is_traced:
+                self._mark(module, name or "model")
+
+    def _mark(self, module: nn.Module, path: str) -> None:
+        for below in module.modules():
+            if below is not module:
+                self.unknown.setdefault(below, path)
+
+    def fold(self, module: nn.Module, path: str = "") -> None:
+        """Folds ``module`` and all in it.
 
         Raises ``ValueError`` where something can be folded below a ``forward`` that cannot be traced.
         """
-        if module not in self.done:
-            self.done[module] = self._fold(module, path)
-        return self.done[module]
-
-    def _fold(self, module: nn.Module, path: str) -> nn.Module:
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]  # a ModuleDict
-                parametrize.remove_parametrizations(module, name)  # the weight stays as they made it
-        if callable(getattr(module, "folded", None)):
-            module = module.folded()  # type: ignore[operator]
-            self.places.update(_children(module))
-        is_container = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-        if is_unit(module) or (type(module).__module__.startswith("torch.nn.") and not is_container):
-            return module
-        called, above = calls(module), self.unknown
-        if not called.is_traced:
-            self.unknown = path or "model"
+        if module in self.done or module in self.entered:
+            return
+        self.done.add(module)
+        if fold_itself(module, path or "model"):
+            self._look_at(module, path)
+        if _is_closed(module):
+            return
+        called = calls(module)
         for name in called.whole:
-            child = module.get_submodule(name)
-            folded = self.fold(child, f"{path}.{name}".lstrip("."))
-            if folded is not child:
-                self.places[folded] = self.places[child]
-                module.set_submodule(name, folded)
+            self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for chain in called.chains:
             self._fold_chain(module, chain, path)
-        if called.is_traced and (self.is_checked or not self.unknown):
+        if called.is_traced and (self.is_checked or module not in self.unknown):
             for name in called.whole:
-                _drop(module, name)
-        self.unknown = above
-        return module
+                if _is_identity(module.get_submodule(name)):
+                    become(module.get_submodule(name), nn.Identity())
+            if _is_stepped_through(module):
+                for name in [
+                    name for name, child in module._modules.items() if child is not None and _is_identity(child)
+                ]:
+                    del module._modules[name]  # by its name: the others keep theirs
 
     def _fold_chain(self, parent: nn.Module, names: list[str], path: str) -> None:
         """Folds norms and scales into the projections next to them; each module of a chain feeds the next alone."""
         for i, name in enumerate(names):
             module = parent.get_submodule(name)
+            if self._is_fixed(module):
+                continue
             if not self._fold_back(parent, names[:i], module) and not self._fold_ahead(parent, names[i + 1 :], module):
                 continue
-            if self.unknown and not self.is_checked:
+            if parent in self.unknown and not self.is_checked:
                 raise ValueError(
-                    f"batch must be given: the forward of {self.unknown} cannot be traced, so whether it calls "
+                    f"batch must be given: the forward of {self.unknown[parent]} cannot be traced, so whether it calls "
                     f"{path or 'model'} as a whole must be found by comparison"
                 )
-            parent.set_submodule(name, nn.Identity().eval())
+            become(module, nn.Identity())
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the projection whose output it gets, if it can be."""
-        last = at_end(parent, names, ends=_is_projection, passes=_is_identity, is_closed=self._is_closed)
+        last = at_end(parent, names, ends=_is_projection, passes=_is_identity, is_closed=self._is_fixed)
         if last is None:
             return False
         projection = parent.get_submodule(last)
-        found = None if self._is_closed(projection) else _scale_and_shift(module, projection)
+        found = None if self._is_fixed(projection) else _scale_and_shift(module, projection)
         if found is None:
             return False
         if isinstance(projection, PositionalConv2d):
@@ -125,7 +149,7 @@ class Folding:
 
     def _fold_ahead(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds a layer scale into the projection that gets its output, if there is one."""
-        if not isinstance(module, LayerScale):
+        if kind(module) is not LayerScale:
             return False
         projection = self._first(parent, names)
         if isinstance(projection, PositionalConv2d):
@@ -134,6 +158,7 @@ class Folding:
             return False
         if _channels_dim(projection) != module.channels_dim:
             return False
+        assert isinstance(module.weight, Tensor)
         scale_inputs(projection, module.weight)  # of zeros at the border nothing changes
         return True
 
@@ -143,15 +168,16 @@ class Folding:
             module = parent.get_submodule(name)
             if _is_identity(module):
                 continue
-            if self._is_closed(module):
+            if self._is_fixed(module):
                 return None
-            if isinstance(module, nn.Sequential):
-                return self._first(module, [name for name, _ in module.named_children()])
+            if _is_stepped_through(module):
+                return self._first(module, list(module._modules))
             return module if _is_projection(module) else None
         return None
 
-    def _is_closed(self, module: nn.Module) -> bool:
-        return is_unit(module) or self.places[module] > 1
+    def _is_fixed(self, module: nn.Module) -> bool:
+        """Whether something else counts on what is in the module."""
+        return is_unit(module) or self.places[module] > 1 or module in self.entered
 
 
 def _children(model: nn.Module) -> Iterator[nn.Module]:
@@ -159,12 +185,23 @@ def _children(model: nn.Module) -> Iterator[nn.Module]:
     return (child for module in model.modules() for child in module._modules.values() if child is not None)
 
 
+def _is_closed(module: nn.Module) -> bool:
+    """Whether nothing is known of how the module runs what is below it, or nothing is below it that could be folded."""
+    is_container = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    is_of_torch = type(module).__module__.startswith("torch.nn.") and not is_container
+    return is_unit(module) or "forward" in vars(module) or is_of_torch
+
+
 def _is_identity(module: nn.Module) -> bool:
-    return type(module) in _IDENTITIES
+    return kind(module) in _IDENTITIES
 
 
 def _is_projection(module: nn.Module) -> bool:
-    return type(module) in PROJECTIONS or isinstance(module, PositionalConv2d)
+    return kind(module) in (*PROJECTIONS, PositionalConv2d)
+
+
+def _is_stepped_through(module: nn.Module) -> bool:
+    return kind(module).forward in _STEPS
 
 
 def _channels_dim(projection: nn.Module) -> int:
@@ -174,12 +211,12 @@ def _channels_dim(projection: nn.Module) -> int:
 def _scale_and_shift(module: nn.Module, projection: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """What a norm or a scale does to each channel of the output of ``projection``; ``None`` for all else."""
     conv = projection.conv if isinstance(projection, PositionalConv2d) else projection
-    if isinstance(module, LayerScale):
+    if kind(module) is LayerScale:
+        assert isinstance(module.weight, Tensor)
         fits = module.dim == out_channels(conv) and module.channels_dim == _channels_dim(conv)
         return (module.weight.detach(), None) if fits else None
-    is_frozen = isinstance(module, torchvision.ops.FrozenBatchNorm2d)
     dims = len(conv.kernel_size) if isinstance(conv, nn.modules.conv._ConvNd) else 0
-    if dims not in ((2,) if is_frozen else _BATCH_NORMS.get(type(module), ())):
+    if dims not in _NORMS.get(kind(module), ()):
         return None
     norm: Any = module
     mean, variance = norm.running_mean, norm.running_var
@@ -190,13 +227,3 @@ def _scale_and_shift(module: nn.Module, projection: nn.Module) -> tuple[Tensor, 
         scale = scale * norm.weight.detach()
     shift = -mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
-
-
-def _drop(parent: nn.Module, name: str) -> None:
-    """Removes an identity; where a ``forward`` calls it by name, one that costs less takes its place."""
-    if not _is_identity(parent.get_submodule(name)):
-        return
-    if isinstance(parent, nn.Sequential) and "." not in name:
-        del parent._modules[name]  # by its name: the others keep theirs
-    elif type(parent.get_submodule(name)) is not nn.Identity:
-        parent.set_submodule(name, nn.Identity().eval())

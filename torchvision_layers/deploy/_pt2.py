@@ -24,8 +24,9 @@ def check(model: nn.Module) -> None:
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
     program = export_program(model, example, input_shape_in(metadata))
-    # They would be pickled, and images of the user would go out with the model.
-    program._example_inputs = None
+    # The images of the user stay here. Without any inputs torch would leave out the guards on their sizes.
+    (pair,), _ = program.example_inputs or ((example,), {})
+    program._example_inputs = (torch.zeros(1).expand(pair.shape),), {}
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={NAME: metadata})
     path.write_bytes(seal_zip(content.getvalue()))

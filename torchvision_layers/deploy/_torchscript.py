@@ -1,6 +1,7 @@
 """TorchScript: programs for torch's own interpreter, in Python and in C++."""
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..quantized._int8 import running_on
-from ._archive import record
+from ._archive import record, records
 from ._kinds import Kind, kind_of
 from ._metadata import NAME, parse
 from ._sealing import seal_zip, sealed_content
 
 __all__ = ["check", "read", "write"]
+
+# Of torch's own operators, and any of other libraries: torchvision has some that write files, too.
+_OPENS_FILES = re.compile(
+    rb"\b(?:save|from_file)\s*\(|(?<![\w.])ops\.(?!(?:aten|prim|quantized|_quantized|torchvision)\.)\w*"
+)
 
 
 def check(model: nn.Module) -> None:
@@ -52,6 +58,7 @@ def read(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     content = sealed_content(path)
     text = record(content, f"extra/{NAME}", path).decode()
     quantization = parse(text, path)["quantization"]
+    _check_code(content, path)
     with _without_deprecation(), _engine(quantization):
         module = torch.jit.load(io.BytesIO(content), map_location="cpu")
 
@@ -60,6 +67,15 @@ def read(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
             return module(input)
 
     return call, text
+
+
+def _check_code(content: bytes, path: Path) -> None:
+    """Raises ``ValueError`` where a program could open files, which torch's interpreter lets it."""
+    for name in records(content, path):
+        if name.startswith("code/") and name.endswith(".py"):
+            found = _OPENS_FILES.search(record(content, name, path))
+            if found:
+                raise ValueError(f"{path} holds code that a model does not need, in {name}: {found[0].decode()}")
 
 
 def _engine(quantization: dict[str, str] | None) -> AbstractContextManager[None]:

@@ -98,10 +98,10 @@ class ConvNeXtBlock(nn.Module):
         return self._join(branch, input)
 
     def folded(self) -> nn.Module:
-        """The same block, its scale in the weights of its last projection."""
+        """The same block, its scale in the weights of its last projection, if that still is an ``nn.Linear``."""
         block = copy.deepcopy(self)
-        if block.layer_scale is not None:
-            projection = block.block[5]
+        projection = block.block.get_submodule("5")
+        if block.layer_scale is not None and type(projection) is nn.Linear and "forward" not in vars(projection):
             scale_outputs(projection, block.layer_scale.flatten())
             block.layer_scale = None
         return block

@@ -33,8 +33,10 @@ def _from_minus_one_to_one(ones: Tensor) -> Tensor:
 class PositionMap(nn.Module):
     """The convolution of the coordinates of each pixel, kept for the sizes of the last images.
 
+    A map is made anew when the weight was written to, but for writes through ``weight.data``, of which nobody knows.
+
     Args:
-        conv: takes the channels of the coordinates.
+        conv: takes the channels of the coordinates; without a bias.
         with_r: whether one of them is the distance from the centre.
 
     Shape: input :math:`(N, C, H, W)`, of which only the size matters, output :math:`(1, C_{out}, H', W')`.
@@ -46,7 +48,7 @@ class PositionMap(nn.Module):
         super().__init__()
         self.conv = conv
         self.with_r = with_r
-        self._kept = dict[tuple[Any, ...], Tensor]()
+        self._kept = dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or torch.compiler.is_compiling() or not is_tensor(input):
@@ -58,17 +60,22 @@ class PositionMap(nn.Module):
         weight = self.conv.weight
         image = torch.empty((1, 1, *input.shape[2:]), dtype=input.dtype, device=input.device)
         is_trained = torch.is_grad_enabled() and weight.requires_grad
-        if is_trained or _is_mixed(input) or not isinstance(weight, nn.Parameter):  # a transform replaced it
+        is_replaced = not isinstance(weight, nn.Parameter)  # by a transform
+        # Of a tensor of inference mode nobody notes when it is written to.
+        if is_trained or is_replaced or weight.is_inference() or _is_mixed(input):
             return self.conv(coordinates(image, self.with_r))
-        version = 0 if weight.is_inference() else weight._version  # of the values, which loading others changes
-        key = (*input.shape[2:], input.dtype, input.device, weight, version)
-        if key not in self._kept:
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
-            # Made in inference mode, it could not be added where gradients are recorded.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = self.conv(coordinates(image, self.with_r))
-        return self._kept[key]
+        # Loading other values changes the version, giving the parameter other data the place.
+        key = (*input.shape[2:], input.dtype, input.device, weight, weight.data_ptr(), weight._version)
+        if (kept := self._kept.get(key)) is not None:
+            return kept[0]
+        # Made in inference mode, it could not be added where gradients are recorded.
+        with torch.inference_mode(False), torch.no_grad():
+            made = self.conv(coordinates(image, self.with_r))
+        if type(made) is Tensor:  # and not of a mode that runs without numbers
+            for oldest in list(self._kept)[: 1 - _KEPT]:
+                self._kept.pop(oldest, None)  # another thread may have
+            self._kept[key] = made, weight.detach()  # while it is held, no other data gets its place
+        return made
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._kept.clear()  # of another device, or of weights in another type

@@ -1,8 +1,10 @@
 """Which modules a ``forward`` calls, and which of them run straight after one another: found by tracing."""
 
 import copy
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ class Calls:
     chains: list[list[str]] = field(default_factory=list)
     #: Names of the modules that are called as a whole, and in no other way.
     whole: list[str] = field(default_factory=list)
+    #: Names of modules of which a part is called, or a parameter read.
+    parts: list[str] = field(default_factory=list)
     #: Names of modules that take two different tensors, each with the modules through which the first came, as a chain.
     pairs: list[tuple[str, list[str]]] = field(default_factory=list)
     #: By name of a module, when it is called.
@@ -53,23 +57,58 @@ class _ShallowTracer(torch.fx.Tracer):
 
 
 def calls(module: nn.Module) -> Calls:
-    """What ``module.forward`` calls. One that cannot be traced is taken to call each child as a whole, in no order."""
+    """What ``module.forward`` calls, whether or not arguments with defaults are given.
+
+    One that cannot be traced is taken to call each child as a whole, in no order.
+    """
     if next(module.children(), None) is None:
         return Calls()
+    tracer = _ShallowTracer()
     try:
         # A forward may set attributes: on a copy they do no harm.
-        graph = _ShallowTracer().trace(copy.copy(module))
+        seen = _seen(tracer.trace(copy.copy(module)))
+        if defaults := _defaults(module):
+            seen = _common(seen, _seen(tracer.trace(copy.copy(module), defaults)))
     except Exception:  # forward is the user's, it may raise anything when it meets a proxy
         return Calls(whole=[name for name, _ in module.named_children()], is_traced=False)
+    return seen
 
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """What a graph takes for the arguments of ``forward`` that may be left out."""
+    arguments = inspect.signature(type(module).forward).parameters.values()
+    return {a.name: a.default for a in arguments if isinstance(a.default, (bool, float, int, str, type(None)))}
+
+
+def _common(first: Calls, second: Calls) -> Calls:
+    """What holds for two graphs of one ``forward``; turns and what depends on them are those of the first."""
+    parts = list(dict.fromkeys(first.parts + second.parts))
+    links = {link for chain in second.chains for link in pairwise(chain)}
+    chains: list[list[str]] = []
+    for chain in first.chains:
+        chains.append(chain[:1])
+        for link in pairwise(chain):
+            if link in links or not {*link} & {*second.whole, *second.parts}:
+                chains[-1].append(link[1])
+            else:
+                chains.append([link[1]])
+    return replace(
+        first,
+        chains=chains,
+        whole=[name for name in dict.fromkeys(first.whole + second.whole) if name not in parts],
+        parts=parts,
+        pairs=[pair for pair in first.pairs if pair in second.pairs or pair[0] not in second.whole],
+        result=first.result if first.result == second.result else [],
+        joins=first.joins or second.joins,
+    )
+
+
+def _seen(graph: torch.fx.Graph) -> Calls:
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in nodes]
-    touched = targets + [str(node.target) for node in graph.nodes if node.op == "get_attr"]
-
-    def is_whole(name: str) -> bool:
-        return not any(other.startswith(f"{name}.") for other in touched)
-
-    free = {node for node in nodes if targets.count(str(node.target)) == 1 and is_whole(str(node.target))}
+    touched = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    parts = {name[:i]: None for name in touched for i, letter in enumerate(name) if letter == "."}
+    free = {node for node in nodes if targets.count(str(node.target)) == 1 and str(node.target) not in parts}
 
     def through(node: Any) -> list[str]:
         names: list[str] = []
@@ -105,9 +144,8 @@ def calls(module: nn.Module) -> Calls:
     turns = {str(node.target): order[node] for node in free}
     result = next(through(node.args[0]) for node in graph.nodes if node.op == "output")
     joins = any(node.op == "call_function" and node.target in JOINS for node in graph.nodes)
-    return Calls(
-        chains, [name for name in dict.fromkeys(targets) if is_whole(name)], pairs, turns, rereads, result, joins
-    )
+    whole = [name for name in dict.fromkeys(targets) if name not in parts]
+    return Calls(chains, whole, list(parts), pairs, turns, rereads, result, joins)
 
 
 def at_end(

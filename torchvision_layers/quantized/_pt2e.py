@@ -132,15 +132,13 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
 def _annotate_output(node: fx.Node, spec: object) -> None:
     if all(user.op == "output" for user in node.users):  # nothing is computed with it any more
         return
-    annotation = node.meta.setdefault(
-        x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True)
-    )
+    annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
     annotation.output_qspec = spec
 
 
 def _clamped(node: fx.Node) -> fx.Node:
     """The ReLU that alone follows a node, which an int8 kernel computes as the end of its range; or the node."""
-    follower = next(iter(node.users), None)
+    follower = next(iter(node.users), node)
     return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node
 
 

@@ -50,6 +50,13 @@ class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
             self.scale_exit = QuantStub()
         self.skip_add = Addition()
 
+    def folded(self) -> nn.Module:
+        """The same twin, its scale in the weights of its last projection, without what observed it."""
+        block = super().folded()
+        if block.layer_scale is None and hasattr(block, "scale_entry"):
+            del block.scale_entry, block.scale_exit
+        return block
+
     def _scale(self, branch: Tensor) -> Tensor:
         return branch if self.layer_scale is None else self.scale_exit(self.layer_scale * self.scale_entry(branch))
 

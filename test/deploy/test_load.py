@@ -1,0 +1,176 @@
+"""Files that are damaged or of another origin: an error that names them, never another answer."""
+
+import io
+import pickle
+import random
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from deploy_models import CASES, FAST, example
+from torch import nn
+
+from torchvision_layers import deploy
+from torchvision_layers.deploy._sealing import seal_onnx, seal_zip
+
+ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        deploy.load(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_truncated_file_is_refused(name: str, written, tmp_path: Path) -> None:
+    content = written(name).path.read_bytes()
+    numbers = random.Random(0)
+    ends = {0, 1, 3, 4, 8, 22, 30, 64, 100, *(len(content) - n for n in (1, 2, 22, 64, 97, 98, 120, 121, 200))}
+    ends |= {numbers.randrange(len(content)) for _ in range(60)}
+    path = tmp_path / "damaged.pt2"
+    for end in ends:
+        path.write_bytes(content[:end])
+        assert "cut off" in refused(path)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_flipped_byte_is_refused(name: str, written, tmp_path: Path) -> None:
+    content = bytearray(written(name).path.read_bytes())
+    numbers = random.Random(1)
+    places = {*range(64), *range(len(content) - 150, len(content))}
+    places |= {numbers.randrange(len(content)) for _ in range(200)}
+    path = tmp_path / "damaged.pt2"
+    for place in places:
+        before = content[place]
+        content[place] = numbers.choice([before ^ 1 << numbers.randrange(8), before ^ 0xFF, (before + 1) % 256])
+        path.write_bytes(content)
+        refused(path)
+        content[place] = before
+    path.write_bytes(content)
+    deploy.load(path)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_more_bytes_are_refused(name: str, written, tmp_path: Path) -> None:
+    path, content = tmp_path / "longer.pt2", written(name).path.read_bytes()
+    for more in (b"\0", b"PK", content):
+        path.write_bytes(content + more)
+        refused(path)
+    path.write_bytes(b"\0" + content)
+    refused(path)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_format_is_found_whatever_the_name(name: str, written, tmp_path: Path) -> None:
+    path = tmp_path / "no suffix"
+    path.write_bytes(written(name).path.read_bytes())
+    loaded = deploy.load(str(path))
+    assert loaded.format == CASES[name].format
+    assert torch.equal(loaded(example()), deploy.load(written(name).path)(example()))
+
+
+class Calls:
+    """Runs something when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.marker,))
+
+
+def saved(value: object) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+def scripted() -> bytes:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), content)
+    return content.getvalue()
+
+
+def program() -> bytes:
+    content = io.BytesIO()
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), content)
+    return content.getvalue()
+
+
+def zipped() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    return content.getvalue()
+
+
+FOREIGN = {
+    "empty": lambda marker: b"",
+    "text": lambda marker: b"hello, world\n" * 100,
+    "random": lambda marker: random.Random(2).randbytes(5000),
+    "picture": lambda marker: b"\x89PNG\r\n\x1a\n" + random.Random(3).randbytes(500),
+    "zeros": lambda marker: bytes(5000),
+    "pickle": lambda marker: pickle.dumps(Calls(marker)),
+    "saved pickle": lambda marker: saved(Calls(marker)),
+    "state dict": lambda marker: saved(nn.Linear(2, 2).state_dict()),
+    "torchscript": lambda marker: scripted(),
+    "program": lambda marker: program(),
+    "zip": lambda marker: zipped(),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+    path, marker = tmp_path / "foreign.pt2", tmp_path / "marker"
+    path.write_bytes(FOREIGN[kind](marker))
+    refused(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FOREIGN if kind not in ("empty", "picture", "zeros")])
+def test_a_checksum_alone_makes_no_file_of_ours(kind: str, tmp_path: Path) -> None:
+    path, marker = tmp_path / "foreign.pt2", tmp_path / "marker"
+    content = FOREIGN[kind](marker)
+    path.write_bytes(seal_zip(content) if content[:2] == b"PK" else seal_onnx(content))
+    refused(path)
+    assert not marker.exists()
+
+
+def test_an_onnx_model_without_metadata_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["n"])
+    node = onnx.helper.make_node("Identity", ["input"], ["output"])
+    output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["n"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [output]), ir_version=10)
+    model.opset_import[0].version = 20
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(seal_onnx(model.SerializeToString()))
+    assert "metadata.json" in refused(path)
+
+
+def test_no_file_and_no_plain_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
+        deploy.load(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="is not a file"):
+        deploy.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_inputs_are_checked_before_native_code_sees_them(name: str, written) -> None:
+    loaded = deploy.load(written(name).path)
+    for wrong, message in (
+        (torch.zeros(1, 4, 16, 16), "size 3 in dimension 1, got 4"),
+        (torch.zeros(3, 16, 16), "4 dimensions"),
+        (torch.zeros(1, 3, 0, 16), "no empty dimension"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loaded(wrong)
+    for wrong in (torch.zeros(1, 3, 16, 16).double(), [1.0], torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match="input must be a float32 tensor"):
+            loaded(wrong)

@@ -1,0 +1,403 @@
+"""What is left of a CoordConv: a convolution, and a map that is kept for each size and never out of date."""
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.fx
+from folding import relative
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torchvision_layers import deploy
+from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+from torchvision_layers.layers.positional_conv import PositionalConv2d
+
+IMAGES = torch.randn(2, 4, 7, 6)
+
+
+class Convolutions(TorchFunctionMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.nn.functional.conv2d
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def convolutions(expected: int) -> Iterator[None]:
+    with Convolutions() as counter:
+        yield
+    assert counter.count == expected
+
+
+def coord_conv(**arguments: Any) -> enn.CoordConv2d:
+    return enn.CoordConv2d(4, 8, **{"kernel_size": 3, "padding": 1, **arguments})
+
+
+def folded(layer: nn.Module) -> PositionalConv2d:
+    made = deploy.fold(layer)
+    assert type(made) is PositionalConv2d
+    return made
+
+
+def assert_up_to_date(layer: PositionalConv2d, x: Tensor) -> None:
+    """Whatever it keeps, it gives what a copy gives, which keeps nothing."""
+    fresh = copy.deepcopy(layer)
+    assert not fresh.position._kept
+    with torch.no_grad():
+        assert torch.equal(layer(x), fresh(x))
+        assert torch.equal(layer(x), fresh(x))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("with_r", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"kernel_size": 1, "padding": 0, "bias": False},
+        {"stride": 2, "groups": 2},
+        {"kernel_size": (3, 2), "padding": (2, 0), "dilation": (2, 1), "stride": (1, 2), "groups": 4},
+        {"kernel_size": (3, 2), "padding": "same"},
+        {"padding": "valid"},
+        {"padding_mode": "reflect", "padding": (1, 2)},
+        {"padding_mode": "replicate", "padding": "same", "groups": 2},
+        {"padding_mode": "circular", "stride": 2},
+    ],
+    ids=str,
+)
+def test_it_gives_what_the_layer_gives(arguments: dict[str, Any], with_r: bool) -> None:
+    layer = coord_conv(with_r=with_r, **arguments).double()
+    plain = folded(layer)
+    for size in ((7, 6), (6, 7), (7, 6), (3, 4)):
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=form)
+            output, expected = plain(x), layer(x)
+            torch.testing.assert_close(output, expected.detach(), rtol=0, atol=1e-12)
+            assert output.is_contiguous(memory_format=form)
+    assert list(plain.state_dict()) == ["conv.weight", *["conv.bias"] * (layer.bias is not None), "position.conv.weight"]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 7, 6), (1, 4, 1, 1), (3, 4, 1, 9), (2, 4, 301, 3)], ids=str)
+def test_odd_sizes(shape: tuple[int, ...]) -> None:
+    layer, x = coord_conv(with_r=True).double(), torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(folded(layer)(x), layer(x).detach(), rtol=0, atol=1e-12)
+
+
+def test_bad_input_is_named() -> None:
+    layer = folded(coord_conv())
+    for x, message in (
+        (torch.randn(2, 4, 0, 6), r"at least one pixel, got shape \[2, 4, 0, 6\]"),
+        (torch.randn(2, 3, 7, 6), "4 channels"),
+        (torch.randn(4, 7, 6), "4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x)
+    with pytest.raises(RuntimeError, match="(?i)dtype|type"):
+        layer(IMAGES.double())
+
+
+# The map is kept
+
+
+def test_a_size_is_computed_once() -> None:
+    layer = folded(coord_conv())
+    with convolutions(1):
+        coord_conv().position if False else layer.conv(IMAGES)
+    for size, count in (((7, 6), 2), ((7, 6), 1), ((6, 7), 2), ((7, 6), 1), ((6, 7), 1)):
+        with convolutions(count):
+            layer(torch.randn(3, 4, *size))
+    with convolutions(1), torch.inference_mode():
+        layer(IMAGES)
+    with convolutions(2):  # the original computes it each time
+        coord_conv()(IMAGES)
+
+
+def test_few_sizes_are_kept() -> None:
+    layer = folded(coord_conv())
+    for side in range(3, 40):
+        layer(torch.randn(1, 4, side, 5))
+    assert len(layer.position._kept) == 16
+    with convolutions(1):
+        layer(torch.randn(1, 4, 39, 5))
+    with convolutions(2):
+        layer(torch.randn(1, 4, 3, 5))
+    assert_up_to_date(layer, torch.randn(1, 4, 20, 5))
+
+
+def test_threads() -> None:
+    """They evict one another's sizes."""
+    layer, failed = folded(coord_conv()), []
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for _ in range(150):
+                side = int(torch.randint(1, 30, (), generator=generator))
+                assert layer(torch.zeros(1, 4, side, 3)).shape == (1, 8, side, 3)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+# The map is never out of date
+
+
+def other_data(layer: PositionalConv2d) -> None:
+    layer.position.conv.weight.data = layer.position.conv.weight.data * 2
+
+
+def in_place(layer: PositionalConv2d) -> None:
+    with torch.no_grad():
+        layer.position.conv.weight.mul_(2)
+
+
+def in_inference_mode(layer: PositionalConv2d) -> None:
+    with torch.inference_mode():
+        layer.position.conv.weight.mul_(2)
+
+
+def another_parameter(layer: PositionalConv2d) -> None:
+    layer.position.conv.weight = nn.Parameter(layer.position.conv.weight * 2)
+
+
+def by_vector(layer: PositionalConv2d) -> None:
+    vector = nn.utils.parameters_to_vector(layer.parameters())
+    nn.utils.vector_to_parameters(vector * 2, layer.parameters())
+
+
+def an_optimizer(layer: PositionalConv2d) -> None:
+    layer.requires_grad_()
+    layer(IMAGES).square().sum().backward()
+    torch.optim.AdamW(layer.parameters(), 0.1).step()
+
+
+CHANGES: dict[str, Callable[[PositionalConv2d], Any]] = {
+    "load_state_dict": lambda layer: layer.load_state_dict(folded(coord_conv()).state_dict()),
+    "load_state_dict, assigned": lambda layer: layer.load_state_dict(folded(coord_conv()).state_dict(), assign=True),
+    "other data": other_data,
+    "other data twice": lambda layer: [(other_data(layer), layer(IMAGES)) for _ in range(20)],
+    "in place": in_place,
+    "in inference mode": in_inference_mode,
+    "another parameter": another_parameter,
+    "by vector": by_vector,
+    "optimizer": an_optimizer,
+    "initialized": lambda layer: layer.position.conv.reset_parameters(),
+    "half and back": lambda layer: layer.half().float(),
+    "half and back, the inner one": lambda layer: layer.position.conv.half().float(),
+    "double and back": lambda layer: layer.double().float(),
+    "channels_last": lambda layer: layer.to(memory_format=torch.channels_last),
+    "applied": lambda layer: layer.apply(lambda m: in_place(layer) if isinstance(m, PositionalConv2d) else None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_map_is_not_out_of_date(change: Callable[[PositionalConv2d], Any], mode: Callable[[], Any]) -> None:
+    layer = folded(coord_conv(with_r=True))
+    with mode():
+        layer(IMAGES)
+    change(layer)
+    assert_up_to_date(layer, IMAGES)
+
+
+def test_weights_of_inference_mode() -> None:
+    """Writing to one leaves no trace, so nothing is kept for them."""
+    with torch.inference_mode():
+        layer = folded(coord_conv())
+        assert layer.position.conv.weight.is_inference()
+        layer(IMAGES)
+        layer.position.conv.weight.mul_(2)
+        assert_up_to_date(layer, IMAGES)
+
+
+def test_types_and_devices_have_maps_of_their_own() -> None:
+    layer, x = folded(coord_conv()), IMAGES
+    layer(x)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.float32):
+        layer.to(dtype)
+        assert layer(x.to(dtype)).dtype is dtype
+        assert_up_to_date(layer, x.to(dtype))
+    assert layer.to("meta")(x.to("meta")).device.type == "meta"
+
+
+def test_modes_in_every_order() -> None:
+    model = deploy.fold(nn.Sequential(nn.Conv2d(4, 4, 1), coord_conv(), nn.Conv2d(8, 2, 1)))
+    expected = model(IMAGES)
+    modes = (torch.inference_mode, torch.enable_grad, torch.no_grad, torch.enable_grad, torch.inference_mode)
+    for first in modes:
+        fresh = copy.deepcopy(model)
+        with first():
+            fresh(IMAGES)
+        for mode in modes:
+            with mode():
+                assert torch.equal(fresh(IMAGES), expected)
+        x = IMAGES.clone().requires_grad_()
+        fresh(x).square().sum().backward()
+        assert x.grad is not None
+        fresh.requires_grad_()(IMAGES).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in fresh.parameters())
+
+
+def test_gradients_of_weights_that_are_trained_again() -> None:
+    original, layer = coord_conv().double(), None
+    layer = folded(original).requires_grad_()
+    x = IMAGES.double()
+    with torch.no_grad():
+        layer(x)
+    layer(x).square().sum().backward()
+    original(x).square().sum().backward()
+    torch.testing.assert_close(layer.conv.weight.grad, original.weight.grad[:, :4])
+    torch.testing.assert_close(layer.position.conv.weight.grad, original.weight.grad[:, 4:])
+
+
+# Copies, and what runs it in other ways
+
+
+def test_copies_take_no_maps_along() -> None:
+    layer = folded(coord_conv())
+    expected = layer(IMAGES)
+    assert layer.position._kept
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for made in (
+        copy.deepcopy(layer),
+        copy.copy(layer.position),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(file, weights_only=False),
+    ):
+        position = made.position if isinstance(made, PositionalConv2d) else made
+        assert position._kept == {}
+        if made is not position:
+            assert torch.equal(made(IMAGES), expected)
+    assert layer.position._kept
+    assert sum(isinstance(value, Tensor) for value in layer.state_dict().values()) == 3
+
+
+def assert_runs_at_all_sizes(program: Callable[[Tensor], Tensor], layer: nn.Module) -> None:
+    for shape in ((2, 4, 7, 6), (3, 4, 5, 9), (2, 4, 7, 6), (5, 4, 12, 3)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), layer(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_r", [False, True])
+@pytest.mark.parametrize("has_run", [False, True])
+def test_programs_serve_all_sizes(with_r: bool, has_run: bool) -> None:
+    layer = coord_conv(with_r=with_r)
+    plain = folded(layer)
+    if has_run:
+        plain(IMAGES)
+    scripted = torch.jit.script(plain)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    assert_runs_at_all_sizes(scripted, layer)
+    assert_runs_at_all_sizes(torch.jit.load(file), layer)
+    assert_runs_at_all_sizes(torch.jit.trace(plain, torch.randn(1, 4, 1, 1), check_trace=False), layer)
+    assert_runs_at_all_sizes(torch.fx.symbolic_trace(plain), layer)
+    if has_run:
+        assert len(plain.position._kept) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_with_dynamic_sizes(strict: bool) -> None:
+    layer = coord_conv()
+    plain, dim = folded(layer), torch.export.Dim.AUTO
+    plain(IMAGES)
+    program = torch.export.export(plain, (IMAGES,), dynamic_shapes=({0: dim, 2: dim, 3: dim},), strict=strict)
+    assert_runs_at_all_sizes(program.module(), layer)
+
+
+def test_compiled() -> None:
+    torch.compiler.reset()
+    layer = coord_conv()
+    assert_runs_at_all_sizes(torch.compile(folded(layer), backend="aot_eager", fullgraph=True), layer)
+    torch.compiler.reset()
+
+
+def test_in_a_mode_without_numbers_nothing_is_kept() -> None:
+    layer = folded(coord_conv())
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(IMAGES)).shape == (2, 8, 7, 6)
+    assert_up_to_date(layer, IMAGES)
+
+
+def test_transforms() -> None:
+    original = coord_conv()
+    layer = folded(original)
+    for _ in range(2):  # before a map is kept, and after
+        stacked = torch.vmap(layer)(IMAGES[None].repeat(3, 1, 1, 1, 1))
+        torch.testing.assert_close(stacked, original(IMAGES).detach().expand(3, -1, -1, -1, -1), rtol=1e-5, atol=1e-5)
+        gradient = torch.func.grad(lambda x: layer(x).square().sum())(IMAGES)
+        x = IMAGES.clone().requires_grad_()
+        original(x).square().sum().backward()
+        assert relative(gradient, x.grad) < 1e-5
+        _, tangent = torch.func.jvp(layer, (IMAGES,), (torch.ones_like(IMAGES),))
+        assert relative(tangent, layer.conv(torch.ones_like(IMAGES)) - layer.conv.bias.view(-1, 1, 1)) < 1e-5
+        assert_up_to_date(layer, IMAGES)
+
+
+def test_a_map_made_inside_of_a_transform() -> None:
+    for make in (
+        lambda layer: torch.func.grad(lambda x: layer(x).sum())(IMAGES),
+        lambda layer: torch.vmap(layer)(IMAGES[None]),
+        lambda layer: torch.func.jvp(layer, (IMAGES,), (IMAGES,)),
+        lambda layer: torch.func.functionalize(layer)(IMAGES),
+    ):
+        layer = folded(coord_conv())
+        make(layer)
+        assert_up_to_date(layer, IMAGES)
+        x = IMAGES.clone().requires_grad_()
+        layer(x).sum().backward()
+
+
+def test_functional_call_with_other_weights() -> None:
+    layer, other = folded(coord_conv()), folded(coord_conv())
+    expected = other(IMAGES), layer(IMAGES)
+    for weights in (dict(other.named_parameters()), {k: v.detach().clone() for k, v in other.named_parameters()}):
+        assert torch.equal(torch.func.functional_call(layer, weights, (IMAGES,)), expected[0])
+        assert torch.equal(layer(IMAGES), expected[1])
+    name, value = "position.conv.weight", torch.randn(3, *layer.position.conv.weight.shape)
+    outputs = torch.vmap(lambda one: torch.func.functional_call(layer, {name: one}, (IMAGES,)))(value)
+    for one, output in zip(value, outputs, strict=True):
+        torch.testing.assert_close(output, torch.func.functional_call(layer, {name: one}, (IMAGES,)))
+    assert_up_to_date(layer, IMAGES)
+
+
+def test_mixed_precision() -> None:
+    original = coord_conv()
+    layer = folded(original)
+    layer(IMAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, expected = layer(IMAGES), original(IMAGES)
+    assert mixed.dtype is expected.dtype is torch.bfloat16
+    assert relative(mixed.float(), expected.detach().float()) < 0.02
+    assert_up_to_date(layer, IMAGES)
+    assert layer(IMAGES).dtype is torch.float32
+
+
+def test_norms_and_scales_move_the_map_too() -> None:
+    model = nn.Sequential(coord_conv(with_r=True), nn.BatchNorm2d(8), tnn.LayerScale(8, 0.3)).eval()
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        (layer,) = made = deploy.fold(model)
+        assert type(layer) is PositionalConv2d
+        assert relative(made(IMAGES), model(IMAGES)) < 1e-5

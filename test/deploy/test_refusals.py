@@ -1,0 +1,163 @@
+"""What cannot be exported: refused with the reason, and with what can."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from deploy_models import Reads, example, float_model, int8_model
+from torch import nn
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
+from torchvision_layers.deploy import _aoti, _onnx
+from torchvision_layers.deploy._formats import FORMATS
+
+EAGER_ELSEWHERE = "eager int8.*engine='pt2e'.*format='torchscript'"
+
+
+@pytest.mark.parametrize(
+    ("engine", "format", "message"),
+    [
+        ("eager", "pt2", EAGER_ELSEWHERE),
+        ("eager", "aoti", EAGER_ELSEWHERE),
+        ("eager", "onnx", EAGER_ELSEWHERE),
+        ("eager", "onnx-qdq", EAGER_ELSEWHERE),
+        ("pt2e", "torchscript", "no TorchScript.*format='pt2'"),
+        ("pt2e", "onnx", "use format='onnx-qdq'"),
+        (None, "onnx-qdq", "quantize it first with engine='pt2e'"),
+    ],
+)
+def test_impossible_combinations_name_another(engine: str | None, format: str, message: str, tmp_path: Path) -> None:
+    model = float_model() if engine is None else int8_model(engine)
+    for wrapped in (model, nn.Sequential(model).eval()):
+        with pytest.raises(TypeError, match=message):
+            deploy.export(wrapped, example(), tmp_path / "model.pt2", format=format)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_prepared_model_must_be_converted_first(engine: str, format: str, tmp_path: Path) -> None:
+    model = quantized.prepare_qat(float_model(), example(), engine=engine).eval()
+    with pytest.raises(TypeError, match="call quantized.convert"):
+        deploy.export(model, example(), tmp_path / "model.pt2", format=format)
+
+
+NAN = torch.full((1, 3, 8, 8), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": "resnet"}, TypeError, "model must be a module, got 'resnet'"),
+        ({"model": float_model().train()}, ValueError, "eval mode.*it is in training mode"),
+        ({"model": nn.Sequential(float_model()).eval().append(nn.BatchNorm1d(5))}, ValueError, "eval mode.*: 1 is"),
+        ({"model": tnn.LazyConvNormAct(8).eval()}, ValueError, "is lazy"),
+        ({"model": nn.Sequential(nn.Linear(16, 2, device="meta")).eval()}, ValueError, "0.weight is on meta"),
+        ({"model": nn.LSTM(16, 2).eval(), "example": torch.zeros(2, 3, 16)}, TypeError, "returns a tuple"),
+        ({"model": Reads(lambda self, x: x / 0)}, ValueError, "finite outputs"),
+        ({"example": [[0.0]]}, TypeError, "example must be a float32 tensor, got list"),
+        ({"example": example().double()}, TypeError, "got torch.float64"),
+        ({"example": torch.zeros(0, 3, 8, 8)}, ValueError, "at least one input"),
+        ({"example": torch.zeros(3)}, ValueError, r"at least one input, got shape \[3\]"),
+        ({"example": NAN}, ValueError, "example must be finite"),
+        ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx, onnx-qdq, executorch, got 'tflite'"),
+        ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
+        ({"path": "no/such/folder/model.pt"}, FileNotFoundError, "folder that exists"),
+        ({"path": "."}, ValueError, "path must be a file"),
+        ({"classes": "abcde"}, TypeError, "classes must be a sequence"),
+        ({"classes": [1, 2, 3, 4, 5]}, TypeError, "classes must be a sequence"),
+        ({"classes": list("abcda")}, ValueError, "'a' is there more than once"),
+        ({"classes": list("abcd")}, ValueError, r"outputs of \[3, 5\], got 4"),
+        ({"mean": [0.5]}, ValueError, "mean must have a value for each of 3 channels"),
+        ({"mean": [0.5] * 3}, ValueError, "given together"),
+        ({"mean": [0.5] * 3, "std": [1, 0, 1]}, ValueError, "std must be positive, got 0"),
+        ({"mean": [0.5, float("nan"), 0], "std": [1] * 3}, ValueError, "mean must be finite"),
+        ({"about": {"set": {1}}}, TypeError, "JSON"),
+        ({"about": {"loss": float("nan")}}, TypeError, "JSON"),
+        ({"about": {1: "one"}}, TypeError, "JSON"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(change: dict, error: type, message: str, tmp_path: Path) -> None:
+    arguments = {"model": float_model(), "example": example(), "path": tmp_path / "model.pt"} | change
+    if "path" in change:
+        arguments["path"] = tmp_path / change["path"]
+    with pytest.raises(error, match=message):
+        deploy.export(**arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_size_that_torch_fixes_is_named(tmp_path: Path) -> None:
+    def forward(self, x):
+        return self.conv(x) * float(x.shape[3])
+
+    model = Reads(forward, conv=tnn.ConvNormAct(3, 4))
+    with pytest.raises(RuntimeError, match="fixes dimension 3 of the input to 16"):
+        deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
+
+
+def test_a_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    model = Reads(lambda self, x: x.reshape(3, 768))
+    with pytest.raises(RuntimeError, match="shape"):
+        deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_scripted_names_another_format(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="cannot be scripted, use format='pt2'"):
+        deploy.export(Reads(lambda self, x: x + 1), example(), tmp_path / "m.pt")
+
+
+def test_what_cannot_be_exported_names_another_format(tmp_path: Path) -> None:
+    model = Reads(lambda self, x: x + 1 if x.sum() > 0 else x)
+    with pytest.raises(RuntimeError, match="format='torchscript' may take it"):
+        deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
+
+
+@pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
+def test_a_file_of_another_model_is_refused(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"earlier")
+    real, other = FORMATS[format], float_model(seed=1)
+    wrong = real._replace(write=lambda model, *arguments: real.write(other, *arguments))
+    monkeypatch.setitem(FORMATS, format, wrong)
+    with pytest.raises(RuntimeError, match=f"format '{format}' gives other values than the model"):
+        deploy.export(float_model(), example(), path, format=format)
+    assert path.read_bytes() == b"earlier"
+    assert os.listdir(tmp_path) == ["model.pt2"]
+
+
+def test_a_model_that_draws_numbers_is_refused_and_takes_none_of_ours(tmp_path: Path) -> None:
+    model = Reads(lambda self, x: nn.functional.dropout(x, training=True))
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="draws numbers"):
+        deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"),
+    ):
+        deploy.export(float_model(), example(), tmp_path / "model.pt2", format="aoti")
+
+
+def test_code_for_another_processor_is_not_run(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written("aoti-int8").path
+    monkeypatch.setattr(_aoti, "_cpu", lambda: {"architecture": "aarch64"})
+    with pytest.raises(ValueError, match="compiled for another processor, with .*architecture"):
+        deploy.load(path)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r'needs onnxscript.*pip install "torchvision_layers\[onnx\]"'):
+        deploy.export(float_model(), example(), tmp_path / "model.onnx", format="onnx")
+
+
+def test_a_model_above_two_gigabytes_is_no_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_onnx, "_LIMIT", 1000)
+    with pytest.raises(ValueError, match="an ONNX file holds 2 GB: use format='pt2'"):
+        deploy.export(float_model(), example(), tmp_path / "model.onnx", format="onnx")

@@ -1,0 +1,88 @@
+"""The files run where this package and torchao cannot be imported, by what torch and onnxruntime offer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from deploy_models import CASES, FAST, example
+
+from torchvision_layers import deploy
+
+RUN = """
+import importlib, json, sys
+blocked = ("torchvision_layers", "torchao")
+for name in blocked:
+    sys.modules[name] = None  # from here on, importing it raises
+import torch
+
+torch.set_num_threads(1)
+
+def torchscript(path):
+    extra = {"metadata.json": ""}
+    model = torch.jit.load(path, _extra_files=extra)
+    return model, extra["metadata.json"]
+
+def pt2(path):
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    extra = {"metadata.json": ""}
+    return torch.export.load(path, extra_files=extra).module(), extra["metadata.json"]
+
+def aoti(path):
+    model = torch._inductor.aoti_load_package(path)
+    return model, model.get_metadata()["metadata.json"]
+
+def onnx(path):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path)
+    run = lambda x: torch.from_numpy(session.run(["output"], {"input": x.numpy()})[0])
+    return run, session.get_modelmeta().custom_metadata_map["metadata.json"]
+
+readers = {"torchscript": torchscript, "pt2": pt2, "aoti": aoti, "onnx": onnx, "onnx-qdq": onnx}
+inputs = torch.load(sys.argv[2], weights_only=True)
+results = {}
+for name, (format, path) in json.loads(sys.argv[1]).items():
+    model, metadata = readers[format](path)
+    with torch.no_grad():
+        results[name] = ([model(x) for x in inputs], json.loads(metadata))
+assert not [m for m in sys.modules if m.split(".")[0] in blocked and sys.modules[m] is not None]
+torch.save(results, sys.argv[3])
+"""
+
+
+def run_standalone(written, names: list[str], folder: Path) -> dict:
+    inputs = [example(), torch.randn(1, 3, 23, 18), torch.randn(6, 3, 17, 40)]
+    torch.save(inputs, folder / "inputs.pt")
+    files = {name: (CASES[name].format, str(written(name).path)) for name in names}
+    arguments = [json.dumps(files), str(folder / "inputs.pt"), str(folder / "results.pt")]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, *arguments], capture_output=True, text=True, cwd=folder
+    )
+    assert result.returncode == 0, result.stderr
+    results = torch.load(folder / "results.pt", weights_only=True)
+    return {name: (inputs, *results[name]) for name in names}
+
+
+@pytest.fixture(scope="module")
+def standalone(written, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run_standalone(written, FAST, tmp_path_factory.mktemp("standalone"))
+
+
+def check(written, name: str, result: tuple) -> None:
+    inputs, outputs, metadata = result
+    loaded = deploy.load(written(name).path)
+    assert metadata == loaded.metadata
+    for x, output in zip(inputs, outputs, strict=True):
+        torch.testing.assert_close(output, loaded(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_file_runs_without_this_package(name: str, written, standalone: dict) -> None:
+    check(written, name, standalone[name])
+
+
+@pytest.mark.slow
+def test_compiled_float_code_runs_without_this_package(written, tmp_path: Path) -> None:
+    check(written, "aoti", run_standalone(written, ["aoti"], tmp_path)["aoti"])
