@@ -1,13 +1,14 @@
 """The checksum at the end of each file, by which a byte that is missing or altered is seen before anything reads it.
 
 Checksums of zip records leave out names, offsets and padding, and ONNX has none. Here it covers every byte, and stands
-where the readers of either format pass over it: in the comment of the zip file, in the last property of the ONNX model.
+where the readers of each format pass over it: in the comment of the zip file, in the last property of the ONNX model,
+behind the program of executorch.
 """
 
 import hashlib
 from pathlib import Path
 
-__all__ = ["seal_onnx", "seal_zip", "sealed_content"]
+__all__ = ["seal_onnx", "seal_program", "seal_zip", "sealed_content"]
 
 _DIGITS = 64
 _COMMENT = b"torchvision_layers.deploy sha256 "
@@ -27,6 +28,11 @@ def seal_zip(content: bytes) -> bytes:
 def seal_onnx(content: bytes) -> bytes:
     """An ONNX model with its checksum."""
     return _sealed(content, _PROPERTY)
+
+
+def seal_program(content: bytes) -> bytes:
+    """A program of executorch, whose header says where it ends, with its checksum."""
+    return _sealed(content, _COMMENT)
 
 
 def _sealed(content: bytes, mark: bytes) -> bytes:

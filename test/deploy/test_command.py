@@ -1,0 +1,327 @@
+"""The command for a checkpoint of a model: what it reads, what it refuses, what it hands on."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers.deploy.__main__ import main
+from torchvision_layers.deploy._importing import factory
+
+SOURCE = """
+import torch
+from torch import nn
+
+from .parts import stem
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem, self.fc = stem(), nn.Linear(4, num_classes)
+
+    def forward(self, input):
+        return self.fc(self.stem(input).mean((2, 3)))
+
+
+def net(num_classes: int = 7) -> nn.Module:
+    return Net(num_classes)
+
+
+def nothing():
+    return 3
+"""
+PARTS = """
+from torch import nn
+
+
+def stem():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> str:
+    """The file of a model whose package has the name of one that is loaded, which is another."""
+    folder = tmp_path / "json" / "models"
+    folder.mkdir(parents=True)
+    (tmp_path / "json" / "__init__.py").touch()
+    (folder / "__init__.py").write_text("from . import small\n")
+    (folder / "small.py").write_text(SOURCE)
+    (folder / "parts.py").write_text(PARTS)
+    return str(folder / "small.py")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, package: str) -> Path:
+    """A checkpoint as the reference scripts write it."""
+    with factory(f"{package}:net") as function:
+        state = function(num_classes=3).state_dict()
+    about = {"model_name": "net", "num_classes": 3, "classes": ["a", "b", "c"], "settings": {"image_size": 20}}
+    torch.save({**about, "model": state, "test_accuracy": 0.5}, tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command hands to ``fold``, ``quantize`` and ``export``, which do nothing."""
+    seen: dict[str, Any] = {}
+
+    def fold(model: nn.Module, batch: Tensor | None = None) -> nn.Module:
+        seen["fold"] = model, batch
+        return model
+
+    def quantize(model: nn.Module, batches: list[Tensor], **options: object) -> nn.Module:
+        seen["quantize"] = batches, options
+        return model
+
+    def export(model: nn.Module, example: Tensor, path: Path, **options: Any) -> deploy.Exported:
+        seen["export"] = model, example, path, options
+        return deploy.Exported(path, options["format"], 2_340_000, 1.5e-7, ((2, 3, 20, 20), (1, 3, 20, 20)))
+
+    monkeypatch.setattr(deploy, "fold", fold)
+    monkeypatch.setattr(deploy, "export", export)
+    monkeypatch.setattr(quantized, "quantize", quantize)
+    return seen
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, which must end with status 2 and one line; gives the line."""
+
+    def run(*argv: object) -> str:
+        assert main([str(arg) for arg in argv]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+def test_checkpoint_of_the_scripts(
+    package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model.onnx"
+    mean = ["--mean", "0.1", "0.2", "0.3", "--std", "1", "2", "3"]
+    assert main([f"{package}:net", str(checkpoint), "--output", str(output), *mean]) == 0
+    model, example, path, options = calls["export"]
+    assert not model.training
+    assert torch.equal(model.fc.weight, torch.load(checkpoint, weights_only=True)["model"]["fc.weight"])
+    assert example.shape == (2, 3, 20, 20)
+    assert path == output
+    assert options == {
+        "format": "onnx",
+        "classes": ["a", "b", "c"],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1, 2, 3],
+        "about": {"model_name": "net", "settings": {"image_size": 20}, "test_accuracy": 0.5},
+    }
+    assert calls["fold"] == (model, example)
+    assert "quantize" not in calls
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("folded")
+    assert printed[-1] == (
+        f"{output}: onnx, 2.3 MB, at most 1.5e-07 of the largest output from the model, "
+        "compared on 2×3×20×20, 1×3×20×20"
+    )
+
+
+def test_plain_state_dict(package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any]) -> None:
+    torch.save(torch.load(checkpoint, weights_only=True)["model"], tmp_path / "state.pth")
+    argv = [f"{package}:net", str(tmp_path / "state.pth"), "--output", str(tmp_path / "a.pt"), "--no-fold"]
+    assert main([*argv, "--num-classes", "3", "--image-size", "12", "14"]) == 0
+    _, example, _, options = calls["export"]
+    assert example.shape == (2, 3, 12, 14)
+    assert options["format"] == "torchscript"
+    assert options["classes"] == ()
+    assert options["about"] == {}
+    assert "fold" not in calls
+    assert main([*argv, "--num-classes", "3"]) == 0
+    assert calls["export"][1].shape == (2, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("options", "format", "engine", "backend"),
+    [
+        (("a.pt", "--int8"), "torchscript", "eager", "x86"),
+        (("a.pt", "--int8", "--backend", "qnnpack"), "torchscript", "eager", "qnnpack"),
+        (("a.pt2", "--int8"), "pt2", "pt2e", "x86"),
+        (("a.pt2", "--int8", "--format", "aoti"), "aoti", "pt2e", "x86"),
+        (("a.onnx", "--int8"), "onnx-qdq", "pt2e", "onnxruntime"),
+        (("a.onnx", "--format", "onnx-qdq"), "onnx-qdq", "pt2e", "onnxruntime"),
+        (("a.pte", "--int8"), "executorch", "pt2e", "xnnpack"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "pt"])
+def test_int8(
+    options: tuple[str, ...],
+    format: str,
+    engine: str,
+    backend: str,
+    suffix: str,
+    package: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    calls: dict[str, Any],
+) -> None:
+    images, file = torch.randn(40, 3, 9, 11), tmp_path / f"images.{suffix}"
+    if suffix == "npy":
+        np.save(file, images.numpy())
+    else:
+        torch.save(images, file)
+    output, *rest = options
+    argv = [f"{package}:net", checkpoint, "--output", tmp_path / output, *rest, "--calibration", file]
+    assert main([str(arg) for arg in argv]) == 0
+    batches, given = calls["quantize"]
+    assert torch.equal(torch.cat(batches), images)
+    assert max(len(batch) for batch in batches) <= 32
+    assert given == {"engine": engine, "backend": backend}
+    assert calls["export"][3]["format"] == format
+    assert torch.equal(calls["export"][1], images[:2])
+
+
+def test_options_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    start = (f"{package}:net", checkpoint, "--output")
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 3, 8, 8), np.float32))
+    assert "must end in .onnx, .pt, .pt2, .pte, or --format" in refused(*start, tmp_path / "a.bin")
+    assert "--int8 needs --calibration FILE" in refused(*start, tmp_path / "a.pt", "--int8")
+    assert "--format onnx-qdq needs --cal" in refused(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
+    assert "give --int8" in refused(*start, tmp_path / "a.pt", "--calibration", images)
+    assert "give --int8" in refused(*start, tmp_path / "a.pt", "--backend", "x86")
+    int8 = ("--int8", "--calibration", images)
+    assert "--format onnx-qdq" in refused(*start, tmp_path / "a.onnx", "--format", "onnx", *int8)
+    assert "[8, 8], got [9, 9]" in refused(*start, tmp_path / "a.pt", *int8, "--image-size", "9")
+    assert "one or two numbers, got 3" in refused(*start, tmp_path / "a.pt", "--image-size", "9", "9", "9")
+    assert "folder that exists" in refused(*start, tmp_path / "none" / "a.pt")
+
+
+def test_files_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    name, output = f"{package}:net", ("--output", tmp_path / "a.pt")
+    content, wrong = checkpoint.read_bytes(), tmp_path / "wrong.pth"
+    assert "none.pth" in refused(name, tmp_path / "none.pth", *output)
+    for damaged in (content[:-100], b"", b"text", content[:200] + bytes(200) + content[400:]):
+        wrong.write_bytes(damaged)
+        assert "wrong.pth is not a checkpoint" in refused(name, wrong, *output)
+    torch.save(nn.ReLU(), wrong)
+    assert "wrong.pth is not a checkpoint, it holds more than tensors" in refused(name, wrong, *output)
+    torch.save({"epoch": 3}, wrong)
+    assert "wrong.pth is no checkpoint" in refused(name, wrong, *output)
+    held = torch.load(checkpoint, weights_only=True)
+    torch.save({**held, "kind": "quantization-aware"}, wrong)
+    assert "checkpoint of quantization-aware training" in refused(name, wrong, *output)
+    weights = held["model"]
+    torch.save(
+        {**held, "model": {**{k: v for k, v in weights.items() if k != "fc.bias"}, "more": weights["fc.bias"]}}, wrong
+    )
+    assert "small.py:net: missing fc.bias; unexpected more" in refused(name, wrong, *output)
+    torch.save({**held, "num_classes": 4}, wrong)
+    assert "size mismatch for fc.weight" in refused(name, wrong, *output)
+    for array, message in (
+        (np.zeros((2, 3, 8, 8)), "images.npy must hold a float32 tensor, it holds torch.float64"),
+        (np.zeros((2, 1, 8, 8), np.float32), "images.npy must hold inputs of shape N×3×H×W, it holds"),
+        (np.array([None]), "images.npy is not an array of numpy.save"),
+    ):
+        np.save(tmp_path / "images.npy", array)
+        int8 = ("--int8", "--calibration", tmp_path / "images.npy")
+        assert message in refused(name, checkpoint, *output, *int8)
+    torch.save([1], tmp_path / "list.pt")
+    assert "list.pt must hold a float32" in refused(
+        name, checkpoint, *output, "--int8", "--calibration", tmp_path / "list.pt"
+    )
+
+
+def test_models_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    rest = (checkpoint, "--output", tmp_path / "a.pt")
+    assert "must be FILE.py:FUNCTION or package.module:FUNCTION" in refused(package, *rest)
+    assert "none.py" in refused("none.py:net", *rest)
+    assert "has no function 'net2', it has: Net, net, nothing" in refused(f"{package}:net2", *rest)
+    assert "small.py:nothing must take (num_classes=3)" in refused(f"{package}:nothing", *rest)
+    assert "none.such cannot be imported: ModuleNotFoundError" in refused("none.such:net", *rest)
+    (tmp_path / "bad.py").write_text("import torch\n1 / 0\n")
+    assert "bad.py cannot be imported: ZeroDivisionError: division by zero" in refused(
+        f"{tmp_path / 'bad.py'}:f", *rest
+    )
+    (tmp_path / "bad.py").write_text("def f(num_classes):\n    return num_classes\n")
+    assert "bad.py:f must return a module, it returns a int" in refused(f"{tmp_path / 'bad.py'}:f", *rest)
+
+
+def test_imports_leave_no_trace(package: str) -> None:
+    import json
+
+    before, modules = list(sys.path), set(sys.modules)
+    with factory(f"{package}:net") as function:
+        assert function.__module__ == "json.models.small"
+        assert sys.modules["json.models.small"].net is function
+    assert sys.path == before
+    assert sys.modules["json"] is json
+    assert {name for name in set(sys.modules) - modules if name.startswith("json")} == set()
+    with pytest.raises(ValueError, match="has no function"), factory(f"{package}:none"):
+        pass
+    assert sys.path == before
+    assert sys.modules["json"] is json
+
+
+def test_function_of_a_module(tmp_path: Path, calls: dict[str, Any]) -> None:
+    import torchvision
+
+    state = torchvision.models.squeezenet1_1(num_classes=4).state_dict()
+    torch.save({"model": state, "num_classes": 4}, tmp_path / "model.pth")
+    argv = ["torchvision.models:squeezenet1_1", str(tmp_path / "model.pth"), "--output", str(tmp_path / "a.pt")]
+    assert main([*argv, "--image-size", "32"]) == 0
+    assert type(calls["export"][0]).__name__ == "SqueezeNet"
+
+
+def test_interruption(
+    package: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(model: nn.Module, batch: Tensor) -> nn.Module:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy, "fold", interrupted)
+    assert main([f"{package}:net", str(checkpoint), "--output", str(tmp_path / "a.pt")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_file_gives_what_the_model_gives(package: str, checkpoint: Path, tmp_path: Path) -> None:
+    """As a user runs it: in a process, from the file to the file."""
+    output, images = tmp_path / "model.pt", torch.randn(3, 3, 20, 24)
+    command = [sys.executable, "-m", "torchvision_layers.deploy"]
+    done = subprocess.run(
+        [*command, f"{package}:net", str(checkpoint), "--output", str(output)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith(f"{output}: torchscript, 0.0 MB, at most ")
+    with factory(f"{package}:net") as function:
+        model = function(num_classes=3).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    loaded = deploy.load(output)
+    torch.testing.assert_close(loaded(images), model(images).detach())
+    assert loaded.metadata["classes"] == ["a", "b", "c"]
+    assert loaded.metadata["about"]["test_accuracy"] == 0.5
+
+
+def test_int8_file(package: str, checkpoint: Path, tmp_path: Path) -> None:
+    images, output = torch.randn(64, 3, 20, 20), tmp_path / "model.pt"
+    torch.save(images, tmp_path / "images.pt")
+    argv = [f"{package}:net", str(checkpoint), "--output", str(output), "--int8"]
+    assert main([*argv, "--calibration", str(tmp_path / "images.pt")]) == 0
+    loaded = deploy.load(output)
+    assert loaded.metadata["quantization"]["engine"] == "eager"
+    assert loaded(images).shape == (64, 3)
+
+
+def test_help_tells_all_formats() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torchvision_layers.deploy", "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("torchscript", "pt2", "aoti", "onnx-qdq", "executorch", "--calibration", "resnet.py:resnet18"):
+        assert word in done.stdout
