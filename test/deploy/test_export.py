@@ -271,3 +271,17 @@ def test_compiled_int8_runs_kernels_of_int8(written) -> None:
     content = written("aoti-int8").path.read_bytes()
     for kernel in (b"aoti_torch_cpu__qconv_pointwise", b"aoti_torch_cpu__qlinear_pointwise"):
         assert kernel in content
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx", pytest.param("aoti", marks=pytest.mark.slow)])
+def test_images_that_shrink_to_a_pixel_do_not_bind_the_file(format: str, tmp_path: Path) -> None:
+    """Torch takes sizes of one for constants, inside of a model too."""
+    stages = [tnn.BasicBlock(channels, 2 * channels, stride=2) for channels in (3, 6, 12)]
+    model = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images, path = torch.randn(2, 3, 8, 8), tmp_path / "model.pt2"
+    deploy.export(model, images, path, format=format)
+    loaded = deploy.load(path)
+    for shape in ((2, 3, 8, 8), (1, 3, 8, 8), (3, 3, 5, 7), (2, 3, 40, 64)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
