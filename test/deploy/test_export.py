@@ -285,3 +285,12 @@ def test_images_that_shrink_to_a_pixel_do_not_bind_the_file(format: str, tmp_pat
         x = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_one_where_a_layout_depends_on_the_batch(tmp_path: Path) -> None:
+    """A convolution after a norm in channels_last: torch asks there whether the batch is one."""
+    model = nn.Sequential(tnn.LayerNorm2d(3), nn.Conv2d(3, 4, 3), tnn.ConvNeXtBlock(4)).eval()
+    for format in ("pt2", "onnx"):
+        deploy.export(model, torch.randn(2, 3, 16, 16), tmp_path / "model", format=format)
+    graph = quantized.quantize(model, [torch.randn(2, 3, 16, 16)], engine="pt2e")
+    assert graph(torch.randn(1, 3, 20, 18)).shape == (1, 4, 18, 16)

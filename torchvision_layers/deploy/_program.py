@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..quantized._exporting import every_size
+from ..quantized._exporting import trace
 from ._comparing import resized, takes
 
 __all__ = ["export_program"]
@@ -21,8 +21,7 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
     pair = _pair(model, example, sizes)
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
     try:
-        with every_size():
-            program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
+        program = trace(model, pair, dims)
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.fx.experimental import _config as shapes
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ._graph_nodes import CONVS, LINEAR, NORM, is_call, module_path
 from ._kernels import make_padding_numeric
 
-__all__ = ["every_size", "export", "fixed_sizes", "norm_hosts"]
+__all__ = ["every_size", "export", "fixed_sizes", "norm_hosts", "trace"]
 
 
 @contextmanager
@@ -28,6 +30,21 @@ def every_size() -> Iterator[None]:
         return
     with shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # torch adds it when it loads
         yield
+
+
+def trace(model: nn.Module, pair: Tensor, sizes: dict[int, Any]) -> ExportedProgram:
+    """The program of ``torch.export`` for one input, a batch of two, of which ``sizes`` says what may differ."""
+    if not model.training:  # where batch norms refuse a single value, which the program would keep
+        with every_size():
+            program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+        try:
+            with torch.no_grad():
+                program.module()(pair[:1])
+        except AssertionError:  # of a guard: to choose a layout, some convolutions ask whether the batch is one
+            pass
+        else:
+            return program
+    return torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
 
 
 def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -46,9 +63,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
     try:
-        # In training, batch norms refuse a single value, and the graph would keep that for eval.
-        with nullcontext() if model.training else every_size():
-            program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+        program = trace(model, pair, sizes)
     except Exception as error:  # torch raises many kinds here
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(
