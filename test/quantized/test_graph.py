@@ -186,7 +186,7 @@ SIZED = [torch.randn(4, 3, 8, 8)]
         (Reads(lambda m, x: nn.functional.dropout(x, 0.5, True)), SIZED, RuntimeError, "draws random numbers"),
         (Reads(lambda m, x: x + torch.rand_like(x)), SIZED, RuntimeError, "draws random numbers"),
         (Reads(lambda m, x: x + 1 if x.sum() > 0 else x), SIZED, RuntimeError, "(?s)cannot be exported.*values of"),
-        (Reads(lambda m, x: x.reshape(2, 3, -1)), SIZED, RuntimeError, "(?s)cannot be exported|size of the batch"),
+        (Reads(lambda m, x: x.reshape(2, 3, 8, 8)), SIZED, RuntimeError, "(?s)cannot be exported|size of the batch"),
         (Reads(lambda m, x: x / 0), SIZED, ValueError, "model must give finite outputs"),
         (int8(nn.Conv2d(3, 4, 3), SIZED), SIZED, ValueError, "prepared or converted already"),
     ],
