@@ -161,7 +161,8 @@ class OwnBlock(tnn.ConvNeXtBlock):
 
 def with_own_forward(module: nn.Module) -> nn.Module:
     """As some libraries patch modules: on the instance."""
-    module.forward = lambda x, of_class=type(module).forward: of_class(module, x).relu()
+    of_class = type(module).forward
+    module.forward = lambda x: of_class(module, x).relu()
     return module
 
 

@@ -562,9 +562,11 @@ def test_quantized_models_are_refused() -> None:
 
 def test_twins_fold_as_their_layers_do() -> None:
     model = nn.Sequential(
-        quantized.QuantizableConvNormAct(4, 4), quantized.QuantizableConvNeXtBlock(4), quantized.QuantizableLayerScale(4),
+        quantized.QuantizableConvNormAct(4, 4),
+        quantized.QuantizableConvNeXtBlock(4),
+        quantized.QuantizableLayerScale(4),
         nn.Conv2d(4, 4, 1),
-    )  # fmt: skip
+    )
     folded = assert_folds(trained(model), IMAGES)
     assert {"BatchNorm2d", "QuantizableLayerScale"}.isdisjoint(by_path(folded).values())
     assert folded[1].layer_scale is None

