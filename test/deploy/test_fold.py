@@ -181,8 +181,9 @@ KEPT: dict[str, Callable[[], list[nn.Module]]] = {
     "norm first": lambda: [nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3)],
     "activation between": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)],
     "other norms": lambda: [nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), tnn.LayerNorm2d(8)],
-    "channels elsewhere": lambda: [nn.Conv2d(4, 6, 3), tnn.LayerScale(4, 1.0, -1), nn.Conv2d(6, 4, 1)],
-    "features of pixels": lambda: [tnn.LayerScale(4), nn.Linear(6, 4)],
+    "columns of images": lambda: [nn.Conv2d(4, 4, 3), tnn.LayerScale(4, 1.0, -1), nn.Conv2d(4, 4, 1)],
+    "norm of images after a projection": lambda: [nn.Linear(6, 4), nn.BatchNorm2d(4)],
+    "features of pixels": lambda: [nn.Linear(6, 4), tnn.LayerScale(4), nn.Linear(4, 4)],
 }
 
 
@@ -194,6 +195,16 @@ def test_it_is_not_folded(make: Callable[[], list[nn.Module]]) -> None:
         folded = deploy.fold(model)
         torch.testing.assert_close(folded(x), model(x), rtol=0, atol=0)
     assert by_path(folded) == before
+
+
+@pytest.mark.parametrize("module", [tnn.LayerScale(1), nn.BatchNorm2d(1)], ids=["scale", "norm"])
+def test_what_does_not_fit_is_not_made_to(module: nn.Module) -> None:
+    folded = deploy.fold(trained(nn.Sequential(nn.Conv2d(4, 8, 3), module)))
+    with pytest.raises((RuntimeError, ValueError), match="must have size 1 in dimension 1|elements"):
+        folded(torch.randn(2, 4, 7, 6))
+    folded = deploy.fold(nn.Sequential(tnn.LayerScale(1), nn.Conv2d(4, 8, 3)))
+    with pytest.raises(ValueError, match="must have size 1 in dimension 1"):
+        folded(torch.randn(2, 4, 7, 6))
 
 
 def test_a_convnext_block_with_another_projection() -> None:

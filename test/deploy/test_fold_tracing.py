@@ -57,6 +57,18 @@ def test_an_argument_that_may_be_left_out() -> None:
     assert relative(folded(IMAGES.double(), gate), model(IMAGES.double(), gate).detach()) < 1e-10
 
 
+def test_an_argument_on_which_the_last_module_depends() -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor, raw: bool | None = None) -> Tensor:
+            return self.conv(x).relu() if raw is None else self.conv(x)
+
+    assert norms(assert_folds(trained(nn.Sequential(Raw(), norm())), IMAGES)) == 1
+
+
 def test_an_argument_that_changes_nothing_around_the_norm() -> None:
     class Decoder(nn.Module):
         def __init__(self) -> None:
@@ -144,6 +156,16 @@ def test_outputs_and_inputs_of_many_kinds() -> None:
             y = self.body(x) * options["times"] + self.embed(ids).mean()
             return {"image": y, "mask": y > 0, "count": (y > 0).sum(), "pair": (y, "name"), "none": y[:0]}
 
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body = nn.Embedding(5, 4), pair()
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return self.body(x) + self.embed(ids).mean()
+
+    half = trained(Chosen()).bfloat16()  # what it rounds is measured in float64, but for the numbers of rows
+    assert norms(deploy.fold(half, (IMAGES.bfloat16(), torch.tensor([0, 3])))) == 0
     model = trained(Kinds())
     inputs = (IMAGES * 1e3, torch.tensor([0, 3]), {"times": 3.0})
     assert norms(deploy.fold(model, inputs)) == 0

@@ -54,7 +54,7 @@ def convolutions(expected: int) -> Iterator[None]:
 def test_it_gives_what_the_layer_gives(arguments: dict[str, Any], with_r: bool) -> None:
     layer = coord_conv(with_r=with_r, **arguments).double()
     plain = folded(layer)
-    for size in ((7, 6), (6, 7), (7, 6), (3, 4)):
+    for size in ((7, 6), (7, 9), (6, 7), (7, 6), (3, 6)):
         for form in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=form)
             output, expected = plain(x), layer(x)
@@ -94,7 +94,7 @@ def test_a_size_is_computed_once() -> None:
     layer = folded(coord_conv())
     with convolutions(1):
         layer.conv(IMAGES)
-    for size, count in (((7, 6), 2), ((7, 6), 1), ((6, 7), 2), ((7, 6), 1), ((6, 7), 1)):
+    for size, count in (((7, 6), 2), ((7, 6), 1), ((7, 5), 2), ((5, 6), 2), ((7, 6), 1), ((7, 5), 1)):
         with convolutions(count):
             layer(torch.randn(3, 4, *size))
     with convolutions(1), torch.inference_mode():
@@ -235,6 +235,16 @@ def test_modes_in_every_order() -> None:
         assert x.grad is not None
         fresh.requires_grad_()(IMAGES).square().sum().backward()
         assert all(parameter.grad is not None for parameter in fresh.parameters())
+
+
+def test_a_map_of_inference_mode_serves_gradients() -> None:
+    layer, factor = folded(coord_conv()), torch.ones((), requires_grad=True)
+    with torch.inference_mode():
+        layer(IMAGES)
+    (layer.position(IMAGES) * factor).sum().backward()  # which keeps the map for its own
+    assert factor.grad is not None
+    with pytest.raises(RuntimeError, match="(?i)type"):
+        layer.position(IMAGES.double())
 
 
 def test_gradients_of_weights_that_are_trained_again() -> None:
