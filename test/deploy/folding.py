@@ -1,4 +1,4 @@
-"""What the tests of folding share: norms as training leaves them, and the comparison with the unfolded model."""
+"""What the tests of folding share: pieces of models as training leaves them, and the comparison with the model."""
 
 import copy
 import math
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 
-__all__ = ["Given", "assert_folds", "by_path", "relative", "trained"]
+__all__ = ["IMAGES", "Given", "assert_folds", "by_path", "conv", "norm", "norms", "pair", "relative", "trained"]
+
+IMAGES = torch.randn(2, 4, 7, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Given(nn.Module):
@@ -70,3 +72,19 @@ def assert_folds(model: nn.Module, x: Tensor, *, batch: object = None, tolerance
     assert not any(module.training for module in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     return folded
+
+
+def conv() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+def norm() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(4)
+
+
+def pair(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv(), norm(), *more)
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())

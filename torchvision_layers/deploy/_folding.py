@@ -177,7 +177,7 @@ class Folding:
 
     def _is_fixed(self, module: nn.Module) -> bool:
         """Whether something else counts on what is in the module."""
-        return is_unit(module) or self.places[module] > 1 or module in self.entered
+        return is_unit(module) or self.places[module] > 1
 
 
 def _children(model: nn.Module) -> Iterator[nn.Module]:

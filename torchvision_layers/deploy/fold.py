@@ -15,6 +15,9 @@ from ._folding import Folding
 
 __all__ = ["fold"]
 
+# They run another module, into which nobody looks.
+_WRAPPERS = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 _REASONS = (
     "a forward that cannot be traced calls only parts of a child, nn.BatchNorm1d runs on sequences, or a folded() "
     "gives something else"
@@ -45,8 +48,8 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 
     Errors: ``TypeError`` for what is no module, a lazy layer without channels, a ``batch`` of another type, or a
     ``folded()`` that gives no module; ``ValueError`` for a module with hooks, which would see something else, for a
-    model that is quantized, for a ``batch`` that is missing, or for outputs that are not finite or hold no numbers to
-    compare; ``RuntimeError`` where the copy gives something else.
+    model that is quantized, scripted, compiled or wrapped, for a ``batch`` that is missing, or for outputs that are not
+    finite or hold no numbers to compare; ``RuntimeError`` where the copy gives something else.
 
     Examples::
 
@@ -76,6 +79,8 @@ def _check_model(model: nn.Module) -> None:
         where = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             raise ValueError(f"{where} is a {type(module).__name__}: fold the float model, then quantize it")
+        if isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":  # what torch.compile makes
+            raise ValueError(f"{where} is a {type(module).__name__}: fold the module that it was made from")
         if isinstance(module, LazyModuleMixin):
             raise TypeError(
                 f"{where} is a {type(module).__name__} without channels yet: run one batch through it first"

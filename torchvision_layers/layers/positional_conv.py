@@ -60,9 +60,8 @@ class PositionMap(nn.Module):
         weight = self.conv.weight
         image = torch.empty((1, 1, *input.shape[2:]), dtype=input.dtype, device=input.device)
         is_trained = torch.is_grad_enabled() and weight.requires_grad
-        is_replaced = not isinstance(weight, nn.Parameter)  # by a transform
         # Of a tensor of inference mode nobody notes when it is written to.
-        if is_trained or is_replaced or weight.is_inference() or _is_mixed(input):
+        if is_trained or weight.is_inference() or _is_mixed(input) or _is_transformed():
             return self.conv(coordinates(image, self.with_r))
         # Loading other values changes the version, giving the parameter other data the place.
         key = (*input.shape[2:], input.dtype, input.device, weight, weight.data_ptr(), weight._version)
@@ -83,6 +82,11 @@ class PositionMap(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
+
+
+def _is_transformed() -> bool:
+    """Whether this runs below a transform of ``torch.func``, whose tensors mean nothing after it."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_mixed(input: Tensor) -> bool:

@@ -65,13 +65,22 @@ def calls(module: nn.Module) -> Calls:
         return Calls()
     tracer = _ShallowTracer()
     try:
-        # A forward may set attributes: on a copy they do no harm.
-        seen = _seen(tracer.trace(copy.copy(module)))
+        seen = _seen(tracer.trace(_copied(module)))
         if defaults := _defaults(module):
-            seen = _common(seen, _seen(tracer.trace(copy.copy(module), defaults)))
+            seen = _common(seen, _seen(tracer.trace(_copied(module), defaults)))
     except Exception:  # forward is the user's, it may raise anything when it meets a proxy
         return Calls(whole=[name for name, _ in module.named_children()], is_traced=False)
     return seen
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy to which a ``forward`` may write, of the same children and parameters."""
+    copied = copy.copy(module)
+    for name, value in vars(module).items():
+        if type(value) in (dict, list, set):
+            vars(copied)[name] = value.copy()
+    copied._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    return copied
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

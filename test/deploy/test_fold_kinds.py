@@ -1,0 +1,225 @@
+"""Layers that fold themselves, parametrized weights, twins, and what is refused by name."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from folding import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+
+
+class Custom(nn.Module):
+    """A layer of a user's, with a ``folded`` that may be wrong."""
+
+    def __init__(self, make: Callable[[nn.Conv2d], object]) -> None:
+        super().__init__()
+        self.make, self.inner = make, conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.inner(x)
+
+    def folded(self) -> object:
+        return self.make(copy.deepcopy(self.inner))
+
+
+def doubled(inner: nn.Conv2d) -> nn.Conv2d:
+    with torch.no_grad():
+        inner.weight.mul_(2)
+        inner.bias.mul_(2)
+    return inner
+
+
+def test_a_layer_of_a_users_that_folds_itself() -> None:
+    model = trained(nn.Sequential(Custom(doubled), norm()))
+    assert by_path(assert_folds(model, IMAGES, batch=IMAGES.double())) == {"0": "Conv2d"}
+    (root,) = [assert_folds(Custom(doubled), IMAGES)]
+    assert type(root) is nn.Conv2d
+
+
+def test_what_a_layer_becomes_is_folded_too() -> None:
+    model = nn.Sequential(Custom(lambda inner: nn.Sequential(doubled(inner), nn.Dropout())), norm())
+    assert by_path(assert_folds(trained(model), IMAGES)) == {"0.0": "Conv2d"}
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(enn.WSConv2d(4, 4, 3), norm())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+        def folded(self) -> nn.Module:
+            return self.body
+
+    assert by_path(assert_folds(trained(nn.Sequential(Wrapped(), norm())), IMAGES)) == {"0.0": "Conv2d"}
+
+    class Chained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = enn.WSConv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+        def folded(self) -> nn.Module:
+            return self.inner
+
+    assert by_path(assert_folds(trained(nn.Sequential(Chained(), norm())), IMAGES)) == {"0": "Conv2d"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner: inner,
+        lambda inner: nn.Sequential(doubled(inner), nn.MaxPool2d(2)),
+        lambda inner: nn.Conv2d(3, 4, 1),
+        lambda inner: nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan)),
+        lambda inner: Given(lambda self, x: (doubled(inner)(x), x)),
+    ],
+    ids=["value", "shape", "cannot run", "nan", "outputs"],
+)
+def test_a_wrong_folded_is_found_on_a_batch(make: Callable[[nn.Conv2d], nn.Module]) -> None:
+    with pytest.raises(RuntimeError, match=r"(changed|cannot run).*folded\(\) gives something else"):
+        deploy.fold(Custom(make), IMAGES)
+
+
+def test_a_folded_that_gives_no_module() -> None:
+    with pytest.raises(TypeError, match=r"folded\(\) of 0 must give a module, got None"):
+        deploy.fold(nn.Sequential(Custom(lambda inner: None)))
+
+
+def test_a_child_called_folded() -> None:
+    class Child(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.folded = pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.folded(x)
+
+    assert norms(assert_folds(trained(Child()), IMAGES)) == 0
+
+
+# Parametrizations
+
+
+class Symmetric(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + weight.transpose(0, 1)
+
+
+def symmetric(module: nn.Conv2d) -> nn.Module:
+    return parametrize.register_parametrization(module, "weight", Symmetric())
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, symmetric])
+@pytest.mark.parametrize("make", [conv, lambda: enn.WSConv2d(4, 4, 3)], ids=["plain", "standardized"])
+def test_parametrized_weights(wrap: Callable[..., nn.Module], make: Callable[[], nn.Conv2d]) -> None:
+    model = trained(nn.Sequential(wrap(make()), norm()))
+    folded = assert_folds(model, IMAGES)
+    assert by_path(folded) == {"0": "Conv2d"}
+    assert set(folded.state_dict()) == {"0.weight", "0.bias"}
+    assert parametrize.is_parametrized(model[0], "weight")
+    model.train()(IMAGES.double()).sum().backward()  # it still trains
+
+
+def test_parametrized_parameters_that_others_share() -> None:
+    first, second = conv(), conv()
+    second.weight = first.weight
+    symmetric(first)
+    assert_folds(trained(nn.Sequential(first, norm(), second, norm())), IMAGES)
+
+
+def test_a_parametrized_projection_of_a_block_and_a_parametrized_buffer() -> None:
+    block = tnn.ConvNeXtBlock(4)
+    parametrizations.spectral_norm(block.block[5])
+    assert assert_folds(trained(block), IMAGES).layer_scale is None
+    frozen = tnn.FrozenBatchNorm2d(4)
+    frozen.running_mean.normal_()
+    parametrize.register_parametrization(frozen, "running_mean", nn.Tanh())
+    model = nn.Sequential(frozen, nn.ReLU())
+    assert "0.running_mean" in dict(assert_folds(model, IMAGES).named_buffers())
+
+
+# Refused by name
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: m.register_forward_pre_hook(lambda *_: None),
+        lambda m: m.register_full_backward_hook(lambda *_: None),
+        lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+        lambda m: m.register_backward_hook(lambda *_: None),
+        lambda m: prune.random_unstructured(m, "weight", 0.5),
+    ],
+    ids=["forward", "before", "backward", "before backward", "old backward", "prune"],
+)
+def test_hooks_are_refused_by_name(hook: Callable[[nn.Module], object]) -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(conv(), norm()))
+    hook(model[1][0])
+    with pytest.raises(ValueError, match=r"1\.0 has hooks, which would see something else"):
+        deploy.fold(model)
+    model = conv()
+    hook(model)
+    with pytest.raises(ValueError, match="model has hooks"):
+        deploy.fold(model)
+
+
+def test_lazy_layers_are_refused_until_they_know_their_channels() -> None:
+    for layer in (nn.LazyConv2d(4, 3), tnn.LazyConvNormAct(4), tnn.LazySqueezeExcitation(2)):
+        with pytest.raises(TypeError, match=r"1(\.0)? is a Lazy.* without channels yet: run one batch"):
+            deploy.fold(nn.Sequential(nn.ReLU(), layer))
+    model = nn.Sequential(tnn.LazyConvNormAct(4), nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    model(IMAGES)
+    assert norms(assert_folds(trained(model), IMAGES)) == 0
+
+
+def test_quantized_models_are_refused() -> None:
+    model = tnn.ConvNormAct(4, 4).eval()
+    for made in (
+        quantized.quantizable(model),
+        quantized.prepare_qat(model),
+        quantized.quantize(model, [IMAGES]),
+    ):
+        with pytest.raises(ValueError, match="model is a QuantizableModel: fold the float model, then quantize it"):
+            deploy.fold(made)
+        with pytest.raises(ValueError, match="0 is a QuantizableModel"):
+            deploy.fold(nn.Sequential(made))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.jit.script,
+        lambda model: torch.jit.trace(model, IMAGES),
+        lambda model: torch.compile(model, backend="eager"),
+    ],
+    ids=["parallel", "scripted", "traced", "compiled"],
+)
+def test_what_runs_another_module_is_refused_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    for model, path in ((wrap(pair().eval()), "model"), (nn.Sequential(wrap(pair().eval())), "0")):
+        with pytest.raises(ValueError, match=f"{path} is a .*: fold the module that it was made from"):
+            deploy.fold(model)
+
+
+def test_twins_fold_as_their_layers_do() -> None:
+    model = nn.Sequential(
+        quantized.QuantizableConvNormAct(4, 4),
+        quantized.QuantizableConvNeXtBlock(4),
+        quantized.QuantizableLayerScale(4),
+        nn.Conv2d(4, 4, 1),
+    )
+    folded = assert_folds(trained(model), IMAGES)
+    assert {"BatchNorm2d", "QuantizableLayerScale"}.isdisjoint(by_path(folded).values())
+    assert folded[1].layer_scale is None
+    assert quantized.quantize(folded.float(), [IMAGES])(IMAGES).shape == IMAGES.shape
