@@ -42,7 +42,8 @@ def test_every_layer_has_an_example() -> None:
     assert all(">>>" in layer.__doc__ for layer in [*staged, *(getattr(tnn, name) for name in tnn.__all__)])
 
 
-def test_readme() -> None:
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the examples may write
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     names: dict[str, object] = {}
