@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import torchvision_layers
+from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
 
 MODULES = [info.name for info in pkgutil.walk_packages(torchvision_layers.__path__, "torchvision_layers.")]
@@ -27,6 +27,7 @@ def test_docstrings(name: str) -> None:
         "nn": nn,
         "tnn": tnn,
         "enn": enn,
+        "deploy": deploy,
         "partial": partial,
         **{n: getattr(quantized, n) for n in quantized.__all__},
     }

@@ -10,8 +10,8 @@ from types import ModuleType
 
 from expecttest import assert_expected_inline
 
-from torchvision_layers import nn as tnn
 from torchvision_layers import deploy, quantized, testing
+from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 
