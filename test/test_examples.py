@@ -27,6 +27,7 @@ def test_docstrings(name: str) -> None:
         "nn": nn,
         "tnn": tnn,
         "enn": enn,
+        "deploy": deploy,
         "partial": partial,
         "deploy": deploy,
         **{n: getattr(quantized, n) for n in quantized.__all__},

@@ -130,6 +130,8 @@ def test_the_twin_of_a_positional_convolution() -> None:
     assert list(twin.state_dict()) == list(layer.state_dict())
     assert not twin.training
     assert twin.conv.weight is not layer.conv.weight
+    built = quantized.QuantizablePositionalConv2d(layer.conv, layer.position)
+    assert torch.equal(built(x), layer(x))
     assert torch.equal(copy.deepcopy(twin)(x[:0]), layer(x[:0]))
     with pytest.raises(TypeError, match="layer is a CoordConv2d, which has no quantizable twin"):
         quantized.QuantizablePositionalConv2d.from_float(enn.CoordConv2d(3, 8, 3))

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.layers.positional_conv import PositionMap
 from torchvision_layers.quantized._kernels import _CONVERTED, _ISLANDS, _PASSED
 
 SCALE = 0.05
 
 ARGUMENTS = {
+    PositionMap: (nn.Conv2d(2, 8, 3, padding=1, bias=False), False),
     tnn.FrozenBatchNorm2d: (8,),
     tnn.LayerNorm2d: (8,),
     tnn.LayerScale: (8, 0.5),

@@ -47,6 +47,7 @@ SETUP = """
     from torch import nn
     from torchvision_layers import nn as tnn
     from torchvision_layers import quantized
+    from torchvision_layers.layers.positional_conv import PositionMap
     torch.set_num_threads(1)
     torch.manual_seed(0)
     def decibels(expected, got):
@@ -77,6 +78,7 @@ FLOAT = """
         quantized.QuantizableLinearDropoutAct(4, 4), quantized.QuantizableMBConv(4, 4),
         quantized.QuantizableFusedMBConv(4, 4), quantized.QuantizableMLP(4, [4]), quantized.QuantizableBottleneck(8, 2),
         quantized.QuantizableBasicBlock(4, 4), quantized.QuantizableSqueezeExcitation(4, 2),
+        quantized.QuantizablePositionalConv2d(nn.Conv2d(3, 4, 1), PositionMap(nn.Conv2d(2, 4, 1, bias=False), False)),
     ]
     twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
     twins -= {"QuantizableGraph", "QuantizableLayer", "QuantizableModel"}

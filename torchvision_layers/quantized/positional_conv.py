@@ -1,8 +1,8 @@
 """Quantizable twin of the convolution with a map of positions."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..layers.positional_conv import PositionalConv2d
+from ..layers.positional_conv import PositionalConv2d, PositionMap
 from ._observed import Addition
 from ._twin import QuantizableLayer
 
@@ -13,6 +13,10 @@ class QuantizablePositionalConv2d(QuantizableLayer, PositionalConv2d):
     """:class:`PositionalConv2d` whose addition is observed; the map is computed in a float island."""
 
     float_class = PositionalConv2d
+
+    def __init__(self, conv: nn.Conv2d, position: PositionMap) -> None:
+        super().__init__(conv, position)
+        self._complete()
 
     def _add_functionals(self) -> None:
         self.position_add = Addition()
