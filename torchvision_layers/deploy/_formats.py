@@ -31,8 +31,9 @@ class Format(NamedTuple):
 # In float, the same convolution sums in another order. Int8: TorchScript runs the kernels of the model itself; an
 # exported graph computes in float what int8 would, as the model does.
 _FLOAT = 1e-4
-# Kernels of int8 round a value between two steps to the other one now and then: of 255 steps, these are five.
-_KERNELS = 0.02
+# Kernels of int8 round a value between two steps to the other one now and then. On trained networks that made up to
+# 2.4 % of the largest output, after the 50 layers of a ResNet with group norms.
+_KERNELS = 0.05
 
 FORMATS = {
     "torchscript": Format(_torchscript.check, _torchscript.write, _torchscript.read, _FLOAT, 0.0),
