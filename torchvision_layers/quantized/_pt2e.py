@@ -147,4 +147,5 @@ def _quiet() -> Iterator[None]:
     """Leaves out what torch and torchao warn about themselves, about which a caller of ours can do nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is deprecated", module=r"torch(ao)?\.")
+        warnings.filterwarnings("ignore", message="The input of .* is not quantized", module=r"torchao\.")
         yield
