@@ -94,7 +94,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_files_and_their_rows(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows in the order asked for, of files that give what the model gives; the int8 one whatever else is written."""
+    """Rows in the order asked for, of files that give what the model gives."""
     weights, files = train_one(photos, tmp_path / "trained"), tmp_path / "files"
     capsys.readouterr()
     rows = write(photos, weights, files, "--files", *FILES)
@@ -118,12 +118,23 @@ def test_files_and_their_rows(photos: Path, tmp_path: Path, capsys: pytest.Captu
         assert (about["model_name"], about["classes"]) == ("small", ["blue", "red"])
         assert "engine" not in about
 
-    write(photos, weights, tmp_path / "alone", "--files", "torchscript int8")
-    assert names_in(tmp_path / "alone") == {"torchscript_int8.pt"}
-    int8, alone = (deploy.load(folder / "torchscript_int8.pt") for folder in (files, tmp_path / "alone"))
-    assert torch.equal(int8(x), alone(x))
+    int8 = deploy.load(files / "torchscript_int8.pt")
     assert (int8(x) - expected).abs().max() < 0.1 * expected.abs().max()
     assert not torch.equal(int8(x), expected)
+
+
+def test_an_int8_file_is_the_same_whatever_else_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is calibrated on images drawn anew."""
+    weights = train_one(photos, tmp_path)
+    monkeypatch.setitem(deployment.FILES, "before", deployment.FILES["torchscript int8"])
+    write(photos, weights, tmp_path / "both", "--files", "before", "torchscript int8")
+    write(photos, weights, tmp_path / "alone", "--files", "torchscript int8")
+    assert names_in(tmp_path / "alone") == {"torchscript_int8.pt"}
+    both, alone = (deploy.load(tmp_path / folder / "torchscript_int8.pt") for folder in ("both", "alone"))
+    x = images_in(photos)
+    assert torch.equal(both(x), alone(x))
 
 
 def test_files_run_where_the_package_cannot_be_imported(photos: Path, tmp_path: Path) -> None:
