@@ -91,9 +91,8 @@ def main(args: Namespace) -> list[Row]:
 
 
 NOTE = (
-    "Files that run without torchvision_layers: size; largest difference to the model that was written, in float or\n"
-    "int8 as the file is, relative to its largest output; time relative to the float model in Python, "
-    f"{LATENCY_BATCH} images\nat once."
+    "Files that run without torchvision_layers: size; largest difference to the model that was written, float or int8,\n"
+    f"relative to its largest output; time relative to the float model in Python, {LATENCY_BATCH} images at once."
 )
 
 
