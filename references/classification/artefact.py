@@ -1,6 +1,7 @@
-"""Int8 models out of files, with torch alone.
+"""Models out of files, with torch alone.
 
-Run as a script, it tests such a file in a process in which ``torchvision_layers`` and torchao cannot be imported:
+Run as a script, it tests such a file in a process in which ``torchvision_layers`` and torchao cannot be imported. The
+file is TorchScript or an exported graph, of train_quantization.py, demo.py or deployment.py:
 
 python references/classification/artefact.py outputs/resnet18/int8.pt
 """
@@ -10,7 +11,7 @@ import json
 import sys
 import warnings
 import zipfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 import torch
 from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
 from torch import Tensor, nn
-from utils import check_output_dir, evaluate, run_as_script, save_atomically
+from utils import HelpFormatter, check_output_dir, evaluate, run_as_script, save_atomically
 
 
 class ExportedModel(nn.Module):
@@ -32,7 +33,7 @@ class ExportedModel(nn.Module):
 
     def train(self, mode: bool = True) -> "ExportedModel":
         if mode:
-            raise RuntimeError("an exported int8 graph cannot be trained")
+            raise RuntimeError("an exported graph cannot be trained")
         return self  # the graph itself refuses even eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,9 +43,10 @@ class ExportedModel(nn.Module):
 def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
     """The model in a file that ``deploy.export`` wrote, TorchScript or an exported graph, and what it says of itself.
 
-    For TorchScript it sets torch's quantized engine to the one the model was made for, since int8 weights are packed on
-    loading. For an exported graph it imports ``torch.ao.quantization.fx._decomposed``, which registers the operators
-    that quantize and dequantize: with that import torch loads the graph by itself, without it not.
+    For TorchScript in int8 it sets torch's quantized engine to the one the model was made for, since int8 weights are
+    packed on loading. For an exported graph in int8 it imports ``torch.ao.quantization.fx._decomposed``, which
+    registers the operators that quantize and dequantize: with that import torch loads the graph by itself, without it
+    not.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -54,13 +56,18 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith("/extra/metadata.json")]
-            metadata = json.loads(archive.read(name))
-        about = {**metadata["about"], **metadata["quantization"], "classes": metadata["classes"]}
-        if about["engine"] == "pt2e":
-            importlib.import_module("torch.ao.quantization.fx._decomposed")
+            names = [name for name in archive.namelist() if name.endswith("/extra/metadata.json")]
+            if len(names) != 1:
+                raise ValueError("neither TorchScript nor an exported graph with metadata")
+            metadata = json.loads(archive.read(names[0]))
+        quantization = metadata["quantization"] or {}  # of a float model there is none
+        about = {**metadata["about"], **quantization, "classes": metadata["classes"]}
+        if metadata["format"] == "pt2":
+            if quantization:
+                importlib.import_module("torch.ao.quantization.fx._decomposed")
             return ExportedModel(torch.export.load(path).module()), about
-        torch.backends.quantized.engine = about["backend"]
+        if quantization:
+            torch.backends.quantized.engine = quantization["backend"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
             return torch.jit.load(path), about
@@ -69,10 +76,10 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
 
 
 def get_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("path", help="a file written by train_quantization.py")
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("path", help="a .pt or .pt2 file of these scripts")
     parser.add_argument("--data-path", metavar="DIR", help="for a model of an imagefolder: the folder")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
     parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="what an unreadable image does")
     parser.add_argument("--outputs", metavar="PATH", help="where to write what the model gives for the test images")
     return parser

@@ -1,12 +1,14 @@
 """The main job, end to end: train on real images, fuse, calibrate, convert to int8, write, load elsewhere, compare.
 
 python references/classification/demo.py --output-dir outputs
+
+At the end it writes the same models in the formats of deployment.py.
 """
 
 import subprocess
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +17,24 @@ import presets
 import torch
 import train
 from data import ImageLoader
-from deployment import LATENCY_BATCH, NOTE, columns, measure, write_files
+from deployment import FILES as EVERY_FILE
+from deployment import LATENCY_BATCH, NOTE, columns, measure, not_written, write_files
 from deployment import Row as FileRow
 from deployment import table as files_table
 from matplotlib.figure import Figure
+from models import MODELS
 from torch import Tensor
-from train_quantization import calibrate, write
-from utils import Evaluation, atomic_path, check_output_dir, evaluate, run_as_script, seed_everything
+from train_quantization import calibrate, with_twins, write
+from utils import (
+    Evaluation,
+    HelpFormatter,
+    atomic_path,
+    check_numbers,
+    check_output_dir,
+    evaluate,
+    run_as_script,
+    seed_everything,
+)
 
 from torchvision_layers import quantized
 
@@ -57,28 +70,50 @@ class Row(NamedTuple):
 
 
 def get_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output-dir", default="outputs")
-    parser.add_argument("--models", nargs="+", default=list(MODEL_NAMES), help="names from models/__init__.py")
-    parser.add_argument("--epochs", type=int, default=train.get_parser().get_default("epochs"))
-    parser.add_argument("--image-size", type=int, default=train.get_parser().get_default("image_size"))
-    parser.add_argument("--files", nargs="+", default=list(FILES), help="of deployment.py, which to write")
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--output-dir", default="outputs", help="where a folder for each model goes")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        metavar="MODEL",
+        default=list(MODEL_NAMES),
+        help="names from models/__init__.py",
+    )
+    default = train.get_parser().get_default
+    parser.add_argument(
+        "--epochs", type=int, default=default("epochs"), help="how often the training set is gone through"
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=default("image_size"), help="side of the square the models see"
+    )
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        choices=EVERY_FILE,
+        metavar="FILE",
+        default=list(FILES),
+        help="which to write; deployment.py --help lists them",
+    )
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the latency measurement")
     return parser
 
 
 def main(args: Namespace) -> list[Row]:
     """Runs the job for each model, prints the table and returns its rows; ``ValueError`` for a promise not kept."""
+    check_numbers(args)
     output_dir = check_output_dir(args.output_dir)
     start = time.perf_counter()
     rows, files = zip(*(run(name, output_dir / name, args) for name in args.models), strict=True)
+    file_rows = [row for found in files for row in found]
     print(
         "\nTest accuracy in float, fused, in int8, and in int8 reloaded without torchvision_layers; whether its\n"
         f"outputs are equal to the bit; size of the files; time relative to float, {LATENCY_BATCH} images at once."
     )
-    print(f"\n{table(rows)}\n\n{NOTE}\n\n{files_table([row for found in files for row in found])}")
+    print(f"\n{table(rows)}\n\n{NOTE}\n\n{files_table(file_rows)}")
     print(f"\n{time.perf_counter() - start:.0f} s; pictures, models and files are in {output_dir}")
     broken = [promise for row in rows for promise in row.broken_promises()]
+    broken += not_written(file_rows)
     if broken:
         raise ValueError("; ".join(broken))
     return list(rows)
@@ -95,7 +130,7 @@ def run(name: str, output_dir: Path, args: Namespace) -> tuple[Row, list[FileRow
     model = train.load_trained(output_dir / "model.pth", train_args, classes).eval()
 
     print(f"{name}: fusing, calibrating, converting")
-    fused = quantized.quantizable(model)
+    fused = quantized.quantizable(with_twins(model))
     quantized.fuse_model(fused)
     seed_everything(train_args.seed)
     int8 = calibrate(model, train_loader, backend=BACKEND)

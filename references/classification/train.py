@@ -5,7 +5,7 @@ python references/classification/train.py --model resnet18 --image-size 32 --out
 
 import math
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
 from utils import (
+    HelpFormatter,
     check_numbers,
     check_output_dir,
     deterministic_algorithms,
@@ -42,15 +43,15 @@ SETTINGS = (
 
 
 def get_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
     add_data_arguments(parser)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=12, help="how often the training set is gone through")
     parser.add_argument("--lr", type=float, default=0.03, help="the highest learning rate of the one-cycle schedule")
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
-    parser.add_argument("--label-smoothing", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--momentum", type=float, default=0.9, help="of SGD, in the form of Nesterov")
+    parser.add_argument("--weight-decay", type=float, default=5e-4, help="of every parameter")
+    parser.add_argument("--label-smoothing", type=float, default=0.1, help="of the cross-entropy")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of what is drawn in training")
     parser.add_argument("--output-dir", help="where checkpoints and curves go; without it, outputs/MODEL")
     parser.add_argument("--resume", metavar="PATH", help="a checkpoint.pth of an interrupted run, to go on from")
     parser.add_argument("--weights", metavar="PATH", help="a checkpoint.pth or model.pth whose weights to start from")
@@ -63,7 +64,7 @@ def add_data_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", default="digits", help="digits or imagefolder")
     parser.add_argument("--data-path", metavar="DIR", help="for imagefolder: DIR/train and DIR/val, or DIR/CLASS")
     parser.add_argument("--image-size", type=int, default=64, help="side of the square the model sees")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0 reads in this one")
     parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="what an unreadable image does")
 

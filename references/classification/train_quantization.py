@@ -4,7 +4,7 @@ python references/classification/train_quantization.py --model resnet18 --weight
 """
 
 import hashlib
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import torch
 from data import ImageLoader, left_out
 from torch import Tensor, nn
 from train import add_data_arguments, load_data, load_trained, resume, train_one_epoch
-from utils import check_numbers, check_output_dir, evaluate, run_as_script, save_atomically, seed_everything
+from utils import (
+    HelpFormatter,
+    check_numbers,
+    check_output_dir,
+    evaluate,
+    run_as_script,
+    save_atomically,
+    seed_everything,
+)
 
 from torchvision_layers import deploy, quantized
 
@@ -23,12 +31,14 @@ SETTINGS = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs"
 
 
 def get_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
     parser.add_argument("--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py")
     add_data_arguments(parser)
     parser.add_argument("--engine", default="eager", help="eager or pt2e")
-    parser.add_argument("--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86 or xnnpack")
+    parser.add_argument(
+        "--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86, onnxruntime or xnnpack"
+    )
     parser.add_argument("--calibration-batches", type=int, default=8, help="training batches to observe")
     parser.add_argument("--qat", action="store_true", help="train with fake quantization instead of calibrating")
     parser.add_argument("--epochs", type=int, default=2, help="of quantization-aware training")
@@ -39,7 +49,7 @@ def get_parser() -> ArgumentParser:
         help="the last of them, in which ranges and batch statistics stay as they are; never the first",
     )
     parser.add_argument("--lr", type=float, default=1e-3, help="of quantization-aware training")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
     parser.add_argument("--resume", metavar="PATH", help="a checkpoint_qat.pth of an interrupted run, to go on from")
     parser.add_argument("--output-dir", help="where the int8 model goes; without it, outputs/MODEL")
     parser.add_argument("--report", action="store_true", help="print what became of each module")
@@ -58,11 +68,20 @@ def check_engine(args: Namespace) -> None:
         raise ValueError(str(error)) from error
 
 
+def with_twins(model: nn.Module) -> nn.Module:
+    """``model``; where it has a layer without a twin, such as ``WSConv2d``, a folded copy, in which that is plain."""
+    try:
+        quantized.quantizable(model)
+    except TypeError:
+        return deploy.fold(model)
+    return model
+
+
 def calibrate(
     model: nn.Module, loader: ImageLoader, *, engine: str = "eager", backend: str = "x86", batches: int = 8
 ) -> nn.Module:
     """The int8 form of a trained model, its ranges observed on the first ``batches`` of ``loader``."""
-    return quantized.quantize(model, islice(loader, batches), engine=engine, backend=backend)
+    return quantized.quantize(with_twins(model), islice(loader, batches), engine=engine, backend=backend)
 
 
 def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], args: Namespace, path: Path) -> nn.Module:
@@ -73,7 +92,9 @@ def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], ar
     images, _ = next(iter(loader), (None, None))
     if images is None:
         raise ValueError("none of the training images can be read")
-    prepared = quantized.prepare_qat(model, images, engine=args.engine, backend=args.backend)
+    prepared = quantized.prepare_qat(
+        with_twins(model).requires_grad_(True), images, engine=args.engine, backend=args.backend
+    )
     optimizer = torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9)
     history = []
     if args.resume is not None:

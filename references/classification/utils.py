@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import tempfile
-from argparse import Namespace
+from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +30,18 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "lr": (lambda value: 0 < value < float("inf"), "positive and finite"),
     "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "rounds": (lambda value: value >= 1, "at least 1"),
     "seed": (lambda value: value >= 0, "at least 0"),
     "weight_decay": (lambda value: 0 <= value < float("inf"), "at least 0 and finite"),
     "workers": (lambda value: value >= 0, "at least 0"),
 }
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of a description, and tells each default that there is."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def check_numbers(args: Namespace) -> None:

@@ -35,8 +35,13 @@ SMALL: dict[str, tuple[dict[str, Any], Callable[[], nn.Module]]] = {
 }
 
 
+# Arguments of those that torchvision does not have.
+ALONE: dict[str, dict[str, Any]] = {"resnet50_gn_ws": {"width": 8}, "se_resnet50": {"width": 8}}
+
+
 def small_ours(name: str) -> nn.Module:
-    return MODELS[name](10, **SMALL[name][0]) if name in SMALL else MODELS[name](10)
+    arguments = SMALL[name][0] if name in SMALL else ALONE.get(name, {})
+    return MODELS[name](10, **arguments)
 
 
 def small_theirs(name: str) -> nn.Module:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from pairs import SMALL, fill, small_ours
+from pairs import ALONE, SMALL, fill, small_ours
 from torch import Tensor, nn
+from train_quantization import with_twins
 
 from torchvision_layers import quantized
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=[*SMALL, *ALONE])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return fill(small_ours(request.param)).eval()
 
@@ -40,7 +41,7 @@ def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
 def test_quantized(model: nn.Module, backend: str) -> None:
     """Close to float, and without a convolution or projection left in it."""
     x = images(8, 64, 64)
-    int8 = quantized.quantize(model, [x], backend=backend)
+    int8 = quantized.quantize(with_twins(model), [x], backend=backend)
     rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
     products = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert [row.runs_in for row in rows] == ["int8"] * len(products)

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import artefact
 import demo
+import deployment
 import models
 import pytest
 import train
@@ -132,7 +134,7 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
     [
         (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
         (["--backend", "xnnpack"], "backend must be one of x86, onednn.*got 'xnnpack'"),
-        (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of x86, xnnpack.*got 'onednn'"),
+        (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of x86, .*xnnpack.*got 'onednn'"),
         (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 or onnxruntime to train"),
     ],
 )
@@ -147,16 +149,30 @@ def test_what_cannot_be_done_here_is_named_first(
 
 def test_demo_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One epoch is too short for the promised accuracy, which the demo says; all else must hold."""
-    arguments = ["--models", "resnet18_tiny", "--epochs", "1", "--image-size", "32", "--rounds", "2"]
+    arguments = [
+        "--models",
+        "resnet18_tiny",
+        "--epochs",
+        "1",
+        "--image-size",
+        "32",
+        "--rounds",
+        "2",
+        "--files",
+        "torchscript",
+    ]
     args = demo.get_parser().parse_args([*arguments, "--output-dir", str(tmp_path)])
-    row = demo.run("resnet18_tiny", tmp_path / "resnet18_tiny", args)
+    row, files = demo.run("resnet18_tiny", tmp_path / "resnet18_tiny", args)
+    assert [(file.model, file.file, file.problem) for file in files] == [("resnet18_tiny", "torchscript", "")]
     assert row.accuracy_fused == row.accuracy_float
     assert row.accuracy_reloaded == row.accuracy_int8
     assert row.is_reload_equal
     assert row.latency_fused > 0
     assert row.latency_int8 > 0
     folder = tmp_path / "resnet18_tiny"
-    assert {path.name for path in folder.iterdir()} >= {"int8.pt", "model.pth", "curves.png", "predictions.png"}
+    assert {path.name for path in folder.iterdir()} >= {
+        *("int8.pt", "model.pth", "curves.png", "predictions.png", "torchscript.pt")
+    }
     for name in ("curves.png", "predictions.png"):
         with Image.open(folder / name) as picture:
             picture.load()
@@ -171,7 +187,7 @@ def test_demo_table() -> None:
     assert_expected_inline(
         demo.table([ROW]),
         """\
-   model  parameters   float   fused    int8  reloaded  equal  float file  int8 file  fused time  int8 time
+model     parameters   float   fused    int8  reloaded  equal  float file  int8 file  fused time  int8 time
 resnet18  11,181,642  99.44%  99.44%  99.17%    99.17%    yes     44.8 MB    11.3 MB        0.91       0.40""",
     )
 
@@ -189,6 +205,48 @@ def test_demo_says_which_promise_broke(change: dict[str, float], promise: str) -
     assert ROW.broken_promises() == []
     (broken,) = ROW._replace(**change).broken_promises()
     assert promise in broken
+
+
+def test_demo_says_what_a_format_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the tables, in which it stands with what is missing here, which breaks no promise."""
+    refused = deployment.Row("resnet18", "onnx", problem="the file gives other values")
+    missing = deployment.Row("resnet18", "executorch", problem="pip install executorch", is_missing=True)
+    monkeypatch.setattr(demo, "run", lambda *_: (ROW, [refused, missing]))
+    args = demo.get_parser().parse_args(["--models", "resnet18", "--output-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="^resnet18 was not written as onnx$"):
+        demo.main(args)
+    out = capsys.readouterr().out
+    assert demo.table([ROW]) in out
+    assert deployment.table([refused, missing]) in out
+    monkeypatch.setattr(demo, "run", lambda *_: (ROW, [missing]))
+    assert demo.main(args) == [ROW]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--models", "resnet19"), ("--files", "tflite")])
+def test_what_the_demo_does_not_know(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        demo.get_parser().parse_args([flag, value])
+    assert f"argument {flag}: invalid choice: '{value}'" in capsys.readouterr().err
+
+
+def test_the_demo_checks_numbers_before_it_trains(tmp_path: Path) -> None:
+    args = demo.get_parser().parse_args(["--rounds", "0", "--output-dir", str(tmp_path / "outputs")])
+    with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
+        demo.main(args)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("script", [artefact, demo, deployment, train, train_quantization])
+def test_helps(script: ModuleType) -> None:
+    """Show the command on a line of its own, what each option is for, and defaults where there are any."""
+    parser = script.get_parser()
+    lines = parser.format_help().splitlines()
+    assert any(line.startswith(f"python references/classification/{Path(script.__file__).name} ") for line in lines)
+    assert "default: None" not in " ".join(lines)
+    for action in parser._actions:
+        assert action.help, action.dest
 
 
 def test_latencies_are_medians_taken_in_turn() -> None:
