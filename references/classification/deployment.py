@@ -91,7 +91,7 @@ def main(args: Namespace) -> list[Row]:
 
 
 NOTE = (
-    "Files that run without torchvision_layers: size; largest difference to the model that was written, float or int8,\n"
+    "Files that run without torchvision_layers: size; largest difference to what was written, float or int8,\n"
     f"relative to its largest output; time relative to the float model in Python, {LATENCY_BATCH} images at once."
 )
 
