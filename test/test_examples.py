@@ -29,7 +29,6 @@ def test_docstrings(name: str) -> None:
         "enn": enn,
         "deploy": deploy,
         "partial": partial,
-        "deploy": deploy,
         **{n: getattr(quantized, n) for n in quantized.__all__},
     }
     failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=names)
