@@ -63,17 +63,21 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"example": torch.zeros(3)}, ValueError, r"at least one input, got shape \[3\]"),
         ({"example": NAN}, ValueError, "example must be finite"),
         ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx, onnx-qdq, executorch, got 'tflite'"),
+        ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
         ({"path": "no/such/folder/model.pt"}, FileNotFoundError, "folder that exists"),
         ({"path": "."}, ValueError, "path must be a file"),
         ({"classes": "abcde"}, TypeError, "classes must be a sequence"),
         ({"classes": [1, 2, 3, 4, 5]}, TypeError, "classes must be a sequence"),
+        ({"classes": 3}, TypeError, "classes must be a sequence of names, got 3"),
         ({"classes": list("abcda")}, ValueError, "'a' is there more than once"),
         ({"classes": list("abcd")}, ValueError, r"outputs of \[3, 5\], got 4"),
         ({"mean": [0.5]}, ValueError, "mean must have a value for each of 3 channels"),
+        ({"mean": 0.5, "std": 0.5}, TypeError, "mean must be a sequence of numbers, got 0.5"),
         ({"mean": [0.5] * 3}, ValueError, "given together"),
         ({"mean": [0.5] * 3, "std": [1, 0, 1]}, ValueError, "std must be positive, got 0"),
         ({"mean": [0.5, float("nan"), 0], "std": [1] * 3}, ValueError, "mean must be finite"),
+        ({"about": [1]}, TypeError, "about must hold"),
         ({"about": {"set": {1}}}, TypeError, "JSON"),
         ({"about": {"loss": float("nan")}}, TypeError, "JSON"),
         ({"about": {1: "one"}}, TypeError, "JSON"),
@@ -102,6 +106,11 @@ def test_a_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_model_that_cannot_run_the_example_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"model must run float32 inputs of \[3, 3, .*: Input type"):
+        deploy.export(float_model().half(), example(), tmp_path / "m.pt")
 
 
 def test_what_cannot_be_scripted_names_another_format(tmp_path: Path) -> None:

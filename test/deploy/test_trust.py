@@ -84,7 +84,6 @@ ATTACKS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "function": in_model(call_system),
     "library": in_model(lambda model: first_node(model).update(target="torch.ops.load_library")),
     "operator": in_model(lambda model: first_node(model).update(target="_operator.methodcaller")),
-    "file": in_model(lambda model: first_node(model).update(target="torch.ops.aten.from_file.default")),
     "name": in_model(lambda model: first_node(model).update(name=f'x"+{EVIL}+"')),
     "structure": in_model(set_signature("in_spec", SPEC)),
     "inputs": lambda records: records.update({"data/sample_inputs/model.pt": b"cos\nsystem\n"}),
@@ -137,6 +136,15 @@ def nn_pool(x):
     return torch.nn.functional.adaptive_avg_pool2d(x, (4, 4))
 
 
+@pytest.mark.parametrize("operator", ["aten.from_file.default", "aten.save.default", "image.write_file.default"])
+def test_a_program_that_opens_files_is_refused(operator: str, written, tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt2"
+    change = in_model(lambda model: first_node(model).update(target=f"torch.ops.{operator}"))
+    path.write_bytes(rewritten(written("pt2").path.read_bytes(), change))
+    with pytest.raises(ValueError, match=rf"evil\.pt2 calls what is not an operator of torch.*{operator}"):
+        deploy.load(path)
+
+
 def test_guards_and_expressions_of_honest_models_pass(tmp_path: Path) -> None:
     model = Reads(sizes_of_many_kinds, conv=tnn.ConvNormAct(3, 4))
     exported = deploy.export(model, example(), tmp_path / "model.pt2", format="pt2")
@@ -168,14 +176,69 @@ def test_a_script_that_writes_files_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "code", [b"torch.save(x)", b"torch.from_file (x)", b"ops.aten.save(x)", b"ops.image.write_file(x)"]
+    "code",
+    [
+        *("torch.save(x)", "torch.from_file (x)", "x.save('ran')", "ops.aten.save(x)", "ops.image.write_file(x)"),
+        *("f = torch.save; f(x)", "(torch.save # c\n(x))", "torch.save\\\n(x)", 'getattr(torch, "sa" "ve")(x)'),
+        *('getattr(x, "s\\141ve")', "getattr (torch, 'a')", "o = ops", "ops .image.read_file(x)", "ops\\\n.image"),
+    ],
 )
-def test_a_script_with_foreign_code_is_refused(code: bytes, written, tmp_path: Path) -> None:
+def test_a_script_with_foreign_code_is_refused(code: str, written, tmp_path: Path) -> None:
     def change(records: dict[str, bytes]) -> None:
         name = next(name for name in records if name.startswith("code/") and name.endswith(".py"))
-        records[name] += b"\n# " + code
+        records[name] += b"\n# " + code.encode()
 
     path = tmp_path / "evil.pt"
     path.write_bytes(rewritten(written("torchscript-int8").path.read_bytes(), change))
     with pytest.raises(ValueError, match=r"evil\.pt holds code that a model does not need"):
+        deploy.load(path)
+
+
+class Names(torch.nn.Module):
+    """What is called like an operator, or has names that are no words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))])
+        self.add_module("norm-1", torch.nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for op in self.ops:
+            x = op(x)
+        ops = [getattr(self, "norm-1")(x), x]
+        return ops[0] + ops[1]
+
+
+def test_honest_names_in_a_script_pass(tmp_path: Path) -> None:
+    deploy.export(Names().eval(), example(), tmp_path / "model.pt")
+
+
+def listed_twice(content: bytes) -> bytes:
+    """With the same records once more, in another folder, of which torch does not know."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(output, "w") as twice:
+        for folder in ("archive", "other"):
+            for name in archive.namelist():
+                twice.writestr(f"{folder}/{name.partition('/')[2]}", archive.read(name))
+    return output.getvalue()
+
+
+def with_two_lists(content: bytes) -> bytes:
+    """With a second list of records, after the one whose place is written at the end."""
+    content = rewritten(content, lambda records: None)[: -len(seal_zip(EMPTY)) + len(EMPTY) - 2] + b"\0\0"
+    size, place = (int.from_bytes(content[i : i + 4], "little") for i in (-10, -6))
+    return content[:-22] + content[place : place + size] + content[-22:]
+
+
+EMPTY = b"PK\5\6" + bytes(18)
+
+
+@pytest.mark.parametrize("change", [listed_twice, with_two_lists])
+@pytest.mark.parametrize("format", ["torchscript", "pt2"])
+def test_a_file_that_readers_see_in_two_ways_is_refused(
+    change: Callable[[bytes], bytes], format: str, written, tmp_path: Path
+) -> None:
+    path = tmp_path / "evil.pt2"
+    path.write_bytes(seal_zip(change(written(format).path.read_bytes())))
+    with pytest.raises(ValueError, match=r"evil\.pt2 is no zip file as deploy\.export writes it.* two ways"):
         deploy.load(path)

@@ -58,8 +58,14 @@ def takes(model: nn.Module, input: Tensor) -> bool:
 
 
 def run(model: nn.Module, input: Tensor) -> Tensor:
-    """What the model gives. Errors: ``TypeError`` for no tensor, ``ValueError`` for NaN or infinity."""
-    output = model(input)
+    """What the model gives.
+
+    Errors: ``TypeError`` for no tensor, ``ValueError`` for NaN or infinity, ``RuntimeError`` where it cannot run.
+    """
+    try:
+        output = model(input)
+    except Exception as error:  # whatever a forward raises
+        raise RuntimeError(f"model must run float32 inputs of {list(input.shape)}: {error}") from error
     if not isinstance(output, Tensor):
         raise TypeError(f"model must return one tensor, it returns a {type(output).__name__}")
     if not bool(torch.isfinite(output).all()):

@@ -50,6 +50,6 @@ def find(name: str) -> Format:
     if name == _EXECUTORCH:  # its file loads the package, which most do not have
         module = importlib.import_module(f"{__package__}._executorch")
         return Format(module.check, module.write, module.read, _FLOAT, _KERNELS, rounds=True)
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join([*FORMATS, _EXECUTORCH])}, got {name!r}")
     return FORMATS[name]

@@ -30,6 +30,7 @@ _SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.d
 _OPERATORS = re.compile(
     "add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor"
 )
+_LIBRARIES = ("aten", "mkldnn", "onednn", "prims", "quantized", "quantized_decomposed", "torchvision")
 # Functions of sizes, by the names that sympy and torch write.
 _FUNCTIONS = re.compile(
     "Abs|Add|And|CeilDiv|CeilToInt|CleanDiv|Eq|Equality|Float|FloatPow|FloatTrueDiv|FloorDiv|FloorToInt|Ge|GreaterThan"
@@ -95,7 +96,8 @@ def _is_operator(name: str) -> bool:
     except AttributeError:
         return True  # torch.export.load finds none either, and says so
     if isinstance(found, torch._ops.OpOverload):
-        return "from_file" not in found.name()  # which maps other files into tensors
+        # Those of other libraries, and two of torch's own, read and write files.
+        return found.namespace in _LIBRARIES and found.name().partition(".")[0] not in ("aten::from_file", "aten::save")
     return rest.startswith("sym_") and rest.isidentifier()
 
 

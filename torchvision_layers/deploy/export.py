@@ -176,6 +176,8 @@ def _check_path(path: str | Path, format: str, suffix: str) -> Path:
 
 def _check_normalization(mean: Sequence[float], std: Sequence[float], example: Tensor) -> None:
     for argument, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence):
+            raise TypeError(f"{argument} must be a sequence of numbers, got {values!r}")
         if len(values) not in (0, example.shape[1]):
             raise ValueError(f"{argument} must have a value for each of {example.shape[1]} channels, got {values!r}")
         for value in values:
@@ -186,7 +188,11 @@ def _check_normalization(mean: Sequence[float], std: Sequence[float], example: T
 
 
 def _check_classes(classes: Sequence[str], output: Tensor) -> None:
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+    if (
+        isinstance(classes, str)
+        or not isinstance(classes, Sequence)
+        or not all(isinstance(name, str) for name in classes)
+    ):
         raise TypeError(f"classes must be a sequence of names, got {classes!r}")
     if len(set(classes)) != len(classes):
         twice = next(name for name in classes if list(classes).count(name) > 1)
@@ -196,8 +202,8 @@ def _check_classes(classes: Sequence[str], output: Tensor) -> None:
 
 
 def _check_about(about: Mapping[str, object] | None) -> dict[str, object]:
-    facts = dict(about or {})
     try:
+        facts = dict(about or {})
         is_same = json.loads(json.dumps(facts, allow_nan=False)) == facts
     except (TypeError, ValueError) as error:
         raise TypeError(f"about must hold values of JSON only: {error}") from error
