@@ -19,8 +19,8 @@ __all__ = ["fold"]
 _WRAPPERS = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 _REASONS = (
-    "a forward that cannot be traced calls only parts of a child, nn.BatchNorm1d runs on sequences, or a folded() "
-    "gives something else"
+    "a forward that cannot be traced calls only parts of a child, a forward reads something of a norm or a dropout, "
+    "nn.BatchNorm1d runs on sequences, or a folded() gives something else"
 )
 
 
