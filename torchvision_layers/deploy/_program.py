@@ -20,15 +20,7 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
     """
     pair = _pair(model, example, sizes)
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
-    try:
-        program = trace(model, pair, dims)
-    except Exception as error:  # torch raises many kinds here
-        reason = str(error).strip().partition("\n")[0]
-        raise RuntimeError(
-            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nA forward must not depend on "
-            "the values of tensors; format='torchscript' may take it. torch.export.export(model, (input,)) gives the "
-            "whole story."
-        ) from error
+    program = trace(model, pair, dims, "format='torchscript' may take it. ")
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     (name,) = program.graph_signature.user_inputs
     for i, size in enumerate(placeholders[str(name)].meta["val"].shape):

@@ -32,19 +32,34 @@ def every_size() -> Iterator[None]:
         yield
 
 
-def trace(model: nn.Module, pair: Tensor, sizes: dict[int, Any]) -> ExportedProgram:
-    """The program of ``torch.export`` for one input, a batch of two, of which ``sizes`` says what may differ."""
-    if not model.training:  # where batch norms refuse a single value, which the program would keep
-        with every_size():
-            program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
-        try:
-            with torch.no_grad():
-                program.module()(pair[:1])
-        except AssertionError:  # of a guard: to choose a layout, some convolutions ask whether the batch is one
-            pass
-        else:
-            return program
-    return torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+def trace(model: nn.Module, pair: Tensor, sizes: dict[int, Any], otherwise: str = "") -> ExportedProgram:
+    """The program of ``torch.export`` for one input, a batch of two, of which ``sizes`` says what may differ.
+
+    Errors: ``RuntimeError`` where there is none, with what can be done ``otherwise``.
+    """
+    try:
+        if not model.training:  # where batch norms refuse a single value, which the program would keep
+            with every_size():
+                program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+            if _takes_one(program, pair):
+                return program
+        return torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+    except Exception as error:  # torch raises many kinds here
+        reason = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nA forward must not depend on "
+            f"the values of tensors; {otherwise}torch.export.export(model, (input,)) gives the whole story."
+        ) from error
+
+
+def _takes_one(program: ExportedProgram, pair: Tensor) -> bool:
+    """Whether a batch may be of one: to choose a layout, some convolutions ask for that, and a guard stays."""
+    try:
+        with torch.no_grad():
+            program.module()(pair[:1])
+    except AssertionError:
+        return False
+    return True
 
 
 def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -62,14 +77,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     # Exporting takes a size of one for a constant; two of a larger batch are enough.
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
-    try:
-        program = trace(model, pair, sizes)
-    except Exception as error:  # torch raises many kinds here
-        reason = str(error).strip().partition("\n")[0]
-        raise RuntimeError(
-            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nA forward must not depend on "
-            "the values of tensors; torch.export.export(model, (input,)) gives the whole story."
-        ) from error
+    program = trace(model, pair, sizes)
     returned = program.call_spec.out_spec
     if returned is not None and not returned.is_leaf():
         raise TypeError(f"model must return one tensor, it returns a {returned.type.__name__}")
