@@ -25,14 +25,12 @@ from pathlib import Path
 import torch
 from layers import count, text
 from measure import Ratio, conditions, interleave, ratios
-from quantized import SIZE, by_torchvision, float_pair, running_on
+from quantized import AIMS, SIZE, by_torchvision, float_pair, running_on
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
-#: Of torchvision, those that have a quantizable form.
-QUANTIZABLE = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large")
 BACKEND = "onednn"
 
 Call = Callable[[Tensor], Tensor]
@@ -81,7 +79,7 @@ def measure(name: str, runtime: str, images: int, rounds: int) -> dict[str, Rati
         calls: dict[str, Call] = {"torchvision, eager": theirs, "ours": RUNTIMES[runtime](ours, batch)}
         if runtime != "int8 eager":
             calls["torchvision"] = RUNTIMES[runtime](theirs, batch)
-        elif name in QUANTIZABLE:
+        elif name in AIMS:  # of torchvision's, those that have a quantizable form
             calls["torchvision"] = by_torchvision(name, BACKEND, batch, theirs)
         return ratios(interleave({key: partial(call, input) for key, call in calls.items()}, rounds))
 

@@ -33,7 +33,7 @@ def dynamic_sizes(model: nn.Module, example: Tensor) -> tuple[list[int | None], 
     No such input is given where the model takes one image size.
     """
     sizes: list[int | None] = [None, *example.shape[1:]]
-    base, changed = list(example.shape[2:]), set[int]()
+    base = list(example.shape[2:])
     all_dims = list(range(len(base)))
     groups = [all_dims, *([dim] for dim in all_dims if len(all_dims) > 1)] if 1 <= len(base) <= 3 else []
     for dims in groups:
@@ -41,8 +41,7 @@ def dynamic_sizes(model: nn.Module, example: Tensor) -> tuple[list[int | None], 
             size = [grow(value, i) if i in dims else value for i, value in enumerate(base)]
             input = resized(example, size)
             if takes(model, input):
-                changed.update(dims)
-                for dim in changed:
+                for dim in dims:
                     sizes[2 + dim] = None
                 return sizes, input
     return sizes, None

@@ -16,7 +16,7 @@ from ..layers.linear import LinearDropoutAct
 from ..layers.mlp import MLP
 from ..layers.positional_conv import PositionalConv2d
 from ..layers.stochastic_depth import StochasticDepth
-from ..quantized._chains import at_end, calls
+from ..quantized._chains import Calls, at_end, calls
 from ..quantized._kernels import is_unit
 from ._becoming import become, fold_itself, kind
 
@@ -68,6 +68,8 @@ class Folding:
         self.done = set[nn.Module]()
         #: Modules of which a ``forward`` above calls only parts, or reads a parameter.
         self.entered = set[nn.Module]()
+        #: What the ``forward`` of each module calls, as far as it was looked at.
+        self.calls: dict[nn.Module, Calls] = {}
         #: Path of a module above whose ``forward`` could not be traced.
         self.unknown: dict[nn.Module, str] = {}
         self._look_at(model, "")
@@ -79,7 +81,7 @@ class Folding:
         for name, module in model.named_modules(prefix=path):
             if _is_closed(module) or type(module).forward is nn.Module.forward:  # nobody calls an nn.ModuleList
                 continue
-            called = calls(module)
+            called = self.calls[module] = calls(module)
             self.entered.update(module.get_submodule(part) for part in called.parts)
             if not called.is_traced:
                 self._mark(module, name or "model")
@@ -101,7 +103,7 @@ class Folding:
             self._look_at(module, path)
         if _is_closed(module):
             return
-        called = calls(module)
+        called = self.calls.get(module) or calls(module)
         for name in called.whole:
             self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for chain in called.chains:

@@ -51,12 +51,15 @@ _ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
 HEAVY = CONVS | LINEAR | MATMULS | _OTHER_CONVS | _ATTENTION
 
 _RELUS = {_aten.relu.default, _aten.relu_.default}
-_ALONG_CONVS = _RELUS | {
-    _aten.hardswish.default,
-    _aten.hardswish_.default,
+#: What is nothing but an end of the range of its input.
+CLAMPS = _RELUS | {
     _aten.hardtanh.default,
     _aten.hardtanh_.default,
     _aten.relu6.default,
+}
+_ALONG_CONVS = CLAMPS | {
+    _aten.hardswish.default,
+    _aten.hardswish_.default,
     _aten.silu.default,
     _aten.silu_.default,
 }
@@ -70,13 +73,6 @@ _ALONG_LINEAR = _RELUS | {
 #: Sums and products of two tensors, in place or not.
 ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}
 PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
-
-#: What is nothing but an end of the range of its input.
-CLAMPS = _RELUS | {
-    _aten.hardtanh.default,
-    _aten.hardtanh_.default,
-    _aten.relu6.default,
-}
 
 
 def is_call(node: object, targets: Container[object]) -> bool:
