@@ -1,11 +1,10 @@
-"""The datasets by name, and a loader that knows what to do with an unreadable image.
+"""The datasets by name.
 
 Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a process that does not have it.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0  # of the split alone: --seed must not change what is tested on
@@ -36,7 +34,7 @@ class Unreadable(NamedTuple):
 class Images(Dataset):
     """Images with labels, transformed at each access.
 
-    An item is ``(image, label)``, or :class:`Unreadable`; :class:`ImageLoader` tells the two apart.
+    An item is ``(image, label)``, or :class:`Unreadable`; ``ImageLoader`` tells the two apart.
 
     Args:
         sources: what ``read`` makes an image of, one for each image.
@@ -51,6 +49,11 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call the image with this index in a message."""
+        source = self.sources[index]
+        return source if isinstance(source, str) else f"image {index}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
         source = self.sources[index]
@@ -160,60 +163,3 @@ def stratified_split(labels: list[int]) -> tuple[list[int], list[int]]:
         train += kept
         test += held_out
     return sorted(train), sorted(test)
-
-
-class ImageLoader:
-    """Batches of ``(images, labels)`` without the images that cannot be read.
-
-    Args:
-        dataset: what to read from.
-        batch_size: images in a batch; fewer in the last one, and where images could not be read.
-        shuffle: a new order each time, drawn from torch's global generator.
-        workers: processes that read; ``0`` reads in this one.
-        on_bad_image: ``"stop"`` raises ``ValueError`` at the first unreadable image; ``"skip"`` names it on stderr
-            and goes on.
-
-    Attributes:
-        unreadable: paths of the images left out so far.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        workers: int = 0,
-        on_bad_image: str = "stop",
-    ) -> None:
-        if on_bad_image not in ON_BAD_IMAGE:
-            raise ValueError(f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}; got {on_bad_image!r}")
-        self.dataset, self.on_bad_image = dataset, on_bad_image
-        self.unreadable: set[str] = set()
-        self._batches = DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, collate_fn=_collate)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for readable, unreadable in self._batches:
-            for path, reason in unreadable:
-                if self.on_bad_image == "stop":
-                    raise ValueError(f"{path} cannot be read as an image ({reason}); on_bad_image=skip leaves it out")
-                if path not in self.unreadable:
-                    self.unreadable.add(path)
-                    tqdm.write(f"skipped {path}: cannot be read as an image ({reason})", file=sys.stderr)
-            if readable is not None:
-                yield readable
-
-
-def _collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[list[Tensor] | None, list[Unreadable]]:
-    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
-    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
-    return default_collate(readable) if readable else None, unreadable
-
-
-def left_out(*loaders: ImageLoader) -> str:
-    """How many images could not be read, to end a line with; nothing where there was none."""
-    count = sum(len(loader.unreadable) for loader in loaders)
-    return f", unreadable images skipped: {count}" if count else ""

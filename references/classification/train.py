@@ -1,156 +1,66 @@
 """Trains a reference model, or tests a trained one.
 
 python references/classification/train.py --model resnet18 --image-size 32 --output-dir outputs/resnet18
+torchrun --nproc-per-node 2 --max-restarts 3 references/classification/train.py --model resnet18 --resume auto
+python references/classification/train.py @references/classification/recipes/resnet18.txt
 """
 
 import math
 import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import distributed
+import options
+import presets
 import torch
-from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
-from models import build_model
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from tqdm import tqdm
-from utils import (
-    HelpFormatter,
-    check_numbers,
-    check_output_dir,
-    deterministic_algorithms,
-    evaluate,
+import torchvision
+from checkpoints import (
+    check_same,
+    first_good,
     load_checkpoint,
-    plot_curves,
-    run_as_script,
+    model_arguments,
+    read_resumable,
     save_atomically,
-    seed_everything,
+    save_checkpoint,
 )
+from data import load_datasets
+from engine import EpochResult, Options, train_one_epoch
+from evaluation import Evaluation, evaluate
+from interruption import StopAsked, Stopped, StopRequest
+from loading import ImageLoader, left_out
+from logs import Log, plot_confusion, plot_curves
+from models import build_model
+from optimization import make_average, make_optimizer, make_schedule
+from options import add_data_arguments as add_data_arguments  # the other scripts take it from here
+from sync_batch_norm import synchronized
+from torch import nn
+from tqdm import tqdm
+from training import Training
+from utils import check_output_dir, run_as_script, seed_everything
 
-# A run can only be resumed with the same; the rest (workers, paths) may change.
-SETTINGS = (
-    "dataset",
-    "image_size",
-    "batch_size",
-    "epochs",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
-    "seed",
-)
+Tested = tuple[Evaluation, Evaluation | None]  # the model, and the average of its weights
 
 
 def get_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
-    add_data_arguments(parser)
-    parser.add_argument("--epochs", type=int, default=12, help="how often the training set is gone through")
-    parser.add_argument("--lr", type=float, default=0.03, help="the highest learning rate of the one-cycle schedule")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of SGD, in the form of Nesterov")
-    parser.add_argument("--weight-decay", type=float, default=5e-4, help="of every parameter")
-    parser.add_argument("--label-smoothing", type=float, default=0.1, help="of the cross-entropy")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of what is drawn in training")
-    parser.add_argument("--output-dir", help="where checkpoints and curves go; without it, outputs/MODEL")
-    parser.add_argument("--resume", metavar="PATH", help="a checkpoint.pth of an interrupted run, to go on from")
-    parser.add_argument("--weights", metavar="PATH", help="a checkpoint.pth or model.pth whose weights to start from")
-    parser.add_argument("--test-only", action="store_true", help="test --weights and train nothing")
-    return parser
-
-
-def add_data_arguments(parser: ArgumentParser) -> None:
-    """Adds the options that :func:`load_data` reads."""
-    parser.add_argument("--dataset", default="digits", help="digits or imagefolder")
-    parser.add_argument("--data-path", metavar="DIR", help="for imagefolder: DIR/train and DIR/val, or DIR/CLASS")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the square the model sees")
-    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0 reads in this one")
-    parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="what an unreadable image does")
+    return options.get_parser(__doc__)
 
 
 def load_data(args: Namespace) -> tuple[ImageLoader, ImageLoader, list[str]]:
     """Loaders of the training and of the test set, and the names of the classes."""
-    train_set, test_set, classes = load_datasets(args.dataset, args.data_path, args.image_size)
-
-    def loader(dataset: torch.utils.data.Dataset, shuffle: bool) -> ImageLoader:
-        return ImageLoader(
-            dataset, args.batch_size, shuffle=shuffle, workers=args.workers, on_bad_image=args.on_bad_image
-        )
-
-    return loader(train_set, True), loader(test_set, False), classes
-
-
-class EpochResult(NamedTuple):
-    """Means over the images trained on, and how many batches were left out for holding fewer than two."""
-
-    loss: float
-    accuracy: float
-    small_batches: int
-
-
-def train_one_epoch(
-    model: nn.Module,
-    loader: ImageLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler | None = None,
-    *,
-    epoch: int,
-    label_smoothing: float = 0.0,
-) -> EpochResult:
-    """Trains on every batch of ``loader`` once, with a progress bar.
-
-    Args:
-        model: trained in place, put in training mode.
-        loader: gives images and labels.
-        optimizer: of the model's parameters.
-        scheduler: stepped after each batch. Default: none.
-        epoch: counted from 1, for messages.
-        label_smoothing: of the cross-entropy. Default: ``0.0``.
-
-    Raises:
-        FloatingPointError: if the loss is not finite.
-        ValueError: if no batch holds two readable images.
-    """
-    model.train()
-    seen, loss_sum, correct, small_batches = 0, 0.0, 0, 0
-    with deterministic_algorithms(), tqdm(total=len(loader.dataset), unit=" images", leave=False) as bar:
-        bar.set_description(f"epoch {epoch}")
-        for step, (images, labels) in enumerate(loader, start=1):
-            if len(labels) < 2:  # batch normalisation has no variance of one value
-                small_batches += 1
-                continue
-            output = model(images)
-            loss = nn.functional.cross_entropy(output, labels, label_smoothing=label_smoothing)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch}, step {step}; try a lower lr")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            seen += len(labels)
-            loss_sum += loss.item() * len(labels)
-            correct += (output.argmax(dim=1) == labels).sum().item()
-            bar.set_postfix(loss=f"{loss_sum / seen:.3f}", accuracy=f"{correct / seen:.1%}", refresh=False)
-            bar.update(len(labels))
-    if seen == 0:
-        raise ValueError(f"epoch {epoch}: no batch holds two readable images to train on")
-    return EpochResult(loss_sum / seen, correct / seen, small_batches)
-
-
-def make_optimizer(model: nn.Module, args: Namespace, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=args.lr,
-        momentum=args.momentum,
-        nesterov=args.momentum > 0,
-        weight_decay=args.weight_decay,
+    augmentation = {name: getattr(args, name) for name in ("auto_augment", "random_erase") if hasattr(args, name)}
+    train_set, test_set, classes = load_datasets(args.dataset, args.data_path, args.image_size, **augmentation)
+    loader = partial(
+        ImageLoader,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        on_bad_image=args.on_bad_image,
+        rank=distributed.rank(),
+        processes=distributed.count(),
     )
-    # A warm-up that ends after exactly one step would have OneCycleLR divide by zero.
-    warm_up = 0.2 if steps != 5 else 0.4
-    scheduler = OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=warm_up, cycle_momentum=False)
-    return optimizer, scheduler
+    return loader(train_set, shuffle=True, seed=getattr(args, "seed", 0)), loader(test_set), classes
 
 
 def main(args: Namespace) -> dict[str, Any]:
@@ -159,87 +69,230 @@ def main(args: Namespace) -> dict[str, Any]:
     Returns:
         ``history``, one entry an epoch with loss and accuracy of both sets, and the final ``test_accuracy``.
     """
-    check_numbers(args)
-    if args.test_only and args.weights is None:
-        raise ValueError("test_only needs weights to test")
-    if args.resume is not None and args.weights is not None:
-        raise ValueError("resume and weights cannot be given together: a checkpoint that is resumed has its weights")
-    train_loader, test_loader, classes = load_data(args)
-    if args.test_only:
-        accuracy = evaluate(load_trained(args.weights, args, classes), test_loader).accuracy
-        print(f"{args.model}: test accuracy {accuracy:.2%}{left_out(test_loader)}")
-        return {"history": [], "test_accuracy": accuracy}
+    options.check_options(args)
+    with distributed.processes(args.device) as device, StopRequest() as stop:
+        train_loader, test_loader, classes = load_data(args)
+        if args.test_only:
+            model = load_trained(args.weights, args, classes).to(device)
+            tested = evaluate(model, test_loader, len(classes), device=device)
+            if distributed.rank() == 0:
+                print(f"{args.model}: test accuracy {tested.accuracy:.2%}{left_out(test_loader)}")
+            return {"history": [], "test_accuracy": tested.accuracy}
+        return Run(args, device, train_loader, test_loader, classes, stop).train()
 
-    seed_everything(args.seed)
-    model = build_model(args.model, len(classes))
-    if args.weights is not None:
-        model.load_state_dict(load_checkpoint(args.weights, args.model, len(classes))["model"])
-    output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    settings["training images"] = len(train_loader.dataset)  # with another number the schedule would not fit
-    about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": settings}
-    optimizer, scheduler = make_optimizer(model, args, args.epochs * len(train_loader))
-    history = []
-    if args.resume is not None:
-        history = resume(args.resume, about, model, optimizer, scheduler)
 
-    start = time.perf_counter()
-    for epoch in range(len(history) + 1, args.epochs + 1):
-        seed_everything(args.seed, epoch)
-        trained = train_one_epoch(
-            model, train_loader, optimizer, scheduler, epoch=epoch, label_smoothing=args.label_smoothing
+class Run:
+    """One run of the script: a :class:`Training`, and what is written of it."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        device: torch.device,
+        train_loader: ImageLoader,
+        test_loader: ImageLoader,
+        classes: list[str],
+        stop: StopRequest,
+    ) -> None:
+        self.args, self.device, self.stop = args, device, stop
+        self.train_loader, self.test_loader, self.classes = train_loader, test_loader, classes
+        self.about = {
+            "model_name": args.model,
+            "num_classes": len(classes),
+            "classes": classes,
+            "model_arguments": {"width_mult": args.width_mult, "depth_mult": args.depth_mult},
+            "settings": options.settings_of(args, len(train_loader.dataset)),
+        }
+        model = self._build()
+        self.output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
+        self.checkpoint = self.output_dir / "checkpoint.pth"
+        self.training = self._start(model)
+        self._resume()
+
+    def _build(self) -> nn.Module:
+        seed_everything(self.args.seed)
+        model = build_model(self.args.model, len(self.classes), **self.about["model_arguments"])
+        if self.args.weights is not None:
+            checkpoint = load_checkpoint(self.args.weights, self.args.model, len(self.classes))
+            check_same(self.args.weights, "size", model_arguments(checkpoint), self.about["model_arguments"])
+            model.load_state_dict(checkpoint["model"])
+        return model
+
+    def _start(self, model: nn.Module) -> Training:
+        args, device = self.args, self.device
+        layout = torch.channels_last if args.channels_last else torch.preserve_format
+        model = model.to(device, memory_format=layout)
+        if args.sync_bn and distributed.count() > 1:
+            model = synchronized(model, device)
+        average = make_average(model, args, args.batch_size * distributed.count()) if args.model_ema else None
+        wrapped = distributed.spread(model, device, args.fsdp)
+        if average is not None and args.fsdp:
+            distributed.shard(average.module)
+        if args.compile:
+            wrapped.compile()
+        optimizer = make_optimizer(model, args)
+        return Training(
+            model,
+            optimizer,
+            device,
+            make_schedule(optimizer, args, len(self.train_loader)),
+            torch.amp.GradScaler(device.type) if args.amp == "float16" else None,
+            average,
+            wrapped,
+            args.fsdp,
         )
-        tested = evaluate(model, test_loader, label_smoothing=args.label_smoothing)
-        if not math.isfinite(tested.loss):
-            raise FloatingPointError(f"the test loss is {tested.loss} after epoch {epoch}; try a lower lr")
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": trained.loss,
-                "train_accuracy": trained.accuracy,
-                "test_loss": tested.loss,
-                "test_accuracy": tested.accuracy,
-            }
+
+    def _resume(self) -> None:
+        args = self.args
+        if args.resume is None:
+            return
+        state = first_good(self.checkpoint, self._read) if args.resume == "auto" else self._read(Path(args.resume))
+        if state is not None:
+            self.training.load(state, args.seed)
+            self.say(f"goes on in epoch {self.training.epoch}, after {self.training.step} of its batches")
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The checkpoint at ``path``; ``ValueError`` if it cannot be resumed, or is of another run."""
+        return read_resumable(path, self.about)
+
+    def say(self, line: str) -> None:
+        """Prints a line and adds it to train.log, in the first process."""
+        if distributed.rank() == 0:
+            tqdm.write(line)
+            with open(self.output_dir / "train.log", "a", encoding="utf-8") as log:
+                log.write(f"{line}\n")
+
+    def train(self) -> dict[str, Any]:
+        args, training = self.args, self.training
+        start = time.perf_counter()
+        self.say(f"$ {options.command_of(args)}")
+        self.say(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {self.device}")
+        choices = Options(
+            label_smoothing=args.label_smoothing,
+            mixing=presets.batch_mixing(len(self.classes), args.mixup_alpha, args.cutmix_alpha),
+            clip_grad_norm=args.clip_grad_norm,
+            amp=getattr(torch, args.amp) if args.amp else None,
+            channels_last=args.channels_last,
+            ema_steps=args.model_ema_steps,
+            ema_from=args.lr_warmup_epochs + 1,
+            seed=args.seed,
+            print_freq=args.print_freq,
+            deterministic=args.use_deterministic_algorithms or self.device.type == "cpu",
         )
+        tested = None
+        with Log(self.output_dir, args.tensorboard and distributed.rank() == 0, training.epoch) as log:
+            try:
+                while training.epoch <= args.epochs:
+                    rate = training.optimizer.param_groups[0]["lr"]
+                    trained = train_one_epoch(
+                        training,
+                        self.train_loader,
+                        choices,
+                        stop=self.stop,
+                        after_step=self._save_sometimes,
+                        say=self.say,
+                    )
+                    tested = self._test()
+                    training.end_epoch(self._entry(trained, tested, rate))
+                    self._save()
+                    if distributed.rank() == 0:
+                        log.write(training.history)
+                    self._report(trained)
+            except StopAsked as asked:
+                self._save()
+                raise Stopped(self._how_to_go_on(), asked.signum) from asked
+        return self._finish(tested or self._test(), time.perf_counter() - start)
+
+    def _test(self) -> Tested:
+        """The model on the test set and, where there is one, the average of its weights."""
+        average = self.training.average
+        modules = [self.training.model] if average is None else [self.training.model, average.module]
+        found = []
+        for module in modules:
+            distributed.share_buffers(module)
+            tested = evaluate(
+                module,
+                self.test_loader,
+                len(self.classes),
+                label_smoothing=self.args.label_smoothing,
+                device=self.device,
+                is_sharded=self.args.fsdp,
+            )
+            found.append(tested)
+        return found[0], found[1] if average is not None else None
+
+    def _entry(self, trained: EpochResult, tested: Tested, rate: float) -> dict[str, float]:
+        """The line of the epoch in the history."""
+        plain, averaged = tested
+        if not math.isfinite(plain.loss):
+            raise FloatingPointError(
+                f"the test loss is {plain.loss} after epoch {self.training.epoch}; try a lower lr{self._kept()}"
+            )
+        entry = {
+            "epoch": self.training.epoch,
+            "lr": rate,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": plain.loss,
+            "test_accuracy": plain.accuracy,
+            "test_top5_accuracy": plain.top5_accuracy,
+        }
+        return entry if averaged is None else {**entry, "ema_loss": averaged.loss, "ema_accuracy": averaged.accuracy}
+
+    def _report(self, trained: EpochResult) -> None:
+        entry = self.training.history[-1]
+        averaged = f", averaged {entry['ema_accuracy']:.2%}" if "ema_accuracy" in entry else ""
         small = f", batches of one image skipped: {trained.small_batches}" if trained.small_batches else ""
-        print(
-            f"epoch {epoch}/{args.epochs}: loss {trained.loss:.3f}, accuracy {trained.accuracy:.2%}; "
-            f"test loss {tested.loss:.3f}, accuracy {tested.accuracy:.2%}{small}{left_out(train_loader, test_loader)}"
+        self.say(
+            f"epoch {entry['epoch']}/{self.args.epochs}: "
+            f"loss {entry['train_loss']:.3f}, accuracy {entry['train_accuracy']:.2%}; "
+            f"test loss {entry['test_loss']:.3f}, accuracy {entry['test_accuracy']:.2%}"
+            f"{averaged}{small}{self._left_out()}"
         )
-        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
-        save_atomically({**about, "model": model.state_dict(), **state}, output_dir / "checkpoint.pth")
 
-    accuracy = history[-1]["test_accuracy"]
-    save_atomically({**about, "model": model.state_dict(), "test_accuracy": accuracy}, output_dir / "model.pth")
-    plot_curves(history, output_dir / "curves.png", title=f"{args.model} on {args.dataset}")
-    seconds = time.perf_counter() - start
-    print(f"{args.model}: test accuracy {accuracy:.2%} in {seconds:.0f} s{left_out(train_loader, test_loader)}")
-    return {"history": history, "test_accuracy": accuracy}
+    def _left_out(self) -> str:
+        for loader in (self.train_loader, self.test_loader):
+            loader.unreadable.update(*distributed.gather(loader.unreadable))
+        return left_out(self.train_loader, self.test_loader)
 
+    def _save_sometimes(self) -> None:
+        if self.args.checkpoint_steps and self.training.step % self.args.checkpoint_steps == 0:
+            self._save()
 
-def resume(
-    path: str,
-    about: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler | None = None,
-) -> list[dict[str, float]]:
-    """Takes model, optimizer and scheduler to where the checkpoint at ``path`` was written; returns the history.
+    def _save(self) -> None:
+        """Writes the checkpoint, unless the last step has spoilt the weights."""
+        training = self.training
+        if not training.is_finite():
+            where = f"epoch {training.epoch}, step {training.step}"
+            raise FloatingPointError(f"a weight is not finite in {where}; try a lower lr{self._kept()}")
+        state = training.state()
+        if distributed.rank() == 0:
+            try:
+                save_checkpoint({**self.about, **state}, self.checkpoint)
+            except OSError as error:
+                raise OSError(f"{error}{self._kept()}") from error
 
-    Raises:
-        ValueError: if the checkpoint cannot be resumed, or is of a run that differs from ``about``.
-    """
-    checkpoint = load_checkpoint(path, about["model_name"], about["num_classes"], about.get("kind", "float"))
-    if "optimizer" not in checkpoint:
-        raise ValueError(f"{path} holds weights alone: they can be started from, but not resumed")
-    check_same(path, "classes", checkpoint["classes"], about["classes"])
-    for name, value in about["settings"].items():
-        check_same(path, name, checkpoint["settings"][name], value)
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    if scheduler is not None:
-        scheduler.load_state_dict(checkpoint["scheduler"])
-    return checkpoint["history"]
+    def _kept(self) -> str:
+        return f"; {self.checkpoint} is the last good checkpoint" if self.checkpoint.exists() else ""
+
+    def _how_to_go_on(self) -> str:
+        training, command = self.training, options.command_of(Namespace(**{**vars(self.args), "resume": "auto"}))
+        return f"stopped in epoch {training.epoch}, after {training.step} of its batches; to go on:\n{command}"
+
+    def _finish(self, tested: Tested, seconds: float) -> dict[str, Any]:
+        """Writes the weights to keep, the average where there is one, and the pictures."""
+        args, (plain, averaged) = self.args, tested
+        final, state = averaged or plain, self.training.state()
+        weights = state["model"] if averaged is None else state["model_ema"]
+        left = self._left_out()
+        if distributed.rank() == 0:
+            save_atomically(
+                {**self.about, "model": weights, "test_accuracy": final.accuracy}, self.output_dir / "model.pth"
+            )
+            title = f"{args.model} on {args.dataset}"
+            plot_curves(self.training.history, self.output_dir / "curves.png", title=title)
+            plot_confusion(final.confusion, self.classes, self.output_dir / "confusion.png", title=title)
+        self.say(f"{args.model}: test accuracy {final.accuracy:.2%} in {seconds:.0f} s{left}")
+        return {"history": self.training.history, "test_accuracy": final.accuracy}
 
 
 def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Module:
@@ -252,15 +305,9 @@ def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Mo
     check_same(path, "classes", checkpoint["classes"], classes)
     for name in ("dataset", "image_size"):
         check_same(path, name, checkpoint["settings"][name], getattr(args, name))
-    model = build_model(args.model, len(classes))
+    model = build_model(args.model, len(classes), **model_arguments(checkpoint))
     model.load_state_dict(checkpoint["model"])
     return model
-
-
-def check_same(path: str | Path, name: str, found: object, wanted: object) -> None:
-    """Raises ``ValueError`` where the checkpoint at ``path`` was made with another ``name``."""
-    if found != wanted:
-        raise ValueError(f"{path} was made with {name} {found}, not {wanted}")
 
 
 if __name__ == "__main__":

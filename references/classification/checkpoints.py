@@ -1,0 +1,144 @@
+"""Files that are whole or absent, and checkpoints: written so, checked when read, the last two kept.
+
+Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a process that does not have it.
+"""
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``path`` when the block succeeds; otherwise ``path`` stays as it was.
+
+    The name is in the same folder and keeps the suffix, by which writers of pictures know the format.
+
+    Raises:
+        OSError: naming ``path``, where it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_atomically(obj: object, path: str | Path) -> None:
+    """``torch.save`` that leaves the earlier file whole if it is interrupted, or the disk is full."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # To a file of Python's, whose errors tell a full disk; torch's own writer would not.
+        torch.save(obj, file)
+
+
+def before(path: str | Path) -> Path:
+    """Where the checkpoint is that was at ``path`` before the last one."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_before{path.suffix}")
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint to ``path``; what was there stays, as :func:`before` names it."""
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():  # a kill between the two renames leaves this one alone, which is taken then
+            os.replace(path, before(path))
+
+
+def first_good(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of the checkpoint at ``path``, or else of the one before; ``None`` where there is neither.
+
+    Raises:
+        ValueError: if there are some, and none can be used.
+    """
+    problems = []
+    for candidate in (path, before(path)):
+        if not candidate.exists():
+            continue
+        try:
+            found = read(candidate)
+        except ValueError as error:
+            problems.append(str(error))
+            print(f"warning: {error}", file=sys.stderr)
+            continue
+        if problems:
+            print(f"warning: {candidate}, the one before, is used", file=sys.stderr)
+        return found
+    if problems:
+        raise ValueError(f"no checkpoint in {path.parent} can be resumed: {'; '.join(problems)}")
+    return None
+
+
+def load_checkpoint(path: str | Path, model_name: str, num_classes: int, kind: str = "float") -> dict[str, Any]:
+    """The checkpoint at ``path``, which must hold such a model.
+
+    Args:
+        path: a file of one of the scripts.
+        model_name: a name from ``models/__init__.py``.
+        num_classes: size of the output.
+        kind: of the training, ``"float"`` or ``"quantization-aware"``. Default: ``"float"``.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is damaged, not a checkpoint of these scripts, or of another model or kind.
+    """
+    with open(path, "rb") as file:
+        try:
+            if damaged := zipfile.ZipFile(file).testzip():  # torch.load itself compares no checksums
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # for a damaged or foreign file torch raises almost anything, OSError too
+            message = f"{path} is not a checkpoint, or a damaged one ({type(error).__name__} on reading it)"
+            raise ValueError(message) from error
+    if not isinstance(checkpoint, dict) or not {"model", "model_name", "num_classes", "classes"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of these scripts: it does not say which model it is of")
+    found = checkpoint["model_name"], checkpoint["num_classes"]
+    if found != (model_name, num_classes):
+        raise ValueError(
+            f"{path} is a checkpoint of {found[0]} with {found[1]} classes, not of {model_name} with {num_classes}"
+        )
+    found_kind = checkpoint.get("kind", "float")
+    if found_kind != kind:
+        raise ValueError(f"{path} is a checkpoint of {found_kind} training, not of {kind} training")
+    return checkpoint
+
+
+def check_same(path: str | Path, name: str, found: object, wanted: object) -> None:
+    """Raises ``ValueError`` where the checkpoint at ``path`` was made with another ``name``."""
+    if found != wanted:
+        raise ValueError(f"{path} was made with {name} {found}, not {wanted}")
+
+
+def read_resumable(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint at ``path``; ``ValueError`` if it cannot be resumed, or is of another run than ``about``."""
+    checkpoint = load_checkpoint(path, about["model_name"], about["num_classes"], about.get("kind", "float"))
+    if "optimizer" not in checkpoint:
+        raise ValueError(f"{path} holds weights alone: they can be started from, but not resumed")
+    check_same(path, "classes", checkpoint["classes"], about["classes"])
+    check_same(path, "size", model_arguments(checkpoint), about["model_arguments"])
+    for name, value in about["settings"].items():
+        check_same(path, name, checkpoint["settings"].get(name), value)
+    return checkpoint
+
+
+def model_arguments(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """Width and depth of the model in a checkpoint."""
+    return checkpoint.get("model_arguments", {"width_mult": 1.0, "depth_mult": 1.0})

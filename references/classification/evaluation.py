@@ -1,0 +1,115 @@
+"""A model on the images of a loader: how good it is, and what it says.
+
+Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a process that does not have it.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import distributed
+import torch
+from loading import ImageLoader
+from torch import Tensor, nn
+from torchmetrics.aggregation import SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
+
+TOP = 5
+BLANK = (1, 3, 64, 64)
+
+
+class Evaluation(NamedTuple):
+    """Means over the images of all processes, each counted once; rows of ``confusion`` are the true classes."""
+
+    accuracy: float
+    top5_accuracy: float
+    loss: float
+    confusion: Tensor
+
+
+class Predictions(NamedTuple):
+    """What a model says of each image, in the order of the loader, and what is true."""
+
+    outputs: Tensor
+    predictions: Tensor
+    labels: Tensor
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: ImageLoader,
+    num_classes: int,
+    *,
+    label_smoothing: float = 0.0,
+    device: torch.device | None = None,
+    is_sharded: bool = False,
+) -> Evaluation:
+    """Tests ``model`` on every image of ``loader``, each process on its part; leaves it in evaluation mode.
+
+    Args:
+        model: called with a batch of images.
+        loader: gives images and labels.
+        num_classes: size of the output.
+        label_smoothing: of the cross-entropy. Default: ``0.0``.
+        device: where the model is. Default: ``None``, the CPU.
+        is_sharded: whether its parameters are, so that all processes must call it as often. Default: ``False``.
+
+    Raises:
+        ValueError: if there is no image that can be read.
+    """
+    device = device or torch.device("cpu")
+    confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
+    top5, loss = (SumMetric(nan_strategy="disable").set_dtype(torch.float64).to(device) for _ in range(2))
+
+    def add(output: Tensor, labels: Tensor) -> None:
+        confusion.update(output, labels)
+        best = output.topk(min(TOP, num_classes)).indices
+        top5.update((best == labels[:, None]).sum())
+        loss.update(
+            nn.functional.cross_entropy(output, labels, label_smoothing=label_smoothing, reduction="sum").double()
+        )
+
+    add(
+        torch.zeros(0, num_classes, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    )  # there may be none
+    for images, labels in _batches(model, loader, device, is_sharded):
+        add(model(images)[: len(labels)].float(), labels)
+    counts = confusion.compute().cpu()
+    count = counts.sum().item()
+    if count == 0:
+        raise ValueError("none of the test images can be read")
+    accuracy = counts.diagonal().sum().item() / count
+    return Evaluation(accuracy, top5.compute().item() / count, loss.compute().item() / count, counts)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: ImageLoader) -> Predictions:
+    """What ``model`` says of every image of ``loader``, in one process; leaves it in evaluation mode.
+
+    Raises:
+        ValueError: if there is no image that can be read.
+    """
+    outputs, labels = [], []
+    for images, batch_labels in _batches(model, loader, torch.device("cpu"), is_sharded=False):
+        outputs.append(model(images))
+        labels.append(batch_labels)
+    if not labels:
+        raise ValueError("none of the test images can be read")
+    output = torch.cat(outputs)
+    return Predictions(output, output.argmax(dim=1), torch.cat(labels))
+
+
+def _batches(
+    model: nn.Module, loader: ImageLoader, device: torch.device, is_sharded: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, with a progress bar; for a sharded model, one blank image without a label where there is none."""
+    model.eval()
+    total = len(loader.dataset)
+    with tqdm(total=total, desc="test", unit=" images", leave=False, disable=distributed.rank() > 0) as bar:
+        for images, labels, _ in loader.batches():
+            if images is not None:
+                yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                bar.update(min(len(images) * loader.processes, total - bar.n))
+            elif is_sharded:
+                yield torch.zeros(BLANK, device=device), torch.zeros(0, dtype=torch.long, device=device)
