@@ -5,6 +5,7 @@ Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,13 @@ from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR10, FakeData, ImageFolder
 from torchvision.transforms import v2
 
+DATASETS: tuple[str, ...] = tuple(presets.NORMALIZATIONS)
+FAKE_CLASSES = 10
 TEST_SHARE = 0.2
 SPLIT_SEED = 0  # of the split alone: --seed must not change what is tested on
-ON_BAD_IMAGE = ("stop", "skip")
 
 
 class Unreadable(NamedTuple):
@@ -65,34 +67,48 @@ class Images(Dataset):
 
 
 def load_datasets(
-    name: str, data_path: str | Path | None = None, image_size: int = 64
+    name: str,
+    data_path: str | Path | None = None,
+    image_size: int = 64,
+    *,
+    auto_augment: str | None = None,
+    random_erase: float = 0.0,
 ) -> tuple[Images, Images, list[str]]:
     """The training set, the test set and the names of the classes. The split is always the same.
 
     Args:
-        name: ``"digits"`` (1,797 handwritten digits inside scikit-learn, four fifths for training) or
-            ``"imagefolder"``.
-        data_path: for ``"imagefolder"`` alone: a folder with ``train/CLASS/...`` and ``val/CLASS/...``, or one with
-            ``CLASS/...``, of which four fifths of each class are for training.
+        name: one of ``DATASETS``. ``"digits"``: 1,797 handwritten digits inside scikit-learn, four fifths for
+            training. ``"imagefolder"``: any images. ``"cifar10"``, ``"imagenet"``: as they are distributed, with
+            ImageNet's validation set to test on. ``"fake"``: noise of 10 classes, 1,000 images for training and 200
+            to test on, to measure speed.
+        data_path: for ``"imagefolder"``, a folder with ``train/CLASS/...`` and ``val/CLASS/...``, or one with
+            ``CLASS/...``, of which four fifths of each class are for training; for ``"imagenet"``, one with
+            ``train/WNID/...`` and ``val/WNID/...``; for ``"cifar10"``, the one torchvision has downloaded it to. The
+            others have none.
         image_size: side of the square the images are scaled to.
+        auto_augment: one of ``presets.AUTO_AUGMENT``, for training images. Default: ``None``, none of them.
+        random_erase: how likely a training image has a random rectangle erased. Default: ``0.0``.
 
-    Raises:
-        ValueError: for an unknown name, or a folder with no such content.
+    Errors: ``ValueError`` for an unknown name, a folder with no such content, or a number out of its range.
     """
     if image_size < 8:
         raise ValueError(f"image_size must be at least 8, got {image_size}")
-    if name == "digits":
+    transforms = presets.transforms_of(name, image_size, auto_augment=auto_augment, random_erase=random_erase)
+    if name in ("digits", "fake"):
         if data_path is not None:
-            raise ValueError(f"data_path is for the imagefolder dataset, digits has none; got {str(data_path)!r}")
-        return _load_digits(image_size)
-    if name == "imagefolder":
-        if data_path is None:
-            raise ValueError("data_path must be given for the imagefolder dataset")
-        return _load_folder(Path(data_path), image_size)
-    raise ValueError(f"dataset must be one of digits, imagefolder; got {name!r}")
+            raise ValueError(
+                f"data_path is for the imagefolder, cifar10 and imagenet datasets, {name} has none; "
+                f"got {str(data_path)!r}"
+            )
+        return _load_digits(*transforms) if name == "digits" else _make_fakes(image_size, *transforms)
+    if data_path is None:
+        raise ValueError(f"data_path must be given for the {name} dataset")
+    if name == "cifar10":
+        return _load_cifar10(Path(data_path), *transforms)
+    return _load_folder(Path(data_path), name, *transforms)
 
 
-def _load_digits(image_size: int) -> tuple[Images, Images, list[str]]:
+def _load_digits(train_transform: v2.Transform, test_transform: v2.Transform) -> tuple[Images, Images, list[str]]:
     digits = sklearn_digits()
     scans = torch.from_numpy(digits.images / 16).float().unsqueeze(1).expand(-1, 3, -1, -1)
     labels = digits.target.tolist()
@@ -102,10 +118,40 @@ def _load_digits(image_size: int) -> tuple[Images, Images, list[str]]:
 
     train, test = stratified_split(labels)
     classes = [str(digit) for digit in digits.target_names]
-    return subset(train, presets.digits_train(image_size)), subset(test, presets.digits_eval(image_size)), classes
+    return subset(train, train_transform), subset(test, test_transform), classes
 
 
-def _load_folder(folder: Path, image_size: int) -> tuple[Images, Images, list[str]]:
+def _make_fakes(
+    image_size: int, train_transform: v2.Transform, test_transform: v2.Transform
+) -> tuple[Images, Images, list[str]]:
+    def noise(count: int, first: int, transform: v2.Transform) -> Images:
+        images = FakeData(count, (3, image_size, image_size), FAKE_CLASSES, random_offset=first)
+        return Images(images, [label for _, label in images], itemgetter(0), transform)
+
+    classes = [f"fake {number}" for number in range(FAKE_CLASSES)]
+    return noise(1000, 0, train_transform), noise(200, 1000, test_transform), classes
+
+
+def _load_cifar10(
+    folder: Path, train_transform: v2.Transform, test_transform: v2.Transform
+) -> tuple[Images, Images, list[str]]:
+    try:
+        train, test = (CIFAR10(folder, train=is_train) for is_train in (True, False))
+    except RuntimeError as error:  # a file is missing, or has another checksum
+        raise ValueError(
+            f"data_path {folder} does not hold CIFAR-10, or not all of it; "
+            f"torchvision.datasets.CIFAR10({str(folder)!r}, download=True) gets it"
+        ) from error
+    return (
+        Images(train.data, train.targets, Image.fromarray, train_transform),
+        Images(test.data, test.targets, Image.fromarray, test_transform),
+        train.classes,
+    )
+
+
+def _load_folder(
+    folder: Path, name: str, train_transform: v2.Transform, test_transform: v2.Transform
+) -> tuple[Images, Images, list[str]]:
     if not folder.is_dir():
         raise ValueError(f"data_path {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
 
@@ -115,17 +161,18 @@ def _load_folder(folder: Path, image_size: int) -> tuple[Images, Images, list[st
         if classes != val_classes:
             odd = ", ".join(sorted(set(classes) ^ set(val_classes)))
             raise ValueError(f"data_path {folder}: train and val must have the same classes, but not in both: {odd}")
+    elif name == "imagenet":
+        raise ValueError(f"data_path {folder} must hold the folders train and val for the imagenet dataset")
     else:
         classes, samples = _list_images(folder)
         if set(classes) <= {"train", "test", "val", "valid", "validation"}:
             raise ValueError(f"data_path {folder} must hold train and val, or one folder a class; got {classes}")
-        labels = [label for _, label in samples]
-        counts = Counter(labels)
-        for label, name in enumerate(classes):
-            if counts[label] < 2:
-                raise ValueError(f"data_path {folder}: class {name!r} has a single image, which cannot be split")
-        train_indices, test_indices = stratified_split(labels)
-        train, test = [samples[i] for i in train_indices], [samples[i] for i in test_indices]
+        train, test = _split_samples(folder, classes, samples)
+    if name == "imagenet" and len(classes) != 1000:
+        raise ValueError(
+            f"data_path {folder} must hold 1000 classes for the imagenet dataset, got {len(classes)}; "
+            "imagefolder takes any number"
+        )
     if len(classes) < 2:
         raise ValueError(f"data_path {folder} must hold at least 2 classes, got only {classes[0]!r}")
 
@@ -133,12 +180,26 @@ def _load_folder(folder: Path, image_size: int) -> tuple[Images, Images, list[st
         paths, labels = zip(*samples, strict=True)
         return Images(paths, list(labels), read_image, transform)
 
-    return subset(train, presets.photo_train(image_size)), subset(test, presets.photo_eval(image_size)), classes
+    return subset(train, train_transform), subset(test, test_transform), classes
+
+
+def _split_samples(
+    folder: Path, classes: list[str], samples: list[tuple[str, int]]
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    labels = [label for _, label in samples]
+    counts = Counter(labels)
+    for label, name in enumerate(classes):
+        if counts[label] < 2:
+            raise ValueError(f"data_path {folder}: class {name!r} has a single image, which cannot be split")
+    train, test = stratified_split(labels)
+    return [samples[i] for i in train], [samples[i] for i in test]
 
 
 def read_image(path: str) -> Image.Image:
     """An RGB image; gray ones of 16 bits, which pillow would cut off at 8, are scaled."""
     with Image.open(path) as image:
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            return image.convert("RGBA").convert("RGB")  # the same colours, but pillow warns of the direct way
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
         return image.convert("RGB")

@@ -179,7 +179,7 @@ class Run:
             deterministic=args.use_deterministic_algorithms or self.device.type == "cpu",
         )
         tested = None
-        with Log(self.output_dir, args.tensorboard and distributed.rank() == 0, training.epoch) as log:
+        with Log(self.output_dir, args.tensorboard and distributed.rank() == 0, training.epoch - 1) as log:
             try:
                 while training.epoch <= args.epochs:
                     rate = training.optimizer.param_groups[0]["lr"]
@@ -193,9 +193,9 @@ class Run:
                     )
                     tested = self._test()
                     training.end_epoch(self._entry(trained, tested, rate))
-                    self._save()
                     if distributed.rank() == 0:
                         log.write(training.history)
+                    self._save()
                     self._report(trained)
             except StopAsked as asked:
                 self._save()
