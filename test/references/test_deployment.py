@@ -26,20 +26,20 @@ from torchvision_layers.experimental import nn as enn
 FILES = ("torchscript", "torchscript int8", "pt2", "onnx")
 
 
-def small(num_classes: int) -> nn.Module:
+def small(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
     body = [tnn.ConvNormAct(3, 8, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*body, nn.Linear(8, num_classes))
 
 
-def standardized(num_classes: int) -> nn.Module:
+def standardized(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
     norm = partial(nn.GroupNorm, 4)
-    return ResNet(tnn.BasicBlock, (1, 1, 1, 1), num_classes, 8, norm_layer=norm, conv_layer=enn.WSConv2d)
+    return ResNet(tnn.BasicBlock, (1, 1, 1, 1), num_classes, 0.125, norm_layer=norm, conv_layer=enn.WSConv2d)
 
 
 class Branching(nn.Module):
     """Takes another way for other values, which TorchScript keeps and an exported graph cannot."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> None:
         super().__init__()
         self.layers = small(num_classes)
 

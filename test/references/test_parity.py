@@ -1,35 +1,48 @@
-"""The reference models against torchvision's of the same name.
+"""The reference models against torchvision's of the same name, small ones always, those of the paper in the slow tests.
 
 No comparison of outputs has a tolerance. Where ours are written with a faster operator (the mean in
 ``SqueezeExcitation``) it adds and divides the same numbers in the same order.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
 from models import build_model
-from pairs import SHARED, fill, small_ours, small_theirs
+from pairs import SHARED, SMALL, fill, pair
 from torch import Tensor, nn
 
-# The largest tell nothing of a start or a step that the others do not.
-SOME_SLOW = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in ("resnet101", "wide_resnet50_2") else []) for name in SHARED
-]
+# Of the size of the paper; the smallest have fast tests as well.
+FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18")
+WHOLE = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SHARED]
+SIZES = [(name, True) for name in SHARED] + [pytest.param(name, False, marks=pytest.mark.slow) for name in SHARED]
 # What a gradient that is zero on paper has by rounding: that of a scale, for one, which the next batch norm undoes.
 ROUNDING = 1e-7
 
 
-def test_shared_models() -> None:
-    names = {"resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"}
-    names |= {"mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
-    assert names <= set(SHARED)
+def test_every_model_of_both_names_is_compared() -> None:
+    """Those that torchvision has by a name of ours, and nothing else by that name."""
+    names = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"}
+    names |= {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
+    assert set(SHARED) == names == set(SMALL)
+    assert names <= set(torchvision.models.list_models(torchvision.models))
 
 
 @pytest.mark.parametrize("name", SHARED)
+def test_small_ones_give_equal_outputs(name: str) -> None:
+    ours, theirs = pair(name, is_small=True)
+    assert_equal_outputs(ours, theirs)
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_torchvision_checkpoints_load_and_give_equal_outputs(name: str) -> None:
-    """Strictly, and bit for bit in float32 eval."""
-    theirs = fill(getattr(torchvision.models, name)(weights=None)).eval()
-    ours = build_model(name, num_classes=1000).eval()
+    assert_equal_outputs(lambda: build_model(name, 1000), lambda: getattr(torchvision.models, name)(weights=None))
+
+
+def assert_equal_outputs(make_ours: Callable[[], nn.Module], make_theirs: Callable[[], nn.Module]) -> None:
+    """After a strict load, and bit for bit in float32 eval."""
+    theirs, ours = fill(make_theirs()).eval(), make_ours().eval()
     x = torch.randn(2, 3, 65, 96)
     with torch.no_grad():
         expected = theirs(x)
@@ -39,22 +52,22 @@ def test_torchvision_checkpoints_load_and_give_equal_outputs(name: str) -> None:
         assert torch.equal(ours(x), expected)
 
 
-@pytest.mark.parametrize("name", SOME_SLOW)
-def test_a_seed_starts_as_torchvision_does(name: str) -> None:
+@pytest.mark.parametrize(("name", "is_small"), SIZES)
+def test_a_seed_starts_as_torchvision_does(name: str, is_small: bool) -> None:
     """The same distributions, and the numbers drawn in the same order."""
     models = []
-    for make in (small_ours, small_theirs):
+    for make in pair(name, is_small):
         torch.manual_seed(3)
-        models.append(make(name))
+        models.append(make())
     ours, theirs = (list(model.parameters()) for model in models)
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("name", SOME_SLOW)
-def test_a_step_of_training_is_that_of_torchvision(name: str) -> None:
+@pytest.mark.parametrize(("name", "is_small"), SIZES)
+def test_a_step_of_training_is_that_of_torchvision(name: str, is_small: bool) -> None:
     """From one seed: dropout and stochastic depth draw the same numbers, so they stay on."""
-    theirs, ours = fill(small_theirs(name)), small_ours(name)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    ours, theirs = (make() for make in pair(name, is_small))
+    ours.load_state_dict(fill(theirs).state_dict(), strict=True)
     x, labels = torch.randn(4, 3, 40, 33), torch.randint(10, (4,))
     expected, results = training_step(theirs, x, labels), training_step(ours, x, labels)
     for (key, there), here in zip(expected.items(), results.values(), strict=True):

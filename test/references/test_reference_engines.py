@@ -21,7 +21,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, "small", small)
 
 
-def small(num_classes: int) -> nn.Module:
+def small(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
     body = [tnn.ConvNormAct(3, 8, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
     return nn.Sequential(*body, nn.Linear(8, num_classes))
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +18,7 @@ import train_quantization
 from expecttest import assert_expected_inline
 from models import build_model
 from PIL import Image
+from torch import nn
 from utils import save_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def small_model() -> Iterator[None]:
     """A resnet18 of a sixteenth of the parameters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "resnet18_tiny", partial(models.resnet.resnet18, width=16))
+        patch.setitem(models.MODELS, "resnet18_tiny", tiny)
         yield
+
+
+def tiny(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
+    return models.resnet.resnet18(num_classes, 0.25 * width_mult, depth_mult)
 
 
 @pytest.fixture(scope="module")

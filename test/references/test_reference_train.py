@@ -24,14 +24,18 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch):
     """Adds a small model of each kind, and one whose output turns NaN at the sixth batch it is trained on."""
-    tiny = partial(models.resnet.resnet18, width=8)
+    tiny = partial(narrow, models.resnet.resnet18, 0.125)
     monkeypatch.setitem(models.MODELS, "resnet18_tiny", tiny)
-    monkeypatch.setitem(models.MODELS, "mobilenet_v2_tiny", partial(models.mobilenet.mobilenet_v2, width_mult=0.1))
+    monkeypatch.setitem(models.MODELS, "mobilenet_v2_tiny", partial(narrow, models.mobilenet.mobilenet_v2, 0.1))
     monkeypatch.setitem(models.MODELS, "poisoned", Poisoned)
 
 
+def narrow(make, share: float, num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
+    return make(num_classes, share * width_mult, depth_mult)
+
+
 class Poisoned(nn.Module):
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> None:
         super().__init__()
         self.model = nn.Sequential(tnn.ConvNormAct(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(4, num_classes)

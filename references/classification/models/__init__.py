@@ -4,22 +4,27 @@ from collections.abc import Callable
 
 from torch import nn
 
-from . import convnext, efficientnet, mobilenet, mobilenet_v3, resnet
+from . import convnext, efficientnet, mobilenet, mobilenet_v1, mobilenet_v3, nf_resnet, resnet, sasa_resnet
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
     "efficientnet_b0": efficientnet.efficientnet_b0,
+    "mobilenet_v1": mobilenet_v1.mobilenet_v1,
     "mobilenet_v2": mobilenet.mobilenet_v2,
+    "mobilenet_v2_coord": mobilenet.mobilenet_v2_coord,
     "mobilenet_v2_half": mobilenet.mobilenet_v2_half,
     "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
+    "nf_resnet50": nf_resnet.nf_resnet50,
     "resnet18": resnet.resnet18,
+    "resnet26_sasa": sasa_resnet.resnet26_sasa,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet50_gn_ws": resnet.resnet50_gn_ws,
     "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
@@ -27,8 +32,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
-    """The model called ``name``, untrained."""
+def build_model(name: str, num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
+    """The model called ``name``, untrained.
+
+    Args:
+        name: a key of ``MODELS``.
+        num_classes: size of the output.
+        width_mult: multiplies the channels. Default: ``1.0``, those of the paper.
+        depth_mult: multiplies the blocks of each stage, rounded up. Default: ``1.0``, those of the paper.
+
+    Errors: ``ValueError`` for another name, a multiplier that is not positive and finite, or a width that a layer of
+    the model cannot have.
+    """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
-    return MODELS[name](num_classes)
+    return MODELS[name](num_classes, width_mult, depth_mult)

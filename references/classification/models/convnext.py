@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
+from .scaling import check_multipliers, scale_depth, scale_width
+
 
 class ConvNeXt(nn.Module):
     """A stem of patches, four stages of blocks, global pooling, layer norm and a linear classifier.
@@ -15,7 +17,8 @@ class ConvNeXt(nn.Module):
     Args:
         depths: blocks in each stage.
         num_classes: size of the output.
-        width: channels of the stem and the first stage; each stage has twice those of the one before.
+        width_mult: multiplies the 96 channels of the first stage; each stage has twice those of the one before.
+        depth_mult: multiplies the blocks of every stage, rounded up.
         stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
     """
 
@@ -23,17 +26,21 @@ class ConvNeXt(nn.Module):
         self,
         depths: tuple[int, int, int, int],
         num_classes: int = 1000,
-        width: int = 96,
+        width_mult: float = 1.0,
+        depth_mult: float = 1.0,
         stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
+        check_multipliers(width_mult, depth_mult)
+        width = scale_width(96, width_mult)
+        blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         features: list[nn.Module] = [
             tnn.ConvNormAct(
                 3, width, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
             )
         ]
-        index, step = 0, stochastic_depth / max(1, sum(depths) - 1)
-        for stage, depth in enumerate(depths):
+        index, step = 0, stochastic_depth / max(1, sum(blocks_of) - 1)
+        for stage, depth in enumerate(blocks_of):
             channels = width * 2**stage
             if stage > 0:
                 downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
@@ -54,7 +61,5 @@ class ConvNeXt(nn.Module):
         return self.classifier(self.avgpool(self.features(x)))
 
 
-def convnext_tiny(
-    num_classes: int = 1000, width: int = 96, depths: tuple[int, int, int, int] = (3, 3, 9, 3)
-) -> ConvNeXt:
-    return ConvNeXt(depths, num_classes, width, stochastic_depth=0.1)
+def convnext_tiny(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ConvNeXt:
+    return ConvNeXt((3, 3, 9, 3), num_classes, width_mult, depth_mult, stochastic_depth=0.1)

@@ -5,14 +5,13 @@ Names of the children are torchvision's, so its checkpoints load.
 """
 
 from functools import partial
-from math import ceil
 
 import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
-from .mobilenet import round_channels
+from .scaling import check_multipliers, round_channels, scale_depth
 
 # Expansion, kernel, channels, repeats and stride of each stage: rows 2 to 8 of table 1.
 STAGES = (
@@ -46,10 +45,11 @@ class EfficientNet(nn.Module):
         stochastic_depth: float = 0.2,
     ) -> None:
         super().__init__()
+        check_multipliers(width_mult, depth_mult)
         conv = partial(tnn.ConvNormAct, activation_layer=nn.SiLU)
         channels = round_channels(32 * width_mult)
         features: list[nn.Module] = [conv(3, channels, stride=2)]
-        depths = [ceil(repeats * depth_mult) for _, _, _, repeats, _ in STAGES]
+        depths = [scale_depth(repeats, depth_mult) for _, _, _, repeats, _ in STAGES]
         index = 0
         for depth, (expand_ratio, kernel_size, base_channels, _, stride) in zip(depths, STAGES, strict=True):
             out_channels, blocks = round_channels(base_channels * width_mult), []

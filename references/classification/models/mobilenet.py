@@ -4,12 +4,16 @@
 children are torchvision's, so its checkpoints load.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+
+from .scaling import check_multipliers, round_channels, scale_depth
 
 # Expansion, channels, repeats and stride of each stage: the rows of table 2.
 STAGES = (
@@ -23,29 +27,34 @@ STAGES = (
 )
 
 
-def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of ``divisor``, one higher where rounding would lose over a tenth of the channels."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * channels else rounded + divisor
-
-
 class MobileNetV2(nn.Module):
     """A convolution, seven stages of inverted residuals, a convolution, global pooling and a linear classifier.
 
     Args:
         num_classes: size of the output.
         width_mult: multiplies the channels of every stage.
+        depth_mult: multiplies the blocks of every stage, rounded up.
         dropout: probability of dropping a feature before the classifier.
+        stem_layer: makes the first convolution, called as ``nn.Conv2d`` is.
     """
 
-    def __init__(self, num_classes: int = 1000, width_mult: float = 1.0, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        width_mult: float = 1.0,
+        depth_mult: float = 1.0,
+        dropout: float = 0.2,
+        *,
+        stem_layer: Callable[..., nn.Module] = nn.Conv2d,
+    ) -> None:
         super().__init__()
+        check_multipliers(width_mult, depth_mult)
         conv = partial(tnn.ConvNormAct, activation_layer=nn.ReLU6)
         channels = round_channels(32 * width_mult)
-        features: list[nn.Module] = [conv(3, channels, stride=2)]
+        features: list[nn.Module] = [conv(3, channels, stride=2, conv_layer=stem_layer)]
         for expand_ratio, base_channels, repeats, stride in STAGES:
             out_channels = round_channels(base_channels * width_mult)
-            for i in range(repeats):
+            for i in range(scale_depth(repeats, depth_mult)):
                 features.append(tnn.InvertedResidual(channels, out_channels, stride if i == 0 else 1, expand_ratio))
                 channels = out_channels
         last_channels = round_channels(1280 * max(1.0, width_mult))
@@ -65,12 +74,18 @@ class MobileNetV2(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
-def mobilenet_v2(num_classes: int = 1000, width_mult: float = 1.0) -> MobileNetV2:
-    return MobileNetV2(num_classes, width_mult)
+def mobilenet_v2(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV2:
+    return MobileNetV2(num_classes, width_mult, depth_mult)
 
 
-# A variant costs one line.
+# Variants cost one line each.
 
 
-def mobilenet_v2_half(num_classes: int = 1000) -> MobileNetV2:
-    return MobileNetV2(num_classes, width_mult=0.5)
+def mobilenet_v2_half(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV2:
+    check_multipliers(width_mult, depth_mult)
+    return MobileNetV2(num_classes, 0.5 * width_mult, depth_mult)
+
+
+def mobilenet_v2_coord(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV2:
+    """The first convolution sees where it is: arXiv 1807.03247."""
+    return MobileNetV2(num_classes, width_mult, depth_mult, stem_layer=enn.CoordConv2d)

@@ -4,49 +4,74 @@
 torchvision's, so its checkpoints load.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
-from .mobilenet import round_channels
+from .scaling import check_multipliers, round_channels, scale_depth
 
-# Kernel, expanded channels, channels, squeeze-excitation, activation and stride of each block: the rows of the tables.
-Row = tuple[int, int, int, bool, type[nn.Module], int]
 RE, HS = nn.ReLU, nn.Hardswish
 
+
+class Row(NamedTuple):
+    """A row of the tables: one block."""
+
+    kernel_size: int
+    expanded: int
+    channels: int
+    squeezes: bool
+    activation: type[nn.Module]
+    stride: int
+
+
 LARGE: tuple[Row, ...] = (
-    (3, 16, 16, False, RE, 1),
-    (3, 64, 24, False, RE, 2),
-    (3, 72, 24, False, RE, 1),
-    (5, 72, 40, True, RE, 2),
-    (5, 120, 40, True, RE, 1),
-    (5, 120, 40, True, RE, 1),
-    (3, 240, 80, False, HS, 2),
-    (3, 200, 80, False, HS, 1),
-    (3, 184, 80, False, HS, 1),
-    (3, 184, 80, False, HS, 1),
-    (3, 480, 112, True, HS, 1),
-    (3, 672, 112, True, HS, 1),
-    (5, 672, 160, True, HS, 2),
-    (5, 960, 160, True, HS, 1),
-    (5, 960, 160, True, HS, 1),
+    Row(3, 16, 16, False, RE, 1),
+    Row(3, 64, 24, False, RE, 2),
+    Row(3, 72, 24, False, RE, 1),
+    Row(5, 72, 40, True, RE, 2),
+    Row(5, 120, 40, True, RE, 1),
+    Row(5, 120, 40, True, RE, 1),
+    Row(3, 240, 80, False, HS, 2),
+    Row(3, 200, 80, False, HS, 1),
+    Row(3, 184, 80, False, HS, 1),
+    Row(3, 184, 80, False, HS, 1),
+    Row(3, 480, 112, True, HS, 1),
+    Row(3, 672, 112, True, HS, 1),
+    Row(5, 672, 160, True, HS, 2),
+    Row(5, 960, 160, True, HS, 1),
+    Row(5, 960, 160, True, HS, 1),
 )
 SMALL: tuple[Row, ...] = (
-    (3, 16, 16, True, RE, 2),
-    (3, 72, 24, False, RE, 2),
-    (3, 88, 24, False, RE, 1),
-    (5, 96, 40, True, HS, 2),
-    (5, 240, 40, True, HS, 1),
-    (5, 240, 40, True, HS, 1),
-    (5, 120, 48, True, HS, 1),
-    (5, 144, 48, True, HS, 1),
-    (5, 288, 96, True, HS, 2),
-    (5, 576, 96, True, HS, 1),
-    (5, 576, 96, True, HS, 1),
+    Row(3, 16, 16, True, RE, 2),
+    Row(3, 72, 24, False, RE, 2),
+    Row(3, 88, 24, False, RE, 1),
+    Row(5, 96, 40, True, HS, 2),
+    Row(5, 240, 40, True, HS, 1),
+    Row(5, 240, 40, True, HS, 1),
+    Row(5, 120, 48, True, HS, 1),
+    Row(5, 144, 48, True, HS, 1),
+    Row(5, 288, 96, True, HS, 2),
+    Row(5, 576, 96, True, HS, 1),
+    Row(5, 576, 96, True, HS, 1),
 )
+
+
+def scale_rows(rows: tuple[Row, ...], depth_mult: float) -> Iterator[Row]:
+    """The rows of a deeper or shallower model.
+
+    The tables list blocks, not repeats. Rows that follow each other with one kernel and one number of channels are
+    taken for a stage, whose blocks are multiplied and rounded up: its last rows go, or its last row is repeated.
+    """
+    for _, group in groupby(rows, key=lambda row: (row.kernel_size, row.channels)):
+        stage = list(group)
+        depth = scale_depth(len(stage), depth_mult)
+        yield from [*stage, *[stage[-1]._replace(stride=1)] * depth][:depth]
 
 
 class MobileNetV3(nn.Module):
@@ -57,6 +82,7 @@ class MobileNetV3(nn.Module):
         last_channels: features between the two layers of the classifier.
         num_classes: size of the output.
         width_mult: multiplies the channels everywhere.
+        depth_mult: multiplies the blocks of every stage, as :func:`scale_rows` does.
         dropout: probability of dropping a feature before the last layer.
     """
 
@@ -66,32 +92,34 @@ class MobileNetV3(nn.Module):
         last_channels: int,
         num_classes: int = 1000,
         width_mult: float = 1.0,
+        depth_mult: float = 1.0,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        check_multipliers(width_mult, depth_mult)
         # The paper averages batch statistics with a decay of 0.99; eps is the default of TensorFlow, which it used.
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
         conv = partial(tnn.ConvNormAct, norm_layer=norm, activation_layer=nn.Hardswish)
         channels = round_channels(16 * width_mult)
         features: list[nn.Module] = [conv(3, channels, stride=2)]
-        for kernel_size, base_expanded, base_channels, squeezes, activation, stride in rows:
-            expanded = round_channels(base_expanded * width_mult)
-            out_channels = round_channels(base_channels * width_mult)
+        for row in scale_rows(rows, depth_mult):
+            expanded = round_channels(row.expanded * width_mult)
+            out_channels = round_channels(row.channels * width_mult)
             features.append(
                 tnn.InvertedResidual(
                     channels,
                     out_channels,
-                    stride,
+                    row.stride,
                     expanded / channels,
                     norm,
-                    kernel_size=kernel_size,
-                    activation_layer=activation,
+                    kernel_size=row.kernel_size,
+                    activation_layer=row.activation,
                     se_layer=partial(
                         tnn.SqueezeExcitation,
                         squeeze_channels=round_channels(expanded // 4),
                         scale_activation=nn.Hardsigmoid,
                     )
-                    if squeezes
+                    if row.squeezes
                     else None,
                 )
             )
@@ -120,9 +148,9 @@ class MobileNetV3(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
-def mobilenet_v3_large(num_classes: int = 1000, width_mult: float = 1.0) -> MobileNetV3:
-    return MobileNetV3(LARGE, 1280, num_classes, width_mult)
+def mobilenet_v3_large(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV3:
+    return MobileNetV3(LARGE, 1280, num_classes, width_mult, depth_mult)
 
 
-def mobilenet_v3_small(num_classes: int = 1000, width_mult: float = 1.0) -> MobileNetV3:
-    return MobileNetV3(SMALL, 1024, num_classes, width_mult)
+def mobilenet_v3_small(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV3:
+    return MobileNetV3(SMALL, 1024, num_classes, width_mult, depth_mult)

@@ -6,12 +6,15 @@ torchvision's, so its checkpoints load.
 
 from collections.abc import Callable
 from functools import partial
+from math import gcd
 
 import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from .scaling import check_multipliers, scale_depth, scale_width
 
 
 class ResNet(nn.Module):
@@ -21,11 +24,13 @@ class ResNet(nn.Module):
         block: ``tnn.BasicBlock`` or ``tnn.Bottleneck``.
         depths: blocks in each stage.
         num_classes: size of the output.
-        width: channels of the stem; each stage has twice the planes of the one before.
+        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the one before.
+        depth_mult: multiplies the blocks of every stage, rounded up.
         groups: groups of the 3×3 convolutions.
         width_per_group: ``base_width`` of the blocks.
         norm_layer: called with its channels.
-        conv_layer: makes the convolution of the stem and the 3×3 ones, called as ``nn.Conv2d`` is.
+        conv_layer: makes the 3×3 convolutions, called as ``nn.Conv2d`` is.
+        stem_layer: makes the convolution of the stem; ``None`` for ``conv_layer``.
         se_layer: channel attention in each block, called with its channels.
         stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
     """
@@ -35,23 +40,28 @@ class ResNet(nn.Module):
         block: type[tnn.BasicBlock] | type[tnn.Bottleneck],
         depths: tuple[int, int, int, int],
         num_classes: int = 1000,
-        width: int = 64,
+        width_mult: float = 1.0,
+        depth_mult: float = 1.0,
         *,
         groups: int = 1,
         width_per_group: int = 64,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         conv_layer: Callable[..., nn.Module] = nn.Conv2d,
+        stem_layer: Callable[..., nn.Module] | None = None,
         se_layer: Callable[..., nn.Module] | None = None,
         stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
-        self.conv1 = conv_layer(3, width, 7, stride=2, padding=3, bias=False)
+        check_multipliers(width_mult, depth_mult)
+        width = scale_width(64, width_mult)
+        self.conv1 = (stem_layer or conv_layer)(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
+        blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         channels, index = width, 0
-        for stage, depth in enumerate(depths):
+        for stage, depth in enumerate(blocks_of):
             planes, blocks = width * 2**stage, []
             for i in range(depth):
                 blocks.append(
@@ -64,7 +74,7 @@ class ResNet(nn.Module):
                         norm_layer=norm_layer,
                         conv_layer=conv_layer,
                         se_layer=se_layer,
-                        stochastic_depth=stochastic_depth * index / max(1, sum(depths) - 1),
+                        stochastic_depth=stochastic_depth * index / max(1, sum(blocks_of) - 1),
                     )
                 )
                 channels, index = planes * block.expansion, index + 1
@@ -82,42 +92,49 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def resnet18(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width)
+def resnet18(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width_mult, depth_mult)
 
 
-def resnet34(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.BasicBlock, (3, 4, 6, 3), num_classes, width)
+def resnet34(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.BasicBlock, (3, 4, 6, 3), num_classes, width_mult, depth_mult)
 
 
-def resnet50(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width)
+def resnet50(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult)
 
 
-def resnet101(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.Bottleneck, (3, 4, 23, 3), num_classes, width)
+def resnet101(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 23, 3), num_classes, width_mult, depth_mult)
+
+
+def resnet152(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 8, 36, 3), num_classes, width_mult, depth_mult)
 
 
 # Variants cost one line each.
 
 
-def se_resnet18(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width, se_layer=tnn.SqueezeExcitation)
+def se_resnet18(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.BasicBlock, (2, 2, 2, 2), num_classes, width_mult, depth_mult, se_layer=tnn.SqueezeExcitation)
 
 
-def se_resnet50(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, se_layer=tnn.SqueezeExcitation)
+def se_resnet50(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, se_layer=tnn.SqueezeExcitation)
 
 
-def resnet50_gn_ws(num_classes: int = 1000, width: int = 64) -> ResNet:
+def resnet50_gn_ws(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
     """Group normalization and Weight Standardization, which need no large batches: arXiv 1903.10520."""
-    norm = partial(nn.GroupNorm, min(32, width))
-    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, norm_layer=norm, conv_layer=enn.WSConv2d)
+    check_multipliers(width_mult, depth_mult)
+    norm = partial(nn.GroupNorm, gcd(32, scale_width(64, width_mult)))
+    return ResNet(
+        tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, norm_layer=norm, conv_layer=enn.WSConv2d
+    )
 
 
-def resnext50_32x4d(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, groups=32, width_per_group=4)
+def resnext50_32x4d(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, groups=32, width_per_group=4)
 
 
-def wide_resnet50_2(num_classes: int = 1000, width: int = 64) -> ResNet:
-    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width, width_per_group=128)
+def wide_resnet50_2(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
+    return ResNet(tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, width_per_group=128)
