@@ -18,9 +18,12 @@ if __name__ == "__main__":
     sys.modules["torchvision_layers"] = sys.modules["torchao"] = None  # from here on, importing them raises
 
 import torch
-from data import ON_BAD_IMAGE, ImageLoader, left_out, load_datasets
+from checkpoints import save_atomically
+from data import load_datasets
+from evaluation import predict
+from loading import ON_BAD_IMAGE, ImageLoader, left_out
 from torch import Tensor, nn
-from utils import HelpFormatter, check_output_dir, evaluate, run_as_script, save_atomically
+from utils import HelpFormatter, check_output_dir, run_as_script
 
 
 class ExportedModel(nn.Module):
@@ -94,7 +97,7 @@ def main(args: Namespace) -> float:
     if classes != about["classes"]:
         raise ValueError(f"{args.path} was made for classes {about['classes']}, the data has {classes}")
     loader = ImageLoader(test_set, args.batch_size, on_bad_image=args.on_bad_image)
-    result = evaluate(model, loader)
+    result = predict(model, loader)
     name = about["model_name"]
     print(f"{name} without torchvision_layers: test accuracy {result.accuracy:.2%}{left_out(loader)}")
     if args.outputs is not None:

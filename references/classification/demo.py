@@ -16,22 +16,21 @@ from typing import NamedTuple
 import presets
 import torch
 import train
-from data import ImageLoader
+from checkpoints import atomic_path
 from deployment import FILES as EVERY_FILE
 from deployment import LATENCY_BATCH, NOTE, columns, measure, not_written, write_files
 from deployment import Row as FileRow
 from deployment import table as files_table
+from evaluation import Predictions, predict
+from loading import ImageLoader
 from matplotlib.figure import Figure
 from models import MODELS
 from torch import Tensor
 from train_quantization import calibrate, with_twins, write
 from utils import (
-    Evaluation,
     HelpFormatter,
-    atomic_path,
     check_numbers,
     check_output_dir,
-    evaluate,
     run_as_script,
     seed_everything,
 )
@@ -137,7 +136,7 @@ def run(name: str, output_dir: Path, args: Namespace) -> tuple[Row, list[FileRow
     with atomic_path(output_dir / "report.txt") as temporary:
         temporary.write_text(f"{quantized.report(int8)}\n", encoding="utf-8")
 
-    in_float, in_fused, in_int8 = (evaluate(m, test_loader) for m in (model, fused, int8))
+    in_float, in_fused, in_int8 = (predict(m, test_loader) for m in (model, fused, int8))
     sample = torch.stack([test_loader.dataset[i][0] for i in range(LATENCY_BATCH)])
     artefact = output_dir / "int8.pt"
     write(int8, sample[:2], artefact, train_args, classes, "torchscript")
@@ -175,7 +174,7 @@ def evaluate_elsewhere(path: Path) -> tuple[float, Tensor]:
     return saved["accuracy"], saved["outputs"]
 
 
-def plot_predictions(loader: ImageLoader, result: Evaluation, classes: list[str], path: Path, title: str) -> None:
+def plot_predictions(loader: ImageLoader, result: Predictions, classes: list[str], path: Path, title: str) -> None:
     """A sheet of test images with predicted and true label; every mistake is on it, first and framed in red."""
     wrong = (result.predictions != result.labels).nonzero().flatten().tolist()
     right = (result.predictions == result.labels).nonzero().flatten().tolist()

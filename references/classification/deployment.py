@@ -14,9 +14,10 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from data import ImageLoader, left_out
+from loading import ImageLoader, left_out
+from options import add_data_arguments
 from torch import Tensor, nn
-from train import add_data_arguments, load_data, load_trained
+from train import load_data, load_trained
 from train_quantization import calibrate, write
 from utils import HelpFormatter, check_numbers, check_output_dir, run_as_script, seed_everything
 

@@ -1,6 +1,7 @@
 """An epoch of training."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -87,13 +88,15 @@ def train_one_epoch(
     if run.step == 0:
         seed_everything(options.seed, run.epoch, distributed.rank())
     determinism = deterministic_algorithms() if options.deterministic else nullcontext()
+    seen = before = int(run.sums[2])
+    start = time.perf_counter()
     bar = tqdm(
         total=len(loader.dataset),
-        initial=int(run.sums[2]),
+        initial=before,
         desc=f"epoch {run.epoch}",
         unit=" images",
         leave=False,
-        disable=distributed.rank() > 0,
+        disable=distributed.rank() > 0 or None,  # None: where stderr is no terminal
     )
     with determinism, bar:
         for batch in loader.batches(run.epoch, run.step):
@@ -105,11 +108,12 @@ def train_one_epoch(
                 run.sums[3] += 1
             else:
                 _step(run, model, batch, sum(counts), options)
-            bar.update(int(run.sums[2]) - bar.n)
             loss, accuracy = _means(run)
+            bar.update(int(run.sums[2]) - seen)
+            seen = int(run.sums[2])
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
             if options.print_freq and run.step % options.print_freq == 0:
-                speed = bar.format_dict["rate"] or run.sums[2] / max(bar.format_dict["elapsed"], 1e-9)
+                speed = (seen - before) / (time.perf_counter() - start)
                 figures = f"loss {loss:.3f}, accuracy {accuracy:.2%}, {speed:.0f} images/s"
                 say(f"epoch {run.epoch}, step {run.step}/{len(loader)}: {figures}")
             if after_step is not None:

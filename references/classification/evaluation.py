@@ -34,6 +34,10 @@ class Predictions(NamedTuple):
     predictions: Tensor
     labels: Tensor
 
+    @property
+    def accuracy(self) -> float:
+        return (self.predictions == self.labels).sum().item() / len(self.labels)
+
 
 @torch.inference_mode()
 def evaluate(
@@ -106,7 +110,7 @@ def _batches(
     """The batches, with a progress bar; for a sharded model, one blank image without a label where there is none."""
     model.eval()
     total = len(loader.dataset)
-    with tqdm(total=total, desc="test", unit=" images", leave=False, disable=distributed.rank() > 0) as bar:
+    with tqdm(total=total, desc="test", unit=" images", leave=False, disable=distributed.rank() > 0 or None) as bar:
         for images, labels, _ in loader.batches():
             if images is not None:
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -34,7 +34,6 @@ from loading import ImageLoader, left_out
 from logs import Log, plot_confusion, plot_curves
 from models import build_model
 from optimization import make_average, make_optimizer, make_schedule
-from options import add_data_arguments as add_data_arguments  # the other scripts take it from here
 from sync_batch_norm import synchronized
 from torch import nn
 from tqdm import tqdm

@@ -5,22 +5,26 @@ python references/classification/train_quantization.py --model resnet18 --weight
 
 import hashlib
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import presets
 import torch
-from data import ImageLoader, left_out
+from checkpoints import first_good, load_checkpoint, model_arguments, read_resumable, save_checkpoint
+from engine import Options, train_one_epoch
+from evaluation import evaluate
+from loading import ImageLoader, left_out
+from options import add_data_arguments
 from torch import Tensor, nn
-from train import add_data_arguments, load_data, load_trained, resume, train_one_epoch
+from train import load_data, load_trained
+from training import Training
 from utils import (
     HelpFormatter,
     check_numbers,
     check_output_dir,
-    evaluate,
     run_as_script,
-    save_atomically,
     seed_everything,
 )
 
@@ -50,7 +54,9 @@ def get_parser() -> ArgumentParser:
     )
     parser.add_argument("--lr", type=float, default=1e-3, help="of quantization-aware training")
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
-    parser.add_argument("--resume", metavar="PATH", help="a checkpoint_qat.pth of an interrupted run, to go on from")
+    parser.add_argument(
+        "--resume", metavar="PATH", help="a checkpoint_qat.pth to go on from; auto: the last good one, if any"
+    )
     parser.add_argument("--output-dir", help="where the int8 model goes; without it, outputs/MODEL")
     parser.add_argument("--report", action="store_true", help="print what became of each module")
     return parser
@@ -95,20 +101,24 @@ def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], ar
     prepared = quantized.prepare_qat(
         with_twins(model).requires_grad_(True), images, engine=args.engine, backend=args.backend
     )
-    optimizer = torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9)
-    history = []
-    if args.resume is not None:
+    training = Training(prepared, torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9))
+    state = None
+    if args.resume == "auto":
+        state = first_good(path, partial(read_resumable, about=about))
+    elif args.resume is not None:
+        state = read_resumable(Path(args.resume), about)
+    if state is not None:
         with torch.no_grad():
             prepared.eval()(images)  # convert wants it to have seen some; what this changes is loaded next
-        history = resume(args.resume, about, prepared, optimizer)
+        training.load(state, args.seed)
 
-    for epoch in range(len(history) + 1, args.epochs + 1):
+    while training.epoch <= args.epochs:
+        epoch = training.epoch
         is_frozen = epoch > max(args.epochs - args.frozen_epochs, 1)
         if is_frozen and not prepared.is_frozen:  # a resumed model does not know that it was
             quantized.freeze(prepared)
-        seed_everything(args.seed, epoch)
-        trained = train_one_epoch(prepared, loader, optimizer, epoch=epoch)
-        history.append(
+        trained = train_one_epoch(training, loader, Options(seed=args.seed))
+        training.end_epoch(
             {"epoch": epoch, "train_loss": trained.loss, "train_accuracy": trained.accuracy, "is_frozen": is_frozen}
         )
         # Testing here would let the ranges see the test images.
@@ -116,8 +126,7 @@ def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], ar
             f"epoch {epoch}/{args.epochs}{', frozen' if is_frozen else ''}: "
             f"loss {trained.loss:.3f}, accuracy {trained.accuracy:.2%}{left_out(loader)}"
         )
-        state = {"model": prepared.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        save_atomically({**about, **state}, path)
+        save_checkpoint({**about, **training.state()}, path)
     return quantized.convert(prepared)
 
 
@@ -132,18 +141,19 @@ def main(args: Namespace) -> dict[str, float]:
     model = load_trained(args.weights, args, classes)
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
 
-    in_float = evaluate(model, test_loader).accuracy
+    in_float = evaluate(model, test_loader, len(classes)).accuracy
     if args.qat:
         settings = {name: getattr(args, name) for name in SETTINGS}
         settings |= {"training images": len(train_loader.dataset), "weights": fingerprint(model)}
         about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": settings}
         about["kind"] = "quantization-aware"
+        about["model_arguments"] = model_arguments(load_checkpoint(args.weights, args.model, len(classes)))
         converted = train_aware(model, train_loader, about, args, output_dir / "checkpoint_qat.pth")
     else:
         converted = calibrate(
             model, train_loader, engine=args.engine, backend=args.backend, batches=args.calibration_batches
         )
-    in_int8 = evaluate(converted, test_loader).accuracy
+    in_int8 = evaluate(converted, test_loader, len(classes)).accuracy
     if args.report:
         print(quantized.report(converted))
 
