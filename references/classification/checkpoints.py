@@ -40,9 +40,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def save_atomically(obj: object, path: str | Path) -> None:
     """``torch.save`` that leaves the earlier file whole if it is interrupted, or the disk is full."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        # To a file of Python's, whose errors tell a full disk; torch's own writer would not.
-        torch.save(obj, file)
+    with atomic_path(path) as temporary:
+        _save(obj, temporary)
+
+
+def _save(obj: object, path: Path) -> None:
+    """``torch.save`` to a file of Python's, and to the disk."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:  # which torch puts in the place of what writing raised
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def before(path: str | Path) -> Path:
@@ -54,10 +66,7 @@ def before(path: str | Path) -> Path:
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint to ``path``; what was there stays, as :func:`before` names it."""
     with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        _save(state, temporary)
         if path.exists():  # a kill between the two renames leaves this one alone, which is taken then
             os.replace(path, before(path))
 

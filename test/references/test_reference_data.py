@@ -2,10 +2,7 @@ import hashlib
 import io
 import pickle
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import data
@@ -16,9 +13,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
-
-# Python 3.12 and later warn where a process with threads is forked, which is how torch starts its loader workers.
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def test_digits_are_split_once_and_by_class():
@@ -99,8 +93,6 @@ def test_wrong_names_and_sizes():
         data.load_datasets("mnist")
     with pytest.raises(ValueError, match="image_size must be at least 8, got 4"):
         data.load_datasets("digits", image_size=4)
-    with pytest.raises(ValueError, match="on_bad_image must be one of stop, skip; got 'ignore'"):
-        data.ImageLoader([], 2, on_bad_image="ignore")
 
 
 @pytest.mark.parametrize("name", data.DATASETS)
@@ -151,68 +143,6 @@ def test_data_path_that_is_no_folder(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match=r"data_path .*file is not a folder"):
         data.load_datasets("imagefolder", file)
-
-
-def damage(photos: Path) -> list[str]:
-    """Makes three of the pictures unreadable, each in its own way."""
-    empty, text, cut = photos / "blue" / "blue0.png", photos / "blue" / "blue1.png", photos / "red" / "red0.png"
-    empty.write_bytes(b"")
-    text.write_text("not a picture")
-    cut.write_bytes(cut.read_bytes()[:200])
-    return sorted(map(str, (empty, text, cut)))
-
-
-def read_all(photos: Path, on_bad_image: str, workers: int = 0) -> data.ImageLoader:
-    """Reads all pictures twice, in batches of three."""
-    paths = sorted(map(str, photos.rglob("*.png")))
-    pictures = data.Images(paths, list(range(len(paths))), data.read_image, presets.photo_eval(32))
-    loader = data.ImageLoader(pictures, 3, workers=workers, on_bad_image=on_bad_image)
-    for _ in range(2):
-        seen = [label for images, labels in loader for label in labels.tolist()]
-    loader.seen = [paths[label] for label in seen]
-    return loader
-
-
-@forks
-@pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_images_are_left_out_named_once_and_counted(photos, capsys, workers):
-    damaged = damage(photos)
-    loader = read_all(photos, "skip", workers)
-    assert sorted(loader.unreadable) == damaged
-    assert sorted(loader.seen + damaged) == sorted(map(str, photos.rglob("*.png")))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    for path in damaged:
-        assert sum(path in line for line in lines) == 1
-
-
-@forks
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_stops_by_default(photos, workers):
-    first = damage(photos)[0]
-    with pytest.raises(ValueError, match="cannot be read as an image") as caught:
-        read_all(photos, "stop", workers)
-    assert first in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_batch_of_nothing_but_unreadable_images_is_left_out(tmp_path):
-    nothing = data.Images(["a", "b"], [0, 1], partial(open, mode="rb"), presets.photo_eval(32))
-    assert list(data.ImageLoader(nothing, 2, on_bad_image="skip")) == []
-
-
-def test_reading_and_testing_need_no_torchvision_layers(scripts):
-    program = f"""
-import sys
-sys.modules["torchvision_layers"] = None  # makes its import fail
-sys.path.insert(0, {str(scripts)!r})
-import data, presets, utils, torch
-_, test, _ = data.load_datasets("digits", image_size=8)
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-print(len(utils.evaluate(model, data.ImageLoader(test, 64)).predictions))
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(result.stdout) == len(data.load_datasets("digits")[1])
 
 
 def test_images_of_all_kinds_are_read_in_their_colours(tmp_path):
