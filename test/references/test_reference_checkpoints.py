@@ -141,9 +141,7 @@ def test_the_one_before_is_taken_where_the_last_is_bad(tmp_path, capsys):
     assert warning == "warning: checkpoint.pth is bad"
     assert used.endswith("checkpoint_before.pth, the one before, is used")
     checkpoints.save_checkpoint({"number": -2}, path)
-    with pytest.raises(
-        ValueError, match=r"no checkpoint in .* can be resumed: checkpoint.pth is bad; ch"
-    ):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be resumed: checkpoint.pth is bad; ch"):
         checkpoints.first_good(path, read_number)
     path.unlink()
     checkpoints.before(path).unlink()
