@@ -6,6 +6,7 @@ Nothing here needs ``torchvision_layers``.
 import csv
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from checkpoints import atomic_path
@@ -175,7 +176,7 @@ def plot_confusion(matrix: Tensor, classes: list[str], path: str | Path, title: 
     bar.set_label("share of the true class")
     axes.set(xlabel="predicted class", ylabel="true class")
     # A name with dollar signs is no formula.
-    style = {"fontsize": font_size, "parse_math": False}
+    style: dict[str, Any] = {"fontsize": font_size, "parse_math": False}
     axes.set_xticks(range(len(names)), names, rotation=90 if longest > 2 else 0, **style)
     axes.set_yticks(range(len(names)), names, **style)
     if count <= MOST_NUMBERED:
