@@ -7,11 +7,18 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 # What the training scripts need beyond the layers.
-REFERENCES = ["matplotlib>=3.7.5", "numpy>=1.26", "pillow>=9.5", "scikit-learn>=1.3.2", "tqdm>=4.65"]
+REFERENCES = [
+    "matplotlib>=3.7.5",
+    "numpy>=1.26",
+    "pillow>=9.5",
+    "scikit-learn>=1.3.2",
+    "torchmetrics>=1.4",
+    "tqdm>=4.65",
+]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"]
 PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
-TEST = [*PYTEST, "setuptools>=70.1", *PT2E, *ONNX]
+TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *PT2E, *ONNX]
 LINT = ["mypy>=1.11", "ruff>=0.9"]
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 DOCS = ["sphinx>=7.2", "pydata-sphinx-theme>=0.15"]

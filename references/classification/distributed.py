@@ -44,6 +44,8 @@ def _device(device: str | None) -> torch.device:
         chosen = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be one that torch knows; got {name!r}") from error
+    if not torch.amp.is_autocast_available(chosen.type):
+        raise ValueError(f"device must be one that computes; got {name!r}")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     try:

@@ -1,5 +1,6 @@
 """The command line of training, and what it says of a run."""
 
+import importlib.util
 import os
 import shlex
 from argparse import ArgumentParser, Namespace
@@ -137,6 +138,8 @@ def check_options(args: Namespace) -> None:
         raise ValueError(f"lr_warmup_epochs must be below epochs, {args.epochs}; got {args.lr_warmup_epochs}")
     if args.fsdp and "RANK" not in os.environ:
         raise ValueError("fsdp needs the processes of torchrun: torchrun --nproc-per-node N ...")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("tensorboard must be installed for its logs: pip install tensorboard")
     if args.fsdp and args.amp == "float16":
         raise ValueError("amp must be bfloat16 with fsdp; got float16, whose scaler does not know sharded gradients")
 

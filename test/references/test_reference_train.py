@@ -200,7 +200,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(run, tmp_path):
         (["--lr-warmup-epochs", "2"], "lr_warmup_epochs must be below epochs, 2; got 2"),
         (["--model-ema-decay", "1"], r"model_ema_decay must be in \[0, 1\); got 1.0"),
         (["--device", "nothing"], "device must be one that torch knows; got 'nothing'"),
-        (["--device", "meta:3"], "device must be"),
+        (["--device", "meta:3"], "device must be one that computes; got 'meta:3'"),
         (["--fsdp"], "fsdp needs the processes of torchrun"),
     ],
 )

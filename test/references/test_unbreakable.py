@@ -1,0 +1,209 @@
+"""Runs that are killed, cut, starved and fed damaged files, and go on to what they would have been without."""
+
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+import train
+from host import run as run_in_child
+from interruption import Stopped
+from torch import nn
+from utils import run_as_script
+
+# All that has a state: statistics, dropout, mixing, augmentation, an average, a scaler and a schedule. The images are
+# drawn from their number, in 16 batches an epoch.
+FLAGS = ["--model", "mobilenet_v2", "--width-mult", "0.1", "--dataset", "fake", "--image-size", "16"]
+FLAGS += ["--batch-size", "64", "--epochs", "2", "--lr", "0.01", "--mixup-alpha", "0.2", "--auto-augment", "ta_wide"]
+FLAGS += ["--model-ema", "--model-ema-steps", "3", "--amp", "float16", "--clip-grad-norm", "5"]
+
+
+def saved(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(found: object, expected: object, where: str = "checkpoint") -> None:
+    """All that two checkpoints hold, tensors to the bit."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, value in enumerate(expected):
+            assert_same(found[index], value, f"{where}[{index}]")
+    else:
+        assert found == expected, where
+
+
+def assert_same_end(found: Path, expected: Path) -> None:
+    for file in ("checkpoint.pth", "model.pth"):
+        assert_same(saved(found / file), saved(expected / file))
+    assert (found / "log.csv").read_text() == (expected / "log.csv").read_text()
+    assert not list(found.glob(".*"))  # what was half written
+
+
+class Runs:
+    def __init__(self, host, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        start = time.perf_counter()
+        assert self.one("whole") == 0
+        self.seconds = time.perf_counter() - start
+        self.whole = folder / "whole"
+
+    def one(self, name: str, *flags: str, **how: object) -> int:
+        arguments = [*FLAGS, "--output-dir", str(self.folder / name), *flags]
+        return self.host.run({"arguments": arguments, "output": str(self.folder / f"{name}.txt"), **how})[0]
+
+    def printed(self, name: str) -> str:
+        return (self.folder / f"{name}.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(host, tmp_path_factory) -> Runs:
+    return Runs(host, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_that_is_killed_at_ten_random_moments_ends_as_one_that_is_not(runs):
+    moments = random.Random(0)
+    flags = ["--resume", "auto", "--checkpoint-steps", "2"]
+    for _ in range(10):
+        status = runs.one("killed", *flags, seconds=moments.uniform(0.1, 0.35) * runs.seconds)
+        assert status == -signal.SIGKILL
+        if (runs.folder / "killed" / "model.pth").exists():
+            break  # the rest of the kills would hit a run that is done
+    assert runs.one("killed", *flags) == 0
+    assert_same_end(runs.folder / "killed", runs.whole)
+    assert runs.printed("killed").count("goes on in epoch") >= 5
+
+
+# Names of os's functions that write a checkpoint, and which call is the last of the process. Three calls of fsync are a
+# checkpoint and log.csv's; the sixth checkpoint is in the second epoch.
+@pytest.mark.parametrize("dies_at", [("fsync", 1), ("replace", 1), ("fsync", 6), ("replace", 9), ("replace", 10)])
+def test_a_run_that_is_killed_while_it_writes_ends_as_one_that_is_not(runs, dies_at):
+    name = "_".join(map(str, dies_at))
+    flags = ["--resume", "auto", "--checkpoint-steps", "5"]
+    assert runs.one(name, *flags, dies_at=dies_at) == -signal.SIGKILL
+    assert list((runs.folder / name).glob(".*")) or dies_at[0] == "replace"
+    assert runs.one(name, *flags) == 0
+    assert_same_end(runs.folder / name, runs.whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(runs, number, status):
+    name = number.name
+    assert runs.one(name, seconds=0.5 * runs.seconds, signal=int(number)) == status
+    lines = runs.printed(name).splitlines()
+    command = lines[-1]
+    assert "after" in lines[-2]
+    assert "to go on:" in lines[-2]
+    assert command.startswith("python references/classification/train.py")
+    assert command.endswith("--resume auto")
+    checkpoint = saved(runs.folder / name / "checkpoint.pth")
+    assert f"epoch {checkpoint['epoch']}, after {checkpoint['step']} of its batches" in lines[-2]
+    assert runs.host.run({"arguments": command.split()[2:], "output": str(runs.folder / f"{name}.txt")}) == [0]
+    assert_same_end(runs.folder / name, runs.whole)
+
+
+def cut(runs: Runs, name: str) -> Path:
+    """What a run leaves that stops in its second epoch: two checkpoints."""
+    assert runs.one(name, "--checkpoint-steps", "6", dies_at=("replace", 12)) == -signal.SIGKILL
+    path = runs.folder / name / "checkpoint.pth"
+    assert path.exists()
+    assert checkpoints.before(path).exists()
+    return path
+
+
+def foreign(path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+
+
+def of_another_model(path: Path) -> None:
+    torch.save({**saved(path), "model_name": "resnet18"}, path)
+
+
+def of_another_run(path: Path) -> None:
+    checkpoint = saved(path)
+    checkpoint["settings"]["lr"] = 0.5
+    torch.save(checkpoint, path)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "is not a checkpoint, or a damaged one"),
+        (Path.unlink, None),
+        (foreign, "is not a checkpoint of these scripts"),
+        (of_another_model, "is a checkpoint of resnet18 with 10 classes, not of mobilenet_v2 with 10"),
+        (of_another_run, "was made with lr 0.5, not 0.01"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is(runs, damage, message):
+    name = damage.__name__
+    path = cut(runs, name)
+    damage(path)
+    assert runs.one(name, "--resume", "auto") == 0
+    printed = runs.printed(name)
+    if message is not None:
+        assert f"warning: {path} {message}" in printed
+        assert f"{checkpoints.before(path)}, the one before, is used" in printed
+    assert_same_end(runs.folder / name, runs.whole)
+
+
+def test_no_run_begins_anew_over_checkpoints_that_cannot_be_used(runs):
+    path = cut(runs, "both")
+    for file in (path, checkpoints.before(path)):
+        truncated(file)
+    before = [file.read_bytes() for file in (path, checkpoints.before(path))]
+    assert runs.one("both", "--resume", "auto") == 2
+    assert "error: no checkpoint in" in runs.printed("both")
+    assert [file.read_bytes() for file in (path, checkpoints.before(path))] == before
+    assert runs.one("both", "--resume", str(path)) == 2
+    assert f"error: {path} is not a checkpoint, or a damaged one" in runs.printed("both")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(runs):
+    """The largest size that a file may have stands in for what is left on the disk."""
+    path = cut(runs, "full")
+    before = path.read_bytes()
+    arguments = [*FLAGS, "--output-dir", str(path.parent), "--resume", "auto"]
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        run_in_child({"arguments": arguments, "output": str(runs.folder / "full.txt")})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    error = runs.printed("full").splitlines()[-1]
+    assert error == f"error: {path} cannot be written: File too large; {path} is the last good checkpoint"
+    assert path.read_bytes() == before
+    assert runs.one("full", "--resume", "auto") == 0
+    assert_same_end(runs.folder / "full", runs.whole)
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch, tmp_path, capsys):
+    """For the batch, or the test, in which the first one came."""
+
+    def press_twice(*args: object, **options: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(train, "evaluate", press_twice)
+    arguments = train.get_parser().parse_args([*FLAGS, "--output-dir", str(tmp_path), "--epochs", "1"])
+    with pytest.raises(SystemExit) as caught:
+        run_as_script(train.main, arguments)
+    assert caught.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert isinstance(Stopped("", 2), Exception)
