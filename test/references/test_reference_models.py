@@ -61,8 +61,9 @@ def test_scripted(model: nn.Module) -> None:
 @pytest.mark.slow
 def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
     dynamic = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
-    program = torch.export.export(model, (images(2, 64, 64),), dynamic_shapes=(dynamic,)).module()
-    for x in (images(), images(5, 70, 64)):
+    # Below 65 pixels the last map of resnet26_sasa is one block of 4×4 queries, and to torch.export one is special.
+    program = torch.export.export(model, (images(2, 96, 96),), dynamic_shapes=(dynamic,)).module()
+    for x in (images(), images(5, 70, 80)):
         torch.testing.assert_close(program(x), model(x))
 
 
