@@ -181,7 +181,6 @@ class Run:
         with Log(self.output_dir, args.tensorboard and distributed.rank() == 0, training.epoch - 1) as log:
             try:
                 while training.epoch <= args.epochs:
-                    rate = training.optimizer.param_groups[0]["lr"]
                     trained = train_one_epoch(
                         training,
                         self.train_loader,
@@ -191,7 +190,7 @@ class Run:
                         say=self.say,
                     )
                     tested = self._test()
-                    training.end_epoch(self._entry(trained, tested, rate))
+                    training.end_epoch(self._entry(trained, tested))
                     if distributed.rank() == 0:
                         log.write(training.history)
                     self._save()
@@ -219,7 +218,7 @@ class Run:
             found.append(tested)
         return found[0], found[1] if average is not None else None
 
-    def _entry(self, trained: EpochResult, tested: Tested, rate: float) -> dict[str, float]:
+    def _entry(self, trained: EpochResult, tested: Tested) -> dict[str, float]:
         """The line of the epoch in the history."""
         plain, averaged = tested
         if not math.isfinite(plain.loss):
@@ -228,7 +227,7 @@ class Run:
             )
         entry = {
             "epoch": self.training.epoch,
-            "lr": rate,
+            "lr": self.training.optimizer.param_groups[0]["lr"],  # where the epoch ends
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "test_loss": plain.loss,

@@ -5,13 +5,16 @@ seconds it computed. A run has
 
 - ``arguments`` of train.py, and the ``output`` it writes what it prints to;
 - ``environment``: variables that are set;
-- ``seconds``: after computing for so long it is killed, by ``signal`` where that is given;
+- ``seconds``: after computing for so long it is killed;
+- ``signal`` and ``once``: it is sent that signal as soon as the file exists;
+- ``largest_file``: how many bytes a file may have, which stands in for what is left on a disk;
 - ``dies_at``: ``[function, number]``, that call of a function of ``os`` kills it;
 - ``in_double``: computes in float64.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -33,6 +36,9 @@ def run(wanted: dict) -> None:
         os.dup2(output.fileno(), 2)
     os.environ.update(wanted.get("environment", {}))
     torch.set_num_threads(1)
+    if "largest_file" in wanted:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wanted["largest_file"], resource.RLIM_INFINITY))
     if "dies_at" in wanted:
         die_at(*wanted["dies_at"])
     if wanted.get("in_double"):
@@ -90,18 +96,22 @@ def main() -> None:
         children = [start(wanted) for wanted in runs]
         for child, wanted in zip(children, runs, strict=True):
             if "seconds" in wanted:
-                kill_after(child, wanted["seconds"], wanted.get("signal", signal.SIGKILL))
+                kill_after(child, wanted["seconds"])
+            if "signal" in wanted:
+                while not Path(wanted["once"]).exists():
+                    time.sleep(0.002)
+                os.kill(child, wanted["signal"])
         print(json.dumps([end_of(child) for child in children]), flush=True)
 
 
-def kill_after(child: int, seconds: float, number: int) -> None:
+def kill_after(child: int, seconds: float) -> None:
     """Waits for processor time, not the clock's, of which a busy machine gives more or less of it."""
     while True:
         state, *_, user, system = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[:13]
         if state == "Z":  # it has ended before
             return
         if (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") >= seconds:
-            os.kill(child, number)
+            os.kill(child, signal.SIGKILL)
             return
         time.sleep(0.002)
 
