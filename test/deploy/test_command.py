@@ -134,6 +134,22 @@ def test_checkpoint_of_the_scripts(
     )
 
 
+def test_the_size_that_the_checkpoint_says(checkpoint: Path, tmp_path: Path, calls: dict[str, Any]) -> None:
+    """What the training script multiplied widths and depths by."""
+    (tmp_path / "wide.py").write_text(
+        "from torch import nn\n\n\ndef wide(num_classes, width_mult=1.0):\n"
+        "    return nn.Sequential(nn.Conv2d(3, int(8 * width_mult), 3), nn.Flatten(), nn.LazyLinear(num_classes))\n"
+    )
+    with factory(f"{tmp_path / 'wide.py'}:wide") as function:
+        model = function(3, 0.25)
+    model(torch.zeros(1, 3, 20, 20))
+    held = torch.load(checkpoint, weights_only=True)
+    torch.save({**held, "model": model.state_dict(), "model_arguments": {"width_mult": 0.25}}, checkpoint)
+    argv = [f"{tmp_path / 'wide.py'}:wide", str(checkpoint), "--output", str(tmp_path / "a.pt"), "--no-fold"]
+    assert main(argv) == 0
+    assert calls["export"][0][0].out_channels == 2
+
+
 def test_plain_state_dict(package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any]) -> None:
     torch.save(torch.load(checkpoint, weights_only=True)["model"], tmp_path / "state.pth")
     argv = [f"{package}:net", str(tmp_path / "state.pth"), "--output", str(tmp_path / "a.pt"), "--no-fold"]

@@ -67,7 +67,7 @@ def _parser() -> ArgumentParser:
         "model",
         metavar="MODEL",
         help="FILE.py:FUNCTION or package.module:FUNCTION; the function returns the model, and is called with "
-        "num_classes=N where the checkpoint says so",
+        "num_classes=N, and what stands in model_arguments, where the checkpoint says so",
     )
     parser.add_argument(
         "checkpoint",

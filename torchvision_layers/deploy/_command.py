@@ -170,6 +170,8 @@ def _model(function: Callable[..., nn.Module], args: Namespace, checkpoint: dict
     """The model with the weights of the checkpoint, in eval mode."""
     classes = checkpoint.get("num_classes") if args.num_classes is None else args.num_classes
     arguments = {} if classes is None else {"num_classes": classes}
+    size = checkpoint.get("model_arguments")  # width and depth, of the training script
+    arguments |= size if isinstance(size, dict) else {}
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
