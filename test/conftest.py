@@ -1,5 +1,9 @@
 """Every test starts from one seed and leaves torch's engine as it was; `--write-matrix` records the matrix."""
 
+import copy
+import functools
+import gc
+import importlib
 import json
 from collections.abc import Iterator
 
@@ -20,11 +24,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[matrix_record.OUTCOMES] = []
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays, torch above all: the collector need not walk through it again and again."""
+    gc.freeze()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()
     if session.config.getoption("--write-matrix"):
         record = matrix_record.updated(matrix_record.load(), session.config.stash[matrix_record.OUTCOMES])
         write(matrix_record.JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         write(matrix_record.TABLE, matrix_record.render(record))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_of_onnx_are_read_once() -> Iterator[None]:
+    """At each export torch parses the source of all operators of onnxscript, which takes longer than a small model."""
+    try:
+        registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        read = functools.cache(registry.from_torchlib)
+    except (AttributeError, ImportError):  # not of this torch: exports are slower, and no different
+        yield
+        return
+
+    def from_torchlib(**options: int) -> object:
+        made = copy.copy(read(**options))
+        made.functions = {target: list(found) for target, found in made.functions.items()}  # an export may add some
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture(autouse=True)
