@@ -12,10 +12,10 @@ demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
 
 test: .venv/test.stamp
-	$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup
+	$(VENV_PYTHON) -m pytest -n $(JOBS)
 
 test-all: .venv/test.stamp
-	$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup -m "slow or not slow"
+	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
 
 # The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
 table: .venv/test.stamp

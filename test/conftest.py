@@ -5,7 +5,9 @@ import functools
 import gc
 import importlib
 import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import matrix_record
 import pytest
@@ -15,6 +17,13 @@ from recording import write
 # The tensors of the tests are small: a second thread costs three times what it brings.
 torch.set_num_threads(1)
 
+#: Tests, by the beginning of their ids, that run in the same process: the cells of a layer share what was calibrated,
+#: some tests of deployment the files of every format.
+TOGETHER = (
+    r"test/test_matrix\.py::test_cell\[\w+",
+    r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", action="store_true", help="write what comes out of the matrix into the docs")
@@ -22,6 +31,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[matrix_record.OUTCOMES] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes, one runs all that shares what takes long to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), nodeid)
+
+    return Together(config, log)
 
 
 def pytest_collection_finish() -> None:

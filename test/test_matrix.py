@@ -13,13 +13,7 @@ NOT_CURRENT = "docs/source/conformance.* is not current: run `make table`"
 
 
 CELLS = [
-    pytest.param(
-        row,
-        cell,
-        id=f"{spec.name}-{row.id}-{cell.place}",
-        # In one process: rows of a layer share what they calibrated.
-        marks=[pytest.mark.xdist_group(spec.name), *[pytest.mark.slow] * is_slow(row, cell)],
-    )
+    pytest.param(row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=[pytest.mark.slow] * is_slow(row, cell))
     for spec in SPECS
     for row in ROWS_HERE
     for cell in cells_of(spec, row)
