@@ -10,16 +10,18 @@ import pytest
 from golden_row import golden
 from layer_specs import SPECS
 
-from torchvision_layers.testing import GROUPS, LayerSpec, Outcome, Row, Status, Tier, cells_of
+from torchvision_layers.testing import GROUPS, Cell, LayerSpec, Outcome, Row, Status, Tier, cells_of
 
 __all__ = [
     "GROUPS_HERE",
+    "HEAVY",
     "JSON",
     "OUTCOMES",
     "ROWS_HERE",
     "TABLE",
     "all_cells",
     "as_text",
+    "is_slow",
     "load",
     "render",
     "updated",
@@ -36,6 +38,9 @@ GROUPS_HERE: dict[str, tuple[Row, ...]] = {
 }
 ROWS_HERE: tuple[Row, ...] = tuple(row for rows in GROUPS_HERE.values() for row in rows)
 
+#: Rows in which a layer takes so long that only its first sample runs at every change, by name of the layer.
+HEAVY = {"MultiHeadedSpatialAttention": ("compile", "export", "onnx", "pt2e_ptq", "pt2e_qat")}
+
 #: Where a run keeps what came out, to write it in the end.
 OUTCOMES = pytest.StashKey[list[tuple[str, Outcome]]]()
 
@@ -48,6 +53,12 @@ def all_cells() -> Iterable[tuple[LayerSpec, Row, str]]:
         for row in ROWS_HERE:
             for cell in cells_of(spec, row):
                 yield spec, row, cell.place
+
+
+def is_slow(row: Row, cell: Cell) -> bool:
+    """Whether a cell runs in ``make test-all`` only."""
+    is_first = cell.sample is cell.spec.samples[0]
+    return row.tier is Tier.NIGHTLY or (not is_first and row.id in HEAVY.get(cell.spec.name, ()))
 
 
 def as_text(outcome: Outcome) -> str:
@@ -128,6 +139,9 @@ def render(record: Record) -> str:
         "the reasons stand below.",
         "",
     ]
+    for layer, heavy in HEAVY.items():
+        ids = ", ".join(f"``{id}``" for id in heavy)
+        page += [f"The samples of ``{layer}`` after the first run in {ids} in ``make test-all`` only.", ""]
     for group, rows in GROUPS_HERE.items():
         lines = [[f"``{layer}``", *(_mark(cells.get(row.id, {})) for row in rows)] for layer, cells in record.items()]
         page += [group, "-" * len(group), "", *_table([["layer", *(row.id for row in rows)], *lines])]

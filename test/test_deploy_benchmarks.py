@@ -32,6 +32,7 @@ def test_runtimes_compute_what_the_model_does(runtime: str, monkeypatch: pytest.
         assert model(batch).equal(expected), "the model itself was changed"
 
 
+@pytest.mark.slow
 def test_the_script_measures_in_processes_of_their_own() -> None:
     command = [sys.executable, str(BENCHMARKS / "deploy.py"), "--only", "resnet18", "--runtimes", "folded", "--alone"]
     done = subprocess.run([*command, "--rounds", "1"], capture_output=True, text=True, check=True)

@@ -2,9 +2,9 @@
 
 import pytest
 from layer_specs import SPECS
-from matrix_record import OUTCOMES, ROWS_HERE, TABLE, all_cells, as_text, load, render, status_of
+from matrix_record import HEAVY, OUTCOMES, ROWS_HERE, TABLE, all_cells, as_text, is_slow, load, render, status_of
 
-from torchvision_layers.testing import Cell, Row, Status, Tier, cells_of, run_cell
+from torchvision_layers.testing import Cell, Row, Status, cells_of, run_cell
 
 # How many exemptions the layers have for reasons outside of them. May only fall.
 EXPECTED_FAILURES = 1
@@ -13,9 +13,7 @@ NOT_CURRENT = "docs/source/conformance.* is not current: run `make table`"
 
 
 CELLS = [
-    pytest.param(
-        row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=[pytest.mark.slow] * (row.tier is Tier.NIGHTLY)
-    )
+    pytest.param(row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=[pytest.mark.slow] * is_slow(row, cell))
     for spec in SPECS
     for row in ROWS_HERE
     for cell in cells_of(spec, row)
@@ -52,3 +50,10 @@ def test_exemptions_are_known_and_fewer_with_time() -> None:
         assert place in places, (layer, place)
         assert xfail.reason, (layer, place)
         assert xfail.link.startswith("https://"), (layer, place)
+
+
+def test_rows_said_to_be_heavy_are_there_and_have_more_than_one_sample() -> None:
+    samples = {spec.name: len(spec.samples) for spec in SPECS}
+    for layer, rows in HEAVY.items():
+        assert samples[layer] > 1
+        assert set(rows) <= {row.id for row in ROWS_HERE}

@@ -117,7 +117,7 @@ def convnext_block(theirs: convnext.CNBlock) -> tnn.ConvNeXtBlock:
         conv.in_channels,
         kernel_size=conv.kernel_size[0],
         expansion=expansion.out_features // expansion.in_features,
-        layer_scale=theirs.layer_scale[0].item(),
+        layer_scale=1.0,  # which the checkpoint overwrites
         stochastic_depth=theirs.stochastic_depth.p,
         norm_layer=partial(nn.LayerNorm, eps=norm.eps),
         activation_layer=type(activation),
@@ -145,7 +145,9 @@ def rebuild(model: nn.Module) -> nn.Module:
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """A model of torchvision, and one with our layers that has loaded its checkpoint."""
-    theirs, ours = MODELS[name](), rebuild(MODELS[name]())
+    with torch.device("meta"):  # all values are drawn below
+        theirs, ours = MODELS[name](), rebuild(MODELS[name]())
+    theirs, ours = (model.to_empty(device="cpu") for model in (theirs, ours))
     for key, value in theirs.state_dict().items():  # values that no constructor gives, and that keep what they are fed
         if key.endswith("num_batches_tracked"):
             value.fill_(7)

@@ -132,7 +132,7 @@ def test_with_coordinates_places_are_learned_for_the_quadrant_held_out() -> None
     assert accuracies(enn.CoordConv2d, kernel_size=1) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(("kernel_size", "most"), [(1, 0.02), (3, 0.5)])
+@pytest.mark.parametrize(("kernel_size", "most"), [(1, 0.02), pytest.param(3, 0.5, marks=pytest.mark.slow)])
 def test_without_coordinates_they_are_not(kernel_size: int, most: float) -> None:
     """Not by the same network, nor by a larger one that could find its way from the zeros around the image."""
     shown, held_out = accuracies(nn.Conv2d, kernel_size)

@@ -11,10 +11,9 @@ from whole_models import build_model, by_torchvision, reference, settled
 from torchvision_layers import quantized
 from torchvision_layers.testing._rows._quantizing import decibels
 
-FAST = ("resnet18", "mobilenet_v3_large")
+FAST = {"resnet18": ("eager", "x86"), "mobilenet_v3_large": ("eager", "onednn")}
 SLOW = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny")
-SLOW_WAYS = [("pt2e", "x86")]
-WAYS = [("eager", "x86"), ("eager", "onednn"), *SLOW_WAYS]
+WAYS = [("eager", "x86"), ("eager", "onednn"), ("pt2e", "x86")]
 
 # Least signal to noise of the outputs, in dB. Untrained networks amplify noise; by how much, depth tells.
 CLOSE = {"resnet18": 12, "resnet50": 4, "mobilenet_v2": 4, "mobilenet_v3_large": 4, "efficientnet_b0": 4}
@@ -24,15 +23,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserW
 
 
 def cases() -> list[object]:
-    """Every model every way; in a few seconds, two of them."""
+    """Every model every way; in a few seconds, two of them, each by a backend of its own."""
     return [
         pytest.param(
             name,
             *way,
             id=f"{name}-{'-'.join(way)}",
-            marks=[pytest.mark.slow] if name in SLOW or way in SLOW_WAYS else [],
+            marks=[] if FAST.get(name) == way else [pytest.mark.slow],
         )
-        for name in FAST + SLOW
+        for name in (*FAST, *SLOW)
         for way in WAYS
     ]
 
@@ -92,7 +91,7 @@ def test_int8_of_whole_models(name: str, engine: str, backend: str) -> None:
     assert torch.equal(loaded(batch), outputs)
 
 
-@pytest.mark.parametrize("backend", ["x86", "onednn"])
+@pytest.mark.parametrize("backend", ["x86", pytest.param("onednn", marks=pytest.mark.slow)])
 def test_report_of_mobilenet_v3(backend: str) -> None:
     """62 convolutions, 2 projections: all in int8, as is all the rest."""
     model = build_model("mobilenet_v3_large", 1000).eval()

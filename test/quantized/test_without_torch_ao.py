@@ -150,6 +150,7 @@ def test_the_block_holds(block: str) -> None:
     assert "gone" in result.stderr or "torch.ao" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch", "torchvision", "torchao"])
 def test_others_cannot_do_without(module: str) -> None:
     """It is a file of theirs that asks for it. Where this fails, the tests above can block it for everybody."""

@@ -74,7 +74,10 @@ def _check_compiled(cell: Cell, backend: str, stance: Any, tolerance: float, gra
 @row("compile", variants=TRAIN_EVAL)
 def compiled(cell: Cell) -> None:
     """Compiled into one graph, forward and backward agree, and other sizes (N = 2 to 15) do not compile again."""
-    _check_compiled(cell, "aot_eager", "fail_on_recompile", 1e-6, 1e-5)
+    # Numbers of a layer are constants of its program. As an input of it, which torch tries first, an eps is found to be
+    # one only after all has been compiled, which then begins anew; `inductor` leaves that to torch.
+    with torch._dynamo.config.patch(specialize_float=True):
+        _check_compiled(cell, "aot_eager", "fail_on_recompile", 1e-6, 1e-5)
 
 
 @row("inductor", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
