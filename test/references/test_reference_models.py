@@ -67,7 +67,7 @@ def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
-@pytest.mark.parametrize("backend", ["x86", "onednn"])
+@pytest.mark.parametrize("backend", ["x86", pytest.param("onednn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WITH_TWINS)
 def test_quantized(name: str, backend: str) -> None:
     """Close to float, and without a convolution or projection left in it."""

@@ -51,7 +51,9 @@ def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
     return train_quantization.main(parser.parse_args([*arguments, "--output-dir", str(output_dir), *extra]))
 
 
-@pytest.mark.parametrize(("engine", "backend"), [("eager", "x86"), ("eager", "qnnpack"), ("pt2e", "x86")])
+@pytest.mark.parametrize(
+    ("engine", "backend"), [("eager", "x86"), pytest.param("eager", "qnnpack", marks=pytest.mark.slow), ("pt2e", "x86")]
+)
 def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str) -> None:
     """The artefact, in a process that cannot import the package, has the accuracy that the script found."""
     found = quantize(trained, tmp_path, "--calibration-batches", "2", "--engine", engine, "--backend", backend)
@@ -64,7 +66,7 @@ def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str)
     assert path.stat().st_size < (trained / "model.pth").stat().st_size / (2.5 if engine == "pt2e" else 3.5)
 
 
-@pytest.mark.parametrize(("engine", "suffix"), [("eager", "pt"), ("pt2e", "pt2")])
+@pytest.mark.parametrize(("engine", "suffix"), [("eager", "pt"), pytest.param("pt2e", "pt2", marks=pytest.mark.slow)])
 def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: str) -> None:
     found = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--engine", engine)
     assert found["int8"] >= found["float"] - 0.02
