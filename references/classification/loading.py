@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from data import Images, Unreadable
+from interruption import without_signals
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
@@ -81,7 +82,9 @@ class ImageLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # nothing is drawn from torch's own, whose state a checkpoint holds
         )
-        for (images, labels, indices), unreadable in loader:
+        with without_signals():  # a reader goes on until this process has seen to its own
+            batches = iter(loader)
+        for (images, labels, indices), unreadable in batches:
             for path, reason in unreadable:
                 if self.on_bad_image == "stop":
                     raise ValueError(f"{path} cannot be read as an image ({reason}); on_bad_image=skip leaves it out")

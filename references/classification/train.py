@@ -127,7 +127,7 @@ class Run:
         if average is not None and args.fsdp:
             distributed.shard(average.module)
         if args.compile:
-            wrapped.compile()
+            wrapped.compile(dynamic=False)  # or the graph of a batch would depend on the sizes of earlier ones
         optimizer = make_optimizer(model, args)
         return Training(
             model,

@@ -128,6 +128,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(runs, number, s
     assert_same_end(runs.folder / name, runs.whole)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_that_is_killed_ends_as_one_that_is_not(runs):
+    """Its last batches are smaller, so that there are graphs of two sizes before the kill, and one after."""
+    flags = ["--compile", "--batch-size", "10", "--model-ema-steps", "1", "--checkpoint-steps", "1"]
+    assert runs.one("compiled", *flags) == 0
+    assert runs.one("cut_compiled", *flags, dies_at=("replace", 18)) == -signal.SIGKILL
+    assert runs.one("cut_compiled", *flags, "--resume", "auto") == 0
+    assert "goes on in epoch 2" in runs.printed("cut_compiled")
+    assert_same_end(runs.folder / "cut_compiled", runs.folder / "compiled")
+
+
 def foreign(path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), path)
 
