@@ -83,7 +83,7 @@ def get_parser(description: str | None = None) -> ArgumentParser:
     add("--lr-warmup-decay", type=float, default=0.01, help="of these: the factor that they begin with")
     add("--clip-grad-norm", type=float, metavar="NORM", help="the largest norm of all gradients together")
     add("--model-ema", action="store_true", help="average the weights, and keep the average as the result")
-    add("--model-ema-steps", type=int, default=32, help="batches between two updates of the average, beside one an epoch")
+    add("--model-ema-steps", type=int, default=32, help="batches between updates of the average; one ends each epoch")
     add("--model-ema-decay", type=float, default=0.99998, help="of the average, at each image of an epoch")
 
     add = parser.add_argument_group("computing").add_argument
