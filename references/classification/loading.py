@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import distributed
 import numpy as np
 import torch
 from data import Images, Unreadable
@@ -131,6 +132,11 @@ def _collate(samples: Sequence[tuple[Tensor, int, int] | Unreadable]) -> tuple[_
 
 
 def left_out(*loaders: ImageLoader) -> str:
-    """How many images could not be read, to end a line with; nothing where there was none."""
+    """How many images no process could read, to end a line with; nothing where there was none.
+
+    All processes must call it.
+    """
+    for loader in loaders:
+        loader.unreadable.update(*distributed.gather(loader.unreadable))
     count = sum(len(loader.unreadable) for loader in loaders)
     return f", unreadable images skipped: {count}" if count else ""
