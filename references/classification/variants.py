@@ -259,15 +259,18 @@ def training_step(args: Namespace) -> Callable[[], None]:
 
 
 def time_in_turn(steps: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each, all taken in turn in this process, so that a slow moment slows all of them."""
+    """Median seconds of computing of each, all taken in turn, so that a slow moment slows all of them.
+
+    Processor time, which waits of one thread for a busy machine do not lengthen.
+    """
     seconds: list[list[float]] = [[] for _ in steps]
     with deterministic_algorithms():
         for i in range(rounds + WARM_UP):
             for step, times in zip(steps, seconds, strict=True):
-                begin = time.perf_counter()
+                begin = time.process_time()
                 step()
                 if i >= WARM_UP:
-                    times.append(time.perf_counter() - begin)
+                    times.append(time.process_time() - begin)
     return [median(times) for times in seconds]
 
 

@@ -30,9 +30,10 @@ FAMILIES = {
 FONT_SIZE = 9
 ASIDE = 5.0  # points between bars that would cover each other
 REACHES = (6, 10, 15, 22, 30, 40, 52, 66, 80)  # points between a point and its label
-DIRECTIONS = 16
+DIRECTIONS = 32
 DOTS = 8  # small rectangles that stand for the line from a point to its label
-ORDERS = 8  # in which the labels are placed
+ORDERS = 10  # in which the labels are placed
+COVERED, CROSSED = 1000, 50  # what a square point costs, where a point of distance costs one
 
 
 class Label(NamedTuple):
@@ -132,7 +133,7 @@ def _places(axes: Axes, names: list[str], xs: list[float], values: list[list[flo
         (px, py), (_, low), (_, high) = axes.transData.transform(
             [(x, y) for y in (mean(found), min(found), max(found))]
         )
-        marks.append([[px - 4, py - 4, px + 4, py + 4], [px - 2, low, px + 2, high]])
+        marks.append([[px - 4, py - 4, px + 4, py + 4], [px - 2, low - 1, px + 2, high + 1]])
     boxes = np.array(marks)
     frame = axes.get_window_extent().extents
     choices = [_choose_from(mark[0], _size_of(axes, name), frame) for mark, name in zip(boxes, names, strict=True)]
@@ -144,7 +145,9 @@ def _places(axes: Axes, names: list[str], xs: list[float], values: list[list[flo
         labels: list[Label | None] = [None] * len(names)
         for i in draw.permutation(len(names)):
             choice = choices[i]
-            costs = fixed[i] + 100 * _overlaps(choice.boxes, placed) + 50 * _overlaps(choice.dots, placed).sum(1)
+            costs = (
+                fixed[i] + COVERED * _overlaps(choice.boxes, placed) + CROSSED * _overlaps(choice.dots, placed).sum(1)
+            )
             at = int(costs.argmin())
             sum_of_costs += float(costs[at])
             placed = np.concatenate([placed, choice.boxes[at : at + 1], choice.dots[at]])
@@ -182,7 +185,7 @@ def _cost(choice: Choice, number: int, marks: Numbers) -> Numbers:
     """How bad each place is, before there are other labels: by what is covered, and how far away it is."""
     others = np.delete(marks, number, 0).reshape(-1, 4)
     covered = _overlaps(choice.boxes, marks.reshape(-1, 4))
-    return 100 * covered + 50 * _overlaps(choice.dots, others).sum(1) + choice.distances
+    return COVERED * covered + CROSSED * _overlaps(choice.dots, others).sum(1) + choice.distances
 
 
 def _overlaps(boxes: Numbers, others: Numbers) -> Numbers:

@@ -198,7 +198,7 @@ def test_a_step_trains_as_the_engine_does(recipes: Path, monkeypatch: pytest.Mon
 def test_steps_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The median of the rounds after the first three, of a clock that only steps move."""
     now, taken = [0.0], []
-    monkeypatch.setattr(variants.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(variants.time, "process_time", lambda: now[0])
 
     def step_of(name: str, seconds: list[float]) -> Callable[[], None]:
         def step() -> None:
