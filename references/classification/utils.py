@@ -27,6 +27,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "depth_mult": (lambda value: 0 < value < inf, "positive and finite"),
     "epochs": (lambda value: value >= 1, "at least 1"),
     "frozen_epochs": (lambda value: value >= 0, "at least 0"),
+    "jobs": (lambda value: value >= 1, "at least 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "lr": (lambda value: 0 < value < inf, "positive and finite"),
     "lr_gamma": (lambda value: 0 < value <= 1, "in (0, 1]"),
