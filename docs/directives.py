@@ -3,13 +3,20 @@
 import importlib
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from drawings import DRAWINGS
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
 
 __all__ = ["setup"]
 
+#: What a layer argument may be, as signatures spell it out; docs/source/composing.rst tells it in words.
+_LAYER_ARGUMENT = (
+    "~collections.abc.Callable[[...], ~torch.nn.modules.module.Module] | ~torch.nn.modules.module.Module",
+    "LayerArgument",
+)
 #: Doors in the order in which a short name is looked for.
 _DOORS = ("nn", "experimental.nn", "quantized", "deploy", "testing")
 #: Modules of torch that classes say they are from, and where its pages have them.
@@ -30,7 +37,7 @@ class DrawingDirective(SphinxDirective):
 
 def lead_names_home(app: Sphinx, doctree: nodes.document) -> None:
     """Docstrings write ``:class:`ConvNormAct``` in every room; torch's classes say which file they are from."""
-    names: dict[str, str] = {}
+    names = {"LayerArgument": "torchvision_layers.nn.LayerArgument"}
     for door in reversed(_DOORS):
         path = f"torchvision_layers.{door}"
         names.update({name: f"{path}.{name}" for name in importlib.import_module(path).__all__})
@@ -46,6 +53,23 @@ def lead_names_home(app: Sphinx, doctree: nodes.document) -> None:
         for prefix, home in _HOMES.items():
             if target.startswith(prefix):
                 node["reftarget"] = home + target.rsplit(".", 1)[1]
+
+
+def shorten_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Gives the union that a layer argument is its name."""
+    return signature and signature.replace(*_LAYER_ARGUMENT), returned
+
+
+def write_inline_formula(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def write_formula(self: HTML5Translator, node: nodes.math_block) -> None:
+    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
 
 
 class AttributeComments:
@@ -64,8 +88,10 @@ class AttributeComments:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("drawing", DrawingDirective)
+    app.add_html_math_renderer("mathml", (write_inline_formula, None), (write_formula, None))
     app.connect("doctree-read", lead_names_home)
     app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-signature", shorten_signature)
     comments = AttributeComments()
     app.connect("autodoc-process-docstring", comments.keep, priority=400)  # napoleon's is 500
     app.connect("autodoc-process-docstring", comments.restore, priority=600)

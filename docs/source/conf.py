@@ -26,7 +26,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",  # for `testsetup`: what the examples of a page need and a reader does not
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 templates_path = ["_templates"]
@@ -43,6 +42,7 @@ autosummary_filename_map = {
     "torchvision_layers.quantized.report": "torchvision_layers.quantized.report-function",
     "torchvision_layers.testing.row": "torchvision_layers.testing.row-function",
 }
+autodoc_preserve_defaults = True  # nn.ReLU, not what it prints as
 autodoc_inherit_docstrings = False  # of nn.Module, which every layer would repeat
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -69,6 +69,7 @@ nitpick_ignore = [
     ("py:class", "torch.nn._IncompatibleKeys"),
 ]
 
+html_math_renderer = "mathml"  # of directives.py: browsers show it without a script from elsewhere
 html_theme = "pydata_sphinx_theme"
 html_title = "torchvision_layers"
 html_css_files = ["layout.css"]
