@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from cases import CASES, Case  # noqa: E402
-from folded_cases import FOLDED_CASES  # noqa: E402
+from cases import CASES, Case
+from folded_cases import FOLDED_CASES
 
 __all__ = ["table"]
 

@@ -63,12 +63,13 @@ def shorten_signature(
 
 
 def write_inline_formula(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(tex2mathml(node.astext(), as_block=False))
+    self.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def write_formula(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    formula = tex2mathml(node.astext()).replace("<math ", '<math display="block" ', 1)
+    self.body.append(f'<div class="math">{formula}</div>')
     raise nodes.SkipNode
 
 

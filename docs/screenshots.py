@@ -19,10 +19,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["WIDTHS", "Measured", "browser", "measure", "take"]
+__all__ = ["BROWSERS", "WIDTHS", "Measured", "browser", "measure", "take"]
 
 BUILT = Path(__file__).parent / "build" / "html"
 WIDTHS = (390, 1440)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _MARK = "measured:"
 
 
@@ -61,7 +62,7 @@ next();</script>"""
 
 def browser() -> str | None:
     """Path of Chromium, if there is one."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -112,7 +113,9 @@ def measure(folder: Path, pages: Sequence[str], widths: Sequence[int] = WIDTHS) 
     frame = _FRAME % (json.dumps(jobs), _MARK, "light", "next();")
     dumped = _run(folder, frame, 1000 * len(jobs) + 5000, "--window-size=1600,1000", "--dump-dom")
     text = html.unescape(dumped.partition(f'<pre id="r">{_MARK}')[2].partition("</pre>")[0])
-    return [Measured(page, width, content, tuple(wide), tuple(bad)) for page, width, content, wide, bad in json.loads(text)]
+    return [
+        Measured(page, width, content, tuple(wide), tuple(bad)) for page, width, content, wide, bad in json.loads(text)
+    ]
 
 
 def take(folder: Path, page: str, width: int, path: Path, *, theme: str = "light", height: int = 900) -> None:

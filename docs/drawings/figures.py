@@ -98,5 +98,3 @@ def _shade(value: float) -> str:
     end = (245, 165, 90) if value > 0 else (120, 165, 235)
     share = min(abs(value) / 1.5, 1.0)
     return "#" + "".join(f"{round(255 + (channel - 255) * share):02x}" for channel in end)
-
-

@@ -7,14 +7,24 @@ from .peer import Peer
 __all__ = ["PEERS"]
 
 _PLACE = ("device", "dtype")
-_PADDING = '``padding``: ``""`` is ``None`` here; the ``"same"`` of TensorFlow, which is computed at each call, is not there'
+_PADDING = (
+    '``padding``: ``""`` is ``None`` here; the ``"same"`` of TensorFlow, which is computed at each call, is not there'
+)
 
 PEERS = (
     Peer(
         "timm.layers.ConvNormAct",
         "torchvision_layers.nn.ConvNormAct",
         ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "bias", "norm_layer", *_PLACE),
-        {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "stride": 2, "dilation": 2, "groups": 2, "act_layer": nn.SiLU},
+        {
+            "in_channels": 4,
+            "out_channels": 8,
+            "kernel_size": 3,
+            "stride": 2,
+            "dilation": 2,
+            "groups": 2,
+            "act_layer": nn.SiLU,
+        },
         {
             "in_channels": 4,
             "out_channels": 8,
@@ -136,7 +146,16 @@ PEERS = (
         "timm.layers.StdConv2d",
         "torchvision_layers.experimental.nn.WSConv2d",
         ("out_channels", "kernel_size", "stride", "dilation", "groups", "bias", "eps", *_PLACE),
-        {"in_channel": 4, "out_channels": 8, "kernel_size": 3, "stride": 2, "padding": 1, "groups": 2, "bias": True, "eps": 1e-6},
+        {
+            "in_channel": 4,
+            "out_channels": 8,
+            "kernel_size": 3,
+            "stride": 2,
+            "padding": 1,
+            "groups": 2,
+            "bias": True,
+            "eps": 1e-6,
+        },
         {
             "in_channels": 4,
             "out_channels": 8,

@@ -16,7 +16,9 @@ _ELSE = "an even kernel needs ``padding`` here: there is no symmetric one that k
 _CONFIGURED = "Give the values of the configuration themselves."
 
 
-def _alike(theirs: str, ours: str, same: tuple[str, ...], call: dict[str, object], shape: tuple[int, ...], note: str = "") -> Peer:
+def _alike(
+    theirs: str, ours: str, same: tuple[str, ...], call: dict[str, object], shape: tuple[int, ...], note: str = ""
+) -> Peer:
     """A layer that is called as theirs is."""
     return Peer(theirs, ours, same, call, call, shape, note=note)
 
@@ -119,9 +121,7 @@ PEERS = (
         {"num_features": 6, "eps": 1e-3},
         (2, 6, 4, 5),
     ),
-    _alike(
-        "torchvision.ops.Permute", "torchvision_layers.nn.Permute", ("dims",), {"dims": [0, 2, 3, 1]}, (2, 3, 4, 5)
-    ),
+    _alike("torchvision.ops.Permute", "torchvision_layers.nn.Permute", ("dims",), {"dims": [0, 2, 3, 1]}, (2, 3, 4, 5)),
     _alike(
         "torchvision.models.resnet.BasicBlock",
         "torchvision_layers.nn.BasicBlock",

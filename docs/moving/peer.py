@@ -86,7 +86,10 @@ def check(peer: Peer) -> None:
     # Keys may differ, their order does not.
     assert len(state) == len(right.state_dict()), (peer.theirs, list(state), list(right.state_dict()))
     right.load_state_dict(
-        {key: value.reshape(mine.shape) for (key, mine), value in zip(right.state_dict().items(), state.values(), strict=True)}
+        {
+            key: value.reshape(mine.shape)
+            for (key, mine), value in zip(right.state_dict().items(), state.values(), strict=True)
+        }
     )
     input = torch.randn(peer.shape)
     with torch.no_grad():
@@ -116,5 +119,3 @@ def table(peer: Peer) -> str:
     for left, right in [(f"``{theirs.__name__}``", f"``{ours.__name__}``"), *rows]:
         lines += [f"   * - {left}", f"     - {right}"]
     return "\n".join([*lines, ""])
-
-

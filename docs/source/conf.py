@@ -49,7 +49,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 add_module_names = False
 
-# What each argument of another library is called here, and the proof: a pair that does not compute the same ends the build.
+# What each argument of another library is called here. A pair that does not compute the same ends the build.
 for library in ("torchvision", "timm"):
     peers = [peer for peer in PEERS if peer.library == library]
     for peer in peers:
