@@ -80,6 +80,6 @@ DRAWINGS: dict[str, Drawing] = {
     "ConvNeXtBlock": Drawing(
         _block(partial(tnn.ConvNeXtBlock, 96)),
         "ConvNeXtBlock of 96 channels: a depthwise 7×7 convolution, a change to channels last, layer norm, a "
-        "projection to 384, GELU, a projection back to 96, a change to channels first, layer scale; added to the input.",
+        "projection to 384, GELU, one back to 96, a change to channels first, layer scale; added to the input.",
     ),
 }

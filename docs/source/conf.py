@@ -80,7 +80,6 @@ html_theme_options = {
     "show_toc_level": 2,
     "header_links_before_dropdown": 4,
     "navigation_with_keys": False,
-    "search_as_you_type": False,
     "footer_start": [],
     "footer_end": [],
 }
