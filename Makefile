@@ -1,12 +1,19 @@
 # `make demo` and `make test` set up everything themselves; both may be run again, in any order.
 
 PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
-VENV_PYTHON = .venv/bin/python
+ifeq ($(OS),Windows_NT)
+VENV_BIN = .venv/Scripts
+else
+VENV_BIN = .venv/bin
+endif
+VENV_PYTHON = $(VENV_BIN)/python
+# Versions to test with: `make test TORCH="torch==2.6.* torchvision==0.21.*"`, after `make clean`.
+TORCH ?=
 # Processes that share the tests; each keeps to one thread.
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table docs bench bench-int8 bench-deploy lint clean
+.PHONY: demo test test-all table docs bench bench-int8 bench-deploy lint dist test-dist clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -38,15 +45,22 @@ bench-deploy: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/deploy.py $(BENCH)
 
 lint: .venv/lint.stamp
-	$(VENV_PYTHON) -m ruff check .
-	$(VENV_PYTHON) -m ruff format --check .
-	$(VENV_PYTHON) -m mypy
+	PATH="$(CURDIR)/$(VENV_BIN):$$PATH" $(VENV_PYTHON) -m pre_commit run --all-files
+
+# The wheel and the source distribution, and the tests of what each of them installs: KIND is whl or tar.gz.
+KIND ?= whl
+dist: .venv/dist.stamp
+	rm -rf dist
+	$(VENV_PYTHON) -m build
+
+test-dist:
+	.ci/installed "$(PYTHON)" dist/*.$(KIND)
 
 # A stamp is written only after its installation has succeeded, so an interrupted one starts again.
 .venv/%.stamp: setup.py version.txt pyproject.toml
 	$(VENV_PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(VENV_PYTHON) -m pip install --quiet --editable ".[$*]"
+	$(VENV_PYTHON) -m pip install --quiet --editable ".[$*]" $(TORCH)
 	touch $@
 
 clean:
-	rm -rf .venv build docs/build docs/source/generated *.egg-info
+	rm -rf .venv build dist docs/build docs/source/generated *.egg-info

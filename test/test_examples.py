@@ -17,7 +17,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 MODULES = [info.name for info in pkgutil.walk_packages(torchvision_layers.__path__, "torchvision_layers.")]
-README = Path(torchvision_layers.__file__).parent.parent / "README.md"
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,13 +16,17 @@ def run(*command: str, cwd: Path) -> str:
     return result.stdout
 
 
-def test_wheel_installs_and_imports_outside_the_checkout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["checkout", "source distribution"])
+def test_the_package_installs_and_imports_outside_the_checkout(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "a checkout" / "source"
-    names = ("setup.py", "pyproject.toml", "version.txt", "README.md", "LICENSE", "torchvision_layers")
+    names = ("setup.py", "pyproject.toml", "version.txt", "MANIFEST.in", "README.md", "LICENSE", "torchvision_layers")
     source.mkdir(parents=True)
     for name in names:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+    if kind == "source distribution":
+        build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+        source = source / "dist" / run(sys.executable, "-c", build, cwd=source).splitlines()[-1]
     target, pip = tmp_path / "installed", (sys.executable, "-m", "pip")
     run(*pip, "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target), str(source), cwd=tmp_path)
     assert (target / "torchvision_layers" / "py.typed").exists()
