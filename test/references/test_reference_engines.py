@@ -10,8 +10,8 @@ import pytest
 import torch
 import train
 import train_quantization
+from checkpoints import save_atomically, save_checkpoint
 from torch import nn
-from utils import save_atomically
 
 from torchvision_layers import nn as tnn
 
@@ -67,11 +67,11 @@ def test_training_resumes_to_the_bit(
     left: list[Path] = []
 
     def save_and_keep(state: dict, path: Path) -> None:
-        save_atomically(state, path)
+        save_checkpoint(state, path)
         left.append(shutil.copy(path, tmp_path / f"after_epoch_{len(left) + 1}.pth"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_quantization, "save_atomically", save_and_keep)
+        patch.setattr(train_quantization, "save_checkpoint", save_and_keep)
         quantize_small(photos, weights, tmp_path / "whole", *flags)
     assert [entry["is_frozen"] for entry in saved(left[2])["history"]] == [False, True, True]
     final, images = saved(tmp_path / "whole" / "checkpoint_qat.pth"), torch.rand(5, 3, 16, 16)

@@ -15,11 +15,11 @@ import models
 import pytest
 import train
 import train_quantization
+from checkpoints import save_atomically
 from expecttest import assert_expected_inline
 from models import build_model
 from PIL import Image
 from torch import nn
-from utils import save_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,8 +74,8 @@ def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: 
 
 def test_the_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
     """A module that it imports and that imports the package ends it; torchao is out of reach as well."""
-    for name in ("data.py", "utils.py", "presets.py", "artefact.py"):
-        shutil.copy(Path(artefact.__file__).with_name(name), tmp_path / name)
+    for script in Path(artefact.__file__).parent.glob("*.py"):
+        shutil.copy(script, tmp_path)
     with open(tmp_path / "presets.py", "a") as presets:
         presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
     command = [sys.executable, str(tmp_path / "artefact.py"), "int8.pt"]
