@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
+from torchvision_layers._utils.importing import factory
 from torchvision_layers.deploy.__main__ import main
-from torchvision_layers.deploy._importing import factory
 
 SOURCE = """
 import torch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._importing import factory
+from .._utils.importing import factory
 
 __all__ = ["BACKENDS", "ENGINES", "SUFFIXES", "run"]
 

@@ -54,9 +54,8 @@ class InvertedBottleneck(nn.Module):
         if self.use_res_connect:
             if self.stochastic_depth is not None:
                 branch = self.stochastic_depth(branch)
-            return self._join(branch, input)
-        else:  # noqa: RET505  # script leaves out a branch of an if only where there is an else
-            return branch
+            branch = self._join(branch, input)
+        return branch
 
     def _branch(self, input: Tensor) -> Tensor:
         raise NotImplementedError

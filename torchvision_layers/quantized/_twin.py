@@ -13,12 +13,13 @@ from ..layers.positional_conv import PositionMap
 from ..layers.stochastic_depth import StochasticDepth
 from ._fusing import fuse_children
 
-__all__ = ["QuantizableLayer", "make_twins"]
+__all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 
-_TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
+#: The twin of each float class.
+TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
 # Int8 takes the first two as they are; the others fold into a convolution or run in an island.
-_NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
+NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
 
 
 class QuantizableLayer(nn.Module):
@@ -34,7 +35,7 @@ class QuantizableLayer(nn.Module):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "float_class" in cls.__dict__:
-            _TWINS[cls.float_class] = cls
+            TWINS[cls.float_class] = cls
 
     @classmethod
     def from_float(cls, layer: nn.Module) -> Self:
@@ -96,15 +97,15 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
         raise TypeError(
             f"{path} is a {type(module).__name__} without channels yet: run one batch through the model first"
         )
-    if type(module) in _TWINS:
-        return _TWINS[type(module)]
-    if isinstance(module, (QuantizableLayer, *_NEED_NO_TWIN)):
+    if type(module) in TWINS:
+        return TWINS[type(module)]
+    if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN)):
         return None
     classes = type(module).__mro__
     ours = next((i for i, c in enumerate(classes) if c.__module__.startswith("torchvision_layers.")), None)
     if ours is None or classes[ours].__module__.startswith("torchvision_layers.quantized"):
         return None
-    if classes[ours] not in _TWINS:
+    if classes[ours] not in TWINS:
         raise NoTwinError(
             f"{path} is a {type(module).__name__}, which has no quantizable twin; "
             "pass allow_float=True to leave it in float"
@@ -118,4 +119,4 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
                 f"{path} is a {type(module).__name__}, a {classes[ours].__name__} with its own {', '.join(changed)}, "
                 f"which the twin of {classes[ours].__name__} lacks: write a QuantizableLayer for it"
             )
-    return _TWINS[classes[ours]]
+    return TWINS[classes[ours]]

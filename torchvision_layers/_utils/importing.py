@@ -1,4 +1,4 @@
-"""The function that makes a model, out of a file or a module that is named on a command line."""
+"""The function or class that is named on a command line, out of a file or a module."""
 
 import importlib
 import importlib.util
@@ -10,12 +10,23 @@ from types import ModuleType
 
 from torch import nn
 
-__all__ = ["factory"]
+__all__ = ["factory", "named_module"]
 
 
 @contextmanager
 def factory(reference: str) -> Iterator[Callable[..., nn.Module]]:
-    """The function that ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` names.
+    """The function that ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` names, while the context is open.
+
+    Errors: those of :func:`named_module`.
+    """
+    with named_module(reference) as (module, name):
+        function: Callable[..., nn.Module] = getattr(module, name)
+        yield function
+
+
+@contextmanager
+def named_module(reference: str) -> Iterator[tuple[ModuleType, str]]:
+    """The module of ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and the name after the colon.
 
     A file in a folder with an ``__init__.py`` is imported as part of that package. While the context is open, the
     folder that holds the file or its package is the first in which modules are looked for; at its end ``sys.path`` and
@@ -28,14 +39,14 @@ def factory(reference: str) -> Iterator[Callable[..., nn.Module]]:
     if not separator or not source or not name.isidentifier():
         raise ValueError(f"the model must be FILE.py:FUNCTION or package.module:FUNCTION, got {reference!r}")
     if not source.endswith(".py"):
-        yield _function(_imported(source, source), name, source)
+        yield _checked(_imported(source, source), name, source), name
         return
     path = Path(source).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"the model must be in a file that exists, got {source}")
     root, module = _place(path)
     with _modules_of(module.partition(".")[0], root):
-        yield _function(_imported(module, source), name, source)
+        yield _checked(_imported(module, source), name, source), name
 
 
 def _place(path: Path) -> tuple[Path, str]:
@@ -78,10 +89,10 @@ def _imported(module: str, source: str) -> ModuleType:
         raise ValueError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _function(module: ModuleType, name: str, source: str) -> Callable[..., nn.Module]:
-    function: Callable[..., nn.Module] | None = getattr(module, name, None)
-    if callable(function):
-        return function
+def _checked(module: ModuleType, name: str, source: str) -> ModuleType:
+    """The module, which has a function or class of that name."""
+    if callable(getattr(module, name, None)):
+        return module
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     names = ", ".join(key for key in own if callable(getattr(module, key)) and not key.startswith("_"))
     raise ValueError(f"{source} has no function {name!r}, it has: {names or 'none'}")

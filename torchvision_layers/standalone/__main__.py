@@ -1,0 +1,58 @@
+"""The command ``python -m torchvision_layers.standalone``: a model becomes one file that needs torch only."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from .write import write
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Writes a model or a layer, with all code of torchvision_layers that it uses, to one readable file that needs torch only.
+Its state_dict is the same, its outputs are equal to the bit.
+"""
+
+_EPILOG = """\
+examples:
+    %(prog)s references/classification/models/mobilenet_v3.py:mobilenet_v3_small -o mobilenet_v3_small.py
+    %(prog)s references/classification/models/resnet.py:resnet18 -o resnet18_quantizable.py --quantizable
+    %(prog)s torchvision_layers.nn:SqueezeExcitation -o squeeze_excitation.py
+
+Exit status: 0, or 2 with one line that says what is wrong, or 130 when interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. Default: the arguments of the process."""
+    parser = ArgumentParser(
+        prog="python -m torchvision_layers.standalone",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="FILE.py:FUNCTION or package.module:FUNCTION, a function that makes a model, or a class",
+    )
+    parser.add_argument("-o", "--output", metavar="PATH", required=True, help="the file to write")
+    parser.add_argument(
+        "--quantizable", action="store_true", help="with the quantizable twin in the place of each layer"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    args = parser.parse_args(argv)
+    try:
+        path = write(args.model, args.output, quantizable=args.quantizable, force=args.force)
+    except (ValueError, TypeError, OSError, ImportError) as error:  # what users can do something about
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} lines")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
