@@ -12,9 +12,9 @@ __all__ = ["main"]
 
 _DESCRIPTION = """\
 Adds a stable layer to a checkout of torchvision: its file in torchvision/ops (or the class of that name, replaced where
-it stands), its names in torchvision/ops/__init__.py, its tests in test/test_ops.py, its line in docs/source/ops.rst; and
-beside it the text of a pull request. The checkout must be clean, and nothing in it is committed. The command runs in a
-clone of the repository of torchvision_layers, for the tests and the checklist come from its specifications and records.
+it stands), its name in torchvision/ops/__init__.py, its tests in test/test_ops.py and its line in docs/source/ops.rst.
+Beside the checkout it writes the text of a pull request. The checkout must be clean, and nothing in it is committed.
+The command runs in a clone of the repository of torchvision_layers: tests and checklist come from its records.
 """
 
 _EPILOG = """\

@@ -10,17 +10,17 @@ import torch
 import torchvision.ops
 from torch import nn
 
-__all__ = ["Unwritable", "as_call", "as_source"]
+__all__ = ["UnwritableError", "as_call", "as_source"]
 
 
-class Unwritable(ValueError):
+class UnwritableError(ValueError):
     """A value that has no short form."""
 
 
 def as_source(value: object) -> str:
     """An expression for a value, in the names ``nn``, ``ops``, ``partial`` and ``torch``.
 
-    Errors: ``Unwritable`` for what has none, such as a function of a test.
+    Errors: ``UnwritableError`` for what has none, such as a function of a test.
     """
     if isinstance(value, str):
         return json.dumps(value)
@@ -44,7 +44,7 @@ def as_source(value: object) -> str:
 def as_call(function: str, kwargs: Mapping[str, object]) -> str:
     """A call with keywords.
 
-    Errors: ``Unwritable`` where one has no short form.
+    Errors: ``UnwritableError`` where one has no short form.
     """
     return f"{function}({', '.join(_keywords(kwargs))})"
 
@@ -58,9 +58,9 @@ def _module(module: nn.Module) -> str:
     try:
         call = ast.parse(f"nn.{module!r}", mode="eval").body
     except SyntaxError as error:
-        raise Unwritable(f"{module!r} has no short form") from error
+        raise UnwritableError(f"{module!r} has no short form") from error
     if not isinstance(call, ast.Call) or not _makes(call, module):
-        raise Unwritable(f"{module!r} has no short form")
+        raise UnwritableError(f"{module!r} has no short form")
     while call.keywords:
         shorter = ast.Call(call.func, call.args, call.keywords[:-1])
         if not _makes(shorter, module):
@@ -86,4 +86,4 @@ def _named(value: object) -> str:
         return f"torch.{name}"
     if isinstance(value, type) and issubclass(value, nn.Module) and hasattr(torchvision.ops, name):
         return f"ops.{name}"
-    raise Unwritable(f"{value!r} has no short form")
+    raise UnwritableError(f"{value!r} has no short form")

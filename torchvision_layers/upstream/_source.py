@@ -11,7 +11,11 @@ from torch import nn
 from .. import nn as tnn
 from ..standalone._collecting import Collection as Collected
 from ..standalone._collecting import Unit
+from ..standalone._docstrings import docstrings
 from ..standalone._module import Module, bound_by
+from ..standalone._naming import Key, key_of
+from ..standalone._ordering import ordered
+from ..standalone._rewriting import rewritten
 from ..standalone._sources import Definition, External, Sources
 from ..standalone._twinning import Twinning
 from ._docstrings import for_helper, for_layer
@@ -78,17 +82,20 @@ def source_of(layer: type[nn.Module], given: Mapping[Definition, Import], keep: 
     renamed = {d: _private(d.name) for d in collection.definitions if d != root}
     if len(set(renamed.values())) < len(renamed):
         raise ValueError(f"helpers of {layer.__name__} must have names of their own, got {sorted(renamed.values())}")
+    names: dict[Key, str] = {root: root.name}
+    names.update(renamed)
+    externals = {u.origin for unit in collection.units.values() for u in unit.uses if isinstance(u.origin, External)}
+    names.update((key_of(origin), origin.alias) for origin in externals)
     others = set(tnn.__all__) - {layer.__name__} - {definition.name for definition in given}
-    imports = {_LOG}
+    imports = {_LOG, *map(_import, externals)}
     helpers: list[Part] = []
     text = ""
-    for unit in _in_order(collection):
-        imports |= {_import(use.origin) for use in unit.uses if isinstance(use.origin, External)}
+    for unit in ordered(collection, [root]):
         name = getattr(unit.statement, "name", "")
         if unit.module.name == root.module and name == root.name:
-            text = _render(unit, renamed, layer, others)
+            text = _render(unit, names, layer, others)
         else:
-            helpers.append(Part(_private(name) if name else _bound(unit, renamed), _render(unit, renamed, None)))
+            helpers.append(Part(_private(name) if name else _bound(unit, renamed), _render(unit, names)))
     return Source(tuple(sorted(imports, key=str)), tuple(helpers), text, frozenset(collection.definitions))
 
 
@@ -116,84 +123,34 @@ def _import(origin: External) -> Import:
     return Import(origin.module, origin.name)
 
 
-def _in_order(collection: Collected) -> list[Unit]:
-    """Units so that each stands behind what it uses: by module, and within a module by line."""
-    uses: dict[str, set[str]] = {}
-    for unit in collection.units.values():
-        uses.setdefault(unit.module.name, set()).update(
-            use.origin.module for use in unit.uses if isinstance(use.origin, Definition)
-        )
-    order: list[str] = []
-
-    def visit(module: str) -> None:
-        if module not in order:
-            for other in sorted(uses[module] - {module}):
-                visit(other)
-            order.append(module)
-
-    for module in sorted(uses):
-        visit(module)
-    return sorted(collection.units.values(), key=lambda unit: (order.index(unit.module.name), unit.statement.lineno))
-
-
 def _render(
-    unit: Unit, renamed: Mapping[Definition, str], layer: type[nn.Module] | None, others: Collection[str] = ()
+    unit: Unit, names: dict[Key, str], layer: type[nn.Module] | None = None, others: Collection[str] = ()
 ) -> str:
-    """The text of a unit with other names, without what is left out; ``others`` are layers that torchvision lacks."""
-    lines = [line.encode() for line in unit.module.text.splitlines()]
-    statement = unit.statement
-    start, end = _start(statement, lines), statement.end_lineno or statement.lineno
-    edits: list[tuple[int, int, int, int, str]] = []
-    for use in unit.uses:
-        if isinstance(use.origin, Definition) and use.origin in renamed:
-            span = use.reference.spans[use.count - 1]
-            first = use.reference.spans[0]
-            edits.append((first.line, first.column, span.end_line, span.end_column, renamed[use.origin]))
-    for member in unit.left_out:
-        first_line = _start(member, lines)
-        while not lines[first_line - 2].strip():
-            first_line -= 1
-        edits.append(
-            (first_line - 1, len(lines[first_line - 2]), member.end_lineno or 0, member.end_col_offset or 0, "")
-        )
-    if isinstance(statement, ast.ClassDef):
-        edits += _docstring(statement, layer, others)
-        if layer is not None:
-            edits.append(_logging(statement))
-    for line, column, end_line, end_column, new in sorted(edits, reverse=True):
-        head, tail = lines[line - 1][:column], lines[end_line - 1][end_column:]
-        lines[line - 1 : end_line] = [head + new.encode() + tail]
-        end -= end_line - line
-    text = b"\n".join(lines[start - 1 : end]).decode()
-    return _NOQA.sub(lambda found: f"  {found[1]}" if found[1] else "", text) + "\n"
+    """The text of a unit in the names of the file; ``others`` are layers that torchvision lacks."""
+    text = "\n".join(rewritten(unit, names, lambda door, name: None)) + "\n"
+    text = _NOQA.sub(lambda found: f"  {found[1]}" if found[1] else "", text)
+    node = next((node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)), None)
+    if node is None:
+        return text
+    lines = text.splitlines()
+    if layer is not None:
+        place, indent = _after_super(node)
+        lines.insert(place, f"{indent}{_LOG.name}(self)")
+    docstring = next(docstrings(unit.statement), None)
+    first = node.body[0]
+    if docstring is not None and isinstance(docstring.value, ast.Constant) and isinstance(first, ast.Expr):
+        given = str(docstring.value.value)
+        new = for_helper(given) if layer is None else for_layer(given, layer, others)
+        quotes = 'r"""' if "\\" in new else '"""'
+        lines[first.lineno - 1 : first.end_lineno] = f'    {quotes}{new}"""'.splitlines()
+    return "\n".join(lines) + "\n"
 
 
-def _start(statement: ast.stmt, lines: list[bytes]) -> int:
-    """The first line of a statement, with its decorators and the comments above."""
-    line = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
-    while line > 1 and lines[line - 2].strip().startswith(b"#"):
-        line -= 1
-    return line
-
-
-def _docstring(
-    statement: ast.ClassDef, layer: type[nn.Module] | None, others: Collection[str]
-) -> list[tuple[int, int, int, int, str]]:
-    node = statement.body[0]
-    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
-        return []
-    text = str(node.value.value)
-    new = for_helper(text) if layer is None else for_layer(text, layer, others)
-    quotes = 'r"""' if "\\" in new else '"""'
-    return [(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0, f'{quotes}{new}"""')]
-
-
-def _logging(statement: ast.ClassDef) -> tuple[int, int, int, int, str]:
-    """The call that torchvision counts uses of a layer with, behind that of ``super().__init__``."""
-    for method in statement.body:
+def _after_super(node: ast.ClassDef) -> tuple[int, str]:
+    """The line behind ``super().__init__`` in a class, and its indentation."""
+    for method in node.body:
         if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-            for node in method.body:
-                if ast.unparse(node).startswith("super().__init__("):
-                    place = node.end_lineno or 0, node.end_col_offset or 0
-                    return (*place, *place, f"\n{' ' * node.col_offset}_log_api_usage_once(self)")
-    raise ValueError(f"{statement.name} must call super().__init__ in its own __init__")
+            for statement in method.body:
+                if ast.unparse(statement).startswith("super().__init__("):
+                    return statement.end_lineno or 0, " " * statement.col_offset
+    raise ValueError(f"{node.name} must call super().__init__ in its own __init__")

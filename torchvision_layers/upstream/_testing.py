@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..testing import BadInput, LayerSpec, Sample
 from ._edits import WIDTH, Import, with_import
-from ._samples import Unwritable, as_call, as_source
+from ._samples import UnwritableError, as_call, as_source
 
 __all__ = ["TestCode", "code_for", "with_test"]
 
@@ -158,7 +158,7 @@ def _written(items: Iterable[_Item], write: Callable[[_Item], str]) -> list[str]
     for item in items:
         try:
             found.append(write(item))
-        except Unwritable:
+        except UnwritableError:
             continue
     return list(dict.fromkeys(found))
 
@@ -188,7 +188,7 @@ def _refused_arguments(spec: LayerSpec) -> list[str]:
         if key not in first:
             try:
                 call = as_call(f"ops.{spec.name}", {**spec.samples[0].kwargs, **bad.kwargs})
-            except Unwritable:
+            except UnwritableError:
                 continue
             first[key] = _param([f"lambda: {call}", bad.error.__name__, _pattern(bad.message)])
     return list(first.values())
@@ -196,7 +196,7 @@ def _refused_arguments(spec: LayerSpec) -> list[str]:
 
 def _refused_input(bad: BadInput) -> str:
     if not isinstance(bad.input, tuple) or bad.kwargs or bad.training or bad.error is not ValueError:
-        raise Unwritable("not an input of another shape")
+        raise UnwritableError("not an input of another shape")
     return _param([as_source(bad.input), "ValueError", _pattern(bad.message)])
 
 
