@@ -50,6 +50,8 @@ def _run(args: Namespace) -> None:
         raise ValueError(f"--pull-request must be a new file, {text} exists")
     if Path(args.checkout).resolve() in text.resolve().parents:
         raise ValueError(f"--pull-request must be outside of the checkout, got {text}")
+    if not text.parent.is_dir():
+        raise FileNotFoundError(f"--pull-request must be in a folder that exists, got {text}")
     change.write()
     with atomic_path(text) as temporary:
         temporary.write_text(change.pull_request, encoding="utf-8")

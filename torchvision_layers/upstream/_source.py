@@ -83,7 +83,7 @@ def source_of(layer: type[nn.Module], given: Mapping[Definition, Import], keep: 
     if len(set(renamed.values())) < len(renamed):
         raise ValueError(f"helpers of {layer.__name__} must have names of their own, got {sorted(renamed.values())}")
     names: dict[Key, str] = {root: root.name}
-    names.update(renamed)
+    names.update(renamed.items())
     externals = {u.origin for unit in collection.units.values() for u in unit.uses if isinstance(u.origin, External)}
     names.update((key_of(origin), origin.alias) for origin in externals)
     others = set(tnn.__all__) - {layer.__name__} - {definition.name for definition in given}
