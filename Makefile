@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table bench bench-int8 bench-deploy lint dist test-dist clean
+.PHONY: demo test test-all table docs bench bench-int8 bench-deploy lint dist test-dist clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -27,6 +27,10 @@ test-all: .venv/test.stamp
 # The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
 table: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest test/test_matrix.py -k test_cell -m "slow or not slow" --write-matrix
+
+# The pages in docs/build/html; a warning is an error.
+docs: .venv/docs.stamp
+	$(VENV_PYTHON) -m sphinx -W --keep-going -n -q -b html docs/source docs/build/html
 
 # The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp
@@ -59,4 +63,4 @@ test-dist:
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist docs/build docs/source/generated *.egg-info

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+# Of a run, beside its model: what ``Training.state`` makes, and what it was started with.
+STATE = {"settings", "optimizer", "scheduler", "scaler", "model_ema", "averaged", "epoch", "step", "sums", "history"}
+STATE |= {"generators"}
 
 
 @contextmanager
@@ -63,11 +66,19 @@ def before(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_before{path.suffix}")
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint to ``path``; what was there stays, as :func:`before` names it."""
+def save_checkpoint(state: dict[str, Any], path: Path, keep: bool = True) -> None:
+    """Writes a checkpoint to ``path``; what was there stays, as :func:`before` names it.
+
+    Args:
+        state: what it holds.
+        path: where it goes.
+        keep: ``False`` where what is there cannot be used: then the one before stays. Default: ``True``.
+
+    Errors: ``OSError`` naming ``path``, where it cannot be written.
+    """
     with atomic_path(path) as temporary:
         _save(state, temporary)
-        if path.exists():  # a kill between the two renames leaves this one alone, which is taken then
+        if keep and path.exists():  # a kill between the two renames leaves this one alone, which is taken then
             os.replace(path, before(path))
 
 
@@ -141,6 +152,10 @@ def read_resumable(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     checkpoint = load_checkpoint(path, about["model_name"], about["num_classes"], about.get("kind", "float"))
     if "optimizer" not in checkpoint:
         raise ValueError(f"{path} holds weights alone: they can be started from, but not resumed")
+    if missing := STATE - checkpoint.keys():
+        raise ValueError(
+            f"{path} is not a checkpoint of these scripts as they are: it lacks {', '.join(sorted(missing))}"
+        )
     check_same(path, "classes", checkpoint["classes"], about["classes"])
     check_same(path, "size", model_arguments(checkpoint), about["model_arguments"])
     for name, value in about["settings"].items():

@@ -26,11 +26,11 @@ def processes(device: str | None = None) -> Iterator[torch.device]:
         ValueError: for a device that does not exist here.
     """
     chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # whose generator a checkpoint holds
     if "RANK" not in os.environ:
         yield chosen
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield chosen

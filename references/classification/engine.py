@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Options:
         clip_grad_norm: the largest norm of all gradients together.
         amp: the half precision to compute in where torch deems it safe.
         channels_last: whether images are laid out so.
-        ema_steps: batches between two updates of the average.
+        ema_steps: batches between two updates of the average, beside one at the end of each epoch.
         ema_from: the first epoch whose weights are averaged with earlier ones.
         seed: of what the model draws.
         print_freq: batches between two lines on how the epoch goes; ``0`` prints none.
@@ -51,7 +51,7 @@ class Options:
 
 
 class EpochResult(NamedTuple):
-    """Means over the images trained on, and how many batches were left out for holding fewer than two."""
+    """Means over the images trained on, and how many batches were left out: a process had fewer than two images."""
 
     loss: float
     accuracy: float
@@ -99,7 +99,7 @@ def train_one_epoch(
         disable=distributed.rank() > 0 or None,  # None: where stderr is no terminal
     )
     with determinism, bar:
-        for batch in loader.batches(run.epoch, run.step):
+        for batch in _batches(run, loader, stop):
             counts, signals = _agree(batch, stop, run.device)
             if any(signals):
                 raise StopAsked(int(max(signals)))
@@ -108,6 +108,11 @@ def train_one_epoch(
                 run.sums[3] += 1
             else:
                 _step(run, model, batch, sum(counts), options)
+            # At the end of an epoch too: one of fewer batches would leave the average as the model began.
+            if run.average is not None and (run.step % options.ema_steps == 0 or run.step == len(loader)):
+                if run.epoch < options.ema_from:
+                    run.average.n_averaged.zero_()  # the update copies
+                run.average.update_parameters(run.model)
             loss, accuracy = _means(run)
             bar.update(int(run.sums[2]) - seen)
             seen = int(run.sums[2])
@@ -121,6 +126,16 @@ def train_one_epoch(
     if run.sums[2] == 0:
         raise ValueError(f"epoch {run.epoch}: no batch holds two readable images to train on")
     return EpochResult(*_means(run), int(run.sums[3]))
+
+
+def _batches(run: Training, loader: ImageLoader, stop: StopRequest | None) -> Iterator[Batch]:
+    """What is left of the epoch; an empty batch where the signal that asks to stop has ended the readers as well."""
+    try:
+        yield from loader.batches(run.epoch, run.step)
+    except RuntimeError:  # from the DataLoader, of a reader that is gone
+        if not (stop and stop.signum):
+            raise
+        yield Batch(None, None, [])
 
 
 def _agree(batch: Batch, stop: StopRequest | None, device: torch.device) -> tuple[list[float], list[float]]:
@@ -156,10 +171,6 @@ def _step(run: Training, model: nn.Module, batch: Batch, whole: float, options: 
         raise FloatingPointError(f"the loss is {loss_sum / seen} in {where}; try a lower lr{which}")
     # Processes average their gradients; what a smaller part of the batch gives must not weigh more.
     _update(run, loss * (count * distributed.count() / whole), options)
-    if run.average is not None and run.step % options.ema_steps == 0:
-        if run.epoch < options.ema_from:
-            run.average.n_averaged.zero_()  # the first update after this copies
-        run.average.update_parameters(run.model)
     for i, value in enumerate((loss_sum, correct, seen)):
         run.sums[i] += value
 

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import distributed
 import numpy as np
 import torch
 from data import Images, Unreadable
+from interruption import without_signals
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
@@ -81,7 +83,9 @@ class ImageLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # nothing is drawn from torch's own, whose state a checkpoint holds
         )
-        for (images, labels, indices), unreadable in loader:
+        with without_signals():  # a reader goes on until this process has seen to its own
+            batches = iter(loader)
+        for (images, labels, indices), unreadable in batches:
             for path, reason in unreadable:
                 if self.on_bad_image == "stop":
                     raise ValueError(f"{path} cannot be read as an image ({reason}); on_bad_image=skip leaves it out")
@@ -128,6 +132,11 @@ def _collate(samples: Sequence[tuple[Tensor, int, int] | Unreadable]) -> tuple[_
 
 
 def left_out(*loaders: ImageLoader) -> str:
-    """How many images could not be read, to end a line with; nothing where there was none."""
+    """How many images no process could read, to end a line with; nothing where there was none.
+
+    All processes must call it.
+    """
+    for loader in loaders:
+        loader.unreadable.update(*distributed.gather(loader.unreadable))
     count = sum(len(loader.unreadable) for loader in loaders)
     return f", unreadable images skipped: {count}" if count else ""

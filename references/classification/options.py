@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import shlex
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import distributed
 from data import DATASETS
@@ -45,10 +47,16 @@ SETTINGS = (
 
 
 class RecipeParser(ArgumentParser):
-    """Reads ``@FILE`` as arguments, one a line; empty lines and what follows ``#`` are left out."""
+    """Reads ``@FILE`` as arguments: ``--name=value`` or ``--name value`` a line, spaces and quotes being part of it.
+
+    Empty lines are left out, and comments: what follows a ``#`` that begins a line or stands after a space.
+    """
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        words = line.partition("#")[0].strip()
+        words = re.sub(r"(^|\s)#.*", "", line).strip()
+        name, space, value = words.partition(" ")
+        if space and name.startswith("-") and "=" not in name:
+            return [name, value.strip()]
         return [words] if words else []
 
 
@@ -73,7 +81,7 @@ def get_parser(description: str | None = None) -> ArgumentParser:
     add("--opt", default="sgd_nesterov", choices=OPTIMIZERS, help="optimizer")
     add("--lr", type=float, default=0.03, help="the highest learning rate")
     add("--momentum", type=float, default=0.9, help="of SGD and RMSprop")
-    add("--weight-decay", type=float, default=5e-4, help="of every parameter")
+    add("--weight-decay", "--wd", type=float, default=5e-4, help="of every parameter")
     add("--lr-scheduler", default=ONE_CYCLE, choices=[ONE_CYCLE, *SCHEDULES], help="schedule of the learning rate")
     add("--lr-step-size", type=int, default=30, help="epochs between two steps of steplr")
     add("--lr-gamma", type=float, default=0.1, help="factor of steplr and exponentiallr")
@@ -83,7 +91,7 @@ def get_parser(description: str | None = None) -> ArgumentParser:
     add("--lr-warmup-decay", type=float, default=0.01, help="of these: the factor that they begin with")
     add("--clip-grad-norm", type=float, metavar="NORM", help="the largest norm of all gradients together")
     add("--model-ema", action="store_true", help="average the weights, and keep the average as the result")
-    add("--model-ema-steps", type=int, default=32, help="batches between two updates of the average")
+    add("--model-ema-steps", type=int, default=32, help="batches between updates of the average; one ends each epoch")
     add("--model-ema-decay", type=float, default=0.99998, help="of the average, at each image of an epoch")
 
     add = parser.add_argument_group("computing").add_argument
@@ -122,8 +130,8 @@ def add_data_arguments(parser: ArgumentParser) -> None:
         help="of imagefolder and imagenet: DIR/train and DIR/val, or DIR/CLASS; of cifar10",
     )
     add("--image-size", type=int, default=64, help="side of the square the model sees")
-    add("--batch-size", type=int, default=32, help="images in a batch of each process")
-    add("--workers", type=int, default=0, help="processes that read images for each; 0 reads in the same")
+    add("--batch-size", "-b", type=int, default=32, help="images in a batch of each process")
+    add("--workers", "-j", type=int, default=0, help="processes that read images for each; 0 reads in the same")
     add("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="what an unreadable image does")
 
 
@@ -140,6 +148,8 @@ def check_options(args: Namespace) -> None:
         raise ValueError("fsdp needs the processes of torchrun: torchrun --nproc-per-node N ...")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard must be installed for its logs: pip install tensorboard")
+    if args.fsdp and args.channels_last:
+        raise ValueError("channels_last cannot be given with fsdp, which shards contiguous parameters alone")
     if args.fsdp and args.amp == "float16":
         raise ValueError("amp must be bfloat16 with fsdp; got float16, whose scaler does not know sharded gradients")
 
@@ -152,14 +162,23 @@ def settings_of(args: Namespace, images: int) -> dict[str, object]:
 
 
 def command_of(args: Namespace) -> str:
-    """The command that gives ``args``, with a recipe's arguments spelt out."""
-    words = ["torchrun", "--nproc-per-node", str(distributed.count())] if distributed.count() > 1 else ["python"]
-    words.append("references/classification/train.py")
+    """The command that gives ``args`` in the current folder, with a recipe's arguments spelt out."""
+    words = ["python"]
+    if "RANK" in os.environ:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.count()))
+        nodes = ["--nnodes", str(distributed.count() // here)] if here < distributed.count() else []
+        words = ["torchrun", *nodes, "--nproc-per-node", str(here)]
+    script = Path(__file__).with_name("train.py")
+    words.append(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
     for action in get_parser()._actions:
         value = getattr(args, action.dest, None)
         if action.dest == "help" or (value == action.default and action.dest != "model"):
             continue
-        words.append(action.option_strings[0])
-        if value is not True:
-            words.append(str(value))
+        name = action.option_strings[0]
+        if value is True:
+            words.append(name)
+        elif str(value).startswith("-"):  # or it would be taken for another option
+            words.append(f"{name}={value}")
+        else:
+            words += [name, str(value)]
     return shlex.join(words)

@@ -18,6 +18,7 @@ import presets
 import torch
 import torchvision
 from checkpoints import (
+    before,
     check_same,
     first_good,
     load_checkpoint,
@@ -74,8 +75,9 @@ def main(args: Namespace) -> dict[str, Any]:
         if args.test_only:
             model = load_trained(args.weights, args, classes).to(device)
             tested = evaluate(model, test_loader, len(classes), device=device)
+            left = left_out(test_loader)
             if distributed.rank() == 0:
-                print(f"{args.model}: test accuracy {tested.accuracy:.2%}{left_out(test_loader)}")
+                print(f"{args.model}: test accuracy {tested.accuracy:.2%}{left}")
             return {"history": [], "test_accuracy": tested.accuracy}
         return Run(args, device, train_loader, test_loader, classes, stop).train()
 
@@ -104,6 +106,7 @@ class Run:
         model = self._build()
         self.output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
         self.checkpoint = self.output_dir / "checkpoint.pth"
+        self.good: Path | None = None  # the last checkpoint of this run that was written or read
         self.training = self._start(model)
         self._resume()
 
@@ -127,7 +130,7 @@ class Run:
         if average is not None and args.fsdp:
             distributed.shard(average.module)
         if args.compile:
-            wrapped.compile()
+            wrapped.compile(dynamic=False)  # or the graph of a batch would depend on the sizes of earlier ones
         optimizer = make_optimizer(model, args)
         return Training(
             model,
@@ -145,19 +148,23 @@ class Run:
         if args.resume is None:
             return
         state = first_good(self.checkpoint, self._read) if args.resume == "auto" else self._read(Path(args.resume))
+        if len(set(distributed.gather(state and (state["epoch"], state["step"])))) > 1:
+            raise ValueError(f"all processes must find the same checkpoint; is {self.output_dir} a folder of them all?")
         if state is not None:
             self.training.load(state, args.seed)
             self.say(f"goes on in epoch {self.training.epoch}, after {self.training.step} of its batches")
 
     def _read(self, path: Path) -> dict[str, Any]:
         """The checkpoint at ``path``; ``ValueError`` if it cannot be resumed, or is of another run."""
-        return read_resumable(path, self.about)
+        state = read_resumable(path, self.about)
+        self.good = path
+        return state
 
     def say(self, line: str) -> None:
         """Prints a line and adds it to train.log, in the first process."""
         if distributed.rank() == 0:
             tqdm.write(line)
-            with open(self.output_dir / "train.log", "a", encoding="utf-8") as log:
+            with open(self.output_dir / "train.log", "a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(f"{line}\n")
 
     def train(self) -> dict[str, Any]:
@@ -244,13 +251,8 @@ class Run:
             f"epoch {entry['epoch']}/{self.args.epochs}: "
             f"loss {entry['train_loss']:.3f}, accuracy {entry['train_accuracy']:.2%}; "
             f"test loss {entry['test_loss']:.3f}, accuracy {entry['test_accuracy']:.2%}"
-            f"{averaged}{small}{self._left_out()}"
+            f"{averaged}{small}{left_out(self.train_loader, self.test_loader)}"
         )
-
-    def _left_out(self) -> str:
-        for loader in (self.train_loader, self.test_loader):
-            loader.unreadable.update(*distributed.gather(loader.unreadable))
-        return left_out(self.train_loader, self.test_loader)
 
     def _save_sometimes(self) -> None:
         if self.args.checkpoint_steps and self.training.step % self.args.checkpoint_steps == 0:
@@ -260,17 +262,22 @@ class Run:
         """Writes the checkpoint, unless the last step has spoilt the weights."""
         training = self.training
         if not training.is_finite():
-            where = f"epoch {training.epoch}, step {training.step}"
-            raise FloatingPointError(f"a weight is not finite in {where}; try a lower lr{self._kept()}")
+            done = (
+                f"in epoch {training.epoch}, step {training.step}"
+                if training.step
+                else f"after epoch {training.epoch - 1}"
+            )
+            raise FloatingPointError(f"a weight is not finite {done}; try a lower lr{self._kept()}")
         state = training.state()
         if distributed.rank() == 0:
             try:
-                save_checkpoint({**self.about, **state}, self.checkpoint)
+                save_checkpoint({**self.about, **state}, self.checkpoint, self.good != before(self.checkpoint))
             except OSError as error:
                 raise OSError(f"{error}{self._kept()}") from error
+        self.good = self.checkpoint
 
     def _kept(self) -> str:
-        return f"; {self.checkpoint} is the last good checkpoint" if self.checkpoint.exists() else ""
+        return f"; {self.good} is the last good checkpoint" if self.good else ""
 
     def _how_to_go_on(self) -> str:
         training, command = self.training, options.command_of(Namespace(**{**vars(self.args), "resume": "auto"}))
@@ -281,7 +288,7 @@ class Run:
         args, (plain, averaged) = self.args, tested
         final, state = averaged or plain, self.training.state()
         weights = state["model"] if averaged is None else state["model_ema"]
-        left = self._left_out()
+        left = left_out(self.train_loader, self.test_loader)
         if distributed.rank() == 0:
             save_atomically(
                 {**self.about, "model": weights, "test_accuracy": final.accuracy}, self.output_dir / "model.pth"
@@ -302,7 +309,7 @@ def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Mo
     checkpoint = load_checkpoint(path, args.model, len(classes))
     check_same(path, "classes", checkpoint["classes"], classes)
     for name in ("dataset", "image_size"):
-        check_same(path, name, checkpoint["settings"][name], getattr(args, name))
+        check_same(path, name, checkpoint.get("settings", {}).get(name), getattr(args, name))
     model = build_model(args.model, len(classes), **model_arguments(checkpoint))
     model.load_state_dict(checkpoint["model"])
     return model

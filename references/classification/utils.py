@@ -3,6 +3,7 @@
 Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a process that does not have it.
 """
 
+import os
 import random
 import sys
 import tempfile
@@ -26,6 +27,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "depth_mult": (lambda value: 0 < value < inf, "positive and finite"),
     "epochs": (lambda value: value >= 1, "at least 1"),
     "frozen_epochs": (lambda value: value >= 0, "at least 0"),
+    "jobs": (lambda value: value >= 1, "at least 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "lr": (lambda value: 0 < value < inf, "positive and finite"),
     "lr_gamma": (lambda value: 0 < value <= 1, "in (0, 1]"),
@@ -66,6 +68,7 @@ def check_numbers(args: Namespace) -> None:
 
 def run_as_script(main: Callable[[Namespace], object], args: Namespace) -> None:
     """Calls ``main``; what the user did wrong becomes one line on stderr and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that its encoding does not have
     try:
         main(args)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -115,6 +118,7 @@ def deterministic_algorithms() -> Iterator[None]:
 
     For training alone: int8 operators have no implementation that torch calls deterministic.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS counts as not deterministic
     enabled, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time

@@ -1,6 +1,7 @@
 """Two processes against one with the same batches, restarted workers, sharded parameters."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,18 +48,28 @@ def one(host, folder: Path, name: str, *flags: str, **how: object) -> dict:
 
 def two(host, folder: Path, name: str, *flags: str, **how: object) -> dict:
     """What a run in two processes leaves, of batches of four each."""
+    words = arguments(folder, name, "--batch-size", "4", *flags)
+    assert together(host, folder, name, words, words, **how) == [0, 0], printed(folder, name)
+    return saved(folder / name / "checkpoint.pth")
+
+
+def printed(folder: Path, name: str) -> str:
+    """What the first process of :func:`together` printed, then what the second did."""
+    return "".join((folder / f"{name}.txt{rank}").read_text() for rank in (0, 1))
+
+
+def together(host, folder: Path, name: str, *words: list[str], **how: object) -> list[int]:
+    """How two processes end that have these arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words, output = arguments(folder, name, "--batch-size", "4", *flags), str(folder / f"{name}.txt")
     runs = []
-    for rank in ("0", "1"):
-        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        runs.append({"arguments": words, "output": f"{output}{rank}", "environment": environment, **how})
-    statuses = [status for status, _ in host.run(*runs)]
-    assert statuses == [0, 0], Path(f"{output}0").read_text() + Path(f"{output}1").read_text()
-    return saved(folder / name / "checkpoint.pth")
+    for rank in (0, 1):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        output = str(folder / f"{name}.txt{rank}")
+        runs.append({"arguments": words[rank], "output": output, "environment": environment, **how})
+    return [status for status, _ in host.run(*runs)]
 
 
 def assert_same_curves(found: dict, expected: dict, tolerance: float) -> None:
@@ -100,6 +111,26 @@ def test_the_test_counts_every_image_once(host, folder):
     [(status, _)] = host.run({"arguments": arguments(folder, "unused", *command), "output": str(output)})
     assert status == 0
     assert f"test accuracy {found['history'][0]['test_accuracy']:.2%}" in output.read_text()
+
+
+def test_unreadable_images_of_all_processes_are_counted(host, folder):
+    """The last test image is the second process's."""
+    photos = shutil.copytree(folder / "photos", folder / "damaged")
+    sorted((photos / "val" / "red").iterdir())[-1].write_text("no picture")
+    two(host, folder, "skipping", "--model", "resnet18", "--epochs", "1")
+    words = ["--test-only", "--weights", str(folder / "skipping" / "model.pth"), "--model", "resnet18"]
+    words = arguments(folder, "unused", *words, "--on-bad-image", "skip", "--data-path", str(photos))
+    assert together(host, folder, "skipped", words, words) == [0, 0]
+    assert printed(folder, "skipped").count(", unreadable images skipped: 1") == 1
+
+
+def test_processes_that_find_other_checkpoints_do_not_go_on(host, folder):
+    """As where each machine has a disk of its own."""
+    two(host, folder, "here", "--model", "resnet18", "--epochs", "1")
+    words = [arguments(folder, name, "--batch-size", "4", "--model", "resnet18") for name in ("here", "elsewhere")]
+    words = [[*each, "--epochs", "1", "--resume", "auto"] for each in words]
+    assert together(host, folder, "apart", *words) == [2, 2]
+    assert printed(folder, "apart").count("error: all processes must find the same checkpoint") == 2
 
 
 @pytest.mark.slow

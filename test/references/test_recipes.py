@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import data
 import pytest
 import torch
+import train
 from conftest import SCRIPTS
+from data import Images
 from models import MODELS, build_model
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.txt"))
@@ -33,3 +36,28 @@ def test_a_recipe_makes_its_model(recipe: Path) -> None:
     size = int(arguments["image-size"])
     with torch.no_grad():
         assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_trains(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps and a test through the script's own entry, on eight images and four."""
+    monkeypatch.setattr(train, "load_datasets", few_images)
+    words = [f"@{recipe}", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--output-dir", str(tmp_path)]
+    args = train.get_parser().parse_args(words)
+    found = train.main(args)
+    (entry,) = found["history"]
+    assert 0 < entry["train_loss"] < 20
+    assert found["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    saved = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert saved["model_arguments"] == {"width_mult": args.width_mult, "depth_mult": args.depth_mult}
+    assert sum(value.numel() for value in saved["model"].values()) == sum(
+        value.numel() for value in build_model(recipe.stem, 10, args.width_mult, args.depth_mult).state_dict().values()
+    )
+
+
+def few_images(*given: object, **augmentation: object) -> tuple[Images, Images, list[str]]:
+    """The digits, cut to the first ones."""
+    *sets, classes = data.load_datasets(*given, **augmentation)
+    for images, count in zip(sets, (8, 4), strict=True):
+        images.sources, images.labels = images.sources[:count], images.labels[:count]
+    return *sets, classes

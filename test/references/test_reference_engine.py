@@ -1,12 +1,14 @@
 """An epoch of training, on models so small that its figures can be worked out."""
 
+from collections.abc import Iterator
+
 import models
 import pytest
 import torch
 from data import Images
 from engine import Options, train_one_epoch
 from interruption import StopAsked, StopRequest
-from loading import ImageLoader
+from loading import Batch, ImageLoader
 from optimization import Schedule
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -100,6 +102,18 @@ def test_the_average(steps, first):
     torch.testing.assert_close(average.module[1].bias, expected if first == 1 else seen[-1])
 
 
+@pytest.mark.parametrize("count", [16, 17])  # the last batch of 17 is one image, which is left out
+def test_an_epoch_of_fewer_batches_than_between_two_updates_is_averaged(count):
+    model = linear()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    start = model[1].bias.detach().clone()
+    training = Training(model, SGD(model.parameters(), lr=0.1), average=average)
+    train_one_epoch(training, loader_of(count, batch_size=4), Options(ema_steps=32))
+    assert average.n_averaged == 1
+    assert torch.equal(average.module[1].bias, model[1].bias)
+    assert not torch.equal(model[1].bias, start)
+
+
 def test_half_precision_computes_in_it():
     class Watched(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -155,6 +169,24 @@ def test_a_request_to_stop_ends_before_the_next_batch_and_the_rest_follows():
     assert (caught.value.signum, cut.step) == (15, 3)
     assert train_one_epoch(cut, loader_of(16, 4)) == expected
     assert torch.equal(cut.model[1].weight, whole.model[1].weight)
+
+
+@pytest.mark.parametrize("signum", [0, 15])
+def test_a_signal_that_ends_the_readers_as_well_is_a_request_to_stop(monkeypatch, signum):
+    """Any other end of theirs is an error."""
+    model, loader, stop = linear(), loader_of(16, 4), StopRequest()
+    training = Training(model, SGD(model.parameters(), lr=0.1))
+    whole = loader.batches
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        yield next(whole(epoch, start))
+        stop.signum = signum
+        raise RuntimeError("worker is gone")
+
+    monkeypatch.setattr(loader, "batches", batches)
+    with pytest.raises(StopAsked if signum else RuntimeError):
+        train_one_epoch(training, loader, stop=stop)
+    assert training.step == 1
 
 
 def test_lines_on_how_an_epoch_goes():

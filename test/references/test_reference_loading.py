@@ -1,5 +1,8 @@
 """The loader: which images come when, in how many processes, and what an unreadable one does."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,6 +151,20 @@ def test_an_unreadable_image_stops_by_default(photos, workers):
         read_all(photos, "stop", workers)
     assert first in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@forks
+def test_signals_to_all_of_a_job_leave_the_readers_alive():
+    """Ctrl-C, and what ends a job, reach them as well as the process that is to save and stop."""
+    batches = ImageLoader(numbers(40), 2, workers=2).batches()
+    found = [next(batches).labels.tolist()]
+    readers = multiprocessing.active_children()
+    assert len(readers) == 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for reader in readers:
+            os.kill(reader.pid, number)
+    found += [batch.labels.tolist() for batch in batches]
+    assert found == indices(ImageLoader(numbers(40), 2))
 
 
 def test_a_batch_of_nothing_but_unreadable_images_is_left_out(tmp_path):

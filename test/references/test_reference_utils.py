@@ -1,3 +1,4 @@
+import io
 import math
 import random
 from argparse import Namespace
@@ -41,6 +42,15 @@ def test_deterministic_algorithms_are_asked_for_inside_only():
         fail()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_what_the_output_cannot_show_is_spelt(monkeypatch):
+    """A name of a file in letters that a console does not have, or in none, ends no run."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(utils.sys, "stdout", output)
+    utils.run_as_script(lambda args: print(f"{args.name} is done"), Namespace(name="\u00fc\udcff"))
+    output.flush()
+    assert output.buffer.getvalue() == b"\\xfc\\udcff is done\n"
 
 
 def test_output_dir_is_created_and_left_empty(tmp_path):

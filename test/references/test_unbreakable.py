@@ -128,6 +128,32 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(runs, number, s
     assert_same_end(runs.folder / name, runs.whole)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_that_is_killed_ends_as_one_that_is_not(runs):
+    """Its last batches are smaller, so that there are graphs of two sizes before the kill, and one after."""
+    flags = [
+        "--model",
+        "resnet18",
+        "--compile",
+        "--batch-size",
+        "10",
+        "--model-ema-steps",
+        "1",
+        "--checkpoint-steps",
+        "1",
+    ]
+    assert runs.one("compiled", *flags) == 0
+    assert runs.one("cut_compiled", *flags, dies_at=("replace", 18)) == -signal.SIGKILL
+    assert runs.one("cut_compiled", *flags, "--resume", "auto") == 0
+    assert "goes on in epoch 2" in runs.printed("cut_compiled")
+    assert_same_end(runs.folder / "cut_compiled", runs.folder / "compiled")
+
+
+def incomplete(path: Path) -> None:
+    checkpoint = saved(path)
+    torch.save({key: value for key, value in checkpoint.items() if key not in ("sums", "settings")}, path)
+
+
 def foreign(path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), path)
 
@@ -152,6 +178,7 @@ def truncated(path: Path) -> None:
         (truncated, "is not a checkpoint, or a damaged one"),
         (Path.unlink, None),
         (foreign, "is not a checkpoint of these scripts"),
+        (incomplete, "is not a checkpoint of these scripts as they are: it lacks settings, sums"),
         (of_another_model, "is a checkpoint of resnet18 with 2 classes, not of mobilenet_v2 with 2"),
         (of_another_run, "was made with lr 0.5, not 0.01"),
     ],
@@ -166,6 +193,34 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_the_one_before_is(runs, d
         assert f"warning: {path} {message}" in printed
         assert f"{checkpoints.before(path)}, the one before, is used" in printed
     assert_same_end(runs.folder / name, runs.whole)
+
+
+def test_a_kill_leaves_the_good_checkpoint_where_the_last_was_bad(runs):
+    """Between the renames of the first checkpoint after it."""
+    path = runs.cut("bad_and_killed")
+    truncated(path)
+    flags = ["--resume", "auto", "--checkpoint-steps", "5"]
+    assert runs.one("bad_and_killed", *flags, dies_at=("replace", 2)) == -signal.SIGKILL
+    assert runs.one("bad_and_killed", *flags) == 0
+    assert_same_end(runs.folder / "bad_and_killed", runs.whole)
+
+
+def test_the_last_good_checkpoint_is_one_of_this_run(runs):
+    """Neither a damaged one, nor what an earlier run has left."""
+    path = runs.cut("named")
+    truncated(path)
+    assert runs.one("named", "--resume", "auto", largest_file=50_000) == 2
+    assert runs.printed("named").endswith(f"; {checkpoints.before(path)} is the last good checkpoint\n")
+    assert runs.one("named", largest_file=50_000) == 2
+    assert runs.printed("named").endswith(f"{path} cannot be written: File too large\n")
+
+
+def test_a_folder_with_any_name(runs):
+    name = 'it\'s "so" $HOME ü漢 \udcff #1'
+    assert runs.one(name, "--epochs", "1") == 0
+    command, *_ = runs.printed(name).splitlines()
+    log = (runs.folder / name / "train.log").read_text(encoding="utf-8")
+    assert log.splitlines()[0] == command
 
 
 def test_no_run_begins_anew_over_checkpoints_that_cannot_be_used(runs):

@@ -1,0 +1,85 @@
+"""The drawings of the documentation, each made from what it shows. ``python docs/drawings`` writes them all."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import nn
+
+from torchvision_layers import nn as tnn
+
+from .blocks import draw_block
+from .diagrams import draw_fusing, draw_rooms
+from .figures import draw_activations, draw_attention_window, draw_coordinates
+from .svg import Sheet
+
+__all__ = ["DRAWINGS", "Drawing"]
+
+
+class Drawing(NamedTuple):
+    """What draws it, and what it shows in words, for who cannot see it."""
+
+    draw: Callable[[], Sheet]
+    alt: str
+
+    def svg(self) -> str:
+        return self.draw().svg(self.alt)
+
+
+def _block(make: Callable[[], nn.Module]) -> Callable[[], Sheet]:
+    return lambda: draw_block(make())
+
+
+#: By the name of the file; where that is the name of a layer, the drawing stands on its page.
+DRAWINGS: dict[str, Drawing] = {
+    "rooms": Drawing(
+        draw_rooms,
+        "The rooms of the package. Your model imports nn; deploy and testing import quantized; nn, quantized and "
+        "experimental import layers; layers imports _utils.",
+    ),
+    "fusing": Drawing(
+        draw_fusing,
+        "The modules of an InvertedResidual before and after fusing: convolutions followed by a batch norm and ReLU6 "
+        "become one module each, the norms and activations become identities, the rest stays.",
+    ),
+    "activations": Drawing(
+        draw_activations,
+        "Curves of ReLU, Swish and Mish from -5 to 3: Swish and Mish dip below zero, to -0.28 and -0.31, and approach "
+        "ReLU on both sides.",
+    ),
+    "MultiHeadedSpatialAttention": Drawing(
+        draw_attention_window,
+        "The pixels that a query sees with a window of 5×5: all 25 around a pixel inside of the image, and at the "
+        "border those 12 of the window that lie in the image.",
+    ),
+    "CoordConv2d": Drawing(
+        draw_coordinates,
+        "The added channels on an image of 5×5: i goes from -1 in the first row to 1 in the last, j from -1 in the "
+        "first column to 1 in the last, r is 0 in the centre and 1.4 in the corners.",
+    ),
+    "BasicBlock": Drawing(
+        _block(partial(tnn.BasicBlock, 64, 128, stride=2)),
+        "BasicBlock of 64 to 128 channels with stride 2: two convolutions of 3×3, each with batch norm, a ReLU between "
+        "them; beside them a strided 1×1 convolution with batch norm; their sum goes through a ReLU.",
+    ),
+    "Bottleneck": Drawing(
+        _block(partial(tnn.Bottleneck, 256, 64)),
+        "Bottleneck of 256 channels: a 1×1 convolution to 64, one of 3×3, one of 1×1 back to 256, each with batch "
+        "norm, ReLUs between them; added to the input; a ReLU.",
+    ),
+    "InvertedResidual": Drawing(
+        _block(partial(tnn.InvertedResidual, 24, 24, stride=1, expand_ratio=6)),
+        "InvertedResidual of 24 channels: a 1×1 convolution to 144, a depthwise one of 3×3, each with batch norm and "
+        "ReLU6, then a 1×1 convolution back to 24 with batch norm alone; added to the input.",
+    ),
+    "MBConv": Drawing(
+        _block(partial(tnn.MBConv, 24, 24)),
+        "MBConv of 24 channels: a 1×1 convolution to 144 and a depthwise one of 3×3, each with batch norm and SiLU, "
+        "squeeze-excitation, then a 1×1 convolution back to 24 with batch norm alone; added to the input.",
+    ),
+    "ConvNeXtBlock": Drawing(
+        _block(partial(tnn.ConvNeXtBlock, 96)),
+        "ConvNeXtBlock of 96 channels: a depthwise 7×7 convolution, a change to channels last, layer norm, a "
+        "projection to 384, GELU, one back to 96, a change to channels first, layer scale; added to the input.",
+    ),
+}

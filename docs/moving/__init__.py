@@ -1,0 +1,8 @@
+"""From the layers of other libraries to these, argument by argument."""
+
+from . import from_timm, from_torchvision
+from .peer import Peer, check, table
+
+__all__ = ["PEERS", "Peer", "check", "table"]
+
+PEERS = (*from_torchvision.PEERS, *from_timm.PEERS)

@@ -1,0 +1,121 @@
+"""A layer of another library and the one here that takes its place: what is called what, and the proof."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Peer", "check", "table"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Two layers that compute the same from the same weights."""
+
+    #: Dotted names.
+    theirs: str
+    ours: str
+    #: Arguments that both have under one name.
+    same: tuple[str, ...]
+    #: Arguments both are called with for the proof, in values that are no defaults, and the shape of an input.
+    call: Mapping[str, Any]
+    our_call: Mapping[str, Any]
+    shape: tuple[int, ...]
+    #: Their argument, and ours with what to mind.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    #: Their arguments that ours has not, and what to do instead.
+    absent: Mapping[str, str] = field(default_factory=dict)
+    #: Keys of their ``state_dict`` that ours has not.
+    lost_keys: tuple[str, ...] = ()
+    note: str = ""
+    #: Where their first argument is a configuration: its class, the values of which are in ``call``.
+    config: str = ""
+
+    @property
+    def library(self) -> str:
+        return self.theirs.split(".")[0]
+
+
+def find(name: str) -> Any:
+    """The class of a dotted name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _parameters(cls: Any) -> list[str]:
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [name for name, p in inspect.signature(cls).parameters.items() if p.kind not in kinds]
+
+
+def _their_parameters(peer: Peer) -> list[str]:
+    names = _parameters(find(peer.theirs))
+    return [f"cnf.{name}" for name in _parameters(find(peer.config))] + names[1:] if peer.config else names
+
+
+def _ours(words: str) -> str:
+    """The argument that a remark on a renamed one begins with."""
+    return words.split("``")[1].split("=")[0]
+
+
+def _make_theirs(peer: Peer) -> nn.Module:
+    call = dict(peer.call)
+    if peer.config:
+        config = {name: call.pop(name) for name in list(call) if name.startswith("cnf.")}
+        call["cnf"] = find(peer.config)(**{name.removeprefix("cnf."): value for name, value in config.items()})
+    module = find(peer.theirs)(**call)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def check(peer: Peer) -> None:
+    """Raises ``AssertionError`` unless each argument is where the table says, and both layers compute the same."""
+    listed = [*peer.same, *peer.renamed, *peer.absent]
+    theirs, ours = _their_parameters(peer), _parameters(find(peer.ours))
+    assert sorted(listed) == sorted(theirs), (peer.theirs, set(listed) ^ set(theirs))
+    targets = {*peer.same, *map(_ours, peer.renamed.values())}
+    assert targets <= set(ours), (peer.ours, targets - set(ours))
+    torch.manual_seed(0)
+    left, right = _make_theirs(peer).eval(), find(peer.ours)(**peer.our_call).eval()
+    state = {key: value for key, value in left.state_dict().items() if key not in peer.lost_keys}
+    state = {key: _drawn(key, value) for key, value in state.items()}
+    left.load_state_dict(state, strict=not peer.lost_keys)
+    # Keys may differ, their order does not.
+    assert len(state) == len(right.state_dict()), (peer.theirs, list(state), list(right.state_dict()))
+    right.load_state_dict(
+        {
+            key: value.reshape(mine.shape)
+            for (key, mine), value in zip(right.state_dict().items(), state.values(), strict=True)
+        }
+    )
+    input = torch.randn(peer.shape)
+    with torch.no_grad():
+        torch.testing.assert_close(right(input.clone()), left(input.clone()), rtol=1e-4, atol=1e-5)
+
+
+def _drawn(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Numbers that no default could give; positive ones for what may be a variance."""
+    return torch.rand_like(value) + 0.5 if value.is_floating_point() and value.dim() < 2 else value
+
+
+def _code(names: list[str]) -> str:
+    return ", ".join(f"``{name}``" for name in names)
+
+
+def table(peer: Peer) -> str:
+    """The section of a page on this pair, in reStructuredText."""
+    theirs, ours = find(peer.theirs), find(peer.ours)
+    heading = peer.theirs.removeprefix(peer.library + ".")
+    defaults = {_ours(words) for words in peer.renamed.values()}
+    added = [name for name in _parameters(ours) if name not in {*peer.same, *defaults}]
+    rows = [(_code(list(peer.same)), "the same")] if peer.same else []
+    rows += [(f"``{name}``", words) for name, words in {**peer.renamed, **peer.absent}.items()]
+    rows += [("", f"further: {_code(added)}")] if added else []
+    lines = [heading, "~" * len(heading), "", f"becomes :class:`~{peer.ours}`. {peer.note}".rstrip(), ""]
+    lines += [".. list-table::", "   :header-rows: 1", "   :widths: 40 60", ""]
+    for left, right in [(f"``{theirs.__name__}``", f"``{ours.__name__}``"), *rows]:
+        lines += [f"   * - {left}", f"     - {right}"]
+    return "\n".join([*lines, ""])

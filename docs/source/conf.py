@@ -1,0 +1,85 @@
+"""Settings of the documentation: ``make docs`` builds it, with warnings as errors and without a network."""
+
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parent
+GENERATED = SOURCE / "generated"
+GENERATED.mkdir(exist_ok=True)
+sys.path.insert(0, str(SOURCE.parent))
+
+from aims import table as aims  # noqa: E402
+from drawings import DRAWINGS  # noqa: E402
+from inventories import write_inventories  # noqa: E402
+from moving import PEERS, check, table  # noqa: E402
+
+from torchvision_layers import quantized  # noqa: E402
+
+project = "torchvision_layers"
+author = "the authors of torchvision_layers"
+copyright = author
+version = release = (SOURCE.parents[1] / "version.txt").read_text().strip()
+
+extensions = [
+    "directives",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",  # for `testsetup`: what the examples of a page need and a reader does not
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+
+# Pages of the names: the docstring, with the types as the signature has them.
+autosummary_generate = True
+autosummary_context = {
+    "drawings": set(DRAWINGS),
+    "twins": set(quantized.__all__),
+}
+# Of two names that differ in nothing but case, one page would overwrite the other where file names have none.
+autosummary_filename_map = {
+    "torchvision_layers.quantized.report": "torchvision_layers.quantized.report-function",
+    "torchvision_layers.testing.row": "torchvision_layers.testing.row-function",
+}
+autodoc_preserve_defaults = True  # nn.ReLU, not what it prints as
+autodoc_inherit_docstrings = False  # of nn.Module, which every layer would repeat
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+add_module_names = False
+
+# What each argument of another library is called here. A pair that does not compute the same ends the build.
+for library in ("torchvision", "timm"):
+    peers = [peer for peer in PEERS if peer.library == library]
+    for peer in peers:
+        check(peer)
+    (GENERATED / f"arguments_{library}.txt").write_text("\n".join(map(table, peers)), encoding="utf-8")
+
+(GENERATED / "aims.txt").write_text(aims(), encoding="utf-8")
+
+# Links to other projects come from inventories that are written here, of the names in inventories.py and no others.
+intersphinx_mapping = write_inventories(GENERATED / "inventories")
+nitpicky = True
+# What folding makes of a CoordConv2d is no public name; torch has no page of what load_state_dict returns.
+nitpick_ignore = [
+    ("py:class", "PositionalConv2d"),
+    ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
+    ("py:class", "torchvision_layers.layers.positional_conv.PositionalConv2d"),
+    ("py:class", "torch.nn._IncompatibleKeys"),
+]
+
+html_math_renderer = "mathml"  # of directives.py: browsers show it without a script from elsewhere
+html_theme = "pydata_sphinx_theme"
+html_title = "torchvision_layers"
+html_css_files = ["layout.css"]
+html_sidebars = {"index": []}
+html_show_sourcelink = False
+html_theme_options = {
+    "show_prev_next": False,
+    "show_toc_level": 2,
+    "header_links_before_dropdown": 4,
+    "navigation_with_keys": False,
+    "footer_start": [],
+    "footer_end": [],
+}
