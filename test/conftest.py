@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 TOGETHER = (
     r"test/test_matrix\.py::test_cell\[\w+",
     r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
+    r"test/upstream/test_every_layer\.py",
     r"test/references/test_(unbreakable|processes|deployment|reference_quantization)\.py",
 )
 

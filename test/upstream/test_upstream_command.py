@@ -1,7 +1,5 @@
 """The command: a dry run, files written, and what it says."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,10 +62,9 @@ def test_the_text_of_a_pull_request_overwrites_nothing(
     assert git(tree, "status", "--porcelain") == ""
 
 
-def test_errors_are_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torchvision_layers.upstream", "Nothing", "--checkout", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: the layer must be one of torchvision_layers.nn, got 'Nothing'")
-    assert done.stderr.count("\n") == 1
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["Nothing", "--checkout", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: the layer must be one of torchvision_layers.nn, got 'Nothing'")
+    assert said.err.count("\n") == 1

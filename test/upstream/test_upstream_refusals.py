@@ -57,6 +57,13 @@ def test_a_dirty_checkout_is_named_and_left_alone(tree: Path) -> None:
     assert (tree / "test" / "test_ops.py").read_text() == "# half an idea\n"
 
 
+def test_within_a_hook_of_git_the_checkout_is_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "notes.txt").write_text("")
+    monkeypatch.setenv("GIT_DIR", str(grow(tree.parent / "other") / ".git"))
+    with pytest.raises(ValueError, match="must be clean, commit or remove first: notes.txt"):
+        propose("LayerScale", tree)
+
+
 def test_a_checkout_that_changes_before_it_is_written_to(tree: Path) -> None:
     change = propose("LayerScale", tree)
     (tree / "notes.txt").write_text("")

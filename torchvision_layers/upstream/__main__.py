@@ -48,7 +48,7 @@ def _run(args: Namespace) -> None:
     text = Path(args.pull_request or f"PULL_REQUEST_{args.layer}.md")
     if text.exists():
         raise ValueError(f"--pull-request must be a new file, {text} exists")
-    if Path(args.checkout).resolve() in text.resolve().parents:
+    if change.checkout.resolve() in text.resolve().parents:
         raise ValueError(f"--pull-request must be outside of the checkout, got {text}")
     if not text.parent.is_dir():
         raise FileNotFoundError(f"--pull-request must be in a folder that exists, got {text}")

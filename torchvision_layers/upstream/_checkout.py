@@ -1,5 +1,6 @@
 """A checkout of torchvision: what of it is read, and when it is left alone."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def open_checkout(path: str | Path) -> Checkout:
     Errors: ``ValueError`` for a folder that is no checkout of torchvision, has another layout than that of torchvision
     0.29, or holds changes, which are named.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"--checkout must be a folder with a checkout of torchvision, there is none at {folder}")
     top = _git(folder, "rev-parse", "--show-toplevel")
@@ -66,8 +67,11 @@ def open_checkout(path: str | Path) -> Checkout:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says, or ``None`` where it finds no repository."""
+    # Within a hook of git, variables lead to the repository of the hook.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except FileNotFoundError as error:
         raise ValueError("git must be installed, for it tells whether the checkout is clean") from error
     return done.stdout if done.returncode == 0 else None

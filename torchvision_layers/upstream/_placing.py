@@ -11,7 +11,7 @@ from ..standalone._sources import Definition
 from ._checkout import DOOR, Checkout
 from ._docstrings import EQUIVALENTS
 from ._edits import Import, bound_names, with_import
-from ._source import Part, Source, class_of, source_of
+from ._source import Part, Source, class_of, definitions_of, source_of
 
 __all__ = ["place", "stable_layer"]
 
@@ -96,11 +96,11 @@ def _homes(checkout: Checkout) -> dict[str, str]:
 def _given(layer: type[nn.Module], checkout: Checkout, homes: dict[str, str]) -> dict[Definition, Import]:
     """What the layer can import from the checkout: layers of torchvision, and those of ours that are there already."""
     given = {
-        Definition(other.__module__, name): Import(f".{base.__module__.rpartition('.')[2]}", name)
+        Definition(other.__module__, name): Import(f".{Path(homes[name]).stem}", name)
         for name, other in _STABLE.items()
-        if (base := _base(other)) is not None
+        if _base(other) is not None and name in homes
     }
-    needed = {definition.name for definition in source_of(layer, given).definitions} - {layer.__name__}
+    needed = {definition.name for definition in definitions_of(layer, given)} - {layer.__name__}
     ours = {}
     for name in needed & _STABLE.keys() & homes.keys():
         there = class_of(checkout.text(homes[name]), name)

@@ -21,7 +21,7 @@ from ..standalone._twinning import Twinning
 from ._docstrings import for_helper, for_layer
 from ._edits import Import
 
-__all__ = ["Part", "Source", "class_of", "source_of"]
+__all__ = ["Part", "Source", "class_of", "definitions_of", "source_of"]
 
 #: Names that a leading underscore alone would make those of something else.
 _PRIVATE = {"ConvNormAct": "_Conv2dNormAct"}
@@ -46,8 +46,6 @@ class Source:
     imports: tuple[Import, ...]
     helpers: tuple[Part, ...]
     layer: str
-    #: Everything of this package that it holds.
-    definitions: frozenset[Definition]
 
 
 class _UpstreamSources(Sources):
@@ -66,6 +64,21 @@ class _UpstreamSources(Sources):
         return found
 
 
+def definitions_of(layer: type[nn.Module], given: Mapping[Definition, Import]) -> set[Definition]:
+    """What a layer takes along, itself among it."""
+    return set(_collected(layer, given, frozenset()).definitions)
+
+
+def _root(layer: type[nn.Module]) -> Definition:
+    return Definition(layer.__module__, layer.__name__)
+
+
+def _collected(layer: type[nn.Module], given: Mapping[Definition, Import], keep: frozenset[str]) -> Collected:
+    collection = Collected(_UpstreamSources(layer, given), Twinning(), attributes=set(keep))
+    collection.add(_root(layer))
+    return collection
+
+
 def source_of(layer: type[nn.Module], given: Mapping[Definition, Import], keep: frozenset[str] = frozenset()) -> Source:
     """A layer and its helpers, which get private names.
 
@@ -76,9 +89,8 @@ def source_of(layer: type[nn.Module], given: Mapping[Definition, Import], keep: 
 
     Errors: ``ValueError`` where two helpers would get one name, or a source cannot be taken along.
     """
-    root = Definition(layer.__module__, layer.__name__)
-    collection = Collected(_UpstreamSources(layer, given), Twinning(), attributes=set(keep))
-    collection.add(root)
+    root = _root(layer)
+    collection = _collected(layer, given, keep)
     renamed = {d: _private(d.name) for d in collection.definitions if d != root}
     if len(set(renamed.values())) < len(renamed):
         raise ValueError(f"helpers of {layer.__name__} must have names of their own, got {sorted(renamed.values())}")
@@ -96,7 +108,7 @@ def source_of(layer: type[nn.Module], given: Mapping[Definition, Import], keep: 
             text = _render(unit, names, layer, others)
         else:
             helpers.append(Part(_private(name) if name else _bound(unit, renamed), _render(unit, names)))
-    return Source(tuple(sorted(imports, key=str)), tuple(helpers), text, frozenset(collection.definitions))
+    return Source(tuple(sorted(imports, key=str)), tuple(helpers), text)
 
 
 def class_of(text: str, name: str) -> ast.ClassDef | None:

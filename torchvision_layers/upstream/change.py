@@ -18,7 +18,7 @@ __all__ = ["Change", "propose"]
 
 @dataclass(frozen=True)
 class Change:
-    """What a layer changes in a checkout: nothing is written before :meth:`write`."""
+    """What a layer changes in a checkout: nothing is written before ``write`` is called."""
 
     layer: str
     checkout: Path
