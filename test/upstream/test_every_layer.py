@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pytest
 import torch
 import torchvision
-from torchvision_tree import commit, grow
+from torchvision_tree import REPOSITORY, commit, grow
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.upstream import Change, propose
@@ -104,7 +104,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Grown:
     grown = Grown(grow(tmp_path_factory.mktemp("every") / "vision"))
     for name in ORDER:
         try:
-            change = propose(name, grown.tree)
+            change = propose(name, grown.tree, REPOSITORY)
         except ValueError as error:
             grown.refusals[name] = str(error)
             continue
@@ -184,11 +184,12 @@ def test_layers_that_are_there_are_imported(grown: Grown) -> None:
 
 def test_nothing_is_proposed_twice(grown: Grown) -> None:
     with pytest.raises(ValueError, match="SqueezeExcitation of torchvision/ops/misc.py is this layer already"):
-        propose("SqueezeExcitation", grown.tree)
+        propose("SqueezeExcitation", grown.tree, REPOSITORY)
     with pytest.raises(ValueError, match="LayerScale of torchvision/ops/layer_scale.py is this layer already"):
-        propose("LayerScale", grown.tree)
+        propose("LayerScale", grown.tree, REPOSITORY)
 
 
+@pytest.mark.slow
 def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
     here: dict[str, Callable[[], dict[str, list[list[float]]]]] = {}
     exec(MODELS, here)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-from torchvision_tree import git
+from torchvision_tree import REPOSITORY, git
 
 from torchvision_layers.upstream.__main__ import main
+
+FROM = ("--repository", str(REPOSITORY))
 
 
 def changed_files(tree: Path) -> dict[str, bytes]:
@@ -18,7 +20,7 @@ def test_a_dry_run_prints_what_git_applies(
     layer: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([layer, "--checkout", str(tree), "--dry-run"]) == 0
+    assert main([layer, *FROM, "--checkout", str(tree), "--dry-run"]) == 0
     assert git(tree, "status", "--porcelain") == ""
     assert list(tmp_path.iterdir()) == [tree]
     patch = tmp_path / "change.patch"
@@ -27,7 +29,7 @@ def test_a_dry_run_prints_what_git_applies(
     applied = changed_files(tree)
     git(tree, "stash", "--include-untracked")
     assert changed_files(tree) == {}
-    assert main([layer, "--checkout", str(tree)]) == 0
+    assert main([layer, *FROM, "--checkout", str(tree)]) == 0
     assert changed_files(tree) == applied
 
 
@@ -35,7 +37,7 @@ def test_what_is_written(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["LayerScale", "--checkout", "vision"]) == 0
+    assert main(["LayerScale", *FROM, "--checkout", "vision"]) == 0
     files = ["torchvision/ops/layer_scale.py", "torchvision/ops/__init__.py", "docs/source/ops.rst", "test/test_ops.py"]
     assert capsys.readouterr().out.splitlines() == [
         *(f"{Path('vision', file)}: written" for file in files),
@@ -51,7 +53,7 @@ def test_the_text_of_a_pull_request_overwrites_nothing(
 ) -> None:
     text = tmp_path / "text.md"
     text.write_text("edited")
-    command = ["LayerScale", "--checkout", str(tree), "--pull-request"]
+    command = ["LayerScale", *FROM, "--checkout", str(tree), "--pull-request"]
     assert main([*command, str(text)]) == 2
     assert capsys.readouterr().err == f"error: --pull-request must be a new file, {text} exists\n"
     assert main([*command, str(tree / "text.md")]) == 2

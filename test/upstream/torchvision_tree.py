@@ -5,7 +5,10 @@ from pathlib import Path
 
 import torchvision
 
-__all__ = ["commit", "git", "grow"]
+__all__ = ["REPOSITORY", "commit", "git", "grow"]
+
+#: Of this package: the tests may run on an installed one.
+REPOSITORY = Path(__file__).parents[2]
 
 PACKAGE = Path(torchvision.__file__).parent
 

@@ -14,7 +14,7 @@ _DESCRIPTION = """\
 Adds a stable layer to a checkout of torchvision: its file in torchvision/ops (or the class of that name, replaced where
 it stands), its name in torchvision/ops/__init__.py, its tests in test/test_ops.py and its line in docs/source/ops.rst.
 Beside the checkout it writes the text of a pull request. The checkout must be clean, and nothing in it is committed.
-The command runs in a clone of the repository of torchvision_layers: tests and checklist come from its records.
+Tests and checklist come from a clone of the repository of torchvision_layers; what pip installs has no such records.
 """
 
 _EPILOG = """\
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Namespace) -> None:
-    change = propose(args.layer, args.checkout)
+    change = propose(args.layer, args.checkout, args.repository)
     if args.dry_run:
         print(change.diff(), end="")
         return
@@ -75,6 +75,11 @@ def _parser() -> ArgumentParser:
         "--pull-request",
         metavar="FILE",
         help="where the text of the pull request goes, outside of the checkout; without it, PULL_REQUEST_LAYER.md here",
+    )
+    parser.add_argument(
+        "--repository",
+        metavar="DIR",
+        help="clone of the repository of torchvision_layers; without it, the one that the package is imported from",
     )
     return parser
 

@@ -16,33 +16,34 @@ _RECORD = "docs/source/conformance.json"
 _SPECS = "test/layer_specs.py"
 
 
-def _file(name: str) -> Path:
-    repository = Path(torchvision_layers.__file__).parent.parent
-    if not (repository / name).is_file():
+def _file(repository: str | Path | None, name: str) -> Path:
+    folder = Path(torchvision_layers.__file__).parent.parent if repository is None else Path(repository).expanduser()
+    if not (folder / name).is_file():
+        why = "the package is installed without it" if repository is None else "that is another folder"
         raise ValueError(
-            f"the command must run in a clone of the repository of torchvision_layers, which has {name}; the package "
-            f"at {repository} is installed without it. Clone the repository, and `pip install -e .` there"
+            f"--repository must be a clone of the repository of torchvision_layers, which has {name}; {folder} has "
+            f"none, {why}"
         )
-    return repository / name
+    return folder / name
 
 
-def record_of(layer: str) -> dict[str, dict[str, str]]:
+def record_of(layer: str, repository: str | Path | None) -> dict[str, dict[str, str]]:
     """What came out of the matrix, by row and cell.
 
-    Errors: ``ValueError`` for an installed package, or a layer without a record.
+    Errors: ``ValueError`` where there is no repository, or no record of the layer.
     """
-    record: dict[str, Any] = json.loads(_file(_RECORD).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(_file(repository, _RECORD).read_text(encoding="utf-8"))
     if layer not in record:
         raise ValueError(f"{_RECORD} must have a record of {layer}: run `make table`")
     return record[layer]
 
 
-def spec_of(layer: str) -> LayerSpec:
+def spec_of(layer: str, repository: str | Path | None) -> LayerSpec:
     """What the matrix knows of a layer: samples, the independent reference, what it refuses.
 
-    Errors: ``ValueError`` for an installed package; ``ImportError`` where what the tests need is missing.
+    Errors: ``ValueError`` where there is no repository, ``ImportError`` where what the tests need is missing.
     """
-    folder = str(_file(_SPECS).parent)
+    folder = str(_file(repository, _SPECS).parent)
     sys.path.insert(0, folder)
     try:
         specs: tuple[LayerSpec, ...] = importlib.import_module("layer_specs").SPECS

@@ -61,7 +61,7 @@ class Change:
             raise
 
 
-def propose(layer: str, checkout: str | Path) -> Change:
+def propose(layer: str, checkout: str | Path, repository: str | Path | None = None) -> Change:
     """Makes the change of a stable layer to a checkout of torchvision, and writes nothing.
 
     A class that torchvision has by that name is replaced where it stands, any other layer gets a file of its own.
@@ -69,13 +69,15 @@ def propose(layer: str, checkout: str | Path) -> Change:
     Args:
         layer: a name of ``torchvision_layers.nn``.
         checkout: top of a clean working tree of torchvision, in the layout of 0.29.
+        repository: clone of this package's repository, whose specifications and records make the tests and the
+            checklist. Default: ``None``, the clone that the package is imported from.
 
     Errors: ``ValueError`` for another name, a layer that torchvision has as it is, a checkout that is none, has another
-    layout or holds changes; ``ImportError`` where what the tests of this package need is missing.
+    layout or holds changes, or no repository; ``ImportError`` where what the tests of this package need is missing.
     """
     cls = stable_layer(layer)
     tree = open_checkout(checkout)
-    record, spec = record_of(layer), spec_of(layer)
+    record, spec = record_of(layer, repository), spec_of(layer, repository)
     file, text = place(cls, tree)
     before = {name: tree.text(name) for name in (file, DOOR, DOCS, TESTS)}
     is_replacement = bool(before[file])
