@@ -23,6 +23,7 @@ TOGETHER = (
     r"test/docs/test_docs_build\.py",
     r"test/test_matrix\.py::test_cell\[\w+",
     r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
+    r"test/upstream/test_every_layer\.py",
     r"test/references/test_(unbreakable|processes|deployment|reference_quantization)\.py",
 )
 

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "deploy": {"quantized", "layers", "_utils"},
     "testing": {"quantized"},
     "standalone": {"quantized", "_utils", "__version__"},
+    "upstream": {"nn", "experimental", "standalone", "testing", "_utils"},
 }
 
 
@@ -87,7 +88,7 @@ def test_references_use_public_doors_only() -> None:
 def test_import_loads_no_other_room_and_the_checks_load_no_engine_before_they_run() -> None:
     code = (
         "import sys, torchvision_layers\n"
-        "rooms = ('experimental', 'quantized', 'deploy', 'testing', 'standalone')\n"
+        "rooms = ('experimental', 'quantized', 'deploy', 'testing', 'standalone', 'upstream')\n"
         "loaded = [m for m in sys.modules if m.startswith(tuple(f'torchvision_layers.{r}' for r in rooms))]\n"
         "print(loaded + [m for m in sys.modules if m.split('.')[0] == 'torchao'])\n"
         "import torchvision_layers.testing\n"
@@ -101,8 +102,8 @@ def test_import_loads_no_other_room_and_the_checks_load_no_engine_before_they_ru
 
 
 def test_public_names_are_documented() -> None:
-    from torchvision_layers import deploy, nn, quantized, standalone
+    from torchvision_layers import deploy, nn, quantized, standalone, upstream
     from torchvision_layers.experimental import nn as staged
 
-    for door in (nn, quantized, deploy, standalone, staged):
+    for door in (nn, quantized, deploy, standalone, upstream, staged):
         assert all(getattr(door, name).__doc__ for name in door.__all__)

@@ -76,8 +76,11 @@ class SqueezeExcitation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.input_channels, needs_pixels=True)
         check_floating(input)
-        scale = self.activation(self.fc1(self.avgpool(input)))
-        return self._scale(input, self.scale_activation(self.fc2(scale)))
+        return self._gated(input, self._scale(input))
 
-    def _scale(self, input: Tensor, scale: Tensor) -> Tensor:
+    def _scale(self, input: Tensor) -> Tensor:
+        scale = self.activation(self.fc1(self.avgpool(input)))
+        return self.scale_activation(self.fc2(scale))
+
+    def _gated(self, input: Tensor, scale: Tensor) -> Tensor:
         return scale * input

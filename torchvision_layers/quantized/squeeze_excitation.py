@@ -42,5 +42,5 @@ class QuantizableSqueezeExcitation(QuantizableLayer, SqueezeExcitation):
         self.avgpool.output_size = 1
         self.skip_mul = Multiplication()
 
-    def _scale(self, input: Tensor, scale: Tensor) -> Tensor:
+    def _gated(self, input: Tensor, scale: Tensor) -> Tensor:
         return self.skip_mul(scale, input)
