@@ -55,6 +55,8 @@ def source(reference: str, *, quantizable: bool = False) -> str:
     found, what needs more than torch, or for ``quantizable`` a layer without a twin.
     """
     with named_module(reference) as (runtime, name):
+        if runtime.__name__.partition(".")[0] in ("torch", "torchvision"):
+            raise ValueError(f"the model must be of a package that is not taken as given, got {reference}")
         sources = Sources(runtime)
         found = sources.resolve(sources.module(runtime.__name__), (name,))
         if found is None or isinstance(found[0], External):
