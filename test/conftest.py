@@ -24,6 +24,7 @@ TOGETHER = (
     r"test/test_matrix\.py::test_cell\[\w+",
     r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
     r"test/upstream/test_every_layer\.py",
+    r"test/standalone/test_written\.py",
     r"test/references/test_(unbreakable|processes|deployment|reference_quantization)\.py",
 )
 

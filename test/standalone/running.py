@@ -28,9 +28,9 @@ def results(module, name, args, kwargs, batch):
     torch.manual_seed(0)
     model = getattr(module, name)(*args, **kwargs)
     modes = []
-    for mode in (model.eval(), model.train()):
+    for training in (False, True):
         torch.manual_seed(1)
-        modes.append(mode(batch).detach().clone())  # in training a norm moves its statistics
+        modes.append(model.train(training)(batch).detach().clone())
     return model, modes
 
 def to_int8(module, model, batches, is_qat):

@@ -40,9 +40,9 @@ def check_same(found: dict[str, Any], make: Callable[[], nn.Module], batch: Tens
     torch.manual_seed(0)
     model = make()
     outputs = []
-    for mode in (model.eval(), model.train()):
+    for training in (False, True):
         torch.manual_seed(1)
-        outputs.append(mode(batch).detach().clone())
+        outputs.append(model.train(training)(batch).detach().clone())
     state = model.state_dict()
     assert list(found["state"]) == list(state)
     for key, value in state.items():
@@ -84,7 +84,11 @@ def test_quantizable_model(name: str, alone: dict[str, Any], models: ModuleType)
         return quantized.quantizable(models.MODELS[name](**size_of(name))).model
 
     check_twin(alone[f"{name} quantizable"], make, batch_of((2, 3, 33, 40)), least=15)
-    assert any("quantized" in kind and "Conv" in kind for kind in alone[f"{name} quantizable"]["int8"][4])
+    kinds = alone[f"{name} quantizable"]["int8"][4]
+    assert any("quantized" in kind and "Conv" in kind for kind in kinds)
+    assert not [kind for kind in kinds if "batchnorm" in kind], "all are fused"
+    if "resnet" in name:
+        assert "torch.nn.modules.activation.ReLU" not in kinds, "those behind additions too"
 
 
 @pytest.mark.parametrize(("name", "id"), TWINS, ids=map(" ".join, TWINS))
@@ -139,6 +143,8 @@ def test_a_file_holds_what_the_model_uses_and_nothing_else(folder: Path) -> None
         assert kept in text, kept
     for left_out in ("LARGE: ", "mobilenet_v3_large", "MBConv", "class Conv1dNormAct", "tnn.", "folded"):
         assert left_out not in text, left_out
+    assert "    def _load_from_state_dict(\n" in text, "it replaces a method of torch, which calls it"
+    assert 'torch.fx.wrap("stochastic_depth")' in text
     layer = (folder / "SqueezeExcitation.py").read_text(encoding="utf-8")
     assert "def conv(" not in layer, "a method of a helper that nothing calls"
     assert ">>> SqueezeExcitation(16, 4)(torch.rand(2, 16, 8, 8)).shape" in layer

@@ -16,6 +16,10 @@ from ._twinning import Twinning, twins
 __all__ = ["source", "write"]
 
 _QUANTIZABLE_MODEL = Definition(f"{OURS}.standalone._twins", "QuantizableModel")
+_LABELS = {
+    f"{OURS}.standalone._bases": "In place of torchvision.ops",
+    f"{OURS}.standalone._twins": f"In place of {OURS}.quantized",
+}
 _DOORS = {"tnn": f"{OURS}.nn", "enn": f"{OURS}.experimental.nn"}
 
 
@@ -55,6 +59,8 @@ def source(reference: str, *, quantizable: bool = False) -> str:
     found, what needs more than torch, or for ``quantizable`` a layer without a twin.
     """
     with named_module(reference) as (runtime, name):
+        if runtime.__name__.partition(".")[0] in ("torch", "torchvision"):
+            raise ValueError(f"the model must be of a package that is not taken as given, got {reference}")
         sources = Sources(runtime)
         found = sources.resolve(sources.module(runtime.__name__), (name,))
         if found is None or isinstance(found[0], External):
@@ -93,7 +99,7 @@ def _code(collection: Collection, roots: list[Definition]) -> list[str]:
         was_block, is_block = is_block, _is_block(text)
         if unit.module.name != module:
             module = unit.module.name
-            lines += ["", "", f"# From {module}", *([""] if not is_block else ["", ""])]
+            lines += ["", "", f"# {_LABELS.get(module, f'From {module}')}", *([""] if not is_block else ["", ""])]
         else:
             lines += ["", ""] if was_block or is_block else [""]
         lines += text

@@ -1,0 +1,271 @@
+"""Models of a user's own: names that clash, every way to import, what is not a plain function or class."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import run_alone
+from written import ROOT, batch_of
+
+from torchvision_layers._utils.importing import factory
+from torchvision_layers.standalone import source, write
+
+PARTS = '''\
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch.nn.functional as func
+from torch import nn
+
+from torchvision_layers import nn as layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .model import Net
+
+T = TypeVar("T", bound=nn.Module)
+TABLE = {"a": 3}
+TABLE["b"] = 5
+TABLE.update(c=1)
+UNUSED = {"never": 1}
+UNUSED["either"] = 2
+
+
+def check_int(value: Sequence[int]) -> int:
+    """Ours is another."""
+    return sum(value)
+
+
+def round(value: float) -> int:
+    """Not the builtin, which the layers use."""
+    return int(value)
+
+
+def marked(cls: type[T]) -> type[T]:
+    cls.mark = "×"
+    return cls
+
+
+# Kept: it stands right above.
+@marked
+class ConvNormAct(layers.ConvNormAct):
+    """It has the name of what it derives from."""
+
+    def __init__(self, channels: int, net: Net | None = None) -> None:
+        super().__init__(channels, channels, TABLE["a"])
+
+
+class Pool(nn.Module):
+    def forward(self, x):
+        Permute = layers.Permute  # hides the name that the layer would have in the file
+        assert Permute.__name__ in f"{layers.Permute.__name__} × {layers.Permute.__name__}"
+        return func.adaptive_avg_pool2d(Permute([0, 1, 3, 2])(x), round(1.7))
+'''
+
+MODEL = '''\
+"""A model of somebody.
+
+Its second paragraph, with a \\\\ in it.
+"""
+
+import functools
+
+import torch
+import torch.nn as nn
+import torchvision_layers
+from other import *
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+
+from . import parts
+from .parts import ConvNormAct as Own
+from .parts import check_int
+
+__all__ = ["Net", "make"]
+
+SIZES = tuple(size for size in (8, 16) if size > 4)
+
+
+class Block(nn.Module):
+    def __init__(self, channels: "int") -> None:
+        super().__init__()
+        self.conv = tnn.ConvNormAct(channels, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self._join(self.bn(self.conv2(self.conv(x))), x))
+
+    def folded(self):
+        return torchvision_layers.deploy.fold(self)
+
+    def _join(self, branch, skip):
+        return branch + skip
+
+
+class QuantizableBlock(quantized.QuantizableLayer, Block):
+    float_class = Block
+
+    def _add_functionals(self):
+        self.add = quantized.Addition()
+
+    def _join(self, branch, skip):
+        return self.add(branch, skip)
+
+
+class Net(nn.Module):
+    def __init__(self, channels: "int" = SIZES[0]) -> None:
+        super().__init__()
+        self.stem = torchvision_layers.nn.ConvNormAct(3, check_int([channels - 1, 1]))
+        self.own = Own(channels)
+        self.block = Block(channels)
+        self.drop = tnn.StochasticDepth(RATE, "row")
+        self.pool = parts.Pool()
+        self.fc = nn.Linear(channels, CLASSES)
+
+    def forward(self, x: "torch.Tensor") -> "tuple[parts.T]":
+        return self.fc(torch.flatten(self.pool(self.drop(self.block(self.own(self.stem(x))))), 1))
+
+
+def make(channels: int = 8) -> Net:
+    """Makes it."""
+    return Net(channels)
+
+
+made = functools.partial(Net, 16)
+globals()["at_runtime"] = lambda: Net()
+
+if __name__ == "__main__":
+    print(make())
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package of two modules, and another beside it."""
+    folder = tmp_path / "own_models"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "inner" / "__init__.py").write_text("from .model import make as renamed\n")
+    (folder / "inner" / "model.py").write_text(MODEL.replace("from other import *", "from ..other import *"))
+    (folder / "inner" / "parts.py").write_text(PARTS)
+    (folder / "other.py").write_text("RATE, CLASSES = 0.1, 4\n")
+    return folder / "inner"
+
+
+def check_alone(reference: str, folder: Path, **options: Any) -> str:
+    """Writes a file, and checks that it gives what the package gives; returns its text."""
+    path = write(reference, folder / "alone.py", force=True, **options)
+    batch = batch_of((2, 3, 9, 8))
+    name = reference.rpartition(":")[2]
+    jobs = {"": {"path": str(path), "name": name if name != "renamed" else "make", "batch": batch}}
+    found = run_alone(jobs, folder)[""]
+    with factory(reference) as function:
+        torch.manual_seed(0)
+        model = function()
+        torch.manual_seed(1)
+        assert torch.equal(model.eval()(batch), found["eval"])
+        assert list(model.state_dict()) == list(found["state"])
+        torch.manual_seed(1)
+        assert torch.equal(model.train()(batch), found["train"])
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_package_with_clashing_names(package: Path, tmp_path: Path) -> None:
+    text = check_alone(f"{package}/model.py:make", tmp_path)
+    assert '"""make in one file that needs torch only.' in text
+    assert "A model of somebody.\n\nIts second paragraph, with a \\ in it.\n" in text
+    assert "from own_models/inner/model.py:make." in " ".join(text.split())
+    for kept in (
+        "def check_int(value: Sequence[int])",
+        "def check_int_of_checks(argument: str",
+        "class ConvNormAct(ConvNormActOfConv):",
+        'TABLE["b"] = 5',
+        "TABLE.update(c=1)",
+        "# Kept: it stands right above.\n@marked\nclass",
+        "Permute = PermuteOfPermute",
+        "RATE, CLASSES = 0.1, 4",
+        'T = TypeVar("T", bound=nn.Module)',
+        '-> "tuple[T]"',
+        "from torch import Tensor, nn\n",
+        "from torch.nn import functional as func\n",
+        "from __future__ import annotations\n",
+        "SIZES = tuple(",
+    ):
+        assert kept in text, kept
+    for left_out in ("UNUSED", "quantized.Q", "tnn", "layers.Conv", "deploy", "at_runtime", "print", "made ="):
+        assert left_out not in text, left_out
+
+
+def test_a_package_with_twins_of_its_own(package: Path, tmp_path: Path) -> None:
+    path = write(f"{package}/model.py:make", tmp_path / "alone.py", quantizable=True)
+    text = path.read_text(encoding="utf-8")
+    assert "self.block = QuantizableBlock(channels)" in text
+    assert "class ConvNormAct(QuantizableConvNormAct):" in text
+    assert "float_class" not in text
+    batch = batch_of((2, 3, 9, 8))
+    job = {"path": str(path), "name": "make", "batch": batch, "batches": [batch]}
+    found = run_alone({"ptq": job, "qat": {**job, "is_qat": True}}, tmp_path)
+    for result in found.values():
+        _, expected, fused, int8, kinds = result["int8"]
+        torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
+        assert float((int8 - expected).abs().max()) < 0.2 * float(expected.abs().max())
+        assert "torch.ao.nn.intrinsic.quantized.modules.conv_relu.ConvReLU2d" in kinds
+        assert "torch.ao.nn.quantized.modules.functional_modules.QFunctional" in kinds
+
+
+@pytest.mark.parametrize("name", ["model.py:made", "__init__.py:renamed"])
+def test_what_is_no_plain_function(name: str, package: Path, tmp_path: Path) -> None:
+    """A partial, and a name that another module imports under another."""
+    check_alone(f"{package}/{name}", tmp_path)
+
+
+def test_a_script_with_a_module_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("from torch import nn\n\n\ndef act():\n    return nn.ReLU6()\n")
+    (tmp_path / "script.py").write_text(
+        "import beside_it\nfrom torchvision_layers import nn as tnn\n\n\n"
+        "def net():\n    return tnn.ConvNormAct(3, 8, activation_layer=beside_it.act)\n"
+    )
+    text = check_alone(f"{tmp_path}/script.py:net", tmp_path)
+    assert "activation_layer=act)" in text
+    sys.modules.pop("beside_it", None)
+
+
+def test_all_models_at_once(tmp_path: Path, ruff: Any) -> None:
+    """Three of them have a table of the same name."""
+    at = ROOT / "references" / "classification" / "models" / "__init__.py"
+    path = write(f"{at}:build_model", tmp_path / "all.py")
+    text = path.read_text(encoding="utf-8")
+    tables = [line.split(" = ")[0] for line in text.splitlines() if line.startswith("STAGES")]
+    assert sorted(tables) == ["STAGES", "STAGES_OF_EFFICIENTNET", "STAGES_OF_MOBILENET_V1"]
+    jobs = {
+        name: {
+            "path": str(path),
+            "name": "build_model",
+            "args": (name, 5, 0.25, 0.1),
+            "batch": batch_of((2, 3, 33, 40)),
+        }
+        for name in ("efficientnet_b0", "mobilenet_v1", "mobilenet_v2_coord", "nf_resnet50")
+    }
+    found = run_alone(jobs, tmp_path)
+    with factory(f"{at}:build_model") as build:
+        for name, job in jobs.items():
+            torch.manual_seed(0)
+            model = build(*job["args"]).eval()
+            torch.manual_seed(1)
+            assert torch.equal(model(job["batch"]), found[name]["eval"])
+    settings = str(ROOT / "pyproject.toml")
+    assert ruff("check", "--config", settings, cwd=tmp_path) == ""
+    assert ruff("format", "--check", "--diff", "--config", settings, cwd=tmp_path) == ""
+
+
+def test_a_staged_layer_keeps_what_its_class_needs() -> None:
+    """``SEBlock`` and its lazy form need each other: the class that is derived from stands first."""
+    text = source("torchvision_layers.experimental.nn:SEBlock")
+    assert text.index("class SEBlock(") < text.index("class _LazySEBlock(SEBlock")
+    compile(text, "se_block.py", "exec")
