@@ -2,12 +2,14 @@
 
 import inspect
 import textwrap
+from pathlib import Path
+from types import ModuleType
 
 from .. import __version__
 from ._reflow import WIDTH
 from ._sources import Definition
 
-__all__ = ["COPYRIGHT", "header"]
+__all__ = ["COPYRIGHT", "header", "origin"]
 
 COPYRIGHT = "Copyright (c) 2026, the torchvision_layers contributors"
 
@@ -20,6 +22,15 @@ _TWINS = (
     "Every layer is its quantizable twin: of the same results and state_dict, its sums and products made modules that "
     "can be observed. Stubs, fusing and observers are those of torch.ao.quantization."
 )
+
+
+def origin(reference: str, module: ModuleType) -> str:
+    """A reference that names no folder of this machine: where it is a whole path, from above its package on."""
+    source, _, name = reference.rpartition(":")
+    if not Path(source).is_absolute():
+        return reference
+    parts = Path(source).parts
+    return f"{'/'.join(parts[-module.__name__.count('.') - 1 :])}:{name}"
 
 
 def header(root: Definition, reference: str, docstring: str, quantizable: bool) -> list[str]:

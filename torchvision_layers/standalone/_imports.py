@@ -24,14 +24,16 @@ def import_lines(origins: Iterable[External], names: dict[Key, str], is_future: 
     for origin in origins:
         key = key_of(origin)
         name = names[key]
-        if isinstance(key, ImportKey) and key.is_dotted:
+        assert isinstance(key, ImportKey)
+        parent, _, child = key.module.rpartition(".") if key.name is None else (key.module, "", key.name)
+        if key.is_dotted:
             straight.add((origin.module, ""))
-        elif origin.name is None:
-            straight.add((origin.module, name))
-        elif origin.name == name:
-            members.setdefault(origin.module, set()).add(name)
+        elif not parent:
+            straight.add((child, name))
+        elif child == name:
+            members.setdefault(parent, set()).add(name)
         else:
-            renamed.add((origin.module, origin.name, name))
+            renamed.add((parent, child, name))
     plain = [(module, f"import {module}" + (f" as {name}" if name else "")) for module, name in sorted(straight)]
     joined = [((module, by_kind(min(found, key=by_kind))), _joined(module, found)) for module, found in members.items()]
     joined += [((module, by_kind(name)), [f"from {module} import {name} as {new}"]) for module, name, new in renamed]

@@ -4,6 +4,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import ModuleType
 
 __all__ = ["Imported", "Module", "bound_by", "read"]
@@ -32,7 +33,7 @@ class Module:
     imports: dict[str, list[Imported]] = field(default_factory=dict)
     #: Modules of which everything is imported.
     stars: list[str] = field(default_factory=list)
-    #: Statements that bind nothing but change what is bound, each with the names that it mentions.
+    #: Statements that bind nothing but change what is bound, each with the names of that.
     changes: list[tuple[ast.stmt, set[str]]] = field(default_factory=list)
     #: Whether annotations are not evaluated.
     is_future: bool = False
@@ -42,6 +43,7 @@ class Module:
         return self.runtime.__name__
 
 
+@lru_cache(maxsize=128)
 def read(runtime: ModuleType) -> Module:
     """The module as it is written.
 
@@ -53,7 +55,10 @@ def read(runtime: ModuleType) -> Module:
     except (OSError, TypeError, SyntaxError) as error:
         raise ValueError(f"the source of module {runtime.__name__} must be readable, it is not: {error}") from error
     module = Module(runtime, text, ast.get_docstring(tree) or "")
-    for statement in tree.body:
+    for before, statement in zip([None, *tree.body], tree.body, strict=False):
+        if before is not None and before.end_lineno == statement.lineno:
+            where = f"line {statement.lineno} of module {module.name}"
+            raise ValueError(f"each statement must have lines of its own, got two on {where}")
         _sort(module, statement)
     return module
 
@@ -76,7 +81,7 @@ def _sort(module: Module, statement: ast.stmt) -> None:
         for name in names:
             module.definitions.setdefault(name, []).append(statement)
         if isinstance(statement, (ast.AugAssign, *_COMPOUND)) or not names:
-            module.changes.append((statement, _mentioned(statement)))
+            module.changes.append((statement, _changed(statement)))
 
 
 def _sort_from(module: Module, statement: ast.ImportFrom) -> None:
@@ -106,8 +111,16 @@ def _is_idle(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _mentioned(statement: ast.stmt) -> set[str]:
-    """Names that a statement may change: those it mentions, by a string as well (``torch.fx.wrap``)."""
+def _changed(statement: ast.stmt) -> set[str]:
+    """Names of what a statement may change: that of its target, or all that it calls something with.
+
+    A name may be in a string as well (``torch.fx.wrap``).
+    """
+    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Delete)):
+        targets: list[ast.expr] = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+        while any(isinstance(target, (ast.Attribute, ast.Subscript)) for target in targets):
+            targets = [getattr(target, "value", target) for target in targets]
+        return {target.id for target in targets if isinstance(target, ast.Name)}
     found = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         found |= {str(a.value) for a in statement.value.args if isinstance(a, ast.Constant)}

@@ -1,6 +1,6 @@
 """What each thing is called in a file that holds definitions of several modules."""
 
-import re
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ __all__ = ["ImportKey", "Key", "key_of", "name_all"]
 
 
 class ImportKey(NamedTuple):
-    """What is imported, however a module calls it."""
+    """What is imported, however a module calls it: ``import torch.nn as nn`` is ``from torch import nn``."""
 
     module: str
     name: str | None
@@ -27,8 +27,12 @@ def key_of(origin: External | Definition) -> Key:
     if isinstance(origin, Definition):
         return origin
     top = origin.module.partition(".")[0]
-    is_dotted = origin.name is None and origin.alias == top
-    return ImportKey(top if is_dotted else origin.module, origin.name, is_dotted)
+    if origin.name is None and origin.alias == top:
+        return ImportKey(top, None, True)
+    dotted = f"{origin.module}.{origin.name}"
+    source, module = sys.modules.get(origin.module), sys.modules.get(dotted)
+    is_module = module is not None and getattr(source, origin.name or "", None) is module
+    return ImportKey(dotted, None, False) if is_module else ImportKey(origin.module, origin.name, False)
 
 
 def name_all(collection: Collection, root: Definition) -> dict[Key, str]:
@@ -71,7 +75,7 @@ def _is_hidden(name: str, uses: Iterable[Use]) -> bool:
 
 def _others(key: Key, wanted: str) -> Iterable[str]:
     """Other names, by the modules that the thing is of: ``check_of_scaling``, ``BlockOfResidual``."""
-    parts = [part for part in re.split(r"[._]+", key.module) if part]
+    parts = [part.strip("_") for part in key.module.split(".")]
     for count in range(1, len(parts) + 1):
         module = "_".join(parts[-count:])
         if wanted.isupper():

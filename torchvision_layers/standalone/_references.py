@@ -58,7 +58,7 @@ class _Scope:
 
 def references(statements: Iterable[ast.stmt], skip: set[ast.stmt], text: str, is_future: bool) -> Found:
     """What statements of the top level mention, but for the statements to skip."""
-    visitor = _Visitor(skip, text.splitlines(), is_future)
+    visitor = _Visitor(skip, text.split("\n"), is_future)
     for statement in statements:
         visitor.visit(statement)
     return visitor.found
@@ -98,11 +98,10 @@ class _Visitor(ast.NodeVisitor):
         for annotation in [*(arg.annotation for arg in args), node.returns]:
             self._annotation(annotation)
         bound = {arg.arg for arg in args} | set(bound_by(node.body))
-        declared = [inner for inner in ast.walk(node) if isinstance(inner, ast.Global)]
+        declared = [inner for inner in ast.walk(node) if isinstance(inner, (ast.Global, ast.Nonlocal))]
+        self.found.globals |= {name for inner in declared if isinstance(inner, ast.Global) for name in inner.names}
         outer = {name for inner in declared for name in inner.names}
-        self.found.globals |= outer
-        nonlocals = {name for inner in ast.walk(node) if isinstance(inner, ast.Nonlocal) for name in inner.names}
-        self._within(_Scope(bound - outer - nonlocals), node.body, False)
+        self._within(_Scope(bound - outer), node.body, False)
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
         self.visit_FunctionDef(node)
@@ -209,15 +208,14 @@ class _Visitor(ast.NodeVisitor):
         before, self.is_eager = self.is_eager, self.is_eager and not self.is_future
         self.visit(annotation)
         self.is_eager = False
-        literals = [
-            inner
-            for node in ast.walk(annotation)
-            if isinstance(node, ast.Subscript) and _last(node.value) in ("Literal", "Annotated")
-            for inner in ast.walk(node.slice)
-        ]
-        for node in ast.walk(annotation):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in literals:
-                self._in_string(node, node.value)
+        nodes = list(ast.walk(annotation))
+        strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        if strings:
+            lists = [node for node in nodes if isinstance(node, ast.Subscript) and _last(node.value) == "Literal"]
+            literals = [inner for node in lists for inner in ast.walk(node.slice)]
+            for string in strings:
+                if string not in literals:
+                    self._in_string(string, str(string.value))
         self.is_eager = before
 
     def _in_string(self, node: ast.Constant, text: str) -> None:

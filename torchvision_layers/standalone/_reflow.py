@@ -34,6 +34,8 @@ def reflow(lines: list[str], changed: set[int]) -> list[str]:
 
     Statements with comments inside keep their lines.
     """
+    if not changed:
+        return lines
     tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines) + "\n").readline))
     result: list[str] = []
     done, statement = 0, list[tokenize.TokenInfo]()
@@ -50,7 +52,8 @@ def reflow(lines: list[str], changed: set[int]) -> list[str]:
         is_plain = all(t.type != tokenize.COMMENT and t.start[0] == t.end[0] for t in statement)
         if is_plain and changed & set(range(first, last + 1)):
             indent = " " * statement[0].start[1]
-            result += _broken(_parsed(statement), indent, is_definition=statement[0].string in ("def", "class"))
+            is_definition = statement[0].string in ("async", "class", "def")
+            result += _broken(_parsed(statement), indent, is_definition=is_definition)
         else:
             result += lines[first : last + 1]
         done, statement = last + 1, []

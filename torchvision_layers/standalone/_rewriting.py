@@ -16,7 +16,7 @@ class _Lines:
     """Lines of a module, of which some change and some go."""
 
     def __init__(self, text: str) -> None:
-        self.lines: list[str | None] = list(text.splitlines())
+        self.lines: list[str | None] = list(text.split("\n"))
         self.changed: set[int] = set()
 
     def replace(self, line: int, start: int, end: int, old: str, new: str) -> None:
@@ -31,6 +31,9 @@ class _Lines:
         """Lines from 1, with the comments and empty lines above them."""
         while first > 1 and _is_free(self.lines[first - 2]):
             first -= 1
+        above = next((line for line in reversed(self.lines[: first - 1]) if line is not None), "")
+        while above.rstrip().endswith(":") and last < len(self.lines) and not (self.lines[last] or "").strip():
+            last += 1  # what comes next begins the class
         self.lines[first - 1 : last] = [None] * (last - first + 1)
 
 
@@ -42,16 +45,15 @@ def rewritten(unit: Unit, names: dict[Key, str], name_of: Callable[[str, str], s
         names: what everything is called in the file.
         name_of: as for docstrings.
     """
-    lines = _Lines(unit.module.text)
+    lines, source = _Lines(unit.module.text), unit.module.text.split("\n")
     for line, start, end, old, new in sorted(_replacements(unit, names), reverse=True):
         lines.replace(line, start, end, old, new)
     for docstring in docstrings(unit.statement):
         first, last = docstring.lineno, docstring.end_lineno or docstring.lineno
-        lines.lines[first - 1 : last] = without_doors(unit.module.text.splitlines()[first - 1 : last], name_of)
+        lines.lines[first - 1 : last] = without_doors(source[first - 1 : last], name_of)
     for node in unit.left_out:
         lines.remove(_first_line(node), node.end_lineno or node.lineno)
     first, last = _first_line(unit.statement), unit.statement.end_lineno or unit.statement.lineno
-    source = unit.module.text.splitlines()
     while first > 1 and source[first - 2].startswith("#"):
         first -= 1
     kept = [number for number in range(first - 1, last) if lines.lines[number] is not None]

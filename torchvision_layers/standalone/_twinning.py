@@ -11,6 +11,8 @@ from ._sources import OURS, Definition
 
 __all__ = ["Twinning", "twins"]
 
+_HERE = f"{OURS}.standalone."
+
 
 @dataclass(frozen=True)
 class Twinning:
@@ -49,7 +51,8 @@ class Twinning:
     def check(self, origin: Definition) -> None:
         """Raises ``ValueError`` for a layer of ours that has no twin and needs one."""
         value = origin.value
-        if not self.twins or origin in self.twins or origin in self.twins.values() or origin in self.as_they_are:
+        is_twin = origin in self.twins or origin in self.twins.values() or origin.module.startswith(_HERE)
+        if not self.twins or is_twin or origin in self.as_they_are:
             return
         if origin.is_ours and isinstance(value, type) and issubclass(value, nn.Module):
             raise ValueError(f"every layer must have a quantizable twin, {origin.name} has none")

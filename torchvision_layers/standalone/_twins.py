@@ -1,5 +1,8 @@
 """What makes a standalone file quantizable: source for it to take along, on torch and its ``torch.ao.quantization``."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.fx
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
@@ -53,6 +56,10 @@ _IN_INT8 = {
     nn.UpsamplingNearest2d,
     nn.ZeroPad2d,
 }
+
+
+# What a forward may raise when it is traced.
+_NOT_TRACED = (AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
 
 class Addition(nn.Module):
@@ -128,28 +135,33 @@ class QuantizableModel(nn.Module):
         """Fuses convolutions with what follows them, and lets run in float what has no int8 form, in place.
 
         ``torch.ao.quantization.prepare`` (or ``prepare_qat``) and ``convert`` come next. A second call changes nothing.
+        A ``forward`` that cannot be traced is taken to call its children as wholes.
 
         Args:
             is_qat: ``True`` fuses for quantization-aware training, which keeps the batch norms; ``False`` folds them
                 and needs eval mode; ``None`` follows ``self.training``.
         """
         fuse_children(self.model, self.training if is_qat is None else is_qat)
-        _add_islands(self.model)
+        _add_islands(self)
 
 
 class _ShallowTracer(torch.fx.Tracer):
-    """Looks into no module below the one that it traces."""
+    """Looks into no module below the one that it traces, but through one that is made in passing (a slice)."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not any(m is known for known in self.root.modules()):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def _calls(module: nn.Module) -> tuple[list[list[str]], list[str]]:
     """Names of modules of which each feeds the next and nothing else, and of all that a ``forward`` calls whole."""
     try:
         graph = _ShallowTracer().trace(module)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        # Most that may happen in a forward when it is traced; it is taken to call its children as wholes.
+    except _NOT_TRACED:  # it is taken to call its children as wholes
         return [], [name for name, _ in module.named_children()]
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     touched = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -158,7 +170,7 @@ def _calls(module: nn.Module) -> tuple[list[list[str]], list[str]]:
     for node in nodes:
         if whole.count(str(node.target)) != 1:
             continue
-        before = node.all_input_nodes[0]
+        before = node.all_input_nodes[0] if node.all_input_nodes else node
         follows = node.args == (before,) and not node.kwargs and len(before.users) == 1
         chains[node] = chains[before] if follows and before in chains else []
         chains[node].append(str(node.target))

@@ -5,7 +5,7 @@ from pathlib import Path
 from .._utils.atomic import atomic_path
 from .._utils.importing import named_module
 from ._collecting import Collection, collect
-from ._header import header
+from ._header import header, origin
 from ._imports import by_kind, import_lines
 from ._naming import Key, name_all
 from ._ordering import ordered
@@ -60,6 +60,8 @@ def source(reference: str, *, quantizable: bool = False) -> str:
         if found is None or isinstance(found[0], External):
             raise ValueError(f"the model must be written in Python beside the package or in it, got {reference!r}")
         root, twinning = found[0], twins() if quantizable else Twinning()
+        if not quantizable and root.module.startswith(f"{OURS}.quantized."):
+            raise ValueError(f"a twin must be written with quantizable, got {root.name} without")
         if quantizable and root in twinning.as_they_are:
             raise ValueError(f"a quantizable layer must need a twin, {root.name} needs none")
         twinning.check(root)
@@ -69,7 +71,7 @@ def source(reference: str, *, quantizable: bool = False) -> str:
         docstring = "" if root.is_ours else sources.module(root.module).docstring
         return "\n".join(
             [
-                *header(root, reference, docstring, quantizable),
+                *header(root, origin(reference, runtime), docstring, quantizable),
                 "",
                 *_code(collection, roots),
                 "",

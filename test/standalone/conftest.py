@@ -1,0 +1,58 @@
+"""Files of all models and layers, written once."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import run_alone
+from written import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
+
+from torchvision_layers import nn as tnn
+from torchvision_layers.standalone import write
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model and every stable layer in a file, those with twins in two."""
+    folder = tmp_path_factory.mktemp("files")
+    for name in MODELS:
+        write(reference_to(name), folder / f"{name}.py")
+    for name in WITH_TWINS:
+        write(reference_to(name), folder / f"{name}_quantizable.py", quantizable=True)
+    for name in tnn.__all__:
+        write(f"torchvision_layers.nn:{name}", folder / f"{name}.py")
+    for name in LAYERS_WITH_TWINS:
+        write(f"torchvision_layers.nn:{name}", folder / f"{name}_quantizable.py", quantizable=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What all of them give where neither this package nor torchvision can be imported."""
+    jobs: dict[str, dict[str, Any]] = {}
+    images = batch_of((2, 3, 33, 40))
+    for name in MODELS:
+        jobs[name] = {"path": str(folder / f"{name}.py"), "name": name, "kwargs": size_of(name), "batch": images}
+    for name in WITH_TWINS:
+        path = str(folder / f"{name}_quantizable.py")
+        jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images]}
+    for name in tnn.__all__:
+        for id, sample in samples_of(name).items():
+            job = {"name": name, "kwargs": dict(sample.kwargs), "batch": batch_of(sample.shape)}
+            jobs[f"{name} {id}"] = {**job, "path": str(folder / f"{name}.py")}
+            if name in LAYERS_WITH_TWINS:
+                twin = {**job, "path": str(folder / f"{name}_quantizable.py"), "name": f"Quantizable{name}"}
+                jobs[f"{name} {id} quantizable"] = {**twin, "batches": [job["batch"]]}
+    return run_alone(jobs, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="session")
+def ruff() -> Any:
+    def run(*arguments: str, cwd: Path) -> str:
+        command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+        return "" if result.returncode == 0 else result.stdout + result.stderr
+
+    return run

@@ -1,0 +1,93 @@
+"""The models and layers that are written to files, and what to call them with."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from layer_specs import SPECS
+from torch import nn
+
+from torchvision_layers import nn as tnn
+
+__all__ = [
+    "LAYERS_WITH_TWINS",
+    "MODELS",
+    "MODELS_AT",
+    "ROOT",
+    "WITHOUT_TWINS",
+    "WITH_TWINS",
+    "batch_of",
+    "reference_to",
+    "samples_of",
+    "size_of",
+]
+
+ROOT = Path(__file__).parent.parent.parent
+MODELS_AT = ROOT / "references" / "classification" / "models"
+
+#: The file of each model.
+MODELS = {
+    "convnext_tiny": "convnext",
+    "efficientnet_b0": "efficientnet",
+    "mobilenet_v1": "mobilenet_v1",
+    "mobilenet_v2": "mobilenet",
+    "mobilenet_v2_coord": "mobilenet",
+    "mobilenet_v2_half": "mobilenet",
+    "mobilenet_v3_large": "mobilenet_v3",
+    "mobilenet_v3_small": "mobilenet_v3",
+    "nf_resnet50": "nf_resnet",
+    "resnet18": "resnet",
+    "resnet26_sasa": "sasa_resnet",
+    "resnet34": "resnet",
+    "resnet50": "resnet",
+    "resnet50_gn_ws": "resnet",
+    "resnet101": "resnet",
+    "resnet152": "resnet",
+    "resnext50_32x4d": "resnet",
+    "se_resnet18": "resnet",
+    "se_resnet50": "resnet",
+    "wide_resnet50_2": "resnet",
+}
+#: Models of which a layer has no twin: it is folded first.
+WITHOUT_TWINS = {
+    "mobilenet_v2_coord": "CoordConv2d",
+    "nf_resnet50": "SWSConv2d",
+    "resnet26_sasa": "MultiHeadedSpatialAttention",
+    "resnet50_gn_ws": "WSConv2d",
+}
+WITH_TWINS = [name for name in MODELS if name not in WITHOUT_TWINS]
+LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None and spec.name in tnn.__all__}
+
+
+def size_of(name: str) -> dict[str, Any]:
+    """Arguments by which a model becomes small."""
+    return {"num_classes": 5, "width_mult": 0.25, "depth_mult": 0.1 if name in ("resnet101", "resnet152") else 0.3}
+
+
+def reference_to(name: str) -> str:
+    """What the command takes for a model."""
+    return f"{MODELS_AT / MODELS[name]}.py:{name}"
+
+
+def samples_of(name: str) -> dict[str, Any]:
+    """The samples of a stable layer whose arguments another interpreter can read, by id."""
+    spec = next(spec for spec in SPECS if spec.name == name)
+    return {sample.id: sample for sample in spec.samples if _is_plain(sample.kwargs)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, partial):
+        return _is_plain([value.func, value.args, value.keywords])
+    parts = [value, *value.modules()] if isinstance(value, nn.Module) else [value]
+    named = [part if isinstance(part, type) else type(part) for part in parts]
+    known = all(kind.__module__.split(".")[0] in ("builtins", "torch") for kind in named)
+    return known and not (callable(value) and not isinstance(value, (type, nn.Module)))
+
+
+def batch_of(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
