@@ -18,8 +18,9 @@ from recording import write
 torch.set_num_threads(1)
 
 #: Tests, by the beginning of their ids, that run in the same process: the cells of a layer share what was calibrated,
-#: some tests of deployment the files of every format, those of the scripts what was trained.
+#: some tests of deployment the files of every format, those of the scripts what was trained, those of the docs a build.
 TOGETHER = (
+    r"test/docs/test_docs_build\.py",
     r"test/test_matrix\.py::test_cell\[\w+",
     r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
     r"test/upstream/test_every_layer\.py",

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_models import Reads, example
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchvision_layers import deploy
+from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy._sealing import seal_zip
 
@@ -207,6 +207,20 @@ class Names(torch.nn.Module):
             x = op(x)
         ops = [getattr(self, "norm-1")(x), x]
         return ops[0] + ops[1]
+
+
+def test_operators_of_onednn_in_a_script_pass(tmp_path: Path) -> None:
+    """Which convolutions take where an activation is theirs."""
+    model = nn.Sequential(tnn.InvertedResidual(16, 16, 1, 4, activation_layer=nn.Hardswish)).train()
+    images = torch.randn(2, 16, 8, 8)
+    prepared = quantized.prepare_qat(model, images, backend="onednn")
+    prepared(images)
+    int8 = quantized.convert(prepared.eval())
+    path = tmp_path / "int8.pt"
+    deploy.export(int8, images, path, format="torchscript")
+    with zipfile.ZipFile(path) as archive:
+        assert any(b"ops.onednn.qconv" in archive.read(name) for name in archive.namelist())
+    assert torch.equal(deploy.load(path)(images), int8(images))
 
 
 def test_honest_names_in_a_script_pass(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from data import load_datasets
+from loading import ImageLoader
 from pictures import draw_pictures
 
 # Of each of three classes: the last batch, of 5 images in training and 7 in testing, is shared unequally.
@@ -122,6 +124,18 @@ def test_unreadable_images_of_all_processes_are_counted(host, folder):
     words = arguments(folder, "unused", *words, "--on-bad-image", "skip", "--data-path", str(photos))
     assert together(host, folder, "skipped", words, words) == [0, 0]
     assert printed(folder, "skipped").count(", unreadable images skipped: 1") == 1
+
+
+def test_a_batch_of_which_one_process_can_read_nothing_is_left_out_by_both(host, folder):
+    photos = shutil.copytree(folder / "photos", folder / "half")
+    train_set, _, _ = load_datasets("imagefolder", photos, 32)
+    loader = ImageLoader(train_set, 4, shuffle=True, rank=1, processes=2)
+    for name in next(loader.batches(1)).names:
+        Path(name).write_text("no picture")
+    words = ["--model", "resnet18", "--epochs", "1", "--on-bad-image", "skip", "--data-path", str(photos)]
+    words = arguments(folder, "halved", "--batch-size", "4", *words)
+    assert together(host, folder, "halved", words, words) == [0, 0], printed(folder, "halved")
+    assert "skipped: 1, unreadable images skipped: 4" in printed(folder, "halved")
 
 
 def test_processes_that_find_other_checkpoints_do_not_go_on(host, folder):

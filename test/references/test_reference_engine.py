@@ -140,6 +140,18 @@ def test_the_scaler_leaves_out_what_overflows():
     assert scaler.get_scale() == 2.0**59
 
 
+def test_gradients_are_clipped_after_the_scaler():
+    model = linear()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    training = Training(model, SGD(model.parameters(), lr=1.0), scaler=scaler)
+    train_one_epoch(training, loader_of(4, 4), Options(amp=torch.float16, clip_grad_norm=0.01))
+    steps = [
+        (parameter.detach() - start).flatten() for parameter, start in zip(model.parameters(), before, strict=True)
+    ]
+    assert torch.cat(steps).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
 def test_channels_last():
     layouts = []
 

@@ -23,7 +23,7 @@ __all__ = ["check", "read", "write"]
 # before a bracket, and knows ``f = torch.save``.
 _OPENS_FILES = re.compile(
     rb'\b(?:save|from_file)\b|\bgetattr\b(?!\([\w.]+, "[^"\\\n]*"\))'
-    rb"|(?<![\w.])ops\b(?! :|\.(?:aten|prim|quantized|_quantized|torchvision)\.)"
+    rb"|(?<![\w.])ops\b(?! :|\.(?:aten|onednn|prim|quantized|_quantized|torchvision)\.)"
 )
 
 
