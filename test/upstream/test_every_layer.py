@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -33,10 +33,11 @@ REPLACED = ("SqueezeExcitation", "MLP")
 ORDER = (*REPLACED, *(name for name in tnn.__all__ if name not in REPLACED))
 TESTS = {"values", "jit", "torch_fx", "export", "state_dict", "backward", "invalid_arguments", "invalid_inputs"}
 
-#: Models with the classes that are replaced, from weights of one seed.
+#: Models with the classes that are replaced, from weights of one seed; one of them in int8 as well.
 MODELS = """
-import json, sys, warnings
+import json, warnings
 import torch, torchvision
+from torch.ao.quantization import convert, get_default_qat_qconfig, prepare_qat
 from torchvision.models import mobilenet_v3_small, regnet_y_400mf
 from torchvision.models.quantization import mobilenet_v3_large
 from torchvision.models.vision_transformer import VisionTransformer
@@ -44,16 +45,28 @@ from torchvision.models.vision_transformer import VisionTransformer
 torch.set_num_threads(1)
 
 def small_transformer():
-    return VisionTransformer(image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    model = VisionTransformer(image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    model.heads = torch.nn.Identity()  # which begin with zeros
+    return model
+
+def int8():
+    model = mobilenet_v3_large().train()
+    for norm in model.modules():
+        norm.momentum = 0.9  # or three batches would leave the statistics at their start
+    model.fuse_model(is_qat=True)
+    model.qconfig = get_default_qat_qconfig("x86")
+    prepare_qat(model, inplace=True)
+    for _ in range(3):
+        model(torch.randn(4, 3, 32, 32))
+    return convert(model.eval())
 
 def outputs():
     result = {}
-    made = (mobilenet_v3_small, regnet_y_400mf, mobilenet_v3_large, small_transformer)
-    for i, make in enumerate(made):
+    for make in (mobilenet_v3_small, regnet_y_400mf, mobilenet_v3_large, int8, small_transformer):
         torch.manual_seed(0)
         model = make().eval()
-        output = model(torch.randn(2, 3, 32, 32))
-        result[f'{i} {make.__name__}'] = [list(model.state_dict()), output.flatten()[:50].tolist()]
+        output = model(torch.randn(2, 3, 32, 32)).flatten()[:50]
+        result[make.__module__ + make.__name__] = [list(model.state_dict()), output.tolist()]
     return result
 """
 
@@ -191,20 +204,25 @@ def test_nothing_is_proposed_twice(grown: Grown) -> None:
 
 @pytest.mark.slow
 def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
-    here: dict[str, Callable[[], dict[str, list[list[float]]]]] = {}
+    here: dict[str, Any] = {"__name__": "models"}
     exec(MODELS, here)
-    before = here["outputs"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on its quantization in eager mode
+        before: dict[str, tuple[list[str], list[float]]] = here["outputs"]()
     code = MODELS + "print(torchvision.ops.misc.__file__); print(json.dumps(outputs()))"
     done = run_in(grown.tree, "-W", "ignore", "-c", code)
     assert done.returncode == 0, done.stderr
     file, text = done.stdout.strip().splitlines()
     assert Path(file) == grown.tree / "torchvision" / "ops" / "misc.py"
     assert Path(torchvision.ops.misc.__file__) != Path(file)
-    after = json.loads(text)
+    after = {name.replace("__main__", "models"): found for name, found in json.loads(text).items()}
     assert after.keys() == before.keys()
     for model, (keys, values) in before.items():
+        assert len(set(values)) > 5, model
         assert after[model][0] == keys
-        torch.testing.assert_close(torch.tensor(after[model][1]), torch.tensor(values), msg=model)
+        torch.testing.assert_close(
+            torch.tensor(after[model][1]), torch.tensor(values), msg=lambda m, at=model: f"{at}: {m}"
+        )
 
 
 #: A line of a file, what it becomes, and the tests of which one must see that.

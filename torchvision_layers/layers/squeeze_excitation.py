@@ -13,6 +13,8 @@ __all__ = ["SqueezeExcitation"]
 @torch.fx.wrap  # one node in a traced graph, which keeps the choice between types
 def _mean_of_pixels(input: Tensor) -> Tensor:
     """The mean over height and width; its gradient is a view, where that of torch's mean is a tensor of all pixels."""
+    if input.is_quantized:  # has no sum
+        return nn.functional.adaptive_avg_pool2d(input, 1)
     if input.dtype == torch.float16 or input.dtype == torch.bfloat16:
         return input.mean((2, 3), keepdim=True)  # the sum might be beyond their range
     return input.sum((2, 3), keepdim=True) / (input.shape[2] * input.shape[3])
