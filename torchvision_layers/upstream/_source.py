@@ -33,7 +33,7 @@ _NOQA = re.compile(r"  # noqa: [\w, ]+(?:  (#.*))?$", re.M)
 
 @dataclass(frozen=True)
 class Part:
-    """One definition in a file, and the names that it binds (none where it is a statement)."""
+    """One definition in a file, and the name that it binds."""
 
     name: str
     text: str
