@@ -30,7 +30,7 @@ table: .venv/test.stamp
 
 # The pages in docs/build/html; a warning is an error.
 docs: .venv/docs.stamp
-	$(VENV_PYTHON) -m sphinx -W --keep-going -n -q -b html docs/source docs/build/html
+	$(VENV_PYTHON) -m sphinx -W --keep-going -n -q -E -b html docs/source docs/build/html
 
 # The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp

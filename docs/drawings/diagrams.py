@@ -12,9 +12,9 @@ __all__ = ["draw_fusing", "draw_rooms"]
 
 def draw_rooms() -> Sheet:
     """Who imports whom. ``test/test_layout.py`` holds the imports to the same."""
-    sheet = Sheet(476, 336)
+    sheet = Sheet(630, 336)
     width, height, gap = 136, 50, 18
-    columns = [16 + i * (width + gap) for i in range(3)]
+    columns = [16 + i * (width + gap) for i in range(4)]
     rows = [16, 102, 188, 258]
     rooms = [
         ("your model", "", columns[0], rows[0], width, "#ffffff"),
@@ -22,9 +22,11 @@ def draw_rooms() -> Sheet:
         ("testing", "check_layer", columns[2], rows[0], width, NORM),
         ("nn", "the door to layers", columns[0], rows[1], width, CONV),
         ("quantized", "twins, quantize", columns[1], rows[1], width, NORM),
+        ("upstream", "to torchvision", columns[3], rows[0], width, NORM),
         ("experimental", "staged layers", columns[2], rows[1], width, ACTIVATION),
-        ("layers", "stable layers, one family a file", columns[0], rows[2], 3 * width + 2 * gap, CONV),
-        ("_utils", "checks of arguments", columns[0], rows[3], 3 * width + 2 * gap, PLAIN),
+        ("standalone", "one source file", columns[3], rows[1], width, NORM),
+        ("layers", "stable layers, one family a file", columns[0], rows[2], 4 * width + 3 * gap, CONV),
+        ("_utils", "checks of arguments", columns[0], rows[3], 4 * width + 3 * gap, PLAIN),
     ]
     middle = [x + width / 2 for x in columns]
     for x in middle:
@@ -32,12 +34,13 @@ def draw_rooms() -> Sheet:
     sheet.line([(middle[0], rows[0] + height), (middle[0], rows[1])], arrow=True)
     sheet.line([(middle[1], rows[0] + height), (middle[1], rows[1])], arrow=True)
     sheet.line([(middle[2], rows[0] + height), (columns[1] + width - 24, rows[1])], arrow=True)
-    sheet.line([(middle[1], rows[2] + height), (middle[1], rows[3])], arrow=True)
+    sheet.line([(middle[3], rows[0] + height), (middle[3], rows[1])], arrow=True)
+    sheet.line([(315, rows[2] + height), (315, rows[3])], arrow=True)
     for name, what, x, y, wide, fill in rooms:
         sheet.box(x, y, wide, height, fill)
         sheet.words(x + wide / 2, y + (height / 2 if not what else 17), name, bold=True, mono=bool(what))
         sheet.words(x + wide / 2, y + 36, what, size=12)
-    sheet.words(238, 322, "an arrow reads “imports”", size=12, color=MUTED)
+    sheet.words(315, 322, "an arrow reads “imports”", size=12, color=MUTED)
     return sheet
 
 
