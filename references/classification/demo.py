@@ -22,11 +22,12 @@ from deployment import LATENCY_BATCH, NOTE, columns, measure, not_written, write
 from deployment import Row as FileRow
 from deployment import table as files_table
 from evaluation import Predictions, predict
-from loading import ImageLoader
+from loading import ImageLoader, load_data
 from matplotlib.figure import Figure
 from models import MODELS
 from torch import Tensor
 from train_quantization import calibrate, with_twins, write
+from trained import load_trained
 from utils import (
     HelpFormatter,
     check_numbers,
@@ -125,8 +126,8 @@ def run(name: str, output_dir: Path, args: Namespace) -> tuple[Row, list[FileRow
     train_args = train.get_parser().parse_args([*arguments, "--image-size", str(args.image_size)])
     train.main(train_args)
 
-    train_loader, test_loader, classes = train.load_data(train_args)
-    model = train.load_trained(output_dir / "model.pth", train_args, classes).eval()
+    train_loader, test_loader, classes = load_data(train_args)
+    model = load_trained(output_dir / "model.pth", train_args, classes).eval()
 
     print(f"{name}: fusing, calibrating, converting")
     fused = quantized.quantizable(with_twins(model))

@@ -14,11 +14,11 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from loading import ImageLoader, left_out
+from loading import ImageLoader, left_out, load_data
 from options import add_data_arguments
 from torch import Tensor, nn
-from train import load_data, load_trained
 from train_quantization import calibrate, write
+from trained import load_trained
 from utils import HelpFormatter, check_numbers, check_output_dir, run_as_script, seed_everything
 
 from torchvision_layers import deploy

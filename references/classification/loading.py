@@ -5,13 +5,15 @@ processes, nor a run that was cut and resumed, changes a batch.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import distributed
 import numpy as np
 import torch
-from data import Images, Unreadable
+from data import Images, Unreadable, load_datasets
 from interruption import without_signals
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -129,6 +131,21 @@ def _collate(samples: Sequence[tuple[Tensor, int, int] | Unreadable]) -> tuple[_
         return (None, None, []), unreadable
     images, labels, indices = default_collate(readable)
     return (images, labels, indices.tolist()), unreadable
+
+
+def load_data(args: Namespace) -> tuple[ImageLoader, ImageLoader, list[str]]:
+    """Loaders of the training and of the test set, and the names of the classes."""
+    augmentation = {name: getattr(args, name) for name in ("auto_augment", "random_erase") if hasattr(args, name)}
+    train_set, test_set, classes = load_datasets(args.dataset, args.data_path, args.image_size, **augmentation)
+    loader = partial(
+        ImageLoader,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        on_bad_image=args.on_bad_image,
+        rank=distributed.rank(),
+        processes=distributed.count(),
+    )
+    return loader(train_set, shuffle=True, seed=getattr(args, "seed", 0)), loader(test_set), classes
 
 
 def left_out(*loaders: ImageLoader) -> str:

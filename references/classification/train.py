@@ -8,7 +8,6 @@ python references/classification/train.py @references/classification/recipes/res
 import math
 import time
 from argparse import ArgumentParser, Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,17 @@ from checkpoints import (
     save_atomically,
     save_checkpoint,
 )
-from data import load_datasets
 from engine import EpochResult, Options, train_one_epoch
 from evaluation import Evaluation, evaluate
 from interruption import StopAsked, Stopped, StopRequest
-from loading import ImageLoader, left_out
+from loading import ImageLoader, left_out, load_data
 from logs import Log, plot_confusion, plot_curves
 from models import build_model
 from optimization import make_average, make_optimizer, make_schedule
 from sync_batch_norm import synchronized
 from torch import nn
 from tqdm import tqdm
+from trained import load_trained
 from training import Training
 from utils import check_output_dir, run_as_script, seed_everything
 
@@ -46,21 +45,6 @@ Tested = tuple[Evaluation, Evaluation | None]  # the model, and the average of i
 
 def get_parser() -> ArgumentParser:
     return options.get_parser(__doc__)
-
-
-def load_data(args: Namespace) -> tuple[ImageLoader, ImageLoader, list[str]]:
-    """Loaders of the training and of the test set, and the names of the classes."""
-    augmentation = {name: getattr(args, name) for name in ("auto_augment", "random_erase") if hasattr(args, name)}
-    train_set, test_set, classes = load_datasets(args.dataset, args.data_path, args.image_size, **augmentation)
-    loader = partial(
-        ImageLoader,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        on_bad_image=args.on_bad_image,
-        rank=distributed.rank(),
-        processes=distributed.count(),
-    )
-    return loader(train_set, shuffle=True, seed=getattr(args, "seed", 0)), loader(test_set), classes
 
 
 def main(args: Namespace) -> dict[str, Any]:
@@ -298,21 +282,6 @@ class Run:
             plot_confusion(final.confusion, self.classes, self.output_dir / "confusion.png", title=title)
         self.say(f"{args.model}: test accuracy {final.accuracy:.2%} in {seconds:.0f} s{left}")
         return {"history": self.training.history, "test_accuracy": final.accuracy}
-
-
-def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Module:
-    """The model in a checkpoint of a run on the classes, the dataset and the image size of ``args``.
-
-    Raises:
-        ValueError: if it is damaged, or of another model or run.
-    """
-    checkpoint = load_checkpoint(path, args.model, len(classes))
-    check_same(path, "classes", checkpoint["classes"], classes)
-    for name in ("dataset", "image_size"):
-        check_same(path, name, checkpoint.get("settings", {}).get(name), getattr(args, name))
-    model = build_model(args.model, len(classes), **model_arguments(checkpoint))
-    model.load_state_dict(checkpoint["model"])
-    return model
 
 
 if __name__ == "__main__":

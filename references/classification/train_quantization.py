@@ -15,10 +15,10 @@ import torch
 from checkpoints import first_good, load_checkpoint, model_arguments, read_resumable, save_checkpoint
 from engine import Options, train_one_epoch
 from evaluation import evaluate
-from loading import ImageLoader, left_out
+from loading import ImageLoader, left_out, load_data
 from options import add_data_arguments
 from torch import Tensor, nn
-from train import load_data, load_trained
+from trained import load_trained
 from training import Training
 from utils import (
     HelpFormatter,

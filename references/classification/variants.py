@@ -22,12 +22,13 @@ import torch
 from checkpoints import load_checkpoint, model_arguments
 from evaluation import evaluate
 from interruption import Stopped, StopRequest
+from loading import load_data
 from models import build_model
 from optimization import make_optimizer, make_schedule
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from train import load_data, load_trained
 from train_quantization import calibrate
+from trained import load_trained
 from utils import HelpFormatter, check_numbers, check_output_dir, deterministic_algorithms, run_as_script
 from utils import seed_everything as seed
 from variants_pages import Pages, write_pages, write_results

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import artefact
 import deployment
+import loading
 import models
 import onnxruntime
 import pytest
@@ -80,7 +81,7 @@ def trained(weights: Path, build: Callable[[int], nn.Module] = small) -> nn.Modu
 
 def images_in(photos: Path) -> Tensor:
     """Those to test on."""
-    _, loader, _ = train.load_data(train.get_parser().parse_args(flags_for(photos)))
+    _, loader, _ = loading.load_data(train.get_parser().parse_args(flags_for(photos)))
     return torch.cat([images for images, _ in loader])
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import data
+import loading
 import pytest
 import torch
 import train
@@ -41,7 +42,7 @@ def test_a_recipe_makes_its_model(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_trains(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps and a test through the script's own entry, on eight images and four."""
-    monkeypatch.setattr(train, "load_datasets", few_images)
+    monkeypatch.setattr(loading, "load_datasets", few_images)
     words = [f"@{recipe}", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--output-dir", str(tmp_path)]
     args = train.get_parser().parse_args(words)
     found = train.main(args)
