@@ -269,3 +269,18 @@ def test_a_staged_layer_keeps_what_its_class_needs() -> None:
     text = source("torchvision_layers.experimental.nn:SEBlock")
     assert text.index("class SEBlock(") < text.index("class _LazySEBlock(SEBlock")
     compile(text, "se_block.py", "exec")
+
+
+def test_modules_that_need_each_other(tmp_path: Path) -> None:
+    """Loading the file needs the class that is derived from before the one that the function makes."""
+    folder = tmp_path / "mutual_models"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "a.py").write_text(
+        "from torch import nn\n\n\nclass Base(nn.Module):\n    def forward(self, x):\n        return x + 1\n\n"
+        "    def other(self):\n        return b.Derived()\n\n\ndef net():\n    return Base().other()\n\n\n"
+        "from . import b\n"
+    )
+    (folder / "b.py").write_text("from . import a\n\n\nclass Derived(a.Base):\n    pass\n")
+    text = check_alone(f"{folder}/a.py:net", tmp_path)
+    assert text.index("class Base(") < text.index("class Derived(Base)") < text.index("def net(")

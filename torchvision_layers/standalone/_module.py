@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -50,7 +51,8 @@ def read(runtime: ModuleType) -> Module:
     Errors: ``ValueError`` where there is no source, or none that this Python reads.
     """
     try:
-        text = inspect.getsource(runtime)
+        with tokenize.open(inspect.getsourcefile(runtime) or runtime.__name__) as file:
+            text = file.read()
         tree = ast.parse(text)
     except (OSError, TypeError, SyntaxError) as error:
         raise ValueError(f"the source of module {runtime.__name__} must be readable, it is not: {error}") from error

@@ -3,6 +3,7 @@
 import io
 import tokenize
 from dataclasses import dataclass, field
+from keyword import iskeyword
 
 __all__ = ["WIDTH", "reflow"]
 
@@ -20,9 +21,12 @@ class _Group:
     #: Whether a comma follows the last item, which asks for a line for each.
     is_open: bool = False
 
+    #: Whether the brackets are those of a call, where a single item needs no comma.
+    is_call: bool = False
+
     @property
     def is_exploded(self) -> bool:
-        one_tuple = self.opening == "(" and len(self.items) == 1
+        one_tuple = self.opening == "(" and len(self.items) == 1 and not self.is_call
         return (self.is_open and not one_tuple) or any(_is_exploded(item) for item in self.items)
 
 
@@ -68,7 +72,8 @@ def _parsed(tokens: list[tokenize.TokenInfo]) -> _Parts:
         is_comma = token.string == "," and group is not outer
         gap = " " if token.start[0] != before.end[0] or token.start[1] > before.end[1] else ""
         if token.string in _CLOSING and token.type == tokenize.OP:
-            inner = _Group(token.string)
+            is_name = before.type == tokenize.NAME and not iskeyword(before.string)
+            inner = _Group(token.string, is_call=is_name or before.string in _CLOSING.values())
             group.items[-1] += [gap, inner] if group.items[-1] else [inner]
             stack.append(inner)
         elif token.string in _CLOSING.values() and token.type == tokenize.OP:
@@ -141,8 +146,7 @@ def _pieces(parts: _Parts) -> list[_Parts]:
     elif "else" in words:
         places = [i for i, word in enumerate(words) if word in ("if", "else")]
     else:
-        for operator in ("or", "and"):
-            places = places or [i for i, word in enumerate(words) if word == operator]
+        places = [i for i, word in enumerate(words) if word in ("and", "or")]
     if not places or "lambda" in words:
         return []
     pieces = [parts[i:j] for i, j in zip([0, *places], [*places, len(parts)], strict=True)]
