@@ -48,11 +48,11 @@ class StopRequest:
 
 @contextmanager
 def without_signals() -> Iterator[None]:
-    """A process or thread that is started inside never gets them; they reach this one when it leaves."""
+    """A process that is started inside never gets SIGINT; SIGTERM it keeps, by which it is ended when this one exits."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         yield
     finally:
