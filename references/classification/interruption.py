@@ -48,7 +48,7 @@ class StopRequest:
 
 @contextmanager
 def without_signals() -> Iterator[None]:
-    """A process that is started inside never gets SIGINT; SIGTERM it keeps, by which it is ended when this one exits."""
+    """A process that is started inside never gets SIGINT; by SIGTERM it is ended when this one exits."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
