@@ -106,6 +106,16 @@ def first_good(path: Path, read: Callable[[Path], T]) -> T | None:
     return None
 
 
+def resumed(resume: str | None, path: Path, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of the checkpoint at ``resume``, or with ``"auto"`` of the last good one at ``path``.
+
+    ``None`` where ``resume`` is ``None``, or ``"auto"`` and there is none yet. Errors: those of ``read``.
+    """
+    if resume == "auto":
+        return first_good(path, read)
+    return None if resume is None else read(Path(resume))
+
+
 def load_checkpoint(path: str | Path, model_name: str, num_classes: int, kind: str = "float") -> dict[str, Any]:
     """The checkpoint at ``path``, which must hold such a model.
 

@@ -132,7 +132,7 @@ def _batches(run: Training, loader: ImageLoader, stop: StopRequest | None) -> It
     """What is left of the epoch; an empty batch where the signal that asks to stop has ended the readers as well."""
     try:
         yield from loader.batches(run.epoch, run.step)
-    except RuntimeError:  # from the DataLoader, of a reader that is gone
+    except (RuntimeError, OSError, EOFError):  # from the DataLoader, of a reader that is gone
         if not (stop and stop.signum):
             raise
         yield Batch(None, None, [])

@@ -47,8 +47,8 @@ class StopRequest:
 
 
 @contextmanager
-def without_signals() -> Iterator[None]:
-    """A process that is started inside never gets SIGINT; by SIGTERM it is ended when this one exits."""
+def without_ctrl_c() -> Iterator[None]:
+    """A process that is started inside never gets SIGINT; SIGTERM, by which torch ends its readers, reaches it."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return

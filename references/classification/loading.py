@@ -14,7 +14,7 @@ import distributed
 import numpy as np
 import torch
 from data import Images, Unreadable, load_datasets
-from interruption import without_signals
+from interruption import without_ctrl_c
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
@@ -85,7 +85,7 @@ class ImageLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # nothing is drawn from torch's own, whose state a checkpoint holds
         )
-        with without_signals():  # a reader goes on until this process has seen to its own
+        with without_ctrl_c():  # readers go on while this process saves
             batches = iter(loader)
         for (images, labels, indices), unreadable in batches:
             for path, reason in unreadable:

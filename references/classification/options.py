@@ -161,6 +161,11 @@ def settings_of(args: Namespace, images: int) -> dict[str, object]:
     return {**settings, "images in a batch": args.batch_size * distributed.count(), "training images": images}
 
 
+def sizes_of(args: Namespace) -> dict[str, float]:
+    """The arguments of the model that give it its size."""
+    return {"width_mult": args.width_mult, "depth_mult": args.depth_mult}
+
+
 def command_of(args: Namespace) -> str:
     """The command that gives ``args`` in the current folder, with a recipe's arguments spelt out."""
     words = ["python"]

@@ -19,10 +19,10 @@ import torchvision
 from checkpoints import (
     before,
     check_same,
-    first_good,
     load_checkpoint,
     model_arguments,
     read_resumable,
+    resumed,
     save_atomically,
     save_checkpoint,
 )
@@ -84,7 +84,7 @@ class Run:
             "model_name": args.model,
             "num_classes": len(classes),
             "classes": classes,
-            "model_arguments": {"width_mult": args.width_mult, "depth_mult": args.depth_mult},
+            "model_arguments": options.sizes_of(args),
             "settings": options.settings_of(args, len(train_loader.dataset)),
         }
         model = self._build()
@@ -128,14 +128,11 @@ class Run:
         )
 
     def _resume(self) -> None:
-        args = self.args
-        if args.resume is None:
-            return
-        state = first_good(self.checkpoint, self._read) if args.resume == "auto" else self._read(Path(args.resume))
+        state = resumed(self.args.resume, self.checkpoint, self._read)
         if len(set(distributed.gather(state and (state["epoch"], state["step"])))) > 1:
             raise ValueError(f"all processes must find the same checkpoint; is {self.output_dir} a folder of them all?")
         if state is not None:
-            self.training.load(state, args.seed)
+            self.training.load(state, self.args.seed)
             self.say(f"goes on in epoch {self.training.epoch}, after {self.training.step} of its batches")
 
     def _read(self, path: Path) -> dict[str, Any]:

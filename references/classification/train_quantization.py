@@ -12,13 +12,13 @@ from typing import Any
 
 import presets
 import torch
-from checkpoints import first_good, load_checkpoint, model_arguments, read_resumable, save_checkpoint
+from checkpoints import model_arguments, read_resumable, resumed, save_checkpoint
 from engine import Options, train_one_epoch
 from evaluation import evaluate
 from loading import ImageLoader, left_out, load_data
 from options import add_data_arguments
 from torch import Tensor, nn
-from trained import load_trained
+from trained import build_trained, read_trained
 from training import Training
 from utils import (
     HelpFormatter,
@@ -102,11 +102,7 @@ def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], ar
         with_twins(model).requires_grad_(True), images, engine=args.engine, backend=args.backend
     )
     training = Training(prepared, torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9))
-    state = None
-    if args.resume == "auto":
-        state = first_good(path, partial(read_resumable, about=about))
-    elif args.resume is not None:
-        state = read_resumable(Path(args.resume), about)
+    state = resumed(args.resume, path, partial(read_resumable, about=about))
     if state is not None:
         with torch.no_grad():
             prepared.eval()(images)  # convert wants it to have seen some; what this changes is loaded next
@@ -138,7 +134,8 @@ def main(args: Namespace) -> dict[str, float]:
     check_engine(args)
     train_loader, test_loader, classes = load_data(args)
     seed_everything(args.seed)
-    model = load_trained(args.weights, args, classes)
+    checkpoint = read_trained(args.weights, args, classes)
+    model = build_trained(checkpoint)
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
 
     in_float = evaluate(model, test_loader, len(classes)).accuracy
@@ -147,7 +144,7 @@ def main(args: Namespace) -> dict[str, float]:
         settings |= {"training images": len(train_loader.dataset), "weights": fingerprint(model)}
         about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": settings}
         about["kind"] = "quantization-aware"
-        about["model_arguments"] = model_arguments(load_checkpoint(args.weights, args.model, len(classes)))
+        about["model_arguments"] = model_arguments(checkpoint)
         converted = train_aware(model, train_loader, about, args, output_dir / "checkpoint_qat.pth")
     else:
         converted = calibrate(

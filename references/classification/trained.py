@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from checkpoints import check_same, load_checkpoint, model_arguments
 from models import build_model
@@ -9,7 +10,12 @@ from torch import nn
 
 
 def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Module:
-    """The model in a checkpoint of a run on the classes, the dataset and the image size of ``args``.
+    """The model in the checkpoint that :func:`read_trained` reads."""
+    return build_trained(read_trained(path, args, classes))
+
+
+def read_trained(path: str | Path, args: Namespace, classes: list[str]) -> dict[str, Any]:
+    """The checkpoint of a run on ``classes``, with the model, the dataset and the image size of ``args``.
 
     Raises:
         ValueError: if it is damaged, or of another model or run.
@@ -18,6 +24,11 @@ def load_trained(path: str | Path, args: Namespace, classes: list[str]) -> nn.Mo
     check_same(path, "classes", checkpoint["classes"], classes)
     for name in ("dataset", "image_size"):
         check_same(path, name, checkpoint.get("settings", {}).get(name), getattr(args, name))
-    model = build_model(args.model, len(classes), **model_arguments(checkpoint))
+    return checkpoint
+
+
+def build_trained(checkpoint: dict[str, Any]) -> nn.Module:
+    """The model in a checkpoint, with its weights."""
+    model = build_model(checkpoint["model_name"], checkpoint["num_classes"], **model_arguments(checkpoint))
     model.load_state_dict(checkpoint["model"])
     return model

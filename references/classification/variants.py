@@ -13,6 +13,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -160,12 +161,8 @@ def tested_accuracy(run: Run) -> float | None:
         print(f"warning: {error}", file=sys.stderr)
         return None
     settings = options.settings_of(args, len(loader.dataset))
-    is_same = checkpoint["settings"] == settings and model_arguments(checkpoint) == sizes_of(args)
+    is_same = checkpoint["settings"] == settings and model_arguments(checkpoint) == options.sizes_of(args)
     return checkpoint["test_accuracy"] if is_same else None
-
-
-def sizes_of(args: Namespace) -> dict[str, float]:
-    return {"width_mult": args.width_mult, "depth_mult": args.depth_mult}
 
 
 def measure(runs: Sequence[Run], args: Namespace) -> dict[str, Any]:
@@ -211,7 +208,7 @@ def describe(runs: Sequence[Run]) -> dict[str, Any]:
             problem = str(error)
             continue
         in_int8.append(evaluate(converted, test_loader, len(classes)).accuracy)
-    parameters, multiply_adds = size_of(runs[0].arguments())
+    parameters, multiply_adds = size_of(build(args, classes), args.image_size)
     return {
         "recipe": recipe_of(runs[0].recipe),
         "parameters": parameters,
@@ -224,27 +221,27 @@ def describe(runs: Sequence[Run]) -> dict[str, Any]:
 
 def recipe_of(path: Path) -> str:
     """The arguments in a recipe, in one line."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return " ".join(line for line in lines if line)
+    words = map(options.RecipeParser().convert_arg_line_to_args, path.read_text(encoding="utf-8").splitlines())
+    return " ".join(chain.from_iterable(words))
 
 
-def size_of(args: Namespace) -> tuple[int, int]:
-    """Parameters of the model, and its multiply-adds for one image: those of convolutions and matrix products."""
-    model = build(args).eval()
+def size_of(model: nn.Module, image_size: int) -> tuple[int, int]:
+    """Parameters of a model, and its multiply-adds for one image: those of convolutions and matrix products."""
+    model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, args.image_size, args.image_size))
+        model(torch.zeros(1, 3, image_size, image_size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
-def build(args: Namespace) -> nn.Module:
-    return build_model(args.model, len(load_data(args)[2]), **sizes_of(args))
+def build(args: Namespace, classes: Sequence[str]) -> nn.Module:
+    return build_model(args.model, len(classes), **options.sizes_of(args))
 
 
 def training_step(args: Namespace) -> Callable[[], None]:
     """One step as training takes it, on one batch, at the learning rate that the schedule begins with."""
     seed(args.seed)
-    loader, _, _ = load_data(args)
-    model = build(args).train()
+    loader, _, classes = load_data(args)
+    model = build(args, classes).train()
     optimizer = make_optimizer(model, args)
     make_schedule(optimizer, args, len(loader))
     images, labels = next(iter(loader))

@@ -183,9 +183,10 @@ def test_a_request_to_stop_ends_before_the_next_batch_and_the_rest_follows():
     assert torch.equal(cut.model[1].weight, whole.model[1].weight)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("worker is gone"), EOFError(), ConnectionRefusedError()])
 @pytest.mark.parametrize("signum", [0, 15])
-def test_a_signal_that_ends_the_readers_as_well_is_a_request_to_stop(monkeypatch, signum):
-    """Any other end of theirs is an error."""
+def test_a_signal_that_ends_the_readers_as_well_is_a_request_to_stop(monkeypatch, signum, error):
+    """Any other end of theirs is an error; which one, depends on what was just read from them."""
     model, loader, stop = linear(), loader_of(16, 4), StopRequest()
     training = Training(model, SGD(model.parameters(), lr=0.1))
     whole = loader.batches
@@ -193,10 +194,10 @@ def test_a_signal_that_ends_the_readers_as_well_is_a_request_to_stop(monkeypatch
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         yield next(whole(epoch, start))
         stop.signum = signum
-        raise RuntimeError("worker is gone")
+        raise error
 
     monkeypatch.setattr(loader, "batches", batches)
-    with pytest.raises(StopAsked if signum else RuntimeError):
+    with pytest.raises(StopAsked if signum else type(error)):
         train_one_epoch(training, loader, stop=stop)
     assert training.step == 1
 

@@ -155,17 +155,27 @@ def test_an_unreadable_image_stops_by_default(photos, workers):
 
 @forks
 def test_ctrl_c_to_all_of_a_job_leaves_the_readers_alive():
-    """Ctrl-C, and what ends a job, reach them as well as the process that is to save and stop."""
+    """It reaches them as well as the process that is to save and stop."""
     others = set(multiprocessing.active_children())
     batches = ImageLoader(numbers(40), 2, workers=2).batches()
     found = [next(batches).labels.tolist()]
     readers = set(multiprocessing.active_children()) - others
     assert len(readers) == 2
-    for number in (signal.SIGINT,):
-        for reader in readers:
-            os.kill(reader.pid, number)
+    for reader in readers:
+        os.kill(reader.pid, signal.SIGINT)
     found += [batch.labels.tolist() for batch in batches]
     assert found == indices(ImageLoader(numbers(40), 2))
+
+
+def test_readers_can_be_ended():
+    """As torch does when their process exits; were SIGTERM held back, the process would wait for them for ever."""
+    others = set(multiprocessing.active_children())
+    batches = ImageLoader(numbers(400), 2, workers=1).batches()
+    next(batches)
+    (reader,) = set(multiprocessing.active_children()) - others
+    reader.terminate()
+    reader.join(5)
+    assert not reader.is_alive()
 
 
 def test_a_batch_of_nothing_but_unreadable_images_is_left_out(tmp_path):

@@ -3,7 +3,7 @@
 import json
 import signal
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -165,12 +165,10 @@ def test_recipes_without_the_one_to_compare_to(tmp_path: Path) -> None:
         variants.main(arguments("--recipes", str(tmp_path), "--output-dir", str(tmp_path)))
 
 
-def test_multiply_adds_of_a_model_by_hand(monkeypatch: pytest.MonkeyPatch, recipes: Path) -> None:
+def test_multiply_adds_of_a_model_by_hand() -> None:
     """A convolution with bias, and a matrix product: outputs times what each sums."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
-    monkeypatch.setattr(variants, "build", lambda args: model)
-    found = variants.size_of(Run(recipes / "resnet18.txt", 0, Path()).arguments())
-    assert found == (3 * 4 * 9 + 4 + 3600 * 2 + 2, 4 * 30 * 30 * 27 + 3600 * 2)
+    assert variants.size_of(model, 32) == (3 * 4 * 9 + 4 + 3600 * 2 + 2, 4 * 30 * 30 * 27 + 3600 * 2)
 
 
 def test_a_step_trains_as_the_engine_does(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +178,8 @@ def test_a_step_trains_as_the_engine_does(recipes: Path, monkeypatch: pytest.Mon
     built: list[nn.Module] = []
     build = variants.build
 
-    def noting(args: Namespace) -> nn.Module:
-        built.append(build(args))
+    def noting(args: Namespace, classes: Sequence[str]) -> nn.Module:
+        built.append(build(args, classes))
         return built[-1]
 
     monkeypatch.setattr(variants, "build", noting)

@@ -3,7 +3,9 @@
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 
+from .._utils.command import exit_status
 from ._command import ENGINES, run
 
 __all__ = ["main"]
@@ -45,15 +47,7 @@ Exit status: 0, or 2 with one line that says what is wrong, or 130 when interrup
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. Default: the arguments of the process."""
     args = _parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:  # what users can do something about
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(partial(run, args), ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def _parser() -> ArgumentParser:

@@ -1,9 +1,11 @@
 """The command ``python -m torchvision_layers.standalone``: a model becomes one file that needs torch only."""
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 
+from .._utils.command import exit_status
 from .write import write
 
 __all__ = ["main"]
@@ -25,6 +27,16 @@ Exit status: 0, or 2 with one line that says what is wrong, or 130 when interrup
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. Default: the arguments of the process."""
+    args = _parser().parse_args(argv)
+    return exit_status(partial(_run, args), ValueError, TypeError, OSError, ImportError)
+
+
+def _run(args: Namespace) -> None:
+    path = write(args.model, args.output, quantizable=args.quantizable, force=args.force)
+    print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} lines")
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m torchvision_layers.standalone",
         description=_DESCRIPTION,
@@ -41,17 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--quantizable", action="store_true", help="with the quantizable twin in the place of each layer"
     )
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
-    args = parser.parse_args(argv)
-    try:
-        path = write(args.model, args.output, quantizable=args.quantizable, force=args.force)
-    except (ValueError, TypeError, OSError, ImportError) as error:  # what users can do something about
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} lines")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from .._utils.atomic import atomic_path
+from .._utils.command import exit_status
 from .change import propose
 
 __all__ = ["main"]
@@ -29,15 +31,7 @@ Exit status: 0, or 2 with one line that says what is wrong, or 130 when interrup
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. Default: the arguments of the process."""
     args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except (ValueError, OSError, ImportError) as error:  # what users can do something about
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(partial(_run, args), ValueError, OSError, ImportError)
 
 
 def _run(args: Namespace) -> None:
