@@ -52,7 +52,11 @@ def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "backend"), [("eager", "x86"), pytest.param("eager", "qnnpack", marks=pytest.mark.slow), ("pt2e", "x86")]
+    ("engine", "backend"),
+    [
+        ("eager", "x86"),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("eager", "qnnpack"), ("pt2e", "x86"))),
+    ],
 )
 def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str) -> None:
     """The artefact, in a process that cannot import the package, has the accuracy that the script found."""

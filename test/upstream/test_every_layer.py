@@ -267,6 +267,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.slow
 def test_a_broken_layer_fails_its_tests(grown: Grown) -> None:
     ops = grown.tree / "torchvision" / "ops"
     kept = {file: (ops / file).read_text() for file in BREAKS}
