@@ -7,7 +7,7 @@ else
 VENV_BIN = .venv/bin
 endif
 VENV_PYTHON = $(VENV_BIN)/python
-# Versions to test with: `make test TORCH="torch==2.6.* torchvision==0.21.*"`, after `make clean`.
+# Versions to test with: `make test TORCH="torch==2.11.* torchvision==0.26.*"`, after `make clean`.
 TORCH ?=
 # Processes that share the tests; each keeps to one thread.
 JOBS ?= 2

@@ -35,7 +35,7 @@ setup(
     packages=find_packages(include=["torchvision_layers", "torchvision_layers.*"]),
     package_data={"torchvision_layers": ["py.typed", "experimental/README.md"]},
     python_requires=">=3.10",
-    install_requires=["torch>=2.6", "torchvision>=0.21", "typing_extensions>=4.10"],
+    install_requires=["torch>=2.11", "torchvision>=0.26", "typing_extensions>=4.10"],
     extras_require={
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],

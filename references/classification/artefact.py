@@ -72,7 +72,7 @@ def load_artefact(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
         if quantization:
             torch.backends.quantized.engine = quantization["backend"]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="`torch.jit")  # deprecated
             return torch.jit.load(path), about
     except (zipfile.BadZipFile, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an artefact of these scripts, or a damaged one: {error}") from error

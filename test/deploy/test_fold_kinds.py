@@ -195,7 +195,7 @@ def test_quantized_models_are_refused() -> None:
             deploy.fold(nn.Sequential(made))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -78,7 +78,7 @@ def test_eager(name: str, backend: str) -> None:
     assert torch.equal(other(batches()[0]), int8(batches()[0]))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:FutureWarning", "ignore:TypedStorage is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated", "ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("name", MODELS)
 def test_scripted(name: str) -> None:
     _, folded = made(name)

@@ -92,7 +92,7 @@ def saved(value: object) -> bytes:
 def scripted() -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), content)
     return content.getvalue()
 

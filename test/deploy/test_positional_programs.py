@@ -16,7 +16,7 @@ from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.layers.positional_conv import PositionalConv2d
 
-DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:FutureWarning")
+DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
 
 
 def test_copies_take_no_maps_along() -> None:

@@ -29,7 +29,7 @@ def blocks(page: Path) -> list[str]:
 
 # torch's own, of what the pages show how to call.
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch.load of int8 weights
-@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else [], id=p.stem) for p in WITH_CODE]
 )

@@ -167,7 +167,7 @@ def test_state_that_does_not_fit_is_named(model: quantized.QuantizableModel) -> 
     model.load_state_dict(without, strict=False)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_script_has_the_same_bits(model: quantized.QuantizableModel) -> None:
     file, inputs = io.BytesIO(), [torch.randn(shape) for shape in ((2, 3, 16, 14), (1, 3, 21, 30), (0, 3, 9, 9))]
     expected = [model(x) for x in inputs]

@@ -165,7 +165,7 @@ def test_traced_by_fx_as_modules(model: quantized.QuantizableModel) -> None:
     assert is_straight(model)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted_after_a_call(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     script = torch.jit.script(model)

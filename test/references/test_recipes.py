@@ -7,9 +7,9 @@ import loading
 import pytest
 import torch
 import train
-from conftest import SCRIPTS
 from data import Images
 from models import MODELS, build_model
+from script_runs import SCRIPTS
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.txt"))
 FLAGS = {

@@ -52,7 +52,7 @@ def test_traced(model: nn.Module) -> None:
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted(model: nn.Module) -> None:
     x = images()
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))

@@ -6,7 +6,7 @@ from pathlib import Path
 import distributed
 import options
 import pytest
-from conftest import SCRIPTS
+from script_runs import SCRIPTS
 
 FLAGS = [
     ["--model", "resnet50", "--amp", "--compile", "--lr", "1e-05", "--clip-grad-norm", "1", "--resume", "auto"],

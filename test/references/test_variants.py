@@ -11,9 +11,9 @@ import torch
 import train
 import variants
 from checkpoints import load_checkpoint
-from conftest import Host
 from interruption import Stopped
 from models import build_model
+from script_runs import Host
 from torch import nn
 from variants import Run
 from variants_pages import BEGIN, END

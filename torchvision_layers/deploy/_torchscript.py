@@ -39,8 +39,7 @@ def check(model: nn.Module) -> None:
 def _without_deprecation() -> Iterator[None]:
     # It is deprecated, and it is what loads without Python in the C++ programs of today.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")
         yield
 
 

@@ -31,6 +31,7 @@ _OPERATORS = re.compile(
     "add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor"
 )
 _LIBRARIES = ("aten", "mkldnn", "onednn", "prims", "quantized", "quantized_decomposed", "torchvision")
+_ASSERTION = re.compile(r"Runtime assertion failed for expression (.*) on node '\w+'")  # what torch says when it fails
 # Functions of sizes, by the names that sympy and torch write.
 _FUNCTIONS = re.compile(
     "Abs|Add|And|CeilDiv|CeilToInt|CleanDiv|Eq|Equality|Float|FloatPow|FloatTrueDiv|FloorDiv|FloorToInt|Ge|GreaterThan"
@@ -58,7 +59,8 @@ def check_program(content: bytes, path: Path) -> None:
     for place, text in _strings(json.loads(record(content, "models/model.json", path)), ""):
         if place in ("target", "as_operator") and text and not _is_operator(text):
             raise ValueError(f"{path} calls what is not an operator of torch: {text!r}")
-        if not (_NAME.fullmatch(text) or _is_spec(text) or _is_expression(text)):
+        assertion = _ASSERTION.fullmatch(text)
+        if not (_NAME.fullmatch(text) or _is_spec(text) or _is_expression(assertion[1] if assertion else text)):
             raise ValueError(f"{path} holds a text that could run as Python: {text!r}")
 
 

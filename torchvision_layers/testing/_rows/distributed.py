@@ -1,7 +1,6 @@
 """Rows on training in several processes."""
 
 import copy
-import functools
 import os
 import sys
 import tempfile
@@ -46,20 +45,6 @@ def _shard(layer: nn.Module) -> nn.Module:
     return layer
 
 
-@functools.cache
-def _cannot_shard() -> bool:
-    """Whether this torch shards on accelerators only, as torch 2.6 does."""
-    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
-        try:
-            _shard(nn.Linear(1, 1))(torch.ones(1, 1)).sum().backward()
-        except AttributeError:
-            return True
-    return False
-
-
-NEEDS_ACCELERATOR = NA("this torch cannot run fully_shard on a CPU", lambda cell: _cannot_shard())
-
-
 def _gradients(layer: nn.Module, input: Tensor) -> dict[str, Tensor]:
     """Gradients by the parameter's own name, whole where they are sharded."""
     run_seeded(layer, input).square().sum().backward()
@@ -94,15 +79,13 @@ def ddp(cell: Cell) -> None:
     _check_alone(cell, DistributedDataParallel)
 
 
-@row(
-    "fsdp2", variants=TRAIN_EVAL, not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR), ignored_warnings=_VIEWS
-)
+@row("fsdp2", variants=TRAIN_EVAL, not_applicable=(NO_PARAMETERS, IN_A_GROUP), ignored_warnings=_VIEWS)
 def fsdp2(cell: Cell) -> None:
     """Under ``fully_shard``, in a group of one, the gradients are those of the layer alone."""
     _check_alone(cell, _shard)
 
 
-@row("fsdp2_meta", not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR), ignored_warnings=_VIEWS)
+@row("fsdp2_meta", not_applicable=(NO_PARAMETERS, IN_A_GROUP), ignored_warnings=_VIEWS)
 def fsdp2_meta(cell: Cell) -> None:
     """Built on meta, sharded and then filled from a state dict, it gives the same bits."""
     layer, input = cell.layer(), cell.input()
@@ -145,7 +128,7 @@ def ddp_two(cell: Cell) -> None:
     _check_two(cell, DistributedDataParallel)
 
 
-@row("fsdp2_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS, IN_A_GROUP, NEEDS_ACCELERATOR))
+@row("fsdp2_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS, IN_A_GROUP))
 def fsdp2_two(cell: Cell) -> None:
     """In two processes, each with half of the batch and of the weights, ``fully_shard`` gives the mean."""
     _check_two(cell, _shard)
