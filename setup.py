@@ -15,7 +15,7 @@ REFERENCES = [
     "torchmetrics>=1.4",
     "tqdm>=4.65",
 ]
-ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
 PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
 RUFF = ["ruff>=0.9"]

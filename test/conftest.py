@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import lowest
 import matrix_record
 import pytest
 import torch
@@ -52,6 +53,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), nodeid)
 
     return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lowest.mark(items)
 
 
 def pytest_collection_finish() -> None:

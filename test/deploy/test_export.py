@@ -6,6 +6,7 @@ import random
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,11 @@ def test_a_program_keeps_the_guards_on_sizes(tmp_path: Path) -> None:
         deploy.load(exported.path)(torch.randn(1, 3, 20, 21))
 
 
+def _name_of(value: Any) -> str:
+    """Of a function or a pass: torch may copy it."""
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
 def _state() -> SimpleNamespace:
     from torch._inductor import config
 
@@ -217,7 +223,7 @@ def _state() -> SimpleNamespace:
         filters=list(warnings.filters),
         random=(random.getstate(), str(np.random.get_state())),
         torch_random=torch.get_rng_state().tolist(),
-        inductor=json.dumps(config.save_config_portable(), default=str, sort_keys=True),
+        inductor=json.dumps(config.save_config_portable(), default=_name_of, sort_keys=True),
         environment=dict(os.environ),
         threads=torch.get_num_threads(),
     )
