@@ -73,9 +73,6 @@ def text(figure: Ratio | float | None) -> str:
 def record(case: Case, memory_format: str, figures: Mapping[str, Figures]) -> dict[str, Any]:
     """What one row of the table says, and the spread, for JSON."""
 
-    def ratio(found: Ratio | None) -> dict[str, Any] | None:
-        return found and {"ratio": found.value, "quartiles": [found.low, found.high]}
-
     return {
         "layer": case.layer.__name__,
         "options": dict(case.options),
@@ -84,17 +81,28 @@ def record(case: Case, memory_format: str, figures: Mapping[str, Figures]) -> di
         "bound": next(iter(figures)),
         "aim": case.aim._asdict(),
         "candidates": {
-            name: {"inference": ratio(found.inference), "training": ratio(found.training), "saved": found.saved}
+            name: {"inference": spread(found.inference), "training": spread(found.training), "saved": found.saved}
             for name, found in figures.items()
         },
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Under another name first: an interrupted run leaves an earlier file whole."""
+def spread(found: Ratio | None) -> dict[str, Any] | None:
+    return found and {"ratio": found.value, "quartiles": [found.low, found.high]}
+
+
+def json_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text}")
+    return path
+
+
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    """As JSON, under another name first: an interrupted run leaves an earlier file whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -123,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="layers, or parts of their names; all by default")
     parser.add_argument("--folded", action="store_true", help="folded blocks instead, in inference")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write ratios and their spread there as well")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write ratios and their spread there as well")
     parser.add_argument("--rounds", type=count, default=21, help="turns of each candidate (default: %(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="both by default")
@@ -133,8 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases = cases if args.only is None else choose(args.only, cases)
     except ValueError as error:
         parser.error(f"--only: {error}")
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        parser.error(f"--json: must be a file in a folder that exists, got {args.json}")
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -150,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(row(name, [cell(*map(text, found)) for found in (*figures.values(), case.aim)]), flush=True)
             report["rows"].append(record(case, name, figures))
     if args.json:
-        write(args.json, json.dumps(report, indent=1) + "\n")
+        write(args.json, report)
 
 
 if __name__ == "__main__":

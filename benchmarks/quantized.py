@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from layers import count, text
+from layers import count, json_file, spread, text, write
 from measure import Ratio, conditions, interleave, ratios
 from torch import Tensor, nn
 
@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=AIMS, default=list(AIMS), help="models; all by default")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="both by default")
     parser.add_argument("--batches", nargs="+", type=count, default=[1, 8], help="images in a batch (default: 1 8)")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write ratios and their spread there as well")
     parser.add_argument("--rounds", type=count, default=21, help="turns of each model (default: %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also the PT2E engine's model, compiled")
     parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
@@ -130,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(*(f"{name}: {value}" for name, value in {**conditions(), "rounds": args.rounds}.items()), sep="\n")
+    report: dict[str, Any] = {"conditions": {**conditions(), "rounds": args.rounds}, "rows": []}
+    print(*(f"{name}: {value}" for name, value in report["conditions"].items()), sep="\n")
     head = "".join(f"{title:>8}" for title in ("ours", "aim", "float", "pt2e"))
     print(f"\n{'model':<20}{'backend':<9}{'images':>6}{head}{'dB ours':>10}{'theirs':>8}")
     for name in args.only:
@@ -138,13 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calibration = torch.randn(8, 3, SIZE, SIZE)
             models = build(name, backend, calibration, args.compiled)
             with torch.inference_mode():
-                expected, ours, theirs = (model(calibration) for model in (models.float, models.ours, models.theirs))
-            noise = f"{decibels(expected, ours):>10.1f}{decibels(expected, theirs):>8.1f}"
+                expected, *outputs = (model(calibration) for model in (models.float, models.ours, models.theirs))
+            noise = [decibels(expected, output) for output in outputs]
+            ending = "{:>10.1f}{:>8.1f}".format(*noise)
             for batch in args.batches:
                 with running_on(backend):
                     found = measure(models, batch, args.rounds)
                 cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]), text(found.get("pt2e")))
-                print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{noise}", flush=True)
+                print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{ending}", flush=True)
+                figures = {key: spread(found.get(key)) for key in ("ours", "float", "pt2e")}
+                about = {"model": name, "backend": backend, "images": batch, "aim": AIMS[name], "decibels": noise}
+                report["rows"].append({**about, **figures})
+    if args.json:
+        write(args.json, report)
 
 
 if __name__ == "__main__":

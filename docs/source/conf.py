@@ -8,7 +8,7 @@ GENERATED = SOURCE / "generated"
 GENERATED.mkdir(exist_ok=True)
 sys.path.insert(0, str(SOURCE.parent))
 
-from aims import table as aims  # noqa: E402
+import figures  # noqa: E402
 from drawings import DRAWINGS  # noqa: E402
 from inventories import write_inventories  # noqa: E402
 from moving import PEERS, check, table  # noqa: E402
@@ -56,7 +56,9 @@ for library in ("torchvision", "timm"):
         check(peer)
     (GENERATED / f"arguments_{library}.txt").write_text("\n".join(map(table, peers)), encoding="utf-8")
 
-(GENERATED / "aims.txt").write_text(aims(), encoding="utf-8")
+for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int8", figures.models)):
+    measured = figures.load(SOURCE / f"benchmarks_{name}.json")
+    (GENERATED / f"benchmarks_{name}.txt").write_text(make(measured), encoding="utf-8")
 
 # Links to other projects come from inventories that are written here, of the names in inventories.py and no others.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
