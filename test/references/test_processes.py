@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from data import load_datasets
+from evaluation import evaluate
 from loading import ImageLoader
 from pictures import draw_pictures
 
@@ -106,6 +108,11 @@ def test_the_test_counts_every_image_once(host, folder):
     found = two(host, folder, "counted", "--model", "resnet18", "--epochs", "1")
     accuracy = found["history"][0]["test_accuracy"] * 3 * TESTING
     assert accuracy == pytest.approx(round(accuracy))
+    alone = models.build_model("resnet18", 3, width_mult=0.25)  # with the statistics of the first process
+    alone.load_state_dict(found["model"])
+    _, test_set, _ = load_datasets("imagefolder", folder / "photos", 32)
+    tested = evaluate(alone, ImageLoader(test_set, 4), 3, label_smoothing=0.1)
+    assert found["history"][0]["test_loss"] == pytest.approx(tested.loss, rel=1e-5)
     model = one(host, folder, "counted_by_one", "--model", "resnet18", "--epochs", "1")
     assert model["settings"] == found["settings"]
     command = ["--test-only", "--weights", str(folder / "counted" / "model.pth"), "--model", "resnet18"]

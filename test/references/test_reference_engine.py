@@ -1,7 +1,9 @@
 """An epoch of training, on models so small that its figures can be worked out."""
 
+import math
 from collections.abc import Iterator
 
+import distributed
 import models
 import pytest
 import torch
@@ -200,6 +202,40 @@ def test_a_signal_that_ends_the_readers_as_well_is_a_request_to_stop(monkeypatch
     with pytest.raises(StopAsked if signum else type(error)):
         train_one_epoch(training, loader, stop=stop)
     assert training.step == 1
+
+
+def test_a_loss_that_is_nan_in_another_process_stops_this_one_too(monkeypatch):
+    """Or the other would be waited for; the images to blame are named where they are."""
+
+    def exchange(values: list[float], device: torch.device) -> Tensor:
+        other = [math.nan, *values[1:]] if len(values) == 3 else values
+        return torch.tensor([values, other], dtype=torch.float64)
+
+    monkeypatch.setattr(distributed, "exchange", exchange)
+    model = linear()
+    before = model[1].weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, step 1; try a lower lr$"):
+        train_one_epoch(Training(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4))
+    assert torch.equal(model[1].weight, before)
+
+
+def test_each_process_draws_for_itself(monkeypatch):
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        model = linear()
+        train_one_epoch(Training(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4))
+        seeds.append(torch.initial_seed())
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_average_that_is_not_finite_is_no_state_to_save(value):
+    model = linear()
+    training = Training(model, SGD(model.parameters(), lr=0.1), average=AveragedModel(model))
+    assert training.is_finite()
+    training.average.module[1].bias.data[0] = value
+    assert not training.is_finite()
 
 
 def test_lines_on_how_an_epoch_goes():
