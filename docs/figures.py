@@ -15,13 +15,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def layers(report: dict[str, Any]) -> str:
-    """Of each case ours in inference (folded, where it folds) and in training, what we aim for, and its peers."""
-    head = ("layer", "input", "layout", "bound", "inference", "aim", "training", "aim", "others")
-    return _with_conditions(report, [head, *map(_layer, report["rows"])])
+    """Of each case ours in inference (folded, where it folds) and in training, with what we aim for, and its peers."""
+    return _table(report, ("layer; input; bound", "inference", "training", "others"), map(_layer, report["rows"]))
 
 
 def _layer(row: dict[str, Any]) -> tuple[str, ...]:
-    options = "".join(f", ``{name}={value}``" for name, value in row["options"].items())
     found = dict(row["candidates"])
     del found[row["bound"]]
     ours = found.pop("ours")
@@ -32,35 +30,21 @@ def _layer(row: dict[str, Any]) -> tuple[str, ...]:
         f"{name} {_ratio(other['inference'])}" + (f" / {_ratio(other['training'])}" if other["training"] else "")
         for name, other in found.items()
     ]
-    return (
-        f"``{row['layer']}``{options}",
-        "×".join(map(str, row["shape"])),
-        row["format"],
-        f"``{row['bound']}``",
-        _ratio(ours["inference"]),
-        _aim(row["aim"]["inference"]),
-        _ratio(training),
-        _aim(row["aim"]["training"]),
-        ", ".join(others) or NONE,
-    )
+    options = "".join(f", ``{name}={value}``" for name, value in row["options"].items())
+    size = "×".join(map(str, row["shape"]))
+    case = [f"``{row['layer']}``{options}", f"{size}, {row['format'].replace('_', ' ')}", f"``{row['bound']}``"]
+    figures = _with_aim(ours["inference"], row["aim"]["inference"]), _with_aim(training, row["aim"]["training"])
+    return _lines(case), *figures, _lines(others or [NONE])
 
 
 def models(report: dict[str, Any]) -> str:
     """Int8 models, as multiples of the time of torchvision's."""
-    head = ("model", "backend", "images", "ours", "aim", "float", "dB ours", "dB torchvision's")
-    rows = [
-        (
-            f"``{row['model']}``",
-            row["backend"],
-            str(row["images"]),
-            _ratio(row["ours"]),
-            _aim(row["aim"]),
-            _ratio(row["float"]),
-            *(f"{value:.1f}" for value in row["decibels"]),
-        )
-        for row in report["rows"]
-    ]
-    return _with_conditions(report, [head, *rows])
+    rows = []
+    for row in report["rows"]:
+        case = [f"``{row['model']}``", f"{row['backend']}, images: {row['images']}"]
+        decibels = " / ".join(f"{value:.1f}" for value in row["decibels"])
+        rows.append((_lines(case), _with_aim(row["ours"], row["aim"]), _ratio(row["float"]), decibels))
+    return _table(report, ("model", "ours", "float", "dB, ours / theirs"), rows)
 
 
 def _ratio(found: dict[str, Any] | None) -> str:
@@ -71,14 +55,19 @@ def _ratio(found: dict[str, Any] | None) -> str:
     return f"{'~' if high - low > found['ratio'] / 10 else ''}{found['ratio']:.2f}"
 
 
-def _aim(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+def _with_aim(found: dict[str, Any] | None, aim: float | None) -> str:
+    return _ratio(found) if aim is None else f"{_ratio(found)} ({aim:.2f})"
 
 
-def _with_conditions(report: dict[str, Any], rows: Iterable[Sequence[str]]) -> str:
+def _lines(parts: Sequence[str]) -> str:
+    """A cell of some lines."""
+    return "\n       ".join(f"| {part}" for part in parts)
+
+
+def _table(report: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The table, after a line on what it was found on."""
     lines = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), ""]
     lines += [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
+    for row in (head, *rows):
         lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
     return "\n".join([*lines, ""])

@@ -1,6 +1,7 @@
 """What the benchmark of int8 models compares and says; how long anything takes is not tested."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,12 @@ def test_the_models_are_the_same_but_for_rounding(benchmark: ModuleType) -> None
 
 
 def test_the_table_names_model_backend_batch_and_aim(
-    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(benchmark, "interleave", lambda calls, rounds: {name: [1.0] for name in calls})
     threads = torch.get_num_threads()
-    benchmark.main(["--only", "mobilenet_v3_large", "--backends", "x86", "--batches", "1", "2", "--rounds", "1"])
+    words = ["--only", "mobilenet_v3_large", "--backends", "x86", "--batches", "1", "2", "--rounds", "1"]
+    benchmark.main([*words, "--json", str(tmp_path / "int8.json")])
     torch.set_num_threads(threads)
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
     assert head == ["model", "backend", "images", "ours", "aim", "float", "pt2e", "dB", "ours", "theirs"]
@@ -52,6 +54,22 @@ def test_the_table_names_model_backend_batch_and_aim(
         ["mobilenet_v3_large", "x86", "1", "1.00", "0.90", "1.00", "–"],
         ["mobilenet_v3_large", "x86", "2", "1.00", "0.90", "1.00", "–"],
     ]
+    for row, written in zip(rows, json.loads((tmp_path / "int8.json").read_text())["rows"], strict=True):
+        assert [written["model"], written["backend"], str(written["images"])] == row[:3]
+        assert (written["ours"], written["pt2e"]) == ({"ratio": 1.0, "quartiles": [1.0, 1.0]}, None)
+        assert [f"{value:.1f}" for value in written["decibels"]] == row[7:]
+
+
+def test_the_docs_have_figures_of_the_models_as_they_are(benchmark: ModuleType) -> None:
+    rows = json.loads((BENCHMARKS.parent / "docs/source/benchmarks_int8.json").read_text())["rows"]
+    found = {(row["model"], row["backend"], row["images"]): row["aim"] for row in rows}
+    expected = {
+        (name, backend, batch): aim
+        for name, aim in benchmark.AIMS.items()
+        for backend in benchmark.BACKENDS
+        for batch in (1, 8)
+    }
+    assert found == expected
 
 
 def test_bound_comes_first(benchmark: ModuleType) -> None:

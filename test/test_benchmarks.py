@@ -20,7 +20,9 @@ from torch.nn import functional as F
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as for the script itself
-    layers, cases, measure = (importlib.import_module(name) for name in ("layers", "cases", "measure"))
+    layers, cases, folded_cases, measure = (
+        importlib.import_module(name) for name in ("layers", "cases", "folded_cases", "measure")
+    )
 
 Weights = Mapping[str, Tensor]
 
@@ -335,11 +337,23 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text("earlier")
     with pytest.raises(UnicodeEncodeError):
-        layers.write(path, "half \ud800")
+        layers.write(path, {"text": "half \ud800"})
     assert path.read_text() == "earlier"
-    layers.write(path, "whole")
-    assert path.read_text() == "whole"
+    layers.write(path, {"text": "whole"})
+    assert json.loads(path.read_text()) == {"text": "whole"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["layers", "folded"])
+def test_the_docs_have_figures_of_the_cases_as_they_are(name: str) -> None:
+    rows = json.loads((BENCHMARKS.parent / f"docs/source/benchmarks_{name}.json").read_text())["rows"]
+    found = [(row["layer"], row["options"], row["shape"], row["format"], row["aim"]["inference"]) for row in rows]
+    expected = [
+        (case.layer.__name__, json.loads(json.dumps(dict(case.options))), list(case.shape), format, case.aim.inference)
+        for case in (cases.CASES if name == "layers" else folded_cases.FOLDED_CASES)
+        for format in (("contiguous", "channels_last") if len(case.shape) == 4 else ("contiguous",))
+    ]
+    assert found == expected
 
 
 def test_the_command_prints_a_table_and_writes_the_same(tmp_path: Path) -> None:
