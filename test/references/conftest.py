@@ -1,5 +1,6 @@
 """The scripts import each other by bare names, as they do when run; pictures to train on are drawn here."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def scripts() -> Path:
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
+    if not hasattr(os, "fork"):
+        pytest.skip("runs are forked, and killed, as POSIX does")
     host = Host()
     yield host
     host.process.stdin.close()

@@ -17,6 +17,9 @@ from evaluation import evaluate
 from loading import ImageLoader
 from pictures import draw_pictures
 
+if not hasattr(os, "fork"):
+    pytest.skip("runs are forked, and killed, as POSIX does", allow_module_level=True)
+
 # Of each of three classes: the last batch, of 5 images in training and 7 in testing, is shared unequally.
 TRAINING, TESTING = 15, 5
 # Without what a process draws for itself, such as dropout.

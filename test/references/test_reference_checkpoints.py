@@ -1,5 +1,4 @@
 import os
-import resource
 import signal
 import zipfile
 
@@ -154,6 +153,7 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_files(tmp_path):
     path = tmp_path / "checkpoint.pth"
     for number in range(2):
         checkpoints.save_checkpoint({"number": number}, path)
+    resource = pytest.importorskip("resource", reason="limits of files are of POSIX")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))

@@ -15,6 +15,9 @@ from pictures import draw_pictures
 from torch import nn
 from utils import run_as_script
 
+if not hasattr(os, "fork"):
+    pytest.skip("runs are forked, and killed, as POSIX does", allow_module_level=True)
+
 # All that has a state: statistics, dropout, mixing, augmentation, an average, a scaler and a schedule.
 FLAGS = ["--model", "mobilenet_v2", "--width-mult", "0.1", "--depth-mult", "0.3", "--dataset", "imagefolder"]
 FLAGS += ["--image-size", "16", "--batch-size", "4", "--epochs", "2", "--lr", "0.01", "--mixup-alpha", "0.2"]
