@@ -31,7 +31,10 @@ def processes(device: str | None = None) -> Iterator[torch.device]:
     if "RANK" not in os.environ:
         yield chosen
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, place, whole = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it restarts workers, and in it the addresses of those that ended.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=place, world_size=whole)
     try:
         yield chosen
     finally:

@@ -248,8 +248,11 @@ def test_the_command_line_ends_with_one_line_and_status_2(scripts, tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_it_is(run, tmp_path):
-    """On the same batches, by steps too small to matter; what is saved knows nothing of it."""
-    flags = ["--model", "mobilenet_v2_tiny", "--lr", "1e-12", "--epochs", "1"]
+    """On the same batches, by steps too small to matter; what is saved knows nothing of it.
+
+    Without dropout, for which compiled code draws other numbers.
+    """
+    flags = ["--model", "resnet18_tiny", "--lr", "1e-12", "--epochs", "1"]
     plain, compiled = (run(*flags, *extra, name=str(len(extra))) for extra in ([], ["--compile"]))
     assert compiled["history"][0]["train_loss"] == pytest.approx(plain["history"][0]["train_loss"], rel=1e-4)
     assert saved(tmp_path / "1" / "model.pth")["model"].keys() == saved(tmp_path / "0" / "model.pth")["model"].keys()
