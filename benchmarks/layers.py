@@ -65,8 +65,7 @@ def text(figure: Ratio | float | None) -> str:
     if figure is None:
         return "–"
     if isinstance(figure, Ratio):
-        is_rough = figure.high - figure.low > figure.value / 10
-        return f"{'~' if is_rough else ''}{figure.value:.2f}"
+        return str(figure)
     return f"{figure:.2f}"
 
 

@@ -53,6 +53,10 @@ class Ratio(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """With ``~`` where the quartiles lie further apart than a tenth of it."""
+        return f"{'~' if self.high - self.low > self.value / 10 else ''}{self.value:.2f}"
+
 
 def interleave(
     calls: Mapping[str, Call], rounds: int, *, at_least: float = AT_LEAST, clock: Clock = time.perf_counter

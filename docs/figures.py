@@ -1,9 +1,14 @@
 """The figures of the page on benchmarks: tables of what the scripts have written as JSON."""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from measure import Ratio
 
 __all__ = ["layers", "load", "models"]
 
@@ -48,11 +53,8 @@ def models(report: dict[str, Any]) -> str:
 
 
 def _ratio(found: dict[str, Any] | None) -> str:
-    """As the scripts print it: with ``~`` where its quartiles lie further apart than a tenth of it."""
-    if found is None:
-        return NONE
-    low, high = found["quartiles"]
-    return f"{'~' if high - low > found['ratio'] / 10 else ''}{found['ratio']:.2f}"
+    """As the scripts print it."""
+    return NONE if found is None else str(Ratio(found["ratio"], *found["quartiles"]))
 
 
 def _with_aim(found: dict[str, Any] | None, aim: float | None) -> str:
