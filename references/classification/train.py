@@ -128,6 +128,8 @@ class Run:
         )
 
     def _resume(self) -> None:
+        if self.args.resume is None:
+            return  # before the processes ask each other what they found
         state = resumed(self.args.resume, self.checkpoint, self._read)
         if len(set(distributed.gather(state and (state["epoch"], state["step"])))) > 1:
             raise ValueError(f"all processes must find the same checkpoint; is {self.output_dir} a folder of them all?")
