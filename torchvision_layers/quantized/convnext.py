@@ -60,5 +60,5 @@ class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
     def _scale(self, branch: Tensor) -> Tensor:
         return branch if self.layer_scale is None else self.scale_exit(self.layer_scale * self.scale_entry(branch))
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)

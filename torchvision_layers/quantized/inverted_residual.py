@@ -18,7 +18,7 @@ class QuantizableBottleneckAddition(QuantizableLayer, InvertedBottleneck):
         if self.use_res_connect:
             self.skip_add = Addition()
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)
 
 

@@ -17,7 +17,7 @@ class _QuantizableResidual(QuantizableLayer, _ResidualBlock):
     def _add_functionals(self) -> None:
         self.skip_add = Addition()
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.act(self.skip_add(branch, skip))
 
 
