@@ -110,6 +110,6 @@ class ConvNeXtBlock(nn.Module):
         return branch if self.layer_scale is None else self.layer_scale * branch
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("conv_layer", branch, skip, "input")
+        check_same_shape("the output of conv_layer", branch, skip, "the input")
         branch += skip
         return branch

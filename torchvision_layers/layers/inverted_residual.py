@@ -61,7 +61,7 @@ class InvertedBottleneck(nn.Module):
         raise NotImplementedError
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("conv_layer", branch, skip, "input")
+        check_same_shape("the output of conv_layer", branch, skip, "the input")
         return skip + branch
 
 

@@ -64,9 +64,9 @@ class _ResidualBlock(nn.Module):
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         if self.downsample is None:
-            check_same_shape("conv_layer", branch, skip, "input")
+            check_same_shape("the output of conv_layer", branch, skip, "the input")
         else:
-            check_same_shape("downsample", skip, branch)
+            check_same_shape("the output of downsample", skip, branch, "the branch")
         branch += skip
         return self.act(branch)
 
