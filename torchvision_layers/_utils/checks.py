@@ -183,7 +183,7 @@ def check_size(input: Tensor, dim: int, size: int) -> None:
 
 
 def check_matrix(input: Tensor) -> None:
-    """Raises unless ``input`` has 2 dimensions: with 3, nn.BatchNorm1d would normalize dimension 1, not the features."""
+    """Raises unless ``input`` has 2 dimensions: given 3, nn.BatchNorm1d would normalize the second, not the last."""
     if is_tensor(input) and input.dim() != 2:
         raise ValueError(f"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got {input.dim()}")
 
