@@ -41,7 +41,7 @@ def test_a_given_projection_is_copied_and_placed() -> None:
 
 def test_a_projection_of_another_shape_is_named() -> None:
     block = tnn.BasicBlock(3, 5, downsample=nn.Conv2d(3, 1, 1))
-    with pytest.raises(ValueError, match=r"downsample must give the shape of the branch \[2, 5, 4, 4\], got"):
+    with pytest.raises(ValueError, match=r"the output of downsample must have the shape of the branch \[2, 5, 4, 4\], got"):
         block(torch.randn(2, 3, 4, 4))
 
 

@@ -103,7 +103,7 @@ def test_a_dry_run_leaves_it_ready_to_train(make_lazy: Make, make_eager: Make, m
                 make,
                 torch.zeros(2, 6, 7, 9, dtype=dtype),
                 TypeError,
-                f"must be torch.float32 as the layer is, got {dtype}",
+                f"must have the dtype of the layer, torch.float32, got {dtype}",
             )
             for make in (tnn.LazyConvNormAct, tnn.LazySqueezeExcitation)
             for dtype in (torch.uint8, torch.float64)
@@ -115,7 +115,7 @@ def test_a_dry_run_leaves_it_ready_to_train(make_lazy: Make, make_eager: Make, m
             partial(tnn.LazySqueezeExcitation, scale_activation=partial(nn.PReLU, 8)),
             torch.zeros(2, 6, 7, 9),
             ValueError,
-            "scale_activation has num_parameters=8, its place needs 6",
+            "scale_activation has num_parameters=8, expected 6",
         ),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_slope_for_each_channel_fits_the_batch_that_has_them() -> None:
 
 
 def test_a_layer_inside_of_others_is_not_lazy() -> None:
-    with pytest.raises(TypeError, match="se_layer must not be lazy, its channels are known: got LazySqueezeExcitation"):
+    with pytest.raises(TypeError, match="se_layer must not be lazy, since its channels are known, got LazySqueezeExcitation"):
         tnn.BasicBlock(8, 8, se_layer=partial(tnn.LazySqueezeExcitation, 2))
     for layer in (tnn.LazySqueezeExcitation(2), nn.LazyBatchNorm2d()):
         with pytest.raises(TypeError, match=f"norm_layer must not be lazy.*got {type(layer).__name__}"):

@@ -31,10 +31,10 @@ def test_autocast_lets_float32_into_a_half_layer(training: bool, is_compiled: bo
     """After an operation that autocast keeps in float32."""
     layer: nn.Module = tnn.LayerScale(3, 0.5, dtype=torch.bfloat16).train(training)
     x = torch.randn(2, 3, 5, 4)
-    with pytest.raises(TypeError, match=r"input must be torch\.bfloat16 as the layer is, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"input must have the dtype of the layer, torch\.bfloat16, got torch\.float32"):
         layer(x)
     call = torch.compile(layer, fullgraph=True, backend="eager") if is_compiled else layer
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(call(x), x * 0.5)
-        with pytest.raises(TypeError, match=r"input must be torch\.bfloat16 as the layer is, got torch\.float64"):
+        with pytest.raises(TypeError, match=r"input must have the dtype of the layer, torch\.bfloat16, got torch\.float64"):
             layer(x.double())

@@ -116,7 +116,7 @@ def test_concatenation_is_refused() -> None:
 
 def test_linear_and_norm_of_a_sequence() -> None:
     """There nn.BatchNorm1d normalizes the second dimension, which must not be folded into the features."""
-    with pytest.raises(ValueError, match=r"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got 3"):
+    with pytest.raises(ValueError, match=r"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3"):
         tnn.LinearDropoutAct(5, 4, norm_layer=nn.BatchNorm1d)(torch.randn(2, 4, 5))
     model = settle(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)))
     x = torch.randn(2, 4, 5)

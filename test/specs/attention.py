@@ -41,7 +41,7 @@ SPECS = (
                 Misuse.CHOICE,
                 {"scale_activation": nn.PReLU(4)},
                 ValueError,
-                "scale_activation has num_parameters=4, its place needs 6",
+                "scale_activation has num_parameters=4, expected 6",
             ),
         ),
         (
@@ -99,7 +99,7 @@ SPECS = (
                 Misuse.WIDTH,
                 (2, 6, 7, 9),
                 ValueError,
-                "activation has num_parameters=5, its place needs 2",
+                "activation has num_parameters=5, expected 2",
                 {"in_channels": None, "activation": nn.PReLU(5)},
             ),
         ),

@@ -48,7 +48,7 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
             Misuse.CHOICE,
             {"activation_layer": nn.PReLU(7)},
             ValueError,
-            "activation_layer has num_parameters=7, its place needs 5",
+            "activation_layer has num_parameters=7, expected 5",
         ),
         BadArguments(Misuse.CHOICE, {"conv_layer": nn.Linear}, TypeError, "conv_layer=.*Linear.* cannot be called"),
         BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
@@ -128,13 +128,13 @@ SPECS = (
                 Misuse.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 6, 3, padding=1)},
                 ValueError,
-                "conv_layer has out_channels=6, its place needs out_channels=5",
+                "conv_layer has out_channels=6, expected out_channels=5",
             ),
             BadArguments(
                 Misuse.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 5, 5)},
                 ValueError,
-                r"conv_layer has kernel_size=\(5, 5\), its place needs kernel_size=\(3, 3\)",
+                r"conv_layer has kernel_size=\(5, 5\), expected kernel_size=\(3, 3\)",
             ),
             BadArguments(
                 Misuse.CHOICE, {"conv_layer": nn.LazyConv2d}, TypeError, "conv_layer must not be lazy.*got LazyConv2d"
@@ -143,7 +143,7 @@ SPECS = (
                 Misuse.CHOICE,
                 {"conv_layer": lambda *a, **k: nn.Conv2d(3, 9, 3)},
                 ValueError,
-                "conv_layer has out_channels=9, its place needs out_channels=5",
+                "conv_layer has out_channels=9, expected out_channels=5",
             ),
             BadArguments(
                 Misuse.CHOICE,

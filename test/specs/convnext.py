@@ -60,7 +60,7 @@ SPECS = (
                 Misuse.RESIDUAL,
                 (2, 3, 7, 7),
                 ValueError,
-                r"conv_layer must give the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
+                r"the output of conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
                 {"conv_layer": misuse.unpadded},
             ),
         ),

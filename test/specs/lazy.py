@@ -101,7 +101,7 @@ SPECS: tuple[LayerSpec, ...] = (
                 Misuse.CHOICE,
                 {"activation_layer": nn.PReLU(7)},
                 ValueError,
-                "activation_layer has num_parameters=7, its place needs 5",
+                "activation_layer has num_parameters=7, expected 5",
             ),
             BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
             BadArguments(Misuse.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
@@ -141,7 +141,7 @@ SPECS: tuple[LayerSpec, ...] = (
                 Misuse.CHOICE,
                 {"activation": nn.PReLU(7)},
                 ValueError,
-                "activation has num_parameters=7, its place needs 3",
+                "activation has num_parameters=7, expected 3",
             ),
             BadArguments(
                 Misuse.KEYWORD, {"input_channels": 6}, TypeError, "unexpected keyword argument 'input_channels'"
@@ -156,7 +156,7 @@ SPECS: tuple[LayerSpec, ...] = (
                 Misuse.WIDTH,
                 (2, 6, 7, 9),
                 ValueError,
-                "scale_activation has num_parameters=7, its place needs 6",
+                "scale_activation has num_parameters=7, expected 6",
                 kwargs={"scale_activation": nn.PReLU(7)},
             ),
         ),

@@ -61,7 +61,7 @@ def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
         for name in names
         for bad in (
             BadArguments(
-                Misuse.WINDOW, {name: too_many}, ValueError, rf"{name} must be one int or {dims} of them, got \(3, 3"
+                Misuse.WINDOW, {name: too_many}, ValueError, rf"{name} must be an int or a tuple of length {dims}, got \(3, 3"
             ),
             BadArguments(Misuse.WINDOW, {name: (0,) * dims}, ValueError, f"{name} must be at least 1, got 0"),
         )
@@ -88,12 +88,12 @@ def norms(width: int) -> tuple[BadArguments, ...]:
 
     return (
         *layers("norm_layer"),
-        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, its place needs {width}"),
-        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, its place needs {width}"),
-        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), its place needs {width}"),
+        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {width}"),
+        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {width}"),
+        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({width},\)"),
         other(nn.LazyBatchNorm2d, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
-        other(lambda channels: channels, TypeError, "norm_layer=.* must make an nn.Module, it made int"),
-        other(nn.ReLU, TypeError, "norm_layer must make a normalization, it made the activation ReLU"),
+        other(lambda channels: channels, TypeError, "norm_layer must return a module, got int"),
+        other(nn.ReLU, TypeError, "norm_layer must return a normalization, got the activation ReLU"),
     )
 
 
@@ -142,7 +142,7 @@ def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
             Misuse.DTYPE,
             torch.zeros(shape, dtype=dtype),
             TypeError,
-            f"input must be torch.float32 as the layer is, got {dtype}",
+            f"input must have the dtype of the layer, torch.float32, got {dtype}",
             training=training,
         )
         for dtype in (torch.uint8, torch.bool, torch.float64, torch.complex64)
@@ -157,7 +157,7 @@ def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
             Misuse.DTYPE,
             torch.zeros(shape, dtype=dtype),
             TypeError,
-            f"input must be of a floating-point type, got {dtype}",
+            f"input must have a floating-point dtype, got {dtype}",
         )
         for dtype in (torch.uint8, torch.bool, torch.complex64)
     )

@@ -51,7 +51,7 @@ SPECS = (
                 Misuse.DTYPE,
                 torch.zeros(2, 3, 6, 7, dtype=torch.uint8),
                 TypeError,
-                "input must be of a floating-point type, got torch.uint8",
+                "input must have a floating-point dtype, got torch.uint8",
                 {"elementwise_affine": False},
             ),
         ),

@@ -47,7 +47,7 @@ SPECS = (
                     Misuse.DTYPE,
                     torch.zeros(2, 3, 5, dtype=dtype),
                     TypeError,
-                    f"input must be of a floating-point type, got {dtype}",
+                    f"input must have a floating-point dtype, got {dtype}",
                     training=training,
                 )
                 for dtype in (torch.uint8, torch.bool, torch.complex64)

@@ -36,7 +36,7 @@ def _arguments(width: int) -> tuple[BadArguments, ...]:
 def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]:
     """Bad inputs of both; ``side`` is that of an image of which unpadded convolutions leave one pixel."""
     shape = (2, channels, side, side)
-    wanted = rf"downsample must give the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
+    wanted = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
     return (
         *misuse.shapes(channels, (6, 7)),
         *misuse.types_of_torch((2, channels, 6, 7)),
@@ -60,7 +60,7 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
             Misuse.RESIDUAL,
             shape,
             ValueError,
-            rf"conv_layer must give the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
+            rf"the output of conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
             {"conv_layer": misuse.unpadded},
         ),
     )
@@ -119,7 +119,7 @@ SPECS = (
                 Misuse.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
                 ValueError,
-                "se_layer has input_channels=4, its place needs 3",
+                "se_layer has input_channels=4, expected 3",
             ),
         ),
         _inputs(3, 3, side=5),
@@ -164,7 +164,7 @@ SPECS = (
                 Misuse.CHOICE,
                 {"conv_layer": nn.Conv2d(2, 3, 3, padding=1)},
                 ValueError,
-                "conv_layer has out_channels=3, its place needs out_channels=2",
+                "conv_layer has out_channels=3, expected out_channels=2",
             ),
         ),
         _inputs(8, 8, side=3),

@@ -122,7 +122,7 @@ SPECS = (
                 ValueError,
                 "activation must work on each number alone, got.*LogSoftmax",
             ),
-            BadArguments(Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "must make an nn.Module, it made int"),
+            BadArguments(Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"),
             BadArguments(Misuse.CHOICE, {"gamma": 0.0}, ValueError, r"gamma must be above 0, got 0\.0"),
             BadArguments(Misuse.CHOICE, {"gamma": misuse.NAN}, ValueError, "gamma must be finite, got nan"),
             BadArguments(Misuse.CHOICE, {"gamma": "relu"}, TypeError, "gamma must be a number, got 'relu'"),

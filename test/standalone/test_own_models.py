@@ -99,12 +99,12 @@ class Block(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x):
-        return self.act(self._join(self.bn(self.conv2(self.conv(x))), x))
+        return self.act(self._add_skip(self.bn(self.conv2(self.conv(x))), x))
 
     def folded(self):
         return torchvision_layers.deploy.fold(self)
 
-    def _join(self, branch, skip):
+    def _add_skip(self, branch, skip):
         return branch + skip
 
 
@@ -114,7 +114,7 @@ class QuantizableBlock(quantized.QuantizableLayer, Block):
     def _add_functionals(self):
         self.add = quantized.Addition()
 
-    def _join(self, branch, skip):
+    def _add_skip(self, branch, skip):
         return self.add(branch, skip)
 
 

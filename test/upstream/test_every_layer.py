@@ -229,7 +229,7 @@ def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
 BREAKS = {
     "misc.py": ("        return scale * input\n", "        return input\n", "SqueezeExcitation", ["values"]),
     "layer_scale.py": (
-        "        _check_width(input, self.channels_dim, self.dim)\n",
+        "        _check_size(input, self.channels_dim, self.dim)\n",
         "",
         "LayerScale",
         ["invalid_inputs"],

@@ -17,5 +17,5 @@ class QuantizablePositionalConv2d(QuantizableLayer, PositionalConv2d):
     def _add_observed_ops(self) -> None:
         self.position_add = Addition()
 
-    def _join(self, output: Tensor, position: Tensor) -> Tensor:
+    def _add_position(self, output: Tensor, position: Tensor) -> Tensor:
         return self.position_add(output, position.expand(output.shape))
