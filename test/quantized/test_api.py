@@ -80,7 +80,7 @@ def test_report_of_every_stage() -> None:
     expected = [
         ("0.0", "Conv2d", "Conv2d", "int8", "has an int8 form"),
         ("0.1", "BatchNorm2d", "Identity", "int8", "fused into 0.0"),
-        ("0.2", "SiLU", "FloatIsland(SiLU)", "float", "has no int8 kernel"),
+        ("0.2", "SiLU", "FloatFallback(SiLU)", "float", "has no int8 kernel"),
         ("1.conv1", "Conv2d", "ConvReLU2d", "int8", "has an int8 form"),
         ("1.act1", "ReLU", "Identity", "int8", "fused into 1.conv1"),
         ("1.act", "ReLU", "Identity", "int8", "fused into 1.skip_add"),
@@ -238,7 +238,7 @@ def test_allow_float_makes_a_named_island() -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
     converted = quantized.quantize(model, batches(), allow_float=True)
     rows = {row.path: row for row in quantized.report(converted).rows}
-    assert rows["1"].after == "FloatIsland(Swish)"
+    assert rows["1"].after == "FloatFallback(Swish)"
     assert (rows["1"].runs_in, rows["1"].why) == ("float", "is not known to the int8 engine")
     assert rows["2"].runs_in == "int8"
 
@@ -250,7 +250,7 @@ def test_layers_of_ours_without_a_twin_are_islands_where_allowed() -> None:
     x = batches()[0]
     converted = quantized.quantize(model, batches(), allow_float=True)
     rows = [(row.path, row.after, row.runs_in) for row in quantized.report(converted).rows if row.runs_in == "float"]
-    assert rows == [(str(i + 1), f"FloatIsland({type(layer).__name__})", "float") for i, layer in enumerate(staged)]
+    assert rows == [(str(i + 1), f"FloatFallback({type(layer).__name__})", "float") for i, layer in enumerate(staged)]
     assert (converted(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
     prepared = quantized.prepare_qat(model, allow_float=True)
     prepared(x).sum().backward()

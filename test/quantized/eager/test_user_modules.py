@@ -210,7 +210,7 @@ def test_a_twin_of_ones_own() -> None:
     class QuantizableGated(quantized.QuantizableLayer, Gated):
         float_class = Gated
 
-        def _add_functionals(self) -> None:
+        def _add_observed_ops(self) -> None:
             self.skip_mul = torch.ao.nn.quantized.FloatFunctional()
 
         def _gate(self, output: Tensor) -> Tensor:

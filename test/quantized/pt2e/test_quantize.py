@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as staged
 from torchvision_layers.quantized import convert, freeze, quantizable
-from torchvision_layers.quantized._graph_workflow import prepare_graph, quantize_graph
+from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.testing._rows._quantizing import decibels
 
 from ._support import Reads, batches, calls, int8, small_model, with_statistics
@@ -87,7 +87,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model, inputs = small_model().train(), batches()
     before = copy.deepcopy(model.state_dict())
     int8(model, inputs)
-    prepare_graph(model, inputs[0], "x86", False)
+    workflow.prepare_qat(model, inputs[0], "x86", False)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -225,10 +225,10 @@ def test_a_quantizable_twin_is_taken_as_its_model() -> None:
 
 def test_backends() -> None:
     with pytest.raises(ValueError, match="backend must be one of x86, onnxruntime, xnnpack.*got 'qnnpack'"):
-        quantize_graph(small_model(), iter(batches()), "qnnpack", False)
+        workflow.quantize(small_model(), iter(batches()), "qnnpack", False)
     if importlib.util.find_spec("executorch") is None:
         with pytest.raises(ImportError, match='backend="xnnpack" needs executorch: pip install executorch'):
-            quantize_graph(small_model(), iter(batches()), "xnnpack", False)
+            workflow.quantize(small_model(), iter(batches()), "xnnpack", False)
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
@@ -241,13 +241,13 @@ def test_xnnpack(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", copied)
     model, inputs = small_model(), batches()
-    graph = quantize_graph(model, iter(inputs), "xnnpack", False)
+    graph = workflow.quantize(model, iter(inputs), "xnnpack", False)
     assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
-    assert graph.packed_for == "xnnpack"
+    assert graph.backend == "xnnpack"
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("torchao", "torchvision_layers.quantized._pt2e"))]:
+    for name in [name for name in sys.modules if name.startswith(("torchao", "torchvision_layers.quantized.pt2e.torchao", "torchvision_layers.quantized.pt2e.workflow"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"engine='pt2e' needs torchao.*: pip install \"torchvision_layers\[pt2e\]\""):

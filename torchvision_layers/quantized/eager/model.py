@@ -41,7 +41,9 @@ class QuantizableModel(QuantizableWrapper):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         if hasattr(model, "entry"):
-            raise ValueError("model must not have a child named 'entry', a key of the quantized input in the state_dict")
+            raise ValueError(
+                "model must not have a child named 'entry', a key of the quantized input in the state_dict"
+            )
         self.quant = QuantStub()
         self.model = model
         self.dequant = DeQuantStub()
