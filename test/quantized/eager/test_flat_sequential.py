@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import flat_sequential, post_ops
+from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
 from torchvision_layers.quantized.eager.int8_modules import use_backend
 from torchvision_layers.quantized.eager.support import is_int8
-from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
 
 from ._support import X, body, called, is_flat, one_by_one
 
