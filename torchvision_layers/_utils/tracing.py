@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["CONCATENATION_OPS", "ForwardTrace", "find_producer", "trace_forward"]
+__all__ = ["CONCATENATION_OPS", "ForwardTrace", "find_producer", "shallow_graph", "trace_forward"]
 
 #: Functions that place tensors side by side.
 CONCATENATION_OPS = {
@@ -58,10 +59,18 @@ class _ShallowTracer(torch.fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        is_traced = any(isinstance(argument, torch.fx.Proxy) for argument in (*args, *kwargs.values()))
+        is_traced = any(isinstance(argument, torch.fx.Proxy) for argument in tree_leaves((args, kwargs)))
         if not is_traced or not any(m is module for module in self.root.modules()):  # another thread's call, or a slice
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+
+def shallow_graph(module: nn.Module) -> torch.fx.Graph | None:
+    """The graph of ``module.forward`` with its children as leaves and its defaults filled in; ``None`` if it fails."""
+    try:
+        return _ShallowTracer().trace(_writable_copy(module), _defaults(module))
+    except Exception:  # a user's forward may raise anything when it meets a proxy
+        return None
 
 
 def trace_forward(module: nn.Module) -> ForwardTrace:

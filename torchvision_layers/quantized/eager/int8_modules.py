@@ -80,15 +80,30 @@ class Int8Module(nn.Module):
 class Int8Addition(Int8Module):
     """The int8 form of :class:`Addition`."""
 
-    def __init__(self, scale: float, zero_point: int, relu: bool) -> None:
+    def __init__(self, scale: float, zero_point: int, relu: bool, broadcasts: bool) -> None:
         super().__init__(scale, zero_point)
         self.relu = relu
+        self.broadcasts = broadcasts
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        check_same_shape("input", input, other, "other")
+        if not self.broadcasts:
+            check_same_shape("input", input, other, "other")
+        elif input.shape != other.shape:
+            input, other = torch.broadcast_tensors(input, other)
         if self.relu:
             return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)
         return torch.ops.quantized.add(input, other, self.scale, self.zero_point)
+
+
+class Int8Concatenation(Int8Module):
+    """The int8 form of :class:`Concatenation`."""
+
+    def __init__(self, scale: float, zero_point: int, dim: int) -> None:
+        super().__init__(scale, zero_point)
+        self.dim = dim
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        return torch.ops.quantized.cat(inputs, self.dim, self.scale, self.zero_point)
 
 
 class Int8Multiplication(Int8Module):

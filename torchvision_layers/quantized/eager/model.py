@@ -20,6 +20,7 @@ from ..wrapper import QuantizableWrapper, Stage
 from .flat_sequential import trace_flat_sequentials
 from .int8_modules import largest_pairs, use_backend
 from .post_ops import PostOp
+from .rewriting import rewrite_forwards
 from .support import int8_support, is_unit
 
 __all__ = ["QuantizableModel", "quantizable"]
@@ -151,6 +152,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     check_not_lazy("model", model)
     wrapper = QuantizableModel(copy.deepcopy(model))
     make_twins(wrapper.model, allow_float)
+    rewrite_forwards(wrapper.model)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
 

@@ -5,7 +5,7 @@ from torch import nn
 from ..report_row import Int8Support, ReportRow
 from .model import QuantizableModel
 from .support import int8_support, is_int8, is_unit
-from .wrappers import FloatFallback
+from .wrappers import FloatFallback, FloatOperation
 
 __all__ = ["module_rows"]
 
@@ -42,6 +42,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if isinstance(module, FloatFallback):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
+    if isinstance(module, FloatOperation):
+        return ReportRow(path, before, f"FloatOperation({module.extra_repr()})", "float", Int8Support.FLOAT_FALLBACK.value)
     if after == "DeQuantize":  # in a twin that computes something in float up to its next stub
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
     if is_int8(module):

@@ -103,6 +103,8 @@ def int8_support(module: nn.Module) -> Int8Support:
     """How a float module will run. A subclass of a known class is unknown, unless it is a twin."""
     if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
         return Int8Support.UNKNOWN
+    if getattr(module, "is_rewritten", False):
+        return Int8Support.CONTAINER
     float_class = getattr(module, "float_class", type(module))
     if _has_unsupported_arguments(module):
         return Int8Support.FLOAT_FALLBACK

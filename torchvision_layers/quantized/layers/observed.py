@@ -1,10 +1,11 @@
 """Modules for the places where the eager engine observes values; in float they compute what torch computes."""
 
+import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import check_same_shape
 
-__all__ = ["Addition", "DeQuantStub", "Multiplication", "Observed", "QuantStub"]
+__all__ = ["Addition", "Concatenation", "DeQuantStub", "Multiplication", "Observed", "QuantStub"]
 
 
 class Observed(nn.Module):
@@ -35,14 +36,29 @@ class Addition(Observed):
     Errors: ``ValueError`` if the shapes differ: nothing is broadcast.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, broadcasts: bool = False) -> None:
         super().__init__()
+        self.broadcasts = broadcasts
         self.relu = False
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        check_same_shape("input", input, other, "other")
+        if not self.broadcasts:
+            check_same_shape("input", input, other, "other")
+        elif input.shape != other.shape:
+            input, other = torch.broadcast_tensors(input, other)
         total = input + other
         return self.activation_post_process(total.relu() if self.relu else total)
+
+
+class Concatenation(Observed):
+    """Tensors side by side in one dimension, with a common scale in int8."""
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        return self.activation_post_process(torch.cat(inputs, self.dim))
 
 
 class Multiplication(Observed):

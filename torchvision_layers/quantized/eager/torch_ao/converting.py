@@ -11,9 +11,10 @@ import torch.ao.quantization as taoq
 from torch import Tensor, nn
 from torch.ao.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
-from ...layers.observed import Addition, DeQuantStub, Multiplication, QuantStub
+from ...layers.observed import Addition, Concatenation, DeQuantStub, Multiplication, QuantStub
 from ..int8_modules import (
     Int8Addition,
+    Int8Concatenation,
     Int8ConvActivation2d,
     Int8ConvAddition2d,
     Int8Linear,
@@ -36,6 +37,7 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         torch.ao.nn.qat.Conv1d: nnq.Conv1d,
         Addition: _ToArithmetic(),
         Multiplication: _ToArithmetic(),
+        Concatenation: _ToArithmetic(),
         QuantStub: nnq.Quantize,
         DeQuantStub: nnq.DeQuantize,
     }
@@ -56,7 +58,9 @@ class _ToArithmetic:
     def from_float(self, observed: Addition | Multiplication) -> nn.Module:
         scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator]
         if isinstance(observed, Addition):
-            return Int8Addition(float(scale), int(zero_point), observed.relu)
+            return Int8Addition(float(scale), int(zero_point), observed.relu, observed.broadcasts)
+        if isinstance(observed, Concatenation):
+            return Int8Concatenation(float(scale), int(zero_point), observed.dim)
         return Int8Multiplication(float(scale), int(zero_point))
 
 

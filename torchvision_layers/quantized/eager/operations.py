@@ -1,0 +1,179 @@
+"""Tensor operations in a ``forward``, and the module that takes the place of each in an int8 model."""
+
+import operator
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.fx
+import torchvision.ops
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.observed import Addition, Concatenation, Multiplication
+from .wrappers import FloatOperation
+
+__all__ = ["Kind", "kind_of", "replacement"]
+
+Target = Callable[..., Any] | str
+
+_ADDITIONS: set[Target] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MULTIPLICATIONS: set[Target] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
+_CONCATENATIONS: set[Target] = {torch.cat, torch.concat, torch.concatenate}
+
+#: Elementwise functions and methods of one tensor, with the module that computes the same.
+_ELEMENTWISE: dict[Target, type[nn.Module]] = {
+    F.celu: nn.CELU,
+    F.elu: nn.ELU,
+    F.gelu: nn.GELU,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.hardswish: nn.Hardswish,
+    F.hardtanh: nn.Hardtanh,
+    F.leaky_relu: nn.LeakyReLU,
+    F.mish: nn.Mish,
+    F.relu: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.selu: nn.SELU,
+    F.sigmoid: nn.Sigmoid,
+    F.silu: nn.SiLU,
+    F.softplus: nn.Softplus,
+    F.tanh: nn.Tanh,
+    torch.relu: nn.ReLU,
+    torch.sigmoid: nn.Sigmoid,
+    torch.tanh: nn.Tanh,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+_DROPOUTS: dict[Target, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
+
+#: Operations that move or select values, or pool them: their int8 kernels keep scale and zero point.
+_KEEP_SCALE: set[Target] = {
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.max_pool1d,
+    F.max_pool2d,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
+    torch.clone,
+    torch.flatten,
+    torch.mean,
+    torch.movedim,
+    torch.permute,
+    torch.reshape,
+    torch.squeeze,
+    torch.transpose,
+    torch.unflatten,
+    torch.unsqueeze,
+    *("clone", "contiguous", "detach", "expand", "expand_as", "flatten", "mean", "movedim", "permute", "reshape"),
+    *("squeeze", "transpose", "unflatten", "unsqueeze"),
+}
+_SPLITS: set[Target] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
+_SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
+#: ``view`` also works on memory in rows of channels, in which int8 kernels return images, if it becomes ``reshape``.
+_VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
+#: Questions about a tensor.
+_QUERIES: set[Target] = {getattr, torch.numel, "dim", "is_contiguous", "ndimension", "numel", "size", "stride"}
+_WEIGHTED: set[Target] = {
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(F.linear, F.bilinear),
+}
+
+
+class Kind(Enum):
+    """What a node of a graph holds."""
+
+    ACTIVATION = "a tensor that depends on the input, int8 in the int8 model"
+    SEQUENCE = "a sequence of activations"
+    CONSTANT = "a parameter or buffer, or computed from these only: float in the int8 model"
+    OTHER = "a number, a shape, a flag"
+
+
+Kinds = dict[torch.fx.Node, Kind]
+
+
+def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
+    """The kind of ``node``, from the kinds of the nodes before it."""
+    if node.op == "get_attr":
+        return Kind.CONSTANT if isinstance(operator.attrgetter(str(node.target))(module), Tensor) else Kind.OTHER
+    if node.op == "placeholder":
+        return Kind.OTHER if node.args else Kind.ACTIVATION  # arguments with defaults are traced with these
+    if node.op == "call_module":
+        return Kind.ACTIVATION
+    inputs = {kinds[argument] for argument in node.all_input_nodes}
+    if node.op == "output" or not inputs & {Kind.ACTIVATION, Kind.SEQUENCE}:
+        return Kind.CONSTANT if Kind.CONSTANT in inputs else Kind.OTHER
+    if node.target in _QUERIES:
+        return Kind.OTHER
+    return Kind.SEQUENCE if node.target in _SPLITS else Kind.ACTIVATION
+
+
+def replacement(node: torch.fx.Node, kinds: Kinds) -> tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]] | None:
+    """A name, a module and its inputs that compute ``node``; ``None`` if int8 tensors can stay as they are.
+
+    Errors: ``ValueError`` with the reason if no module can.
+    """
+    if node.op not in ("call_function", "call_method") or kinds[node] in (Kind.CONSTANT, Kind.OTHER):
+        return None
+    target: Any = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "operation").strip("_")
+    if target is operator.setitem or (name.endswith("_") and target not in _ADDITIONS | _MULTIPLICATIONS):
+        raise ValueError(f"writes into a tensor by {name}")
+    computed = _module(node, kinds)
+    if computed is not None:
+        module, tensors = computed
+        return type(module).__name__.lower(), module, tensors, {}
+    inputs = {kinds[argument] for argument in node.all_input_nodes}
+    if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):
+        return None
+    if target in _WEIGHTED:
+        raise ValueError(f"calls {name} with a weight that is not a module's")
+    return name, FloatOperation(target), node.args, dict(node.kwargs)
+
+
+def _module(node: torch.fx.Node, kinds: Kinds) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """The module that computes a node from its tensors alone, and these; ``None`` if there is none."""
+    target: Any = node.target
+    if target in _CONCATENATIONS:
+        bound = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+        tensors, dim = bound.get("tensors"), bound.get("dim", bound.get("axis", 0))
+        nodes = list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]  # or a list that the caller passes
+        if not isinstance(dim, int) or any(kinds.get(n) not in (Kind.ACTIVATION, Kind.SEQUENCE) for n in nodes):
+            return None
+        return Concatenation(dim), (tensors,)
+    if not node.args or any(kinds[argument] is not Kind.ACTIVATION for argument in node.all_input_nodes):
+        return None
+    tensors = [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
+    if len(tensors) == 2 and len(node.args) == 2 and not node.kwargs:
+        if target in _ADDITIONS:
+            return Addition(broadcasts=True), node.args
+        return (Multiplication(), node.args) if target in _MULTIPLICATIONS else None
+    options = node.args[1:]
+    if target in _ELEMENTWISE:
+        return _ELEMENTWISE[target](*options, **node.kwargs), node.args[:1]
+    if target in _DROPOUTS:
+        return _DROPOUTS[target](node.kwargs.get("p", options[0] if options else 0.5)), node.args[:1]
+    if target is torchvision.ops.stochastic_depth:
+        bound = dict(zip(("p", "mode"), options, strict=False)) | node.kwargs
+        return torchvision.ops.StochasticDepth(bound["p"], bound["mode"]), node.args[:1]
+    return None
+
+
+def _keeps_scale(node: torch.fx.Node) -> bool:
+    if node.target is F.interpolate:
+        return node.kwargs.get("mode", "nearest") in ("nearest", "bilinear")
+    if node.target in (F.avg_pool2d, "mean", torch.mean):
+        return not {"divisor_override", "dtype"} & set(node.kwargs)
+    if node.target in _VIEWS:
+        node.target = _VIEWS[node.target]
+        return True
+    return node.target in _KEEP_SCALE

@@ -1,0 +1,67 @@
+"""Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
+
+import torch.fx
+from torch import nn
+
+from ..._utils.tracing import shallow_graph
+from ..report_row import Int8Support
+from .operations import Kinds, kind_of, replacement
+from .support import int8_support, is_unit
+
+__all__ = ["rewrite_forwards"]
+
+
+def rewrite_forwards(model: nn.Module) -> None:
+    """Rewrites each ``forward`` in ``model`` that computes with tensors, in place.
+
+    Modules stay the same objects under the same names, with the same ``state_dict`` keys. A ``forward`` that cannot be
+    traced, or that writes into tensors, stays as it is.
+    """
+    for module in list(model.modules()):
+        if _is_candidate(module):
+            _rewrite(module)
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    if is_unit(module) or "forward" in vars(module) or hasattr(module, "float_class"):
+        return False
+    is_of_torch = type(module).__module__.startswith("torch.nn.modules")
+    return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
+
+
+def _rewrite(module: nn.Module) -> None:
+    graph = shallow_graph(module)
+    if graph is None:
+        return
+    kinds: Kinds = {}
+    children: dict[str, nn.Module] = {}
+    for node in list(graph.nodes):
+        kinds[node] = kind_of(module, node, kinds)
+        try:
+            operation = replacement(node, kinds)
+        except ValueError:
+            return
+        if operation is None:
+            continue
+        base, child, args, kwargs = operation
+        name, i = base, 1
+        while hasattr(module, name) or name in children:
+            name, i = f"{base}_{i}", i + 1
+        children[name] = child
+        with graph.inserting_before(node):
+            call = graph.create_node("call_module", name, args, kwargs)
+        kinds[call] = kinds[node]
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+    if not children:
+        return
+    for name, child in children.items():
+        module.add_module(name, child.train(module.training))
+    cls = type(module)
+    body = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "forward": type(torch.fx.GraphModule(module, graph)).forward,
+        "is_rewritten": True,
+    }
+    module.__class__ = type(cls.__name__, (cls,), body)
