@@ -1,7 +1,7 @@
-"""What a program of torch.export may hold to be loaded: ``torch.export.load`` runs strings and pickles out of the file.
+"""Allowlist validation of programs of torch.export: ``torch.export.load`` runs strings and pickles from their files.
 
-It falls back to unpickling whatever there is, evaluates sizes and guards as Python, and writes names into source code.
-What :func:`export` writes needs none of that.
+It falls back to unpickling arbitrary objects, evaluates sizes and guards as Python, and writes names into source code.
+Files of :func:`export` need none of that.
 """
 
 import ast
@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ._archive import record, records
+from .archive import Archive
 
 __all__ = ["check_program"]
 
@@ -24,15 +23,15 @@ _RECORDS = re.compile(
     r"models/model\.json|extra/metadata\.json|archive_format|archive_version|byteorder|\.data/\w+"
     r"|data/weights/weight_\d+|data/constants/tensor_\d+|data/sample_inputs/model\.pt|" + "|".join(_CONFIGS)
 )
-# Neither quotes nor brackets nor lines: no call and no statement can be written with these.
+# No quotes, brackets or line breaks: these characters cannot form a call or a statement.
 _NAME = re.compile(r"[\w.:+/ -]*", re.ASCII)
 _SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.dict", "null", "[]"}
 _OPERATORS = re.compile(
     "add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor"
 )
 _LIBRARIES = ("aten", "mkldnn", "onednn", "prims", "quantized", "quantized_decomposed", "torchvision")
-_ASSERTION = re.compile(r"Runtime assertion failed for expression (.*) on node '\w+'")  # what torch says when it fails
-# Functions of sizes, by the names that sympy and torch write.
+_ASSERTION = re.compile(r"Runtime assertion failed for expression (.*) on node '\w+'")  # torch's message
+# Functions of sizes, by the names that sympy and torch write for them.
 _FUNCTIONS = re.compile(
     "Abs|Add|And|CeilDiv|CeilToInt|CleanDiv|Eq|Equality|Float|FloatPow|FloatTrueDiv|FloorDiv|FloorToInt|Ge|GreaterThan"
     "|Gt|Identity|IntTrueDiv|Integer|LShift|Le|LessThan|Lt|Max|Min|Mod|ModularIndexing|Mul|Ne|Not|Or|Pow|PowByNatural"
@@ -45,44 +44,45 @@ _EXPRESSION = (
 )
 
 
-def check_program(content: bytes, path: Path) -> None:
-    """Raises ``ValueError`` for a file in which anything could run but operators of torch."""
-    for name in records(content, path):
+def check_program(archive: Archive) -> None:
+    """Raises ``ValueError`` if anything in the file could run, except operators of torch."""
+    path = archive.path
+    for name in archive:
         if not _RECORDS.fullmatch(name):
-            raise ValueError(f"{path} holds a record that deploy.export does not write: {name}")
-    if not _is_of_tensors(record(content, "data/sample_inputs/model.pt", path)):
-        raise ValueError(f"{path} holds a pickle, which could run anything, in place of inputs")
+            raise ValueError(f"{path} contains a record that deploy.export does not write: {name}")
+    if not _contains_only_tensors(archive.read("data/sample_inputs/model.pt")):
+        raise ValueError(f"{path} contains a pickle that could run code in place of its inputs")
     for name in _CONFIGS:
-        for payload in json.loads(record(content, name, path))["config"].values():
+        for payload in json.loads(archive.read(name))["config"].values():
             if payload["use_pickle"] is not False:
-                raise ValueError(f"{path} holds a pickle, which could run anything: {payload['path_name']}")
-    for place, text in _strings(json.loads(record(content, "models/model.json", path)), ""):
-        if place in ("target", "as_operator") and text and not _is_operator(text):
-            raise ValueError(f"{path} calls what is not an operator of torch: {text!r}")
+                raise ValueError(f"{path} contains a pickle that could run code: {payload['path_name']}")
+    for key, text in _strings(json.loads(archive.read("models/model.json")), ""):
+        if key in ("target", "as_operator") and text and not _is_operator(text):
+            raise ValueError(f"{path} calls a function that is not an operator of torch: {text!r}")
         assertion = _ASSERTION.fullmatch(text)
         if not (_NAME.fullmatch(text) or _is_spec(text) or _is_expression(assertion[1] if assertion else text)):
-            raise ValueError(f"{path} holds a text that could run as Python: {text!r}")
+            raise ValueError(f"{path} contains text that could run as Python: {text!r}")
 
 
-def _is_of_tensors(content: bytes) -> bool:
+def _contains_only_tensors(content: bytes) -> bool:
     try:
         torch.load(io.BytesIO(content), weights_only=True)
-    except Exception:  # what a pickle of something else ends in, or bytes that are none
+    except Exception:  # torch raises many types for other pickles and for damaged bytes
         return False
     return True
 
 
-def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """All strings, and the keys under which they stand."""
+def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All strings of a JSON value, each with the key that it belongs to."""
     if isinstance(value, str):
-        yield place, value
+        yield key, value
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, place)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield "", key
             yield from _strings(item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield "", name
+            yield from _strings(item, name)
 
 
 def _is_operator(name: str) -> bool:
@@ -94,17 +94,17 @@ def _is_operator(name: str) -> bool:
     if module != "torch":
         return False
     try:
-        found = attrgetter(rest)(torch)
+        value = attrgetter(rest)(torch)
     except AttributeError:
-        return True  # torch.export.load finds none either, and says so
-    if isinstance(found, torch._ops.OpOverload):
-        # Those of other libraries, and two of torch's own, read and write files.
-        return found.namespace in _LIBRARIES and found.name().partition(".")[0] not in ("aten::from_file", "aten::save")
+        return True  # torch.export.load does not find it either, and raises
+    if isinstance(value, torch._ops.OpOverload):
+        # Operators of other libraries, and two of torch's own, read and write files.
+        return value.namespace in _LIBRARIES and value.name().partition(".")[0] not in ("aten::from_file", "aten::save")
     return rest.startswith("sym_") and rest.isidentifier()
 
 
 def _is_spec(text: str) -> bool:
-    """Whether it is the structure of arguments, tuples and dictionaries only."""
+    """Whether ``text`` describes arguments that consist of tuples and dictionaries only."""
     try:
         spec = json.loads(text)
     except ValueError:
@@ -113,7 +113,7 @@ def _is_spec(text: str) -> bool:
 
 
 def _is_expression(text: str) -> bool:
-    """Whether it only computes with sizes."""
+    """Whether ``text`` is arithmetic of sizes and nothing else."""
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -122,8 +122,8 @@ def _is_expression(text: str) -> bool:
         if not isinstance(node, _EXPRESSION):
             return False
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if not _FUNCTIONS.fullmatch(called):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if not _FUNCTIONS.fullmatch(function):
                 return False
         if isinstance(node, ast.Attribute) and not _FUNCTIONS.fullmatch(node.attr):
             return False
