@@ -8,8 +8,9 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import Self
 
 from ..quantized import QuantizableGraph, QuantizableModel
-from ..quantized._graph_nodes import ranges
-from ..quantized._kernels import is_int8
+from ..quantized.eager.support import is_int8
+from ..quantized.pt2e.nodes import qparams
+from ..quantized.wrapper import Stage
 from ._inputs import find_input_shape, run_model
 
 __all__ = ["Subject"]
@@ -48,12 +49,12 @@ class Subject:
         _check_state(model, part)
         engine = backend = None
         if part is not None:
-            engine, backend = "pt2e" if isinstance(part, QuantizableGraph) else "eager", part.packed_for
+            engine, backend = part.engine, part.backend
         elif any(is_int8(module) for module in model.modules()):
             engine, backend = "eager", torch.backends.quantized.engine  # of torch.ao alone, no module knows its backend
         input_scale = 0.0
         if isinstance(part, QuantizableGraph):
-            input_scale = float(ranges(part.body.graph)["activation_scales"][0])
+            input_scale = float(qparams(part.body.graph)["activation_scales"][0])
         example = example.detach().contiguous()
         output = run_model(model, example)
         input_shape, resized_example = find_input_shape(model, example)
@@ -74,9 +75,9 @@ def _converted_part(model: nn.Module) -> QuantizableModel | QuantizableGraph | N
     """The model, or the module in it, that :mod:`torchvision_layers.quantized` converted to int8."""
     parts = [module for module in model.modules() if isinstance(module, QuantizableModel | QuantizableGraph)]
     for part in parts:
-        if part.prepared_for and not part.packed_for:
+        if part.stage is Stage.PREPARED:
             raise TypeError("model is prepared but not int8 yet: call quantized.convert(model) first")
-    converted = [part for part in parts if part.packed_for]
+    converted = [part for part in parts if part.stage is Stage.INT8]
     if len(converted) > 1:
         raise TypeError(f"model must contain at most one int8 model, got {len(converted)}: quantize it as a whole")
     return converted[0] if converted else None

@@ -4,12 +4,13 @@ from collections import Counter
 
 from torch import Tensor, nn
 
+from ..._utils.modules import replace_module_
 from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
+from ..._utils.tracing import ForwardTrace, find_producer, trace_forward
 from ...layers.layer_norm import LayerScale
 from ...layers.positional_conv import PositionalConv2d
-from ...quantized._chains import Calls, at_end, calls
-from ...quantized._kernels import is_unit
-from .replacement import float_class_of, fold_itself, replace_module_
+from ...quantized.eager.support import is_unit
+from .replacement import float_class_of, fold_itself
 from .rules import channels_dim, is_identity, is_opaque, is_weighted, runs_in_order, scale_and_shift
 
 __all__ = ["FoldingPass"]
@@ -34,7 +35,7 @@ class FoldingPass:
         #: Modules whose parts or parameters a ``forward`` above them uses directly.
         self.entered = set[nn.Module]()
         #: The trace of each ``forward``.
-        self.traces: dict[nn.Module, Calls] = {}
+        self.traces: dict[nn.Module, ForwardTrace] = {}
         #: For each module below a ``forward`` that cannot be traced, the path of that ``forward``.
         self.untraced: dict[nn.Module, str] = {}
         self._trace(model, "")
@@ -48,7 +49,7 @@ class FoldingPass:
         for name, module in model.named_modules(prefix=path):
             if is_opaque(module) or type(module).forward is nn.Module.forward:  # an nn.ModuleList has no forward
                 continue
-            trace = self.traces[module] = calls(module)
+            trace = self.traces[module] = trace_forward(module)
             self.entered.update(module.get_submodule(part) for part in trace.parts)
             if not trace.is_traced:
                 self._mark_untraced(module, name or "model")
@@ -71,7 +72,7 @@ class FoldingPass:
             self._trace(module, path)
         if is_opaque(module):
             return
-        trace = self.traces.get(module) or calls(module)
+        trace = self.traces.get(module) or trace_forward(module)
         for name in trace.whole:
             self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for chain in trace.chains:
@@ -108,7 +109,7 @@ class FoldingPass:
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the weighted layer before it, if possible."""
-        last = at_end(parent, names, ends=is_weighted, passes=is_identity, is_closed=self._is_shared)
+        last = find_producer(parent, names, matches=is_weighted, is_identity=is_identity, is_opaque=self._is_shared)
         if last is None:
             return False
         layer = parent.get_submodule(last)

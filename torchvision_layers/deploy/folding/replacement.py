@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["float_class_of", "fold_itself", "remove_parametrizations", "replace_module_"]
+from ..._utils.modules import replace_module_
+
+__all__ = ["float_class_of", "fold_itself", "remove_parametrizations"]
 
 
 def float_class_of(module: nn.Module) -> type[nn.Module]:
@@ -13,13 +15,6 @@ def float_class_of(module: nn.Module) -> type[nn.Module]:
         return nn.Module
     float_class: type[nn.Module] = vars(type(module)).get("float_class", type(module))
     return float_class
-
-
-def replace_module_(module: nn.Module, other: nn.Module) -> None:
-    """Turns ``module`` into ``other``, in eval mode, wherever it is registered."""
-    other.eval()
-    module.__class__ = other.__class__
-    module.__dict__ = other.__dict__
 
 
 def fold_itself(module: nn.Module, path: str) -> bool:

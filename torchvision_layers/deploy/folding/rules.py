@@ -14,7 +14,7 @@ from ...layers.linear import LinearDropoutAct
 from ...layers.mlp import MLP
 from ...layers.positional_conv import PositionalConv2d
 from ...layers.stochastic_depth import StochasticDepth
-from ...quantized._kernels import is_unit
+from ...quantized.eager.support import is_unit
 from .replacement import float_class_of
 
 __all__ = ["channels_dim", "is_identity", "is_opaque", "is_weighted", "runs_in_order", "scale_and_shift"]

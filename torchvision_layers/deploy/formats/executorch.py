@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ...quantized._exporting import every_size
+from ..._utils.exporting import any_size
 from .._subject import Subject
 from .size_rules import describe_sizes, size_check
 
@@ -104,10 +104,10 @@ def _export(subject: Subject) -> ExportedProgram:
     maximum = _largest_shape(subject)
     dims = {i: Dim.AUTO(max=maximum[i]) for i, size in enumerate(subject.input_shape) if size is None}
     try:
-        with every_size():
+        with any_size():
             program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
         if 0 in dims and _bounds(program)[0][0] > 1:
-            # The layouts of some kernels depend on the batch size; without `every_size` torch ignores that.
+            # The layouts of some kernels depend on the batch size; without `any_size` torch ignores that.
             program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
     except Exception as error:  # torch raises many types here
         raise RuntimeError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...quantized._int8 import running_on
+from ...quantized.eager.int8_modules import use_backend
 from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.archive import Archive
@@ -74,4 +74,4 @@ def _without_deprecation() -> Iterator[None]:
 
 def _int8_backend(backend: str | None) -> AbstractContextManager[None]:
     """Int8 weights are packed for the current backend when they are loaded, and some kernels check it when they run."""
-    return nullcontext() if backend is None else running_on(backend)
+    return nullcontext() if backend is None else use_backend(backend)
