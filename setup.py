@@ -18,9 +18,9 @@ REFERENCES = [
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
 PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
-RUFF = ["ruff>=0.9"]
-TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *RUFF, *PT2E, *ONNX]
-LINT = ["mypy>=1.11", "pre-commit>=3.5", *RUFF]
+STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
+TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *STANDALONE, *PT2E, *ONNX]
+LINT = ["mypy>=1.11", "pre-commit>=3.5", *STANDALONE]
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 # With what the page on moving from timm compares with.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
@@ -41,6 +41,7 @@ setup(
         "demo": [*REFERENCES, *PT2E, *ONNX],
         "pt2e": PT2E,
         "onnx": ONNX,
+        "standalone": STANDALONE,
         "test": [*TEST, *REFERENCES, *DOCS],
         "docs": DOCS,
         "lint": LINT,

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
-from ._reflow import WIDTH
-from ._sources import Definition
+from .._source.formatting import WIDTH
+from .._source.sources import Definition
 
 __all__ = ["COPYRIGHT", "header", "origin"]
 

@@ -110,6 +110,9 @@ class QuantizableLayer(nn.Module):
         super().__init__(*args, **kwargs)
         self._add_functionals()
 
+    def _complete(self) -> None:
+        """The end of the constructors of twins in the package; here all is done already."""
+
     def _add_functionals(self) -> None:
         """Adds the modules that observe arithmetic between tensors."""
 
