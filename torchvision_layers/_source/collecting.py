@@ -1,4 +1,4 @@
-"""Everything that a definition needs: the statements reached by following the names in its source."""
+"""All code that a definition needs, collected by following the names in its source."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from .sources import OURS, Definition, Origin, Sources
 
 __all__ = ["Choose", "Collection", "Unit", "Use", "collect"]
 
-# Members that only this package calls; a file has them only if something in it reads them.
+# Class members that only this package calls. They are left out unless something in the file reads them.
 _HOOKS = {"float_class", "folded"}
 _NAME = m.SaveMatchedNode(m.Name(), "name")
 _MEMBER = m.FunctionDef(name=_NAME) | m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(_NAME)])])
@@ -27,7 +27,7 @@ class Use:
 
     reference: Reference
     origin: Origin
-    #: The number of leading names that lead to the origin.
+    #: How many of the reference's names lead to the origin.
     count: int
 
     @property
@@ -35,7 +35,7 @@ class Use:
         return self.reference.names[self.count - 1]
 
     def path(self, count: int) -> str:
-        """The full dotted name of the first ``count`` names."""
+        """The full path of the first ``count`` names."""
         module, name = self.origin.module, self.origin.name
         start = [module, name] if name is not None else [module.partition(".")[0]]
         return ".".join([*start, *self.reference.names[self.count : count]])
@@ -43,14 +43,14 @@ class Use:
 
 @dataclass
 class Unit:
-    """A top-level statement, without the class members that nothing needs."""
+    """A top-level statement, except the class members that nothing needs."""
 
     module: Module
     statement: Statement
-    #: Members that are left out, by name.
+    #: The members that nothing needs yet, by name.
     pending: dict[str, list[cst.CSTNode]] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
-    #: The definitions that it changes, if it binds none itself.
+    #: The definitions for whose sake it is here, if it changes others.
     changed: set[Definition] = field(default_factory=set)
     mentions: Mentions = field(default_factory=Mentions)
 
@@ -63,7 +63,7 @@ class Unit:
         return frozenset(node for nodes in self.pending.values() for node in nodes)
 
 
-#: The hook of a tool: returns a use with the origin that the file is to have, or raises ``ValueError``.
+#: Returns a use with the origin that it has in the file, or raises ``ValueError``.
 Choose: TypeAlias = Callable[[Use, Unit], Use]
 
 
@@ -80,7 +80,7 @@ class Collection:
     _unread: list[Unit] = field(default_factory=list)
 
     def add(self, definition: Definition) -> None:
-        """Adds a definition with everything that it needs."""
+        """Adds a definition and all code that it needs."""
         self._need(definition)
         while self._unread or self._add_members() or self._add_changes():
             while self._unread:
@@ -123,14 +123,16 @@ class Collection:
                 modules = ["." * len(node.relative) + (get_full_name_for_node(node.module or "") or "")]
             if not all(map(self.sources.is_available, modules)):
                 place = f"line {module.line(node)} of module {module.name}"
-                raise ValueError(f"an import in a function must be of torch or the standard library, got {place}")
+                raise ValueError(
+                    f"a function may import only torch and the standard library, got {modules[0]} ({place})"
+                )
 
     def _use(self, unit: Unit, reference: Reference) -> Use | None:
         resolved = self.sources.resolve(unit.module, reference.names)
         return self.choose(Use(reference, *resolved), unit) if resolved else None
 
     def _add_members(self) -> bool:
-        """Adds the members that something reads by now; returns whether there were any."""
+        """Adds the members that something reads now; returns whether there are any."""
         units = [unit for unit in self.units.values() if unit.pending.keys() & self.attributes]
         for unit in units:
             unit.pending = {name: nodes for name, nodes in unit.pending.items() if name not in self.attributes}
@@ -138,7 +140,7 @@ class Collection:
         return bool(units)
 
     def _add_changes(self) -> bool:
-        """Adds the statements that change what the file has; returns whether there were any."""
+        """Adds the statements that change collected objects; returns whether there are any."""
         before = len(self.units)
         for module in {unit.module.name: unit.module for unit in self.units.values()}.values():
             for statement, names in module.changes:
@@ -148,14 +150,14 @@ class Collection:
         return len(self.units) > before
 
     def _collected(self, module: Module, statement: Statement, name: str) -> Definition | None:
-        """The definition that a name in a statement refers to, if the file has it."""
+        """The definition that a name in a statement refers to, if it is collected."""
         scope = module.scopes[module.tree]
         assert scope is not None
         if name not in module.definitions and name not in module.imports:
             return None
         try:
             use = self._use(Unit(module, statement), Reference((name,), (), statement, scope))
-        except ValueError:  # a module, or a name that the file must not have
+        except ValueError:  # the name of a module, or not allowed in the file
             return None
         return use.origin if use and isinstance(use.origin, Definition) and use.origin in self.definitions else None
 
@@ -163,15 +165,15 @@ class Collection:
 def collect(
     sources: Sources, definitions: Iterable[Definition], choose: Choose, attributes: Iterable[str] = ()
 ) -> Collection:
-    """Collects definitions with everything that they need.
+    """Collects definitions and all code that they need.
 
     Args:
         sources: resolves names.
-        definitions: what the file is for.
-        choose: the hook of the tool.
+        definitions: the definitions to begin with.
+        choose: called for each use of a global name.
         attributes: members to keep even if nothing reads them. Default: none.
 
-    Raises ``ValueError`` if a name has no source, or ``choose`` refuses it.
+    Errors: ``ValueError`` if a name has no source, and those of ``choose``.
     """
     collection = Collection(sources, choose, attributes=set(attributes))
     for definition in definitions:
@@ -180,10 +182,10 @@ def collect(
 
 
 def _pending(statement: cst.ClassDef, definition: Definition) -> dict[str, list[cst.CSTNode]]:
-    """The members of a class that a file has only if something reads them.
+    """The members of a class that are left out unless something reads them.
 
-    These are the hooks of the package, and in its own classes also private methods (any method, if the class is no
-    module), except those that override a method of torch or Python.
+    These are the hooks of the package. In its own classes they include private methods, and all methods of a class that
+    is not a module. Methods that override one of torch or Python are always kept.
     """
     pending: dict[str, list[cst.CSTNode]] = {}
     value = definition.value

@@ -1,4 +1,4 @@
-"""Formatting by ruff, if it is installed."""
+"""Formatting with ruff."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ _OPTIONS = ["--quiet", "--isolated", f"--line-length={WIDTH}", "--target-version
 
 
 def formatted(text: str, *, sort_imports: bool = False) -> str:
-    """The text as ``ruff format`` writes it, or unchanged if ruff is not installed."""
+    """Formats source with ruff; returns it unchanged if ruff is not installed."""
     if find_spec("ruff") is None:
         return text
     commands = [["check", "--select=I", "--fix", "--exit-zero"]] if sort_imports else []

@@ -1,4 +1,4 @@
-"""A module as source: which of its statements define, import or change a name."""
+"""The source of a module: which statements define, import or change a name."""
 
 import inspect
 import tokenize
@@ -28,7 +28,7 @@ Statement: TypeAlias = cst.SimpleStatementLine | cst.BaseCompoundStatement
 
 _TYPE_CHECKING = m.If(test=m.Name("TYPE_CHECKING") | m.Attribute(attr=m.Name("TYPE_CHECKING")))
 _IMPORTS = m.SimpleStatementLine(body=[m.ZeroOrMore(), m.Import() | m.ImportFrom(), m.ZeroOrMore()])
-# Statements without effect on import: a docstring, and the part that runs a module as a script.
+# Statements without effect when the module is imported: docstrings, and ``if __name__ == "__main__"``.
 _IDLE = m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.Ellipsis())]) | m.If(
     test=m.Comparison(left=m.Name("__name__"))
 )
@@ -44,7 +44,7 @@ class Imported:
 
 @dataclass(eq=False)
 class Module:
-    """The syntax tree of a module, with its top-level statements by effect."""
+    """The syntax tree of a module, and the effects of its top-level statements."""
 
     name: str
     #: The package that relative imports start from.
@@ -52,14 +52,14 @@ class Module:
     wrapper: MetadataWrapper
     scopes: Mapping[cst.CSTNode, Scope | None]
     parents: Mapping[cst.CSTNode, cst.CSTNode]
-    #: The text of each annotation that is a string.
+    #: The text of each annotation that is a string literal.
     annotations: dict[cst.CSTNode, str]
     #: Statements that bind each name, in source order.
     definitions: dict[str, list[Statement]] = field(default_factory=dict)
     imports: dict[str, list[Imported]] = field(default_factory=dict)
     #: Modules in ``from module import *``.
     stars: list[str] = field(default_factory=list)
-    #: Statements that change what other statements bind, each with the names of those.
+    #: Statements that change objects bound elsewhere, each with the names of these objects.
     changes: list[tuple[Statement, set[str]]] = field(default_factory=list)
     #: Whether ``from __future__ import annotations`` applies.
     is_future: bool = False
@@ -80,17 +80,17 @@ class Module:
 def read(runtime: ModuleType) -> Module:
     """Parses the source of a loaded module.
 
-    Raises ``ValueError`` if the source is missing or cannot be parsed.
+    Errors: ``ValueError`` if the source is missing or cannot be parsed.
     """
     try:
         with tokenize.open(inspect.getsourcefile(runtime) or runtime.__name__) as file:
-            return _parsed(runtime.__name__, hasattr(runtime, "__path__"), file.read())
+            return _parsed(runtime.__name__, runtime.__package__ or "", file.read())
     except (OSError, TypeError, SyntaxError, cst.ParserSyntaxError) as error:
         raise ValueError(f"module {runtime.__name__} must have readable source: {error}") from error
 
 
 @lru_cache(maxsize=256)
-def _parsed(name: str, is_package: bool, text: str) -> Module:
+def _parsed(name: str, package: str, text: str) -> Module:
     wrapper = MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)  # the parser shares no nodes
     metadata = wrapper.resolve_many([ParentNodeProvider, ScopeProvider])
     scopes = cast(Mapping[cst.CSTNode, Scope | None], metadata[ScopeProvider])
@@ -99,14 +99,7 @@ def _parsed(name: str, is_package: bool, text: str) -> Module:
     strings = [node for node in accesses if isinstance(node, (cst.SimpleString, cst.ConcatenatedString))]
     annotations: dict[cst.CSTNode, str] = {node: str(node.evaluated_value) for node in strings}
     parents = cast(Mapping[cst.CSTNode, cst.CSTNode], metadata[ParentNodeProvider])
-    module = Module(
-        name,
-        name if is_package else name.rpartition(".")[0],
-        wrapper,
-        scopes,
-        parents,
-        annotations,
-    )
+    module = Module(name, package, wrapper, scopes, parents, annotations)
     bound = _bound(module)
     for statement in module.tree.body:
         _sort(module, statement, bound.get(statement, set()))
@@ -114,7 +107,7 @@ def _parsed(name: str, is_package: bool, text: str) -> Module:
 
 
 class _Bindings(cst.CSTVisitor):
-    """Records the bindings that ``ScopeProvider`` misses: match patterns, and ``:=`` in comprehensions."""
+    """Records bindings that ``ScopeProvider`` misses: those of match patterns, and of ``:=`` in comprehensions."""
 
     def __init__(self, scopes: Mapping[cst.CSTNode, Scope | None]) -> None:
         self.scopes = scopes
@@ -194,7 +187,10 @@ def _add_import(module: Module, node: cst.Import | cst.ImportFrom) -> None:
 
 
 def _changed(statement: Statement) -> set[str]:
-    """The names that a statement may change: its targets, or all names in it, also in strings (``torch.fx.wrap``)."""
+    """The names of objects that a statement may change: its targets, or every name in it.
+
+    The name can also be a string, as in ``torch.fx.wrap("stochastic_depth")``.
+    """
     names: set[str] = set()
     for part in statement.body if isinstance(statement, cst.SimpleStatementLine) else [statement]:
         if not isinstance(part, (cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Del)):

@@ -1,4 +1,4 @@
-"""The order of statements in a file: definitions before their uses, the root last."""
+"""The order of statements in a file: definitions come before their uses, the model last."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ __all__ = ["ordered"]
 
 
 def ordered(collection: Collection, roots: Sequence[Definition]) -> list[Unit]:
-    """The statements in an order in which the file loads, grouped by module and in source order as far as possible."""
+    """Orders statements such that the file loads, as far as possible by module and as in the source."""
     modules: dict[str, list[Unit]] = {}
     for unit in sorted(collection.units.values(), key=lambda unit: unit.index):
         modules.setdefault(unit.module.name, []).append(unit)

@@ -16,40 +16,40 @@ _BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "methodcaller", "seta
 
 @dataclass(frozen=True)
 class Reference:
-    """A global name, with the attributes that follow it: ``a.b.c``."""
+    """A use of a global name, with the attributes read from it: ``a.b.c``."""
 
     names: tuple[str, ...]
     #: The nodes of ``a``, ``a.b`` and ``a.b.c``.
     nodes: tuple[cst.CSTNode, ...]
-    #: The node in the tree of the module: the first of ``nodes``, or the string that holds them.
+    #: The node in the module's tree: the first of ``nodes``, or the string literal that contains them.
     place: cst.CSTNode
     scope: Scope
-    #: Whether Python looks it up when it loads the module.
+    #: Whether Python evaluates it when it loads the module.
     is_eager: bool = False
-    #: The top-level class that has it among its bases.
+    #: The top-level class that derives from it.
     base_of: str | None = None
 
     def hides(self, name: str) -> bool:
-        """Whether ``name`` is local where this reference is."""
+        """Whether a local variable called ``name`` is visible to this reference."""
         return _is_local(self.scope, name)
 
 
 @dataclass
 class Mentions:
-    """The names in a statement."""
+    """The names that a statement uses."""
 
     references: list[Reference] = field(default_factory=list)
-    #: Attributes of any object.
+    #: The attributes read from any object.
     attributes: set[str] = field(default_factory=set)
-    #: Imports within the statement.
+    #: The imports inside the statement.
     imports: list[cst.Import | cst.ImportFrom] = field(default_factory=list)
-    #: Annotations that are strings, parsed.
+    #: The parsed form of each annotation that is a string literal.
     strings: dict[cst.CSTNode, cst.BaseExpression] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4096)
 def mentions(module: Module, statement: Statement, skip: frozenset[cst.CSTNode] = frozenset()) -> Mentions:
-    """Finds the names in a top-level statement, except in the nodes to ``skip``."""
+    """Finds the names that a top-level statement uses outside of the nodes in ``skip``."""
     visitor = _Visitor(module, statement, skip)
     statement.visit(visitor)
     return visitor.mentions

@@ -1,4 +1,4 @@
-"""A collected statement with the names of the file, and without the members that nothing needs."""
+"""Rewriting of collected statements: names change, and members that nothing needs are removed."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -21,12 +21,12 @@ _DOCUMENTED = m.ClassDef(body=_BODY) | m.FunctionDef(body=_BODY)
 def rewritten(
     unit: Unit, names: Mapping[Origin, str], docstring: Callable[[str], str] = lambda literal: literal
 ) -> Statement:
-    """The statement as it is in the file, with the comments directly above it.
+    """Returns the statement for the file, with the comments directly above it.
 
     Args:
-        unit: the statement.
+        unit: the collected statement.
         names: the name of each origin in the file.
-        docstring: maps the literal of each docstring, quotes included, to its replacement. Default: the identity.
+        docstring: maps the literal of a docstring, quotes included, to a new one. Default: no change.
     """
     new: dict[cst.CSTNode, cst.BaseExpression] = {}
     for use in unit.uses:
@@ -75,7 +75,7 @@ class _Rewriter(cst.CSTTransformer):
         super().__init__()
         self.new = new
         self.left_out = left_out
-        self.path = path  # the nodes to visit: visiting all takes several times as long
+        self.path = path  # the nodes to visit: visiting all of them takes several times as long
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         return self.path is None or node in self.path

@@ -1,4 +1,4 @@
-"""The origin of a name: an external module, or a definition in a source that a tool may copy."""
+"""The origin of a name: an external module, or a definition whose source can be copied."""
 
 import builtins
 import importlib
@@ -21,7 +21,7 @@ _AVAILABLE = {*sys.stdlib_module_names, "torch", "typing_extensions"}
 
 @dataclass(frozen=True)
 class External:
-    """A name that is imported: ``from module import name``, or ``import module`` if ``name`` is ``None``."""
+    """An imported name: ``from module import name``, or ``import module`` if ``name`` is ``None``."""
 
     module: str
     name: str | None
@@ -29,7 +29,7 @@ class External:
 
 @dataclass(frozen=True)
 class Definition:
-    """A name that a module of this package, or of the model, binds itself."""
+    """A name that a module binds itself, in this package or in the model's."""
 
     module: str
     name: str
@@ -48,7 +48,7 @@ Origin: TypeAlias = Definition | External
 
 
 class Sources:
-    """The modules whose code a tool may copy: this package's, and those in the package or folder of ``root``."""
+    """The modules whose code can be copied: this package, and the package or folder of the module ``root``."""
 
     def __init__(self, root: ModuleType) -> None:
         self.root = root
@@ -61,9 +61,11 @@ class Sources:
         return module.partition(".")[0] in _AVAILABLE and not self._is_own(module)
 
     def resolve(self, module: Module, names: tuple[str, ...]) -> tuple[Origin, int] | None:
-        """The origin of ``names`` in a module, and how many of them it covers; ``None`` for a builtin.
+        """Finds the origin of a dotted name in a module.
 
-        Raises ``ValueError`` if no source defines the name.
+        Returns the origin and how many of ``names`` lead to it, or ``None`` for a builtin.
+
+        Errors: ``ValueError`` if no source defines the name.
         """
         first = names[0]
         if first in module.definitions:
@@ -75,8 +77,9 @@ class Sources:
                 return self._member(module, star, names)
         if hasattr(builtins, first) or first in _MODULE_NAMES:
             return None
-        why = "made when it runs" if hasattr(sys.modules[module.name], first) else "not defined there"
-        raise ValueError(f"{first} of module {module.name} must be in its source, it is {why}")
+        is_dynamic = hasattr(sys.modules[module.name], first)
+        reason = "creates it at run time" if is_dynamic else "does not define it"
+        raise ValueError(f"{first} must be defined in source, module {module.name} {reason}")
 
     def _is_own(self, module: str) -> bool:
         top, own = module.partition(".")[0], self.root.__name__.partition(".")[0]
@@ -101,7 +104,7 @@ class Sources:
         return External(max(loaded, key=len, default=last.module), None), 1
 
     def _member(self, user: Module, source: str, names: tuple[str, ...]) -> tuple[Origin, int]:
-        """The origin of ``names`` that follow ``source``, a module."""
+        """The origin of ``names[0]``, an attribute of the module ``source``, or of what follows it in ``names``."""
         if not self._is_own(source):
             return External(source, names[0]), 1
         module = self.module(source)
@@ -111,12 +114,12 @@ class Sources:
             return self._below(user, f"{source}.{names[0]}", names, 1)
         resolved = self.resolve(module, names)
         if resolved is None:
-            raise ValueError(f"{names[0]} of module {source} must be in its source, it is a builtin")
+            raise ValueError(f"{names[0]} must be defined in source, in module {source} it is a builtin")
         return resolved
 
     def _below(self, user: Module, source: str, names: tuple[str, ...], used: int) -> tuple[Origin, int]:
-        """The origin of ``names`` if the first ``used`` of them lead to the module ``source``."""
+        """The origin of ``names``, of whose parts the first ``used`` lead to the module ``source``."""
         if len(names) == used:
-            raise ValueError(f"module {user.name} must read names from module {source}, it uses it as a value")
+            raise ValueError(f"module {user.name} must not use a module as a value, got {source}")
         origin, more = self._member(user, source, names[used:])
         return origin, used + more
