@@ -16,7 +16,7 @@ BASES = f"{OURS}.standalone._bases"
 TWINS = f"{OURS}.standalone._twins"
 QUANTIZABLE_MODEL = Definition(TWINS, "QuantizableModel")
 
-_OBSERVED = f"{OURS}.quantized._observed"
+_OBSERVED = f"{OURS}.quantized.layers.observed"
 _SUBSTITUTES: dict[str, Origin] = {
     "torchvision.ops.FrozenBatchNorm2d": Definition(BASES, "FixedStatistics"),
     "torchvision.ops.Permute": Definition(BASES, "Reordering"),
@@ -26,7 +26,7 @@ _SUBSTITUTES: dict[str, Origin] = {
     f"{_OBSERVED}.DeQuantStub": External("torch.ao.quantization", "DeQuantStub"),
     f"{_OBSERVED}.Multiplication": Definition(TWINS, "Multiplication"),
     f"{_OBSERVED}.QuantStub": External("torch.ao.quantization", "QuantStub"),
-    f"{OURS}.quantized._twin.QuantizableLayer": Definition(TWINS, "QuantizableLayer"),
+    f"{OURS}.quantized.layers.base.QuantizableLayer": Definition(TWINS, "QuantizableLayer"),
 }
 # The subpackages whose code works outside of the package.
 _PORTABLE = {"_utils", "experimental", "layers", "nn", "standalone"}
@@ -99,7 +99,7 @@ class Substitutes:
 def with_twins(sources: Sources) -> Substitutes:
     """Puts the quantizable twins of all float layers in their places, also the twins in the loaded models."""
     from ..quantized import QuantizableLayer
-    from ..quantized._twin import NEED_NO_TWIN, TWINS
+    from ..quantized.layers.base import NEED_NO_TWIN, TWINS
 
     return Substitutes(
         sources,
