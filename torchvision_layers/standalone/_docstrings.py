@@ -1,4 +1,4 @@
-"""Docstrings in a file without ``tnn``: names without the prefix, and no examples of layers that the file lacks."""
+"""Docstrings in a file without ``tnn``: names lose this prefix, and examples of absent layers are removed."""
 
 import re
 from collections.abc import Callable
@@ -10,11 +10,12 @@ _EXAMPLES = "Examples::"
 
 
 def without_prefixes(text: str, name_of: Callable[[str, str], str | None]) -> str:
-    """Returns a docstring with the names of the file.
+    """Adapts a docstring to the file.
 
     Args:
-        text: the literal in the source.
-        name_of: returns the name in the file of, say, ``tnn`` and ``MLP``; ``None`` if the file lacks it.
+        text: the docstring's literal in the source.
+        name_of: maps a prefix and a name, such as ``"tnn"`` and ``"MLP"``, to the name in the file; ``None`` if it is
+            not in the file.
     """
 
     def replaced(match: re.Match[str]) -> str:

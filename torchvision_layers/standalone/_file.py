@@ -25,29 +25,29 @@ def text_of(reference: str, quantizable: bool) -> str:
     """The text of the file for ``reference``; see :func:`torchvision_layers.standalone.source`."""
     with named_module(reference) as (runtime, name):
         if runtime.__name__.partition(".")[0] in ("torch", "torchvision"):
-            raise ValueError(f"the model must be of a package other than torch and torchvision, got {reference}")
+            raise ValueError(f"the model must not be part of torch or torchvision, got {reference}")
         sources = Sources(runtime)
         module = sources.module(runtime.__name__)
         resolved = sources.resolve(module, (name,))
         if resolved is None or not isinstance(resolved[0], Definition):
-            raise ValueError(f"the model must be written in Python beside the package or in it, got {reference!r}")
+            raise ValueError(f"the model must be defined in Python source outside of torch, got {reference}")
         root = resolved[0]
         substitutes = with_twins(sources) if quantizable else Substitutes(sources)
         substitutes.check_portable(root)
         if not quantizable and root.module.startswith(f"{OURS}.quantized."):
-            raise ValueError(f"a twin must be written with quantizable, got {root.name} without")
+            raise ValueError(f"a quantizable twin needs quantizable=True (--quantizable), got {root.name}")
         if root in substitutes.need_no_twin:
-            raise ValueError(f"a quantizable layer must need a twin, {root.name} needs none")
+            raise ValueError(f"quantizable must be False (no --quantizable) for {root.name}, which needs no twin")
         substitutes.check_twin(root)
         root = substitutes.twins.get(root, root)
         roots = [QUANTIZABLE_MODEL, root] if quantizable else [root]
         collection = collect(sources, roots, substitutes.choose)
         docstring = "" if root.is_ours else sources.module(root.module).tree.get_docstring() or ""
-        head = header(root, origin(reference, runtime), docstring, quantizable)
-        return formatted(_file(collection, roots, head), sort_imports=True)
+        docstring = header(root, origin(reference, runtime), docstring, quantizable)
+        return formatted(_file(collection, roots, docstring), sort_imports=True)
 
 
-def _file(collection: Collection, roots: list[Definition], head: list[str]) -> str:
+def _file(collection: Collection, roots: list[Definition], docstring: str) -> str:
     names = name_all(collection, roots[-1])
     units = ordered(collection, roots)
 
@@ -61,7 +61,7 @@ def _file(collection: Collection, roots: list[Definition], head: list[str]) -> s
     imports = [_import(origin, names[origin]) for origin in origins if isinstance(origin, External)]
     if any(unit.module.is_future for unit in units):
         imports.append(ImportItem("__future__", "annotations"))
-    top = cst.parse_module("\n".join([*head, "", f"__all__ = [{public}]", ""]))
+    top = cst.parse_module(f"{docstring}\n\n__all__ = [{public}]\n")
     parts = [AddImportsVisitor(CodemodContext(), imports).transform_module(top).code]
     module, was_block = "", False
     for unit in units:

@@ -9,9 +9,9 @@ __all__ = ["name_all"]
 
 
 def name_all(collection: Collection, root: Definition) -> dict[Origin, str]:
-    """Names everything in the file; if two share a name, the one further from the model is renamed.
+    """Names everything in the file. If two things share a name, the one further from the model is renamed.
 
-    Raises ``ValueError`` if the name of the model, or of a module, is also that of something else.
+    Errors: ``ValueError`` if the model has the name of a builtin or module that the file uses, or no name is free.
     """
     uses: dict[Origin, list[Use]] = {}
     for unit in collection.units.values():
@@ -29,7 +29,7 @@ def name_all(collection: Collection, root: Definition) -> dict[Origin, str]:
     names: dict[Origin, str] = {root: root.name}
     taken = collection.builtins | {_top(origin) for origin in modules}
     if root.name in taken:
-        raise ValueError(f"the model must not have the name of a builtin or module that it uses, got {root.name!r}")
+        raise ValueError(f"the model must not have the name of a builtin or module that it uses, got {root.name}")
     taken.add(root.name)
     for origin in order:
         if origin in modules:
@@ -39,7 +39,7 @@ def name_all(collection: Collection, root: Definition) -> dict[Origin, str]:
             candidates = [c for c in (name, *_alternatives(origin.module, name)) if c not in taken]
         free = next((c for c in candidates if not _is_hidden(c, uses.get(origin, []))), None)
         if free is None:
-            raise ValueError(f"{name} must be the name of one thing in the file, got several of this name")
+            raise ValueError(f"{name} of module {origin.module} must not have the name of a local variable beside it")
         names[origin] = free
         taken.add(free)
     return names
@@ -50,7 +50,7 @@ def _top(origin: Origin) -> str:
 
 
 def _is_hidden(name: str, uses: Iterable[Use]) -> bool:
-    """Whether a use that has to be rewritten is in a scope that has a local variable of this name."""
+    """Whether a local variable of this name is visible to a use that would be rewritten."""
     return any(use.reference.hides(name) for use in uses if use.reference.names[: use.count] != (name,))
 
 

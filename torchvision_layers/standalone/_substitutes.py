@@ -1,4 +1,4 @@
-"""Replacements in a file: for names of ``torchvision.ops``, and for layers if the file is quantizable."""
+"""Replacements in a file: of names from ``torchvision.ops``, and of layers by their quantizable twins."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ BASES = f"{OURS}.standalone._bases"
 TWINS = f"{OURS}.standalone._twins"
 QUANTIZABLE_MODEL = Definition(TWINS, "QuantizableModel")
 
-_OBSERVED = f"{OURS}.quantized._observed"
+_OBSERVED = f"{OURS}.quantized.layers.observed"
 _SUBSTITUTES: dict[str, Origin] = {
     "torchvision.ops.FrozenBatchNorm2d": Definition(BASES, "FixedStatistics"),
     "torchvision.ops.Permute": Definition(BASES, "Reordering"),
@@ -26,15 +26,15 @@ _SUBSTITUTES: dict[str, Origin] = {
     f"{_OBSERVED}.DeQuantStub": External("torch.ao.quantization", "DeQuantStub"),
     f"{_OBSERVED}.Multiplication": Definition(TWINS, "Multiplication"),
     f"{_OBSERVED}.QuantStub": External("torch.ao.quantization", "QuantStub"),
-    f"{OURS}.quantized._twin.QuantizableLayer": Definition(TWINS, "QuantizableLayer"),
+    f"{OURS}.quantized.layers.base.QuantizableLayer": Definition(TWINS, "QuantizableLayer"),
 }
-# The subpackages whose code works outside of the package.
+# The subpackages whose code also works outside of the package.
 _PORTABLE = {"_utils", "experimental", "layers", "nn", "standalone"}
 
 
 @dataclass(frozen=True)
 class Substitutes:
-    """Chooses the origins of a file."""
+    """Chooses the origin that each name has in a file."""
 
     sources: Sources
     #: The twin of each float class; empty unless the file is quantizable.
@@ -43,9 +43,9 @@ class Substitutes:
     need_no_twin: frozenset[Definition] = frozenset()
 
     def choose(self, use: Use, unit: Unit) -> Use:
-        """Returns a use with the origin that the file is to have.
+        """Returns a use with the origin that it has in the file.
 
-        Raises ``ValueError`` if a file cannot have the origin.
+        Errors: ``ValueError`` if no file can contain the origin.
         """
         is_models = unit.module.name.partition(".")[0] != OURS
         for count in range(use.count, len(use.reference.names) + 1):
@@ -57,25 +57,25 @@ class Substitutes:
             return replace(use, origin=self._form_of(use.origin, unit, use.reference, is_models))
         if not self.sources.is_available(use.origin.module):
             path = use.path(len(use.reference.names))
-            raise ValueError(f"module {unit.module.name} must need torch only, it uses {path}")
+            raise ValueError(f"the model must use only torch and the standard library, got {path}")
         return use
 
     def check_portable(self, definition: Definition) -> None:
-        """Raises ``ValueError`` if the code of a definition needs this package."""
+        """Raises ``ValueError`` for a definition whose code needs this package."""
         package = (*definition.module.split("."), "")[1]
         is_portable = package in _PORTABLE or (package == "quantized" and _is_layer(definition))
         if definition.is_ours and not is_portable:
             name = f"{definition.module}.{definition.name}"
-            raise ValueError(f"{name} must not be used by the model, it works with the package only")
+            raise ValueError(f"the model must not use {name}, which works only within the package")
 
     def check_twin(self, definition: Definition) -> None:
-        """Raises ``ValueError`` if a layer needs a twin and has none."""
+        """Raises ``ValueError`` for a layer without the twin that it needs."""
         is_known = definition in {*self.twins, *self.twins.values(), *self.need_no_twin} or definition.module == TWINS
         if self.twins and definition.is_ours and _is_layer(definition) and not is_known:
             raise ValueError(f"every layer must have a quantizable twin, {definition.name} has none")
 
     def _form_of(self, origin: Definition, unit: Unit, reference: Reference, is_models: bool) -> Definition:
-        """The twin of a layer, or ``origin`` where the code needs the float layer itself."""
+        """The twin of a float layer, unless the code needs the float layer itself, as a base class."""
         statement = unit.statement
         name = statement.name.value if isinstance(statement, (cst.ClassDef, cst.FunctionDef)) else ""
         if origin == Definition(unit.module.name, name):
@@ -88,8 +88,8 @@ class Substitutes:
             own = [method for method in methods if method != "__init__"]
             if own:
                 raise ValueError(
-                    f"{reference.base_of} must not have its own {', '.join(own)}, which the twin of {origin.name} "
-                    "lacks: write a QuantizableLayer for it"
+                    f"{reference.base_of} overrides {', '.join(own)} of {origin.name}, which its twin lacks: "
+                    "derive a twin of your own from quantized.QuantizableLayer"
                 )
         if is_models:
             self.check_twin(origin)
@@ -97,9 +97,9 @@ class Substitutes:
 
 
 def with_twins(sources: Sources) -> Substitutes:
-    """Puts the quantizable twins of all float layers in their places, also the twins in the loaded models."""
+    """Replaces float layers by their quantizable twins, which the package and the loaded models define."""
     from ..quantized import QuantizableLayer
-    from ..quantized._twin import NEED_NO_TWIN, TWINS
+    from ..quantized.layers.base import NEED_NO_TWIN, TWINS
 
     return Substitutes(
         sources,

@@ -1,4 +1,4 @@
-"""A model or a layer becomes one file that needs torch only."""
+"""Writes a model or a layer as one file that needs only torch."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ __all__ = ["source", "write"]
 
 
 def write(reference: str, path: str | Path, *, quantizable: bool = False, force: bool = False) -> Path:
-    """Writes the file of :func:`source`; returns its path.
+    """Writes the text of :func:`source` to a file, and returns its path.
 
     Args:
         reference: as in :func:`source`.
-        path: the file to write; an error leaves no part of it.
+        path: a name that ends in ``.py``; after an error the file is as before.
         quantizable: as in :func:`source`.
         force: replaces an existing file. Default: ``False``.
 
-    Errors: those of :func:`source`; ``FileExistsError`` if the file exists, ``FileNotFoundError`` if its folder does
-    not.
+    Errors: those of :func:`source`; ``ValueError`` for another ending, ``FileExistsError`` for an existing file,
+    ``FileNotFoundError`` for a missing folder.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the output must be in a folder that exists, got {path}")
+        raise FileNotFoundError(f"the output must be in an existing folder, got {path}")
     if path.suffix != ".py":
         raise ValueError(f"the output must end in .py, got {path}")
     text = source(reference, quantizable=quantizable)
@@ -33,19 +33,18 @@ def write(reference: str, path: str | Path, *, quantizable: bool = False, force:
 
 
 def source(reference: str, *, quantizable: bool = False) -> str:
-    """Returns the text of a file with a model or layer and all code that it uses, which needs torch only.
+    """Returns a model or layer and all code that it uses as the text of one file, which needs only torch.
 
-    If ruff is installed, it formats the text.
+    Needs libcst, and formats the text if ruff is installed: ``pip install "torchvision_layers[standalone]"``.
 
     Args:
-        reference: ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``: a function that makes a model, or a class.
+        reference: ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``: a function that returns a model, or a class.
         quantizable: replaces each layer by its quantizable twin, and adds ``QuantizableModel`` with ``fuse_model``, for
-            ``torch.ao.quantization``. Default: ``False``.
+            use with ``torch.ao.quantization``. Default: ``False``.
 
-    Errors: ``FileNotFoundError`` if there is no such file; ``ValueError`` if there is no such function, a name has no
-    source, the code needs more than torch, or ``quantizable`` meets a layer without a twin; ``ImportError`` if libcst
-    is not installed.
+    Errors: ``FileNotFoundError`` for a missing file; ``ValueError`` for a missing function, a name without source, code
+    that needs more than torch, or with ``quantizable`` a layer without a twin; ``ImportError`` without libcst.
     """
-    from ._file import text_of
+    from ._file import text_of  # needs libcst, which is optional
 
     return text_of(reference, quantizable)
