@@ -9,7 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..quantized import QuantizableGraph, QuantizableModel
-from ..quantized._kernels import has_hooks
+from .._utils.modules import has_hooks
 from ._becoming import settle_parameters
 from ._folding import Folding
 
