@@ -111,8 +111,8 @@ def main(args: Namespace) -> list[Row]:
     rows, files = zip(*(run(name, output_dir / name, settings) for name in args.models), strict=True)
     file_rows = [row for model_files in files for row in model_files]
     print(
-        "\nTest accuracy in float, fused, in int8, and in int8 reloaded without torchvision_layers; whether outputs are\n"
-        f"equal to the bit; size of the files; time relative to float, batches of {LATENCY_BATCH} images."
+        "\nTest accuracy in float, fused, in int8, and in int8 reloaded without torchvision_layers; whether its\n"
+        f"outputs are bit-equal; size of the files; time relative to float, batches of {LATENCY_BATCH} images."
     )
     print(f"\n{table(rows)}\n\n{CAPTION}\n\n{files_table(file_rows)}")
     print(f"\n{time.perf_counter() - start:.0f} s; pictures, models and files are in {output_dir}")

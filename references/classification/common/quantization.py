@@ -10,7 +10,7 @@ from .data.loading import ImageLoader
 
 
 def fold_unsupported(model: nn.Module) -> nn.Module:
-    """``model``, or a folded copy if a layer such as ``WSConv2d``, which folds to a convolution, has no quantizable twin."""
+    """``model``, or a folded copy if a layer has no quantizable twin; a ``WSConv2d`` folds to a plain convolution."""
     try:
         quantized.quantizable(model)
     except TypeError:

@@ -9,6 +9,6 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     widths = [max(len(row[i]) for row in rows if len(row) == count or i < len(row) - 1) for i in range(count)]
     aligned = []
     for row in rows:
-        cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]  # noqa: B905 - rows may be shorter
-        aligned.append("  ".join(cells).rstrip())
+        cells = enumerate(zip(row, widths, strict=False))
+        aligned.append("  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in cells).rstrip())
     return "\n".join(aligned)
