@@ -10,8 +10,6 @@ from common.runs import checkpoints, files
 from PIL import Image
 from torch import nn
 
-from ._support import load
-
 
 def checkpoint_of(model: nn.Module) -> dict:
     return {"model": model.state_dict(), "model_name": "resnet18", "num_classes": 10, "classes": list("0123456789")}

@@ -78,7 +78,10 @@ def test_short_options_of_torchvision() -> None:
 
 def test_options_that_exclude_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    for extra, message in ((["--channels-last"], "channels_last cannot be combined with fsdp"), (["--amp"], "bfloat16")):
+    for extra, message in (
+        (["--channels-last"], "channels_last cannot be combined with fsdp"),
+        (["--amp"], "bfloat16"),
+    ):
         with pytest.raises(ValueError, match=message):
             cli.check_training_options(cli.training_parser().parse_args(["--fsdp", *extra]))
 

@@ -99,7 +99,9 @@ def test_bad_name_or_size():
 @pytest.mark.parametrize("name", datasets.DATASETS)
 def test_data_path_is_required_or_refused(name):
     if name in ("digits", "fake"):
-        with pytest.raises(ValueError, match=f"data_path is only for the datasets imagefolder.*not for {name}; got 'photos'"):
+        with pytest.raises(
+            ValueError, match=f"data_path is only for the datasets imagefolder.*not for {name}; got 'photos'"
+        ):
             datasets.load_datasets(name, "photos")
     else:
         with pytest.raises(ValueError, match=f"data_path must be given for the {name} dataset"):

@@ -177,9 +177,7 @@ def test_missing_requirements_are_in_the_table(
     assert not names_in(tmp_path) & {"aoti.pt2", "executorch.pte"}
 
 
-def test_format_that_cannot_hold_the_model(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_format_that_cannot_hold_the_model(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The script fails after it has written the other files and the table."""
     weights = train_one(photos, tmp_path, "branching")
     (tmp_path / "pt2.pt2").write_bytes(b"earlier")

@@ -45,7 +45,9 @@ def test_result_is_a_mean_over_images():
 
 
 def test_batch_of_one_image_is_skipped():
-    model = models.build_model("resnet18", 2, width_mult=0.125)  # its last feature map is 1×1: one image has no variance
+    model = models.build_model(
+        "resnet18", 2, width_mult=0.125
+    )  # its last feature map is 1×1: one image has no variance
     optimizer = SGD(model.parameters(), lr=0.1)
     state = TrainingState(model, optimizer, schedule=Schedule(StepLR(optimizer, 1), is_by_batch=True))
     result = train_one_epoch(state, loader_of(9, batch_size=4))
@@ -82,7 +84,9 @@ def test_mixed_batches_train_on_mixed_labels():
     initial = [parameter.detach().clone() for parameter in model.parameters()]
     images, labels = loader.dataset.sources, nn.functional.one_hot(torch.tensor(loader.dataset.labels)).float()
     expected = gradients(model, (images + images.roll(1, 0)) / 2, (labels + labels.roll(1, 0)) / 2)
-    train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=1.0)), loader, EpochSettings(mixing=Half(num_classes=2)))
+    train_one_epoch(
+        TrainingState(model, SGD(model.parameters(), lr=1.0)), loader, EpochSettings(mixing=Half(num_classes=2))
+    )
     for parameter, start, gradient in zip(model.parameters(), initial, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), start - gradient, rtol=1e-4, atol=1e-7)
 

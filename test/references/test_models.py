@@ -62,7 +62,7 @@ def test_scripted(model: nn.Module) -> None:
 @pytest.mark.slow
 def test_exported_with_any_batch_and_image_size(model: nn.Module) -> None:
     dynamic = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
-    # Below 65 pixels the last feature map of resnet26_sasa is one block of 4×4 queries, and torch.export specializes on 1.
+    # Below 65 pixels the last feature map of resnet26_sasa is one block of 4×4 queries; torch.export specializes on 1.
     program = torch.export.export(model, (images(2, 96, 96),), dynamic_shapes=(dynamic,)).module()
     for x in (images(), images(5, 70, 80)):
         torch.testing.assert_close(program(x), model(x))

@@ -46,9 +46,7 @@ def test_schedules_by_epoch():
     def schedule(name: str, *extra: str) -> OptimizationSettings:
         return parse("--epochs", "6", "--lr", "1", "--lr-scheduler", name, *extra).optimization
 
-    assert rates(schedule("steplr", "--lr-step-size", "2")) == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
+    assert rates(schedule("steplr", "--lr-step-size", "2")) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert rates(schedule("exponentiallr", "--lr-gamma", "0.5"), 2) == pytest.approx(
         [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.03125, 0.03125]
     )
@@ -82,7 +80,7 @@ def test_optimizers(name):
 
 
 def test_decay_of_the_average():
-    """As in torchvision, alpha = (1 - decay) × images between two updates / epochs; the decay is at most (1 + n) / (10 + n)."""
+    """alpha = (1 - decay) × images between updates / epochs, as in torchvision; decay is at most (1 + n) / (10 + n)."""
     settings = parse("--model-ema-decay", "0.999", "--model-ema-steps", "4", "--epochs", "2").average
     model = nn.Linear(1, 1)
     average = make_average(model, settings, batch_size=8)

@@ -106,8 +106,8 @@ def test_confusion_matrix(tmp_path, figures):
     assert np.allclose(image.get_array(), shares)
     assert image.get_clim() == (0, 1)
 
-    with Image.open(tmp_path / "confusion.png") as image:
-        pixels = np.asarray(image.convert("RGB")) / 255
+    with Image.open(tmp_path / "confusion.png") as file:
+        pixels = np.asarray(file.convert("RGB")) / 255
     colours = image.to_rgba(shares)[..., :3]
     for row in range(3):
         for column in range(3):
@@ -162,8 +162,8 @@ def test_thousand_classes(tmp_path, figures):
     plots.plot_confusion(matrix, [f"n{number:08}" for number in range(1000)], tmp_path / "confusion.png")
     axes = figures[0].axes[0]
     assert len(axes.texts) == 0
-    with Image.open(tmp_path / "confusion.png") as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "confusion.png") as file:
+        pixels = np.asarray(file.convert("RGB")).astype(int)
     scale = len(pixels) / figures[0].get_window_extent().height
     assert axes.get_window_extent().height * scale > 2000
 

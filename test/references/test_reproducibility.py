@@ -39,4 +39,4 @@ def test_deterministic_algorithms_only_inside():
     with pytest.raises(RuntimeError):
         fail()
     assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.reproducibility.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory

@@ -1,7 +1,7 @@
 """Imports the scripts once and forks a process for each run of train.py, so that killing many runs is cheap.
 
-Reads a JSON list of runs per line of stdin and starts them together; answers with one line on stdout that lists the exit
-status and the processor seconds of each. Keys of a run:
+Each line of stdin is a JSON list of runs, which start together. Each line of stdout lists their exit statuses and
+processor seconds. Keys of a run:
 
 - ``arguments`` of train.py, and the file ``output`` for stdout and stderr;
 - ``environment``: environment variables;

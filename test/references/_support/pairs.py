@@ -31,8 +31,8 @@ def small_mobilenet_v2() -> nn.Module:
 
 
 QUARTER = {"depth_mult": 0.25}
-#: Multipliers of our model, and torchvision's model of that size. torchvision cannot scale the channels of ResNets or the
-#: depth of MobileNetV3.
+#: Multipliers of our model, and torchvision's model of that size. torchvision cannot scale the channels of ResNets, or
+#: the depth of MobileNetV3.
 SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "convnext_tiny": ({"width_mult": 0.125, "depth_mult": 1 / 3}, small_convnext),
     "efficientnet_b0": ({"width_mult": 0.25, "depth_mult": 0.5}, small_efficientnet),

@@ -20,7 +20,7 @@ COLORS = {
     "resnet26_sasa": "#b3123c",
     "": "#1f5fa8",
 }
-MIN_DISTANCE = 0.105  # millions of multiply-adds, between bars that would cover each other
+MIN_DISTANCE = 0.13  # millions of multiply-adds, between bars that would cover each other
 
 
 def plot_variants(results: dict[str, Any], path: str | Path) -> None:
