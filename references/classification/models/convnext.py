@@ -1,7 +1,7 @@
-"""ConvNeXt, written with the layers.
+"""ConvNeXt.
 
-`A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Names of the children are
-torchvision's, so its checkpoints load.
+`A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Child modules have
+torchvision's names, so its checkpoints load.
 """
 
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from .scaling import check_multipliers, scale_depth, scale_width
 
 
 class ConvNeXt(nn.Module):
-    """A stem of patches, four stages of blocks, global pooling, layer norm and a linear classifier.
+    """A patch embedding, four stages of blocks, global pooling, layer norm and a linear classifier.
 
     Args:
         depths: blocks in each stage.
         num_classes: size of the output.
-        width_mult: multiplies the 96 channels of the first stage; each stage has twice those of the one before.
+        width_mult: multiplies the 96 channels of the first stage; each stage has twice those of the previous one.
         depth_mult: multiplies the blocks of every stage, rounded up.
-        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+        stochastic_depth: probability of dropping the last block's branch; increases linearly from zero.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""ResNet and its variants, written with the layers.
+"""ResNet and its variants.
 
-`Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, table 1. Names of the children are
-torchvision's, so its checkpoints load.
+`Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, table 1. Child modules have
+torchvision's names, so its checkpoints load.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,15 @@ class ResNet(nn.Module):
         block: ``tnn.BasicBlock`` or ``tnn.Bottleneck``.
         depths: blocks in each stage.
         num_classes: size of the output.
-        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the one before.
+        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the previous one.
         depth_mult: multiplies the blocks of every stage, rounded up.
         groups: groups of the 3×3 convolutions.
         width_per_group: ``base_width`` of the blocks.
-        norm_layer: called with its channels.
-        conv_layer: makes the 3×3 convolutions, called as ``nn.Conv2d`` is.
-        stem_layer: makes the convolution of the stem; ``None`` for ``conv_layer``.
-        se_layer: channel attention in each block, called with its channels.
-        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+        norm_layer: constructor of the norms, called with their channels.
+        conv_layer: constructor of the 3×3 convolutions, with the signature of ``nn.Conv2d``.
+        stem_layer: constructor of the convolution in the stem; ``None`` for ``conv_layer``.
+        se_layer: constructor of the channel attention in each block, called with its channels.
+        stochastic_depth: probability of dropping the last block's branch; increases linearly from zero.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def resnet152(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: floa
     return ResNet(tnn.Bottleneck, (3, 8, 36, 3), num_classes, width_mult, depth_mult)
 
 
-# Variants cost one line each.
+# Variants
 
 
 def se_resnet18(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
@@ -124,7 +124,7 @@ def se_resnet50(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: fl
 
 
 def resnet50_gn_ws(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
-    """Group normalization and Weight Standardization, which need no large batches: arXiv 1903.10520."""
+    """Group normalization and Weight Standardization (arXiv 1903.10520), which do not need large batches."""
     check_multipliers(width_mult, depth_mult)
     norm = partial(nn.GroupNorm, gcd(32, scale_width(64, width_mult)))
     return ResNet(
