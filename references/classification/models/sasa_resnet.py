@@ -1,7 +1,7 @@
 """ResNet with attention in place of spatial convolutions.
 
-`Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_, section 3 and the rows of table 1 with
-a convolutional stem.
+`Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_, section 3 and the rows of table 1
+with a convolutional stem.
 """
 
 from torch import nn
@@ -34,7 +34,7 @@ def resnet26_sasa(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: 
         tnn.Bottleneck, (1, 2, 4, 1), num_classes, width_mult, depth_mult, conv_layer=attention, stem_layer=nn.Conv2d
     )
     for module in model.modules():
-        # ResNet initializes each convolution for a following ReLU; attention logits, which are not scaled, would be too large.
+        # ResNet initializes convolutions for a following ReLU; attention logits are not scaled and would be too large.
         if isinstance(module, enn.MultiHeadedSpatialAttention):
             module.reset_parameters()
     return model
