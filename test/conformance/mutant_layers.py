@@ -322,8 +322,8 @@ class Frozen(Control):
 
 
 class TwinOfOtherKeys(quantized.QuantizableConvNormAct):
-    def _add_functionals(self) -> None:
-        super()._add_functionals()
+    def _add_observed_ops(self) -> None:
+        super()._add_observed_ops()
         self.register_buffer("scale", torch.ones(1))
 
 

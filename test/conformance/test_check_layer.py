@@ -132,11 +132,7 @@ class Gated(nn.Module):
 class QuantizableGated(quantized.QuantizableLayer, Gated):
     float_class = Gated
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._complete()
-
-    def _add_functionals(self) -> None:
+    def _add_observed_ops(self) -> None:
         self.product = quantized.Multiplication()
 
     def _multiply(self, x: Tensor, gate: Tensor) -> Tensor:

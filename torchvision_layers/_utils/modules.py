@@ -30,7 +30,7 @@ def numeric_padding(conv: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
 
 
 def replace_module_(module: nn.Module, other: nn.Module) -> None:
-    """Gives ``module`` the class and the state of ``other``, in eval mode, so that every reference to it sees the change."""
+    """Gives ``module`` the class and state of ``other``, in eval mode: every reference to it sees the change."""
     other.eval()
     module.__class__ = other.__class__
     module.__dict__ = other.__dict__

@@ -9,6 +9,7 @@ import torchvision.ops
 from torch import Tensor, nn
 
 from .._utils.scaling import PROJECTIONS, in_channels, out_channels, scale_inputs, scale_outputs
+from .._utils.tracing import ForwardTrace, find_producer, trace_forward
 from ..layers.conv import ConvNormAct
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerScale
@@ -16,7 +17,6 @@ from ..layers.linear import LinearDropoutAct
 from ..layers.mlp import MLP
 from ..layers.positional_conv import PositionalConv2d
 from ..layers.stochastic_depth import StochasticDepth
-from .._utils.tracing import ForwardTrace, find_producer, trace_forward
 from ..quantized.eager.support import is_unit
 from ._becoming import become, fold_itself, kind
 
@@ -135,9 +135,7 @@ class Folding:
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the projection whose output it gets, if it can be."""
-        last = find_producer(
-            parent, names, matches=_is_projection, is_identity=_is_identity, is_opaque=self._is_fixed
-        )
+        last = find_producer(parent, names, matches=_is_projection, is_identity=_is_identity, is_opaque=self._is_fixed)
         if last is None:
             return False
         projection = parent.get_submodule(last)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_matrix, check_int, check_probability, check_size
+from .._utils.checks import check_bool, check_int, check_matrix, check_probability, check_size
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["MLP"]

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor, nn
 import torch
+from torch import Tensor, nn
 
-from .._utils.checks import check_float32, check_module
+from .._utils.checks import check_module
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel
 from .engine import load_engine

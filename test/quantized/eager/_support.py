@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized._straight import StraightSequential
+from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
 
-__all__ = ["X", "body", "called", "is_straight", "one_by_one"]
+__all__ = ["X", "body", "called", "is_flat", "one_by_one"]
 
 X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
 
@@ -30,14 +30,14 @@ def body() -> nn.Sequential:
 
 def one_by_one(module: nn.Module, x: Tensor) -> Tensor:
     """What the modules give when each calls its children as plain torch does."""
-    straight = [m for m in module.modules() if type(m) is StraightSequential]
+    straight = [m for m in module.modules() if type(m) is FlatSequential]
     for m in straight:
         m.__class__ = nn.Sequential
     try:
         return module(x)
     finally:
         for m in straight:
-            m.__class__ = StraightSequential
+            m.__class__ = FlatSequential
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def called(module: nn.Module) -> Iterator[list[nn.Module]]:
         yield seen
 
 
-def is_straight(model: quantized.QuantizableModel, x: Tensor = X) -> bool:
+def is_flat(model: quantized.QuantizableModel, x: Tensor = X) -> bool:
     """Whether the blocks of the model are not called as modules."""
     layers = (tnn.ConvNormAct, tnn.BasicBlock, tnn.InvertedResidual, tnn.MBConv)
     with called(model) as seen:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized import _post_ops, _straight
-from torchvision_layers.quantized._int8 import running_on
-from torchvision_layers.quantized._kernels import is_int8
-from torchvision_layers.quantized._straight import StraightSequential
+from torchvision_layers.quantized.eager import flat_sequential, post_ops
+from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
+from torchvision_layers.quantized.eager.int8_modules import use_backend
+from torchvision_layers.quantized.eager.support import is_int8
 
-from ._support import X, body, called, is_straight, one_by_one
+from ._support import X, body, called, is_flat, one_by_one
 
 # torch saves and copies int8 tensors by storages that it deprecates.
 USES_STORAGES = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
@@ -24,14 +24,14 @@ USES_STORAGES = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:Us
 
 @pytest.fixture(params=["x86", "onednn"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
-    monkeypatch.setattr(_post_ops, "_WORTHWHILE", 0)
+    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
     return quantized.quantize(body(), [torch.randn(8, 3, 12, 10) for _ in range(2)], backend=request.param)
 
 
 def test_same_bits_by_fewer_calls(model: quantized.QuantizableModel) -> None:
     for x in (X, X[:1], torch.randn(3, 3, 9, 17), X):
         assert torch.equal(model(x), one_by_one(model, x))
-        assert is_straight(model, x)
+        assert is_flat(model, x)
     with called(model) as seen:
         one_by_one(model, X)
     assert any(isinstance(module, tnn.BasicBlock) for module in seen), "calls are seen"
@@ -64,9 +64,9 @@ def test_hooks_fire(model: quantized.QuantizableModel, path: str, when: str) -> 
     handles.pop().remove()
     assert torch.equal(model(X), expected)
     assert seen == ["before", "after", "before"]
-    assert not is_straight(model)
+    assert not is_flat(model)
     handles.pop().remove()
-    assert is_straight(model)
+    assert is_flat(model)
     assert torch.equal(model(X), expected)
     assert len(seen) == 4
 
@@ -105,12 +105,12 @@ def test_other_children_take_effect(model: quantized.QuantizableModel) -> None:
 
 @USES_STORAGES
 def test_loading_takes_effect(model: quantized.QuantizableModel) -> None:
-    other = quantized.quantize(body(), [torch.randn(4, 3, 12, 10)], backend=model.packed_for)
+    other = quantized.quantize(body(), [torch.randn(4, 3, 12, 10)], backend=model.backend)
     expected = model(X)
     assert not torch.equal(other(X), expected)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(X), expected)
-    assert is_straight(other)
+    assert is_flat(other)
 
 
 def test_attributes_take_effect(model: quantized.QuantizableModel) -> None:
@@ -125,7 +125,7 @@ def test_copies_are_of_their_own(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     copied = copy.deepcopy(model)
     assert torch.equal(copied(X), expected)
-    assert is_straight(copied)
+    assert is_flat(copied)
     copied.model[1][0] = nn.Identity()
     assert not torch.equal(copied(X), expected)
     assert torch.equal(model(X), expected)
@@ -140,10 +140,10 @@ def test_pickled_after_a_call() -> None:
     layers, x = nn.Sequential(nn.Linear(8, 6), nn.Sequential(tnn.LinearDropoutAct(6, 4))).eval(), torch.randn(32, 8)
     model = quantized.quantize(layers, [x], backend="onednn").model
     input = torch.quantize_per_tensor(x, 0.02, 128, torch.quint8)
-    with running_on("onednn"):
+    with use_backend("onednn"):
         expected = model(input)
         loaded = pickle.loads(pickle.dumps(model))
-        assert type(loaded) is StraightSequential
+        assert type(loaded) is FlatSequential
         assert torch.equal(loaded(input).int_repr(), expected.int_repr())
 
 
@@ -160,19 +160,19 @@ def test_traced_by_fx_as_modules(model: quantized.QuantizableModel) -> None:
     targets = [node.target for node in graph.nodes if node.op == "call_module"]
     assert {"1.0.conv1", "1.0.skip_add", "6"} < set(targets)
     traced = torch.fx.GraphModule(model.model, graph)
-    with running_on(model.packed_for):
-        input = model.entry(X)
+    with use_backend(model.backend):
+        input = model.quant(X)
         assert torch.equal(traced(input).int_repr(), model.model(input).int_repr())
-    assert is_straight(model)
+    assert is_flat(model)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted_after_a_call(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     script = torch.jit.script(model)
-    with running_on(model.packed_for):
+    with use_backend(model.backend):
         assert torch.equal(script(X), expected)
-    assert is_straight(model)
+    assert is_flat(model)
 
 
 def test_slices_run(model: quantized.QuantizableModel) -> None:
@@ -184,10 +184,10 @@ def test_slices_run(model: quantized.QuantizableModel) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.body[2:](self.body[:2](x))
 
-    with running_on(model.packed_for):
-        assert torch.equal(model.exit(model.model[3:](model.model[:3](model.entry(X)))), model(X))
+    with use_backend(model.backend):
+        assert torch.equal(model.dequant(model.model[3:](model.model[:3](model.quant(X)))), model(X))
     whole = Slices().eval()
-    sliced = quantized.quantize(whole, [X], backend=model.packed_for)
+    sliced = quantized.quantize(whole, [X], backend=model.backend)
     torch.testing.assert_close(sliced(X), whole(X), rtol=0, atol=0.1)
 
 
@@ -196,13 +196,13 @@ def test_lines_are_drawn_before_anything_runs(
     model: quantized.QuantizableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[nn.Module] = []
-    draw: Callable[..., object] = _straight._straight
+    draw: Callable[..., object] = flat_sequential._flat_forward
 
-    def count(root: nn.Module, kernels: _straight.Kernels) -> object:
+    def count(root: nn.Module, kernels: flat_sequential.Kernels) -> object:
         drawn.append(root)
         return draw(root, kernels)
 
-    monkeypatch.setattr(_straight, "_straight", count)
+    monkeypatch.setattr(flat_sequential, "_flat_forward", count)
     fresh = copy.deepcopy(model)
     assert fresh.model in drawn
     drawn.clear()

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized import _post_ops
-from torchvision_layers.quantized._int8 import (
+from torchvision_layers.quantized.eager import post_ops
+from torchvision_layers.quantized.eager.int8_modules import (
     Int8Addition,
     Int8ConvActivation2d,
     Int8ConvAddition2d,
     Int8Linear,
-    running_on,
+    use_backend,
 )
 
 # torch saves and loads int8 tensors by storages that it deprecates.
@@ -39,7 +39,7 @@ def small_model() -> nn.Sequential:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
-    monkeypatch.setattr(_post_ops, "_WORTHWHILE", 0)
+    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
     converted = quantized.quantize(small_model(), [torch.randn(8, 3, 16, 14)], backend="onednn")
     kinds = {type(module) for module in converted.modules()}
     assert {Int8Addition, Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear} < kinds
@@ -57,7 +57,7 @@ def weights(*shape: int) -> Tensor:
 
 
 def adding(stride: int = 1, zero_point: int = 0) -> Int8ConvAddition2d:
-    with running_on("onednn"):
+    with use_backend("onednn"):
         args = weights(6, 4, 3, 3), torch.randn(6), [stride] * 2, [1, 1], [1, 1], 1
         return Int8ConvAddition2d(*args, 0.05, zero_point).eval()
 
@@ -68,7 +68,7 @@ def test_the_skip_is_not_written_over(memory_format: torch.memory_format, zero_p
     conv, x = adding(zero_point=zero_point), int8(torch.randn(2, 4, 7, 5))
     skip = int8(torch.randn(2, 6, 7, 5), 0.02, 128).contiguous(memory_format=memory_format)
     before, strides = skip.int_repr().clone(), skip.stride()
-    with running_on("onednn"):
+    with use_backend("onednn"):
         first, second = conv(x, skip), conv(x, skip)
     assert torch.equal(skip.int_repr(), before)
     assert skip.stride() == strides
@@ -80,7 +80,7 @@ def test_the_skip_is_not_written_over(memory_format: torch.memory_format, zero_p
 def test_memory_formats_give_the_same_values() -> None:
     conv, x, skip = adding(), int8(torch.randn(2, 4, 7, 5)), int8(torch.randn(2, 6, 7, 5))
     last = torch.channels_last
-    with running_on("onednn"):
+    with use_backend("onednn"):
         outputs = [
             conv(a, b)
             for a in (x, x.contiguous(memory_format=last))
@@ -95,7 +95,7 @@ def test_memory_formats_give_the_same_values() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 6, 7, 4), (2, 6, 6, 5), (1, 6, 7, 5), (2, 1, 7, 5), (2, 6, 1, 1), (6, 7, 5)])
 def test_a_skip_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with running_on("onednn"), pytest.raises(ValueError, match=r"other must have the shape \[2, 6, 7, 5\] of the conv"):
+    with use_backend("onednn"), pytest.raises(ValueError, match=r"other must have the shape \[2, 6, 7, 5\] of the conv"):
         adding()(int8(torch.randn(2, 4, 7, 5)), int8(torch.randn(shape)))
 
 
@@ -104,7 +104,7 @@ def test_a_skip_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_the_shape_is_that_of_the_convolution(stride: int, sizes: tuple[int, int]) -> None:
     conv, x = adding(stride), torch.randn(2, 4, *sizes)
     expected = nn.Conv2d(4, 6, 3, stride, 1)(x).shape
-    with running_on("onednn"):
+    with use_backend("onednn"):
         assert conv(int8(x), int8(torch.randn(expected))).shape == expected
 
 
@@ -112,7 +112,7 @@ def test_a_block_refuses_what_does_not_add_up(model: quantized.QuantizableModel)
     block = model.model[1]
     block.conv1.padding, block.conv1._packed_params = (0, 0), None
     x = int8(torch.randn(2, 8, 6, 6))
-    with running_on("onednn"), pytest.raises(ValueError, match="other must have the shape"):
+    with use_backend("onednn"), pytest.raises(ValueError, match="other must have the shape"):
         block.skip_add(x[..., :4], x)
 
 
@@ -137,7 +137,7 @@ def test_copies_have_the_same_bits(model: quantized.QuantizableModel) -> None:
 @USES_STORAGES
 def test_modules_of_our_own_are_pickled(model: quantized.QuantizableModel) -> None:
     """Of torch's convolutions, pickle makes modules that are no modules."""
-    with running_on("onednn"):
+    with use_backend("onednn"):
         block = pickle.loads(pickle.dumps(model.model[1].skip_add))
         x, skip = int8(torch.randn(2, 8, 6, 6)), int8(torch.randn(2, 8, 6, 6))
         assert torch.equal(block(x, skip).int_repr(), model.model[1].skip_add(x, skip).int_repr())
@@ -174,7 +174,7 @@ def test_a_script_has_the_same_bits(model: quantized.QuantizableModel) -> None:
     script = torch.jit.script(model)
     torch.jit.save(script, file)
     file.seek(0)
-    with running_on("onednn"):
+    with use_backend("onednn"):
         loaded = torch.jit.load(file)
         for x, y in zip(inputs, expected, strict=True):
             assert torch.equal(script(x), y)
@@ -188,7 +188,7 @@ def test_a_projection_is_that_of_torch(shape: tuple[int, ...], zero_point: int, 
     """On the same int8 weights; its kernel sums up in another order before it rounds."""
     weight, bias, x = weights(8, 16), torch.randn(8), int8(torch.randn(shape).abs(), 0.02, zero_point)
     output = 0.05, 0 if has_relu else 90
-    with running_on("onednn"):
+    with use_backend("onednn"):
         ours = Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *output)(x)
         kernel = torch.ops.quantized.linear_relu if has_relu else torch.ops.quantized.linear
         theirs = kernel(x, torch.ops.quantized.linear_prepack(weight, bias), *output)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized import _post_ops
-from torchvision_layers.quantized._int8 import Int8ConvActivation2d, Int8ConvAddition2d
+from torchvision_layers.quantized.eager import post_ops
+from torchvision_layers.quantized.eager.int8_modules import Int8ConvActivation2d, Int8ConvAddition2d
 from torchvision_layers.testing._rows._quantizing import decibels
 
 FUSED = (Int8ConvActivation2d, Int8ConvAddition2d)
@@ -34,7 +34,7 @@ class Adds(nn.Module):
 @pytest.fixture
 def all_worthwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images, as if they were large."""
-    monkeypatch.setattr(_post_ops, "_WORTHWHILE", 0)
+    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
 
 
 def trained(model: nn.Module, x: Tensor, backend: str = "onednn") -> quantized.QuantizableModel:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.layers.positional_conv import PositionMap
-from torchvision_layers.quantized._kernels import _CONVERTED, _ISLANDS, _PASSED
+from torchvision_layers.quantized.eager.support import _CONVERTED, _FLOAT_FALLBACKS, _PASS_THROUGH
 
 SCALE = 0.05
 
@@ -71,7 +71,7 @@ def named(kinds: set[type[nn.Module]]) -> list[object]:
     return [pytest.param(kind, id=f"{kind.__module__}.{kind.__name__}") for kind in sorted(kinds, key=str)]
 
 
-@pytest.mark.parametrize("kind", named(_PASSED))
+@pytest.mark.parametrize("kind", named(_PASS_THROUGH))
 def test_modules_said_to_take_int8_do(kind: type[nn.Module]) -> None:
     """On quantized tensors as they are, and within one step of the float result."""
     module = make(kind)
@@ -92,12 +92,12 @@ def test_modules_said_to_have_an_int8_form_do(kind: type[nn.Module]) -> None:
     assert noise < 10 ** (-28 / 10)
 
 
-@pytest.mark.parametrize("kind", named(_ISLANDS))
+@pytest.mark.parametrize("kind", named(_FLOAT_FALLBACKS))
 def test_modules_said_to_need_float_run_in_islands(kind: type[nn.Module]) -> None:
     module, input = make(kind), make_input(kind)
     model = quantized.quantize(nn.Sequential(module), [input], backend="onednn")
     (row,) = quantized.report(model).rows
     assert row == quantized.ReportRow(
-        "0", kind.__name__, f"FloatIsland({kind.__name__})", "float", "has no int8 kernel"
+        "0", kind.__name__, f"FloatFallback({kind.__name__})", "float", "has no int8 kernel"
     )
     assert (model(input) - module(input)).abs().mean() < SCALE

@@ -117,7 +117,7 @@ def test_a_subclass_with_a_property_is_not_swapped() -> None:
         def width(self) -> int:
             return 4
 
-    with pytest.raises(TypeError, match="0 is a Named, a ConvNormAct with its own width"):
+    with pytest.raises(TypeError, match="0 is a Named, a ConvNormAct that overrides width"):
         quantized.quantizable(nn.Sequential(Named(3, 4)))
 
 

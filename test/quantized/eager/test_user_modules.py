@@ -210,7 +210,7 @@ def test_a_twin_of_ones_own() -> None:
     class QuantizableGated(quantized.QuantizableLayer, Gated):
         float_class = Gated
 
-        def _add_functionals(self) -> None:
+        def _add_observed_ops(self) -> None:
             self.skip_mul = torch.ao.nn.quantized.FloatFunctional()
 
         def _gate(self, output: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_a_twin_of_ones_own() -> None:
 
 
 def test_training_must_have_happened() -> None:
-    with pytest.raises(ValueError, match="none ran through entry, 0"):
+    with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 
@@ -238,7 +238,7 @@ def test_an_addition_that_int8_cannot_do_is_named_after_training_too() -> None:
 
     prepared = quantized.prepare_qat(Adds())
     prepared(IMAGES)
-    with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward of yours"):
+    with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward that you wrote"):
         quantized.convert(prepared)
 
 

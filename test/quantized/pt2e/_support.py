@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.quantized._graph_workflow import quantize_graph
-from torchvision_layers.quantized.graph import QuantizableGraph
+from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.pt2e.model import QuantizableGraph
 
 __all__ = ["Reads", "batches", "calls", "int8", "sgd", "small_model", "step", "with_statistics", "without_quantization"]
 
@@ -42,7 +42,7 @@ def batches() -> list[Tensor]:
 
 
 def int8(model: nn.Module, inputs: list[Tensor], allow_float: bool = False) -> QuantizableGraph:
-    return quantize_graph(model, iter(inputs), "x86", allow_float)
+    return workflow.quantize(model, iter(inputs), "x86", allow_float)
 
 
 def calls(graph: QuantizableGraph, name: str) -> list[fx.Node]:

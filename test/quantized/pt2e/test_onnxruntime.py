@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.quantized._graph_nodes import is_quantize
+from torchvision_layers.quantized.pt2e.nodes import is_quantize
 from torchvision_layers.testing._rows._quantizing import decibels
 
 

@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as staged
 from torchvision_layers.quantized import prepare_qat
-from torchvision_layers.quantized._graph_workflow import convert_graph, freeze_graph, prepare_graph
-from torchvision_layers.quantized.graph import QuantizableGraph
+from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.pt2e.model import QuantizableGraph
 from torchvision_layers.testing._rows._quantizing import decibels
 
 from ._support import Reads, batches, calls, sgd, small_model, step, with_statistics, without_quantization
 
 
 def prepared(model: nn.Module, example: Tensor) -> QuantizableGraph:
-    return prepare_graph(model, example, "x86", False)
+    return workflow.prepare_qat(model, example, "x86", False)
 
 
 unusual2d = partial(nn.BatchNorm2d, eps=0.1, momentum=0.3)
@@ -81,9 +81,9 @@ def test_int8_computes_what_was_trained(name: str) -> None:
     optimizer = sgd(graph)
     for i in range(3):
         step(graph, x, optimizer, i)
-    freeze_graph(graph)
+    workflow.freeze(graph)
     expected = graph.eval()(x)
-    converted = convert_graph(graph)
+    converted = workflow.convert(graph)
     assert decibels(expected, converted(x)) >= 60
     assert not calls(converted, "batch_norm")
     assert len(calls(converted, "native_batch_norm")) == (name == "lone norm")
@@ -97,8 +97,8 @@ def test_weights_of_one_sign_keep_their_zero() -> None:
     nn.init.uniform_(model.weight, -1, -0.5)
     graph = prepared(model, x)
     step(graph, x, sgd(graph))
-    freeze_graph(graph)
-    assert decibels(graph.eval()(x), convert_graph(graph)(x)) >= 60
+    workflow.freeze(graph)
+    assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60
 
 
 def test_training_resumes_from_its_state() -> None:
@@ -116,7 +116,7 @@ def test_training_resumes_from_its_state() -> None:
         [step(m, inputs[i % 2], o, i) for i in range(3)] for m, o in zip((first, second), optimizers, strict=True)
     ]
     assert losses[0] == losses[1]
-    assert torch.equal(convert_graph(first)(inputs[0]), convert_graph(second)(inputs[0]))
+    assert torch.equal(workflow.convert(first)(inputs[0]), workflow.convert(second)(inputs[0]))
 
 
 def test_state_has_the_keys_of_the_model() -> None:
@@ -131,7 +131,7 @@ def test_frozen_for_good() -> None:
     inputs = batches()
     graph = prepared(small_model(), inputs[0])
     step(graph, inputs[0], sgd(graph))
-    freeze_graph(graph)
+    workflow.freeze(graph)
     for module in (graph, copy.deepcopy(graph)):
         before = copy.deepcopy(module.state_dict())
         module.eval()
@@ -151,7 +151,7 @@ def test_modes() -> None:
     step(graph, inputs[0], sgd(graph))
     assert nn.Sequential(graph).eval()[0] is graph
     assert not graph.training
-    freeze_graph(graph)
+    workflow.freeze(graph)
     assert torch.equal(graph(inputs[0]), graph(inputs[0]))
     copied = copy.deepcopy(graph).train()
     assert copied.training
@@ -194,7 +194,7 @@ def test_bad_examples(example: object, error: type[Exception], message: str) -> 
 
 def test_backends_that_only_calibrate() -> None:
     with pytest.raises(ValueError, match="backend must be x86 or onnxruntime to train with this engine, got 'xnnpack'"):
-        prepare_graph(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
+        workflow.prepare_qat(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
 
 
 def test_allow_float_holds_until_the_conversion() -> None:
@@ -202,15 +202,15 @@ def test_allow_float_holds_until_the_conversion() -> None:
         return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
 
     model, x = nn.Sequential(Reads(attend, fc=nn.Linear(8, 8)), staged.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
-    graph = prepare_graph(model, x, "x86", True)
+    graph = workflow.prepare_qat(model, x, "x86", True)
     step(graph, x, sgd(graph))
-    freeze_graph(graph)
-    assert decibels(graph.eval()(x), convert_graph(graph)(x)) >= 60
+    workflow.freeze(graph)
+    assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60
 
 
 def test_untrained_is_not_converted() -> None:
     with pytest.raises(ValueError, match="model must have run on some batches before it is converted"):
-        convert_graph(prepared(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))
+        workflow.convert(prepared(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))
 
 
 @pytest.mark.slow
@@ -251,4 +251,4 @@ def test_training_in_two_processes(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in weights)
     converted = prepared(tnn.BasicBlock(4, 4), torch.randn(4, 4, 6, 6))
     converted.load_state_dict(first)
-    assert convert_graph(converted)(torch.randn(2, 4, 6, 6)).isfinite().all()
+    assert workflow.convert(converted)(torch.randn(2, 4, 6, 6)).isfinite().all()

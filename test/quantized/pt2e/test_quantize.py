@@ -13,9 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as staged
-from torchvision_layers.quantized import convert, freeze, quantizable
-from torchvision_layers.quantized._graph_workflow import prepare_graph, quantize_graph
+from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
+from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.testing._rows._quantizing import decibels
 
 from ._support import Reads, batches, calls, int8, small_model, with_statistics
@@ -87,7 +88,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model, inputs = small_model().train(), batches()
     before = copy.deepcopy(model.state_dict())
     int8(model, inputs)
-    prepare_graph(model, inputs[0], "x86", False)
+    workflow.prepare_qat(model, inputs[0], "x86", False)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -104,7 +105,7 @@ def test_a_model_of_one_size_is_exported_for_that_size() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 8, 5))
     graph = int8(model, [torch.randn(4, 3, 8, 10)])
     assert graph(torch.randn(9, 3, 8, 10)).shape == (9, 5)
-    with pytest.raises(ValueError, match="input must have sizes that the forward of the model is made for"):
+    with pytest.raises(ValueError, match="input must have sizes that the forward of the model supports"):
         graph(torch.randn(9, 3, 10, 10))
 
 
@@ -153,7 +154,7 @@ def test_int8_cannot_be_trained() -> None:
         ("image", TypeError, "input must be a float32 tensor, got str"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, r"float32 tensor, got torch\.uint8"),
         (torch.zeros(3, 8, 8), ValueError, "input must have 4 dimensions, got 3"),
-        (torch.zeros(1, 4, 8, 8), ValueError, "input must have size 3 in dimension 1, got 4"),
+        (torch.zeros(1, 4, 8, 8), ValueError, "input must have size 3 in dimension 1, got shape"),
     ],
 )
 def test_bad_inputs(input: object, error: type[Exception], message: str) -> None:
@@ -225,10 +226,10 @@ def test_a_quantizable_twin_is_taken_as_its_model() -> None:
 
 def test_backends() -> None:
     with pytest.raises(ValueError, match="backend must be one of x86, onnxruntime, xnnpack.*got 'qnnpack'"):
-        quantize_graph(small_model(), iter(batches()), "qnnpack", False)
+        quantized.quantize(small_model(), batches(), backend="qnnpack", engine="pt2e")
     if importlib.util.find_spec("executorch") is None:
         with pytest.raises(ImportError, match='backend="xnnpack" needs executorch: pip install executorch'):
-            quantize_graph(small_model(), iter(batches()), "xnnpack", False)
+            quantized.quantize(small_model(), batches(), backend="xnnpack", engine="pt2e")
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
@@ -241,17 +242,20 @@ def test_xnnpack(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", copied)
     model, inputs = small_model(), batches()
-    graph = quantize_graph(model, iter(inputs), "xnnpack", False)
+    graph = workflow.quantize(model, iter(inputs), "xnnpack", False)
     assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
-    assert graph.packed_for == "xnnpack"
+    assert graph.backend == "xnnpack"
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("torchao", "torchvision_layers.quantized._pt2e"))]:
+    for name in ("torchao", "workflow"):
+        monkeypatch.delitem(sys.modules, f"{pt2e.__name__}.{name}")
+        monkeypatch.delattr(pt2e, name)
+    for name in [name for name in sys.modules if name.startswith("torchao")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"engine='pt2e' needs torchao.*: pip install \"torchvision_layers\[pt2e\]\""):
-        int8(small_model(), batches())
+        quantized.quantize(small_model(), batches(), engine="pt2e")
 
 
 @pytest.mark.parametrize("function", [convert, freeze])

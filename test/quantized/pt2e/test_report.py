@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import ReportRow
-from torchvision_layers.quantized._graph_report import graph_rows
-from torchvision_layers.quantized._graph_workflow import convert_graph, prepare_graph
+from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.pt2e.report import graph_rows
 from torchvision_layers.testing._rows._quantizing import decibels
 
 from ._support import Reads, batches, calls, int8, small_model, with_statistics
@@ -40,10 +40,10 @@ EXPECTED = [
 
 def test_rows_after_calibration_and_after_training() -> None:
     model, inputs = small_model(), batches()
-    prepared = prepare_graph(model, inputs[0], "x86", False)
+    prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
     assert {(row.runs_in, row.why) for row in graph_rows(prepared)} == {("float", "not converted yet")}
     prepared(inputs[0])
-    for graph in (int8(model, inputs), convert_graph(prepared)):
+    for graph in (int8(model, inputs), workflow.convert(prepared)):
         rows = graph_rows(graph)
         assert [row.path for row in rows] == [path for path, module in model.named_modules() if not module._modules]
         by_path = {row.path: row for row in rows}
@@ -69,12 +69,12 @@ def test_leaves_without_weights_that_are_never_called() -> None:
     idle = {"gelu": nn.GELU(), "softmax": nn.Softmax(1), "spare": nn.Conv2d(3, 3, 1), "off": nn.Dropout()}
     done = {"identity": nn.Identity(), "dropout": nn.Dropout(), "depth": torchvision.ops.StochasticDepth(0.1, "row")}
     model, x = Reads(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **idle, **done), torch.randn(2, 3, 6, 6)
-    prepared = prepare_graph(model, x, "x86", False)
+    prepared = workflow.prepare_qat(model, x, "x86", False)
     for path in idle:
         row = next(row for row in graph_rows(prepared) if row.path == path)
         assert (row.after, row.why) == ("-", "is never called")
     prepared(x)
-    for graph in (int8(model.eval(), [x]), convert_graph(prepared), copy.deepcopy(convert_graph(prepared))):
+    for graph in (int8(model.eval(), [x]), workflow.convert(prepared), copy.deepcopy(workflow.convert(prepared))):
         rows = {row.path: row for row in graph_rows(graph)}
         for path in idle:
             assert dataclasses.astuple(rows[path])[2:5] == ("-", "float", "is never called")
@@ -126,9 +126,9 @@ def test_each_tensor_of_resnet18_is_quantized_once(build, is_qat: bool) -> None:
     """
     model, inputs = with_statistics(build()).eval(), [torch.randn(4, 3, 64, 64) for _ in range(2)]
     if is_qat:
-        prepared = prepare_graph(model, inputs[0], "x86", False)
+        prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
         prepared(inputs[0])
-        graph = convert_graph(prepared)
+        graph = workflow.convert(prepared)
     else:
         graph = int8(model, inputs)
         assert decibels(model(inputs[0]), graph(inputs[0])) >= 30  # noise of 21 layers adds up

@@ -93,7 +93,7 @@ def test_what_is_frozen_stays_so_whatever_is_loaded(outside: bool) -> None:
 
 def test_frozen_before_any_batch() -> None:
     graph = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")
-    with pytest.raises(ValueError, match="batches must have run through the model before it is frozen"):
+    with pytest.raises(ValueError, match="model must have run on batches, or have loaded a state, before its ranges are frozen"):
         freeze(graph)
     assert not graph.is_frozen
     other = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")

@@ -37,7 +37,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def largest_pairs(weight: Tensor) -> Tensor:
-    """The sum of the two largest magnitudes of each channel, which bounds what x86 without VNNI adds in sixteen bits."""
+    """The two largest magnitudes of each channel, added: a bound on what x86 without VNNI adds in sixteen bits."""
     magnitudes = weight.abs().flatten(1)
     return magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1)  # one weight: its magnitude
 
@@ -171,7 +171,7 @@ class _Int8Conv2d(Int8Module):
 
 
 class Int8ConvAddition2d(_Int8Conv2d):
-    """A convolution that adds another tensor to its result. At a zero point of zero, saturation is the ReLU of the sum."""
+    """A convolution that adds another tensor. At a zero point of zero, saturation is the ReLU of the sum."""
 
     @torch.jit.export
     def _pack(self, weight: Tensor, bias: Tensor) -> None:
@@ -240,8 +240,9 @@ class Int8ConvActivation2d(_Int8Conv2d):
 
 
 class Int8Linear(_Int8Conv2d):
-    """A linear layer as a pointwise convolution, because torch's int8 linear on oneDNN takes a thousand times as long if
-    the zero point of the input is not zero. If its own zero point is zero, saturation is the ReLU of its output.
+    """A linear layer as a pointwise convolution; if its zero point is zero, saturation is the ReLU of its output.
+
+    torch's int8 linear on oneDNN takes a thousand times as long if the zero point of the input is not zero.
     """
 
     @torch.jit.export

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
-from ..._utils.checks import check_module
+from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.tracing import trace_forward
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
@@ -41,7 +41,7 @@ class QuantizableModel(QuantizableWrapper):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         if hasattr(model, "entry"):
-            raise ValueError("model must not have a child named 'entry', a key of the quantized input in the state_dict")
+            raise ValueError("model must not have a child named 'entry', the state_dict key of the quantized input")
         self.quant = QuantStub()
         self.model = model
         self.dequant = DeQuantStub()
@@ -148,6 +148,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     check_module("model", model)
     if isinstance(model, QuantizableModel):
         return copy.deepcopy(model)
+    check_not_lazy("model", model)
     wrapper = QuantizableModel(copy.deepcopy(model))
     make_twins(wrapper.model, allow_float)
     _check_support(wrapper.model, "", allow_float)
@@ -168,7 +169,7 @@ def _check_support(module: nn.Module, path: str, allow_float: bool) -> None:
     if trace_forward(module).concatenates:
         raise TypeError(
             f"{path or 'model'} concatenates tensors in its forward, which int8 would do with the scale of the first; "
-            "move the concatenation into a module of its own and pass allow_float=True, or use engine='pt2e'"
+            "use engine='pt2e'"
         )
     for name, child in module.named_children():
         _check_support(child, f"{path}.{name}".lstrip("."), allow_float)

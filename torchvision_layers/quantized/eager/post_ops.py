@@ -95,7 +95,7 @@ def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor)
 
 
 class _ConvolutionAndOperation(nn.Module):
-    """What a convolution with a post-operation computes, in float."""
+    """The float computation of a convolution with a post-operation."""
 
     def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
         super().__init__()
@@ -136,8 +136,9 @@ def _last_convolution(module: nn.Module, names: list[str]) -> str | None:
         names,
         matches=lambda last: _is_convolution(last) and not has_hooks(last),
         # StochasticDepth is the identity whenever int8 runs.
-        is_identity=lambda last: (type(last) is nn.Identity or isinstance(last, StochasticDepth))
-        and not has_hooks(last),
+        is_identity=lambda last: (
+            (type(last) is nn.Identity or isinstance(last, StochasticDepth)) and not has_hooks(last)
+        ),
         is_opaque=lambda last: is_unit(last) or has_hooks(last),
     )
 

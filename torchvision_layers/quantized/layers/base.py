@@ -6,9 +6,9 @@ from functools import wraps
 from typing import Any, ClassVar
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from typing_extensions import Self
 
+from ..._utils.checks import check_not_lazy
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
@@ -65,8 +65,9 @@ class QuantizableLayer(nn.Module):
     def from_float(cls, layer: nn.Module) -> Self:
         """A twin with copies of the parameters, buffers and mode of ``layer``.
 
-        Errors: ``TypeError`` unless ``layer`` is an instance of the twin's float class.
+        Errors: ``TypeError`` unless ``layer`` is an instance of the twin's float class, with its channels known.
         """
+        check_not_lazy("layer", layer)
         if _twin_class(layer, "layer") is not cls:
             raise TypeError(f"layer must be a {cls.float_class.__name__}, got {type(layer).__name__}")
         twin = copy.deepcopy(layer)
@@ -126,8 +127,6 @@ def make_twins(model: nn.Module, allow_float: bool = False, path: str = "") -> N
 
 def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     """The twin of a float layer of this package; ``None`` for any other module."""
-    if isinstance(module, LazyModuleMixin):
-        raise TypeError(f"{path} must have its channels, got an uninitialized {type(module).__name__}: run one batch")
     if type(module) in TWINS:
         return TWINS[type(module)]
     if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN)):

@@ -21,6 +21,6 @@ class QuantizableBottleneckAddition(QuantizableLayer, InvertedBottleneck):
 
 
 class QuantizableInvertedResidual(QuantizableBottleneckAddition, InvertedResidual):
-    """:class:`InvertedResidual` whose addition is observed and whose convolutions fuse with their norms and activations."""
+    """:class:`InvertedResidual` whose addition is observed and whose convolutions fuse with norms and activations."""
 
     float_class = InvertedResidual

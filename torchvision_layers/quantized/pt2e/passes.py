@@ -155,7 +155,7 @@ def _call(graph: fx.Graph, target: Callable[..., Any], *args: Any) -> fx.Node:
 
 
 def fold_trained_norms(module: fx.GraphModule) -> None:
-    """Turns the results of ``fuse_conv_bn_for_qat`` into plain convolutions, with the trained weights and statistics."""
+    """Turns the results of ``fuse_conv_bn_for_qat`` into plain convolutions with the trained numbers."""
     graph = module.graph
     nodes = {node.name: node for node in graph.nodes}
     for norm in _norms(module):
@@ -202,8 +202,8 @@ def _tensor(module: fx.GraphModule, node: object) -> Tensor:
 def record_modes(module: fx.GraphModule) -> list[fx.Node]:
     """Records on each node of a graph exported in training mode which argument differs in eval mode.
 
-    Returns the other random nodes. torchao's own switch resets ``eps``, ``momentum`` and the probability of a dropout to
-    their defaults, and does not know stochastic depth.
+    Returns the other random nodes. torchao's own switch resets ``eps``, ``momentum`` and dropout probabilities to their
+    defaults, and does not know stochastic depth.
     """
     unknown = []
     for node in module.graph.nodes:

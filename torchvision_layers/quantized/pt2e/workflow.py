@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from ..._utils.checks import check_module
+from ..._utils.checks import check_module, check_not_lazy
 from ..checks import check_float32_parameters, check_same_results
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
@@ -131,6 +131,7 @@ def _float_copy(model: nn.Module) -> nn.Module:
         model = model.model
     if isinstance(model, (QuantizableGraph, QuantizableModel)):
         raise ValueError("model is prepared or converted already; start from the float model")
+    check_not_lazy("model", model)
     check_float32_parameters(model)
     return copy.deepcopy(model)
 
@@ -154,8 +155,8 @@ def _check_weights(graph: fx.Graph) -> None:
         weight = node.args[1] if is_call(node, CONVS | LINEAR) else None
         if isinstance(weight, fx.Node) and weight.op != "get_attr":
             raise TypeError(
-                f"{_describe(node)} computes its weight in every forward, which int8 cannot hold; replace it by a plain "
-                "layer or pass allow_float=True"
+                f"{_describe(node)} computes its weight in every forward, which int8 cannot hold; use a plain layer "
+                "or pass allow_float=True"
             )
 
 

@@ -1,4 +1,4 @@
-"""Everything that imports ``torch.ao``, which torch deprecates and will remove. Import its modules on first use only."""
+"""Everything that imports ``torch.ao``, which torch will remove: import the modules here on first use only."""
 
 import warnings
 from collections.abc import Iterator

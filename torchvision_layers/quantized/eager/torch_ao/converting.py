@@ -1,5 +1,6 @@
 """Replaces prepared modules by int8 modules."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
 
 
 #: The kernels of int8 modules, without the checks that the modules make around them.
-FLAT_KERNELS = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
+FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
 
 
 def _replace_linear(module: nn.Module) -> None:

@@ -46,7 +46,7 @@ class FusedReLU6(_FusedModule):
 
 
 class ReLU6AsReLU:
-    """An entry in a mapping of torch.ao, used like a class, that converts a ``FusedReLU6`` as that mapping does a ReLU."""
+    """An entry in a mapping of torch.ao, used like a class: converts a ``FusedReLU6`` as the mapping does a ReLU."""
 
     def __init__(self, mapping: dict[Callable[..., Any], Any]) -> None:
         self.mapping = mapping

@@ -60,7 +60,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
 
     Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
     by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
-    and keeps saturation at 255, which makes ReLU6 exact. With VNNI, which the onednn backend assumes, neither is needed.
+    and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
 
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
@@ -76,7 +76,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
 
 
 def prepare(model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool) -> None:
-    """Wraps modules without an int8 kernel in float fallbacks, and puts observers or fake quantization everywhere else."""
+    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere."""
     for op in post_ops:
         parent = model.get_submodule(op.parent)
         activation = parent.get_submodule(op.operation)
