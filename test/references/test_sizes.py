@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import MODELS, build_model
 from models.mobilenet_v3 import LARGE, SMALL, Row, scale_rows
-from models.scaling import round_channels, scale_depth, scale_width
+from models.scaling import round_channels, scale_channels, scale_depth
 from torch import nn
 
 from torchvision_layers import nn as tnn
@@ -50,7 +50,7 @@ def test_multipliers_are_positive_and_finite(name: str, argument: str) -> None:
         ("resnet26_sasa", 0.3, "out_channels must be divisible by groups, got 19 and 8"),
     ],
 )
-def test_impossible_width(name: str, width_mult: float, message: str) -> None:
+def test_impossible_channels(name: str, width_mult: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, width_mult)
 
@@ -58,7 +58,7 @@ def test_impossible_width(name: str, width_mult: float, message: str) -> None:
 def test_scaling_by_hand() -> None:
     assert [scale_depth(blocks, 0.5) for blocks in (1, 2, 3, 4)] == [1, 1, 2, 2]
     assert [scale_depth(3, mult) for mult in (0.01, 1 / 3, 0.34, 1.0, 1.1)] == [1, 1, 2, 3, 4]
-    assert [scale_width(64, mult) for mult in (0.001, 0.125, 0.51, 1.0)] == [1, 8, 33, 64]
+    assert [scale_channels(64, mult) for mult in (0.001, 0.125, 0.51, 1.0)] == [1, 8, 33, 64]
     assert [round_channels(channels) for channels in (1, 11, 12, 18, 32)] == [8, 16, 16, 24, 32]
 
 

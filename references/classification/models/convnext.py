@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
 
 class ConvNeXt(nn.Module):
@@ -32,16 +32,16 @@ class ConvNeXt(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(96, width_mult)
+        base_channels = scale_channels(96, width_mult)
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         features: list[nn.Module] = [
             tnn.ConvNormAct(
-                3, width, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
+                3, base_channels, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
             )
         ]
         index, step = 0, stochastic_depth / max(1, sum(blocks_of) - 1)
         for stage, depth in enumerate(blocks_of):
-            channels = width * 2**stage
+            channels = base_channels * 2**stage
             if stage > 0:
                 downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
                 features.append(nn.Sequential(tnn.LayerNorm2d(channels // 2), downsample))

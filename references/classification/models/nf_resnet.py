@@ -16,7 +16,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
 # Compensates for the variance that ReLU removes from a standard normal variable (section 4.2).
 GAMMA = (2 / (1 - 1 / pi)) ** 0.5
@@ -84,9 +84,9 @@ class NFBlock(nn.Module):
         branch = self.skip_gain(self.conv3(self.act3(branch)))
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        return self._join(branch, x if self.projection is None else self.projection(active))
+        return self._add_skip(branch, x if self.projection is None else self.projection(active))
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return branch + skip
 
 
@@ -95,10 +95,10 @@ class QuantizableNFBlock(quantized.QuantizableLayer, NFBlock):
 
     float_class = NFBlock
 
-    def _add_functionals(self) -> None:
+    def _add_observed_ops(self) -> None:
         self.skip_add = quantized.Addition()
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)
 
 
@@ -126,14 +126,14 @@ class NFResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(64, width_mult)
-        self.conv1 = enn.SWSConv2d(3, width, 7, stride=2, padding=3, bias=False, activation=None)
+        base_channels = scale_channels(64, width_mult)
+        self.conv1 = enn.SWSConv2d(3, base_channels, 7, stride=2, padding=3, bias=False, activation=None)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index, variance = width, 0, 1.0
+        channels, index, variance = base_channels, 0, 1.0
         for stage, depth in enumerate(blocks_of):
-            planes, blocks = width * 2**stage, []
+            planes, blocks = base_channels * 2**stage, []
             for i in range(depth):
                 stride, drop = 2 if stage > 0 and i == 0 else 1, stochastic_depth * index / sum(blocks_of)
                 blocks.append(NFBlock(channels, planes, stride, variance**0.5, alpha, drop))

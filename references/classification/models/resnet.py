@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
 
 class ResNet(nn.Module):
@@ -53,16 +53,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(64, width_mult)
-        self.conv1 = (stem_layer or conv_layer)(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(width)
+        base_channels = scale_channels(64, width_mult)
+        self.conv1 = (stem_layer or conv_layer)(3, base_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(base_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index = width, 0
+        channels, index = base_channels, 0
         for stage, depth in enumerate(blocks_of):
-            planes, blocks = width * 2**stage, []
+            planes, blocks = base_channels * 2**stage, []
             for i in range(depth):
                 blocks.append(
                     block(
@@ -126,7 +126,7 @@ def se_resnet50(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: fl
 def resnet50_gn_ws(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
     """Group normalization and Weight Standardization (arXiv 1903.10520), which do not need large batches."""
     check_multipliers(width_mult, depth_mult)
-    norm = partial(nn.GroupNorm, gcd(32, scale_width(64, width_mult)))
+    norm = partial(nn.GroupNorm, gcd(32, scale_channels(64, width_mult)))
     return ResNet(
         tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, norm_layer=norm, conv_layer=enn.WSConv2d
     )

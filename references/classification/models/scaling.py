@@ -2,7 +2,7 @@
 
 from math import ceil, isfinite
 
-__all__ = ["check_multipliers", "round_channels", "scale_depth", "scale_width"]
+__all__ = ["check_multipliers", "round_channels", "scale_channels", "scale_depth"]
 
 
 def check_multipliers(width_mult: float, depth_mult: float) -> None:
@@ -12,7 +12,7 @@ def check_multipliers(width_mult: float, depth_mult: float) -> None:
             raise ValueError(f"{argument} must be a positive and finite number; got {value!r}")
 
 
-def scale_width(channels: int, width_mult: float) -> int:
+def scale_channels(channels: int, width_mult: float) -> int:
     """The nearest integer number of channels, at least one."""
     return max(1, round(channels * width_mult))
 
