@@ -19,8 +19,8 @@ from common.runs.checkpoints import load_resumable, model_arguments, read_resume
 from common.runs.files import check_output_dir
 from common.runs.reproducibility import seed_everything
 from common.runs.restore import build_trained, read_trained
-from common.settings import DataSettings, ModelCard, Settings
-from common.training.engine import EpochSettings, train_one_epoch
+from common.settings import DataSettings, EpochSettings, ModelCard, Settings
+from common.training.engine import train_one_epoch
 from common.training.evaluation import evaluate
 from common.training.state import TrainingState
 from torch import nn

@@ -255,14 +255,14 @@ def training_step(settings: TrainingSettings) -> Callable[[], None]:
     optimizer = make_optimizer(model, settings.optimization)
     make_schedule(optimizer, settings.optimization, len(loader))
     images, labels = next(iter(loader))
-    regularization = settings.regularization
+    epoch = settings.epoch
 
     def step() -> None:
         optimizer.zero_grad()
         output = model(images)
-        nn.functional.cross_entropy(output, labels, label_smoothing=regularization.label_smoothing).backward()
-        if regularization.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), regularization.clip_grad_norm)
+        nn.functional.cross_entropy(output, labels, label_smoothing=epoch.label_smoothing).backward()
+        if epoch.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), epoch.clip_grad_norm)
         optimizer.step()
 
     return step

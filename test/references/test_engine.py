@@ -10,7 +10,8 @@ from common import distributed
 from common.data.datasets import Images
 from common.data.loading import Batch, ImageLoader
 from common.runs.signals import StopRequest, StopRequested
-from common.training.engine import EpochSettings, train_one_epoch
+from common.settings import EpochSettings
+from common.training.engine import train_one_epoch
 from common.training.optimization import Schedule
 from common.training.state import TrainingState
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor, **options: float
 
 def test_result_is_a_mean_over_images():
     model, loader = linear(), loader_of(10, batch_size=4)
-    result = train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.0)), loader)
+    result = train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.0)), loader, EpochSettings())
     images, labels = loader.dataset.sources, torch.tensor(loader.dataset.labels)
     assert result.loss == pytest.approx(nn.functional.cross_entropy(model(images), labels).item(), rel=1e-5)
     assert result.accuracy == (model(images).argmax(1) == labels).sum().item() / 10
@@ -50,11 +51,11 @@ def test_batch_of_one_image_is_skipped():
     )  # its last feature map is 1×1: one image has no variance
     optimizer = SGD(model.parameters(), lr=0.1)
     state = TrainingState(model, optimizer, schedule=Schedule(StepLR(optimizer, 1), is_by_batch=True))
-    result = train_one_epoch(state, loader_of(9, batch_size=4))
+    result = train_one_epoch(state, loader_of(9, batch_size=4), EpochSettings())
     assert result.small_batches == 1
     assert state.schedule.scheduler.last_epoch == 2
     with pytest.raises(ValueError, match="epoch 3: no batch holds two readable images"):
-        train_one_epoch(TrainingState(model, optimizer, epoch=3), loader_of(1, batch_size=4))
+        train_one_epoch(TrainingState(model, optimizer, epoch=3), loader_of(1, batch_size=4), EpochSettings())
 
 
 @pytest.mark.parametrize("norm", [None, 0.01])
@@ -85,7 +86,7 @@ def test_mixed_batches_train_on_mixed_labels():
     images, labels = loader.dataset.sources, nn.functional.one_hot(torch.tensor(loader.dataset.labels)).float()
     expected = gradients(model, (images + images.roll(1, 0)) / 2, (labels + labels.roll(1, 0)) / 2)
     train_one_epoch(
-        TrainingState(model, SGD(model.parameters(), lr=1.0)), loader, EpochSettings(mixing=Half(num_classes=2))
+        TrainingState(model, SGD(model.parameters(), lr=1.0)), loader, EpochSettings(), mixing=Half(num_classes=2)
     )
     for parameter, start, gradient in zip(model.parameters(), initial, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), start - gradient, rtol=1e-4, atol=1e-7)
@@ -98,7 +99,7 @@ def test_average(steps, first):
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     biases: list[Tensor] = []
     state = TrainingState(model, SGD(model.parameters(), lr=0.1), average=average)
-    settings = EpochSettings(ema_steps=steps, ema_from=first)
+    settings = EpochSettings(model_ema_steps=steps, lr_warmup_epochs=first - 1)
     train_one_epoch(state, loader, settings, after_step=lambda: biases.append(model[1].bias.detach().clone()))
     assert len(biases) == 4
     averaged = biases[steps - 1 :: steps]
@@ -114,7 +115,7 @@ def test_short_epoch_updates_the_average(count):
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     start = model[1].bias.detach().clone()
     state = TrainingState(model, SGD(model.parameters(), lr=0.1), average=average)
-    train_one_epoch(state, loader_of(count, batch_size=4), EpochSettings(ema_steps=32))
+    train_one_epoch(state, loader_of(count, batch_size=4), EpochSettings(model_ema_steps=32))
     assert average.n_averaged == 1
     assert torch.equal(average.module[1].bias, model[1].bias)
     assert not torch.equal(model[1].bias, start)
@@ -130,7 +131,7 @@ def test_half_precision():
     dtypes: set[torch.dtype] = set()
     model = nn.Sequential(nn.Flatten(), RecordingLinear(3 * 32 * 32, 2))
     state = TrainingState(model, SGD(model.parameters(), lr=0.1))
-    train_one_epoch(state, loader_of(4, 4), EpochSettings(amp=torch.bfloat16))
+    train_one_epoch(state, loader_of(4, 4), EpochSettings(amp="bfloat16"))
     assert dtypes == {torch.bfloat16}
     assert model[1].weight.dtype == torch.float32
 
@@ -140,7 +141,7 @@ def test_scaler_skips_overflowing_steps():
     initial = model[1].weight.detach().clone()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # far beyond float16
     state = TrainingState(model, SGD(model.parameters(), lr=0.1), scaler=scaler)
-    settings = EpochSettings(amp=torch.float16)
+    settings = EpochSettings(amp="float16")
     train_one_epoch(state, loader_of(4, 4), settings)
     assert torch.equal(model[1].weight, initial)
     assert scaler.get_scale() == 2.0**59
@@ -151,7 +152,7 @@ def test_gradients_are_clipped_after_unscaling():
     initial = [parameter.detach().clone() for parameter in model.parameters()]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     state = TrainingState(model, SGD(model.parameters(), lr=1.0), scaler=scaler)
-    train_one_epoch(state, loader_of(4, 4), EpochSettings(amp=torch.float16, clip_grad_norm=0.01))
+    train_one_epoch(state, loader_of(4, 4), EpochSettings(amp="float16", clip_grad_norm=0.01))
     steps = [
         (parameter.detach() - start).flatten() for parameter, start in zip(model.parameters(), initial, strict=True)
     ]
@@ -175,7 +176,7 @@ def test_channels_last():
 
 def test_stop_before_the_next_batch_and_resume():
     whole, interrupted = (TrainingState(model, SGD(model.parameters(), lr=0.1)) for model in (linear(), linear()))
-    expected = train_one_epoch(whole, loader_of(16, 4))
+    expected = train_one_epoch(whole, loader_of(16, 4), EpochSettings())
     stop = StopRequest()
 
     def request() -> None:
@@ -183,9 +184,9 @@ def test_stop_before_the_next_batch_and_resume():
             stop.signum = 15
 
     with pytest.raises(StopRequested) as info:
-        train_one_epoch(interrupted, loader_of(16, 4), stop=stop, after_step=request)
+        train_one_epoch(interrupted, loader_of(16, 4), EpochSettings(), stop=stop, after_step=request)
     assert (info.value.signum, interrupted.step) == (15, 3)
-    assert train_one_epoch(interrupted, loader_of(16, 4)) == expected
+    assert train_one_epoch(interrupted, loader_of(16, 4), EpochSettings()) == expected
     assert torch.equal(interrupted.model[1].weight, whole.model[1].weight)
 
 
@@ -204,7 +205,7 @@ def test_signal_that_also_ends_the_workers_requests_a_stop(monkeypatch, signum, 
 
     monkeypatch.setattr(loader, "batches", batches)
     with pytest.raises(StopRequested if signum else type(error)):
-        train_one_epoch(state, loader, stop=stop)
+        train_one_epoch(state, loader, EpochSettings(), stop=stop)
     assert state.step == 1
 
 
@@ -219,7 +220,7 @@ def test_nan_loss_in_another_process_stops_this_one(monkeypatch):
     model = linear()
     initial = model[1].weight.detach().clone()
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, step 1; try a lower lr$"):
-        train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4))
+        train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4), EpochSettings())
     assert torch.equal(model[1].weight, initial)
 
 
@@ -228,7 +229,7 @@ def test_each_process_has_its_own_seed(monkeypatch):
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         model = linear()
-        train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4))
+        train_one_epoch(TrainingState(model, SGD(model.parameters(), lr=0.1)), loader_of(4, 4), EpochSettings())
         seeds.append(torch.initial_seed())
     assert seeds[0] != seeds[1]
 

@@ -81,7 +81,7 @@ def test_optimizers(name):
 
 def test_decay_of_the_average():
     """alpha = (1 - decay) × images between updates / epochs, as in torchvision; decay is at most (1 + n) / (10 + n)."""
-    settings = parse("--model-ema-decay", "0.999", "--model-ema-steps", "4", "--epochs", "2").average
+    settings = parse("--model-ema-decay", "0.999", "--model-ema-steps", "4", "--epochs", "2").optimization
     model = nn.Linear(1, 1)
     average = make_average(model, settings, batch_size=8)
     alpha = (1 - 0.999) * 8 * 4 / 2
@@ -98,7 +98,7 @@ def test_decay_of_the_average():
 
 
 def test_average_includes_batch_statistics():
-    settings = parse("--model-ema").average
+    settings = parse("--model-ema").optimization
     model = nn.BatchNorm2d(2)
     average = make_average(model, settings, batch_size=8)
     for _ in range(3):

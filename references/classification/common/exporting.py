@@ -62,17 +62,7 @@ def export_files(
     rounds: int,
     seed: int,
 ) -> list[FileRow]:
-    """Folds the model, quantizes it for the int8 files, then writes and times each file.
-
-    Args:
-        model: a trained model.
-        loader: training images, to calibrate on.
-        card: metadata of the files.
-        output_dir: directory of the files.
-        files: keys of ``FILES``.
-        rounds: rounds of the latency measurement.
-        seed: seed of the calibration images.
-    """
+    """Folds the model, calibrates it on ``loader`` for the int8 files, then writes and times each of ``files``."""
     seed_everything(seed)
     sample = first_images(loader, LATENCY_BATCH)
     folded = deploy.fold(model, sample)

@@ -59,7 +59,7 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class OptimizationSettings(Settings):
-    """Optimizer and learning rate schedule."""
+    """Optimizer, learning rate schedule, and moving average of the weights."""
 
     epochs: int
     opt: str
@@ -73,26 +73,26 @@ class OptimizationSettings(Settings):
     lr_warmup_epochs: int
     lr_warmup_method: str
     lr_warmup_decay: float
-
-
-@dataclass(frozen=True)
-class RegularizationSettings(Settings):
-    """Changes to batches, loss and gradients."""
-
-    label_smoothing: float
-    mixup_alpha: float
-    cutmix_alpha: float
-    clip_grad_norm: float | None
-
-
-@dataclass(frozen=True)
-class AverageSettings(Settings):
-    """Exponential moving average of the weights."""
-
     model_ema: bool
     model_ema_steps: int
     model_ema_decay: float
-    epochs: int
+
+
+@dataclass(frozen=True)
+class EpochSettings(Settings):
+    """The steps of an epoch."""
+
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    clip_grad_norm: float | None = None
+    amp: str | None = None
+    channels_last: bool = False
+    model_ema_steps: int = 1
+    lr_warmup_epochs: int = 0
+    seed: int = 0
+    print_freq: int = 0
+    use_deterministic_algorithms: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ class ComputeSettings(Settings):
     compile: bool
     sync_bn: bool
     fsdp: bool
-    use_deterministic_algorithms: bool
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,6 @@ class LogSettings(Settings):
     """Output directory and logs."""
 
     output_dir: str | None
-    print_freq: int
     tensorboard: bool
 
 
@@ -134,8 +131,7 @@ class TrainingSettings:
     model: ModelSettings
     data: DataSettings
     optimization: OptimizationSettings
-    regularization: RegularizationSettings
-    average: AverageSettings
+    epoch: EpochSettings
     compute: ComputeSettings
     checkpoints: CheckpointSettings
     logs: LogSettings

@@ -21,6 +21,7 @@ from . import presets
 DATASETS: tuple[str, ...] = tuple(presets.NORMALIZATIONS)
 FAKE_CLASSES = 10
 TEST_SHARE = 0.2
+Sample = tuple[str, int]  # path and label
 SPLIT_SEED = 0  # independent of --seed, which must not change the test set
 
 
@@ -64,6 +65,9 @@ class Images(Dataset):
         return self.transform(image), self.labels[index]
 
 
+Datasets = tuple[Images, Images, list[str]]  # for training, for testing, and the names of the classes
+
+
 def load_datasets(
     name: str,
     data_path: str | Path | None = None,
@@ -71,7 +75,7 @@ def load_datasets(
     *,
     auto_augment: str | None = None,
     random_erase: float = 0.0,
-) -> tuple[Images, Images, list[str]]:
+) -> Datasets:
     """The training set, the test set and the names of the classes. The split is always the same.
 
     Args:
@@ -106,7 +110,7 @@ def load_datasets(
     return _load_folder(Path(data_path), name, *transforms)
 
 
-def _load_digits(train_transform: v2.Transform, test_transform: v2.Transform) -> tuple[Images, Images, list[str]]:
+def _load_digits(train_transform: v2.Transform, test_transform: v2.Transform) -> Datasets:
     digits = sklearn_digits()
     scans = torch.from_numpy(digits.images / 16).float().unsqueeze(1).expand(-1, 3, -1, -1)
     labels = digits.target.tolist()
@@ -119,9 +123,7 @@ def _load_digits(train_transform: v2.Transform, test_transform: v2.Transform) ->
     return subset(train, train_transform), subset(test, test_transform), classes
 
 
-def _make_fakes(
-    image_size: int, train_transform: v2.Transform, test_transform: v2.Transform
-) -> tuple[Images, Images, list[str]]:
+def _make_fakes(image_size: int, train_transform: v2.Transform, test_transform: v2.Transform) -> Datasets:
     def noise(count: int, first: int, transform: v2.Transform) -> Images:
         images = FakeData(count, (3, image_size, image_size), FAKE_CLASSES, random_offset=first)
         return Images(images, [label for _, label in images], itemgetter(0), transform)
@@ -130,9 +132,7 @@ def _make_fakes(
     return noise(1000, 0, train_transform), noise(200, 1000, test_transform), classes
 
 
-def _load_cifar10(
-    folder: Path, train_transform: v2.Transform, test_transform: v2.Transform
-) -> tuple[Images, Images, list[str]]:
+def _load_cifar10(folder: Path, train_transform: v2.Transform, test_transform: v2.Transform) -> Datasets:
     try:
         train, test = (CIFAR10(folder, train=is_train) for is_train in (True, False))
     except RuntimeError as error:  # a file is missing or damaged
@@ -147,9 +147,7 @@ def _load_cifar10(
     )
 
 
-def _load_folder(
-    folder: Path, name: str, train_transform: v2.Transform, test_transform: v2.Transform
-) -> tuple[Images, Images, list[str]]:
+def _load_folder(folder: Path, name: str, train_transform: v2.Transform, test_transform: v2.Transform) -> Datasets:
     if not folder.is_dir():
         raise ValueError(f"data_path {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
 
@@ -174,16 +172,14 @@ def _load_folder(
     if len(classes) < 2:
         raise ValueError(f"data_path {folder} must hold at least 2 classes, got only {classes[0]!r}")
 
-    def subset(samples: list[tuple[str, int]], transform: v2.Transform) -> Images:
+    def subset(samples: list[Sample], transform: v2.Transform) -> Images:
         paths, labels = zip(*samples, strict=True)
         return Images(paths, list(labels), read_image, transform)
 
     return subset(train, train_transform), subset(test, test_transform), classes
 
 
-def _split_samples(
-    folder: Path, classes: list[str], samples: list[tuple[str, int]]
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def _split_samples(folder: Path, classes: list[str], samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     labels = [label for _, label in samples]
     counts = Counter(labels)
     for label, name in enumerate(classes):
@@ -203,7 +199,7 @@ def read_image(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def _list_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+def _list_images(folder: Path) -> tuple[list[str], list[Sample]]:
     try:
         listing = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,38 +16,10 @@ from .. import distributed
 from ..data.loading import Batch, ImageLoader
 from ..runs.reproducibility import deterministic_algorithms, seed_everything
 from ..runs.signals import StopRequest, StopRequested
+from ..settings import EpochSettings
 from .state import TrainingState
 
 MIN_IMAGES = 2  # per process and batch: one value has no variance for batch normalization
-
-
-@dataclass(frozen=True)
-class EpochSettings:
-    """Settings of :func:`train_one_epoch`.
-
-    Attributes:
-        label_smoothing: label smoothing of the cross-entropy.
-        mixing: mixes a batch of images and their labels.
-        clip_grad_norm: largest norm of all gradients together.
-        amp: half precision for the operators that are safe in it.
-        channels_last: memory format of the images.
-        ema_steps: batches between two updates of the average, in addition to one at the end of each epoch.
-        ema_from: first epoch whose weights are averaged with earlier ones.
-        seed: seed of the model's random numbers.
-        print_freq: batches between two progress lines; ``0`` prints none.
-        deterministic: whether operators that may give different results when repeated raise an error.
-    """
-
-    label_smoothing: float = 0.0
-    mixing: v2.Transform | None = None
-    clip_grad_norm: float | None = None
-    amp: torch.dtype | None = None
-    channels_last: bool = False
-    ema_steps: int = 1
-    ema_from: int = 1
-    seed: int = 0
-    print_freq: int = 0
-    deterministic: bool = True
 
 
 class EpochResult(NamedTuple):
@@ -62,8 +33,9 @@ class EpochResult(NamedTuple):
 def train_one_epoch(
     state: TrainingState,
     loader: ImageLoader,
-    settings: EpochSettings | None = None,
+    settings: EpochSettings,
     *,
+    mixing: v2.Transform | None = None,
     stop: StopRequest | None = None,
     after_step: Callable[[], None] | None = None,
     log: Callable[[str], None] = print,
@@ -73,7 +45,8 @@ def train_one_epoch(
     Args:
         state: the state of training, updated after each batch.
         loader: images and labels.
-        settings: Default: ``None``, the defaults of :class:`EpochSettings`.
+        settings: options of ``train.py`` for the steps.
+        mixing: mixes images and labels of a batch. Default: ``None``.
         stop: checked before each batch. Default: ``None``.
         after_step: called after each batch. Default: ``None``.
         log: called with each progress line. Default: ``print``.
@@ -83,12 +56,11 @@ def train_one_epoch(
         StopRequested: if ``stop`` requests it, in all processes before the same batch.
         ValueError: if no batch has two readable images for each process.
     """
-    settings = settings or EpochSettings()
     model = state.wrapped or state.model
     model.train()
     if state.step == 0:
         seed_everything(settings.seed, state.epoch, distributed.rank())
-    determinism = deterministic_algorithms() if settings.deterministic else nullcontext()
+    is_deterministic = settings.use_deterministic_algorithms or state.device.type == "cpu"
     first = int(state.sums[2])
     start = time.perf_counter()
     bar = tqdm(
@@ -99,7 +71,7 @@ def train_one_epoch(
         leave=False,
         disable=distributed.rank() > 0 or None,  # None: disabled if stderr is not a terminal
     )
-    with determinism, bar:
+    with deterministic_algorithms() if is_deterministic else nullcontext(), bar:
         for batch in _remaining_batches(state, loader, stop):
             counts, signals = _gather_counts_and_signals(batch, stop, state.device)
             if any(signals):
@@ -109,10 +81,10 @@ def train_one_epoch(
             if min(counts) < MIN_IMAGES:
                 state.sums[3] += 1
             else:
-                _train_step(state, model, batch, sum(counts), settings)
-            # Also at the end of an epoch: with fewer batches than ema_steps the average would keep its initial values.
-            if state.average is not None and (state.step % settings.ema_steps == 0 or state.step == len(loader)):
-                if state.epoch < settings.ema_from:
+                _train_step(state, model, batch, sum(counts), settings, mixing)
+            # Also at the end of an epoch, or a short run would never update the average.
+            if state.average is not None and (state.step % settings.model_ema_steps == 0 or state.step == len(loader)):
+                if state.epoch <= settings.lr_warmup_epochs:
                     state.average.n_averaged.zero_()  # the update then copies the weights
                 state.average.update_parameters(state.model)
             images = int(state.sums[2])
@@ -155,15 +127,21 @@ def _means(state: TrainingState) -> tuple[float, float]:
 
 
 def _train_step(
-    state: TrainingState, model: nn.Module, batch: Batch, total_images: float, settings: EpochSettings
+    state: TrainingState,
+    model: nn.Module,
+    batch: Batch,
+    total_images: float,
+    settings: EpochSettings,
+    mixing: v2.Transform | None,
 ) -> None:
     """Trains on one batch, which has ``total_images`` over all processes."""
     images, labels = (value.to(state.device, non_blocking=True) for value in (batch.images, batch.labels))
     if settings.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    if settings.mixing is not None:
-        images, labels = settings.mixing(images, labels)
-    with torch.autocast(state.device.type, settings.amp, enabled=settings.amp is not None):
+    if mixing is not None:
+        images, labels = mixing(images, labels)
+    dtype = getattr(torch, settings.amp) if settings.amp else None
+    with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
         output = model(images)
         loss = nn.functional.cross_entropy(output, labels, label_smoothing=settings.label_smoothing)
     count = len(labels)

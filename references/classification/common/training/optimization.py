@@ -4,21 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    ExponentialLR,
-    LinearLR,
-    LRScheduler,
-    OneCycleLR,
-    SequentialLR,
-    StepLR,
-)
+from torch.optim import SGD, AdamW, Optimizer, RMSprop, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..distributed import local_shard
-from ..settings import AverageSettings, OptimizationSettings
+from ..settings import OptimizationSettings
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizationSettings], Optimizer]] = {
     "sgd": lambda model, s: SGD(model.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay),
@@ -32,14 +23,16 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizationSettings], Optimizer]] = 
     "adamw": lambda model, s: AdamW(model.parameters(), s.lr, weight_decay=s.weight_decay),
 }
 SCHEDULES: dict[str, Callable[[Optimizer, OptimizationSettings], LRScheduler]] = {
-    "steplr": lambda optimizer, s: StepLR(optimizer, s.lr_step_size, s.lr_gamma),
-    "cosineannealinglr": lambda optimizer, s: CosineAnnealingLR(optimizer, s.epochs - s.lr_warmup_epochs, s.lr_min),
-    "exponentiallr": lambda optimizer, s: ExponentialLR(optimizer, s.lr_gamma),
+    "steplr": lambda optimizer, s: lr_scheduler.StepLR(optimizer, s.lr_step_size, s.lr_gamma),
+    "cosineannealinglr": lambda optimizer, s: lr_scheduler.CosineAnnealingLR(
+        optimizer, s.epochs - s.lr_warmup_epochs, s.lr_min
+    ),
+    "exponentiallr": lambda optimizer, s: lr_scheduler.ExponentialLR(optimizer, s.lr_gamma),
 }
 ONE_CYCLE = "onecyclelr"
 WARMUPS: dict[str, Callable[[Optimizer, OptimizationSettings], LRScheduler]] = {
-    "linear": lambda optimizer, s: LinearLR(optimizer, s.lr_warmup_decay, total_iters=s.lr_warmup_epochs),
-    "constant": lambda optimizer, s: ConstantLR(optimizer, s.lr_warmup_decay, s.lr_warmup_epochs),
+    "linear": lambda optimizer, s: lr_scheduler.LinearLR(optimizer, s.lr_warmup_decay, total_iters=s.lr_warmup_epochs),
+    "constant": lambda optimizer, s: lr_scheduler.ConstantLR(optimizer, s.lr_warmup_decay, s.lr_warmup_epochs),
 }
 
 
@@ -64,16 +57,17 @@ def make_schedule(optimizer: Optimizer, settings: OptimizationSettings, batches:
         rise = (settings.lr_warmup_epochs or 0.2 * settings.epochs) / settings.epochs
         if abs(rise * steps - 1) < 1e-6:  # OneCycleLR divides by zero if the rise is exactly one step
             rise *= 2
-        cycle = OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
+        cycle = lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
         return Schedule(cycle, is_by_batch=True)
     main = SCHEDULES[settings.lr_scheduler](optimizer, settings)
     if settings.lr_warmup_epochs == 0:
         return Schedule(main, is_by_batch=False)
     warmup = WARMUPS[settings.lr_warmup_method](optimizer, settings)
-    return Schedule(SequentialLR(optimizer, [warmup, main], [settings.lr_warmup_epochs]), is_by_batch=False)
+    both = lr_scheduler.SequentialLR(optimizer, [warmup, main], [settings.lr_warmup_epochs])
+    return Schedule(both, is_by_batch=False)
 
 
-def make_average(model: nn.Module, settings: AverageSettings, batch_size: int) -> AveragedModel:
+def make_average(model: nn.Module, settings: OptimizationSettings, batch_size: int) -> AveragedModel:
     """The exponential moving average of weights and buffers.
 
     As in torchvision's script, the decay of an update follows from ``model_ema_decay``, the number of images between

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..cli import training_command
-from ..data.loading import ImageLoader, load_data, skipped_images
+from ..data.loading import load_data, skipped_images
 from ..data.presets import batch_mixing
 from ..runs.checkpoints import (
     check_same,
@@ -30,13 +30,11 @@ from ..runs.plots import plot_confusion, plot_curves
 from ..runs.reproducibility import seed_everything
 from ..runs.signals import Stopped, StopRequest, StopRequested
 from ..settings import TrainingSettings
-from .engine import EpochResult, EpochSettings, train_one_epoch
+from .engine import EpochResult, train_one_epoch
 from .evaluation import Evaluation, evaluate
 from .optimization import make_average, make_optimizer, make_schedule
 from .state import TrainingState
 from .sync_batch_norm import sync_batch_norms
-
-Evaluations = tuple[Evaluation, Evaluation | None]  # of the model, and of the average of its weights
 
 
 def train(settings: TrainingSettings) -> dict[str, Any]:
@@ -46,29 +44,21 @@ def train(settings: TrainingSettings) -> dict[str, Any]:
         ``history``, one entry per epoch with loss and accuracy on both sets, and the final ``test_accuracy``.
     """
     with distributed.process_group(settings.compute.device) as device, StopRequest() as stop:
-        return TrainingRun(settings, device, *load_data(settings.data), stop).train()
+        return TrainingRun(settings, device, stop).train()
 
 
 class TrainingRun:
     """A :class:`TrainingState` and the files of its run."""
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device,
-        train_loader: ImageLoader,
-        test_loader: ImageLoader,
-        classes: list[str],
-        stop: StopRequest,
-    ) -> None:
+    def __init__(self, settings: TrainingSettings, device: torch.device, stop: StopRequest) -> None:
         self.settings, self.device, self.stop = settings, device, stop
-        self.train_loader, self.test_loader, self.classes = train_loader, test_loader, classes
+        self.train_loader, self.test_loader, self.classes = load_data(settings.data)
         self.about = {
             "model_name": settings.model.model,
-            "num_classes": len(classes),
-            "classes": classes,
+            "num_classes": len(self.classes),
+            "classes": self.classes,
             "model_arguments": settings.model.arguments,
-            "settings": settings.fixed(distributed.world_size(), len(train_loader.dataset)),
+            "settings": settings.fixed(distributed.world_size(), len(self.train_loader.dataset)),
         }
         model = self._build_model()
         self.output_dir = check_output_dir(settings.output_dir)
@@ -78,7 +68,7 @@ class TrainingRun:
         self._resume()
 
     def _build_model(self) -> nn.Module:
-        seed_everything(self.settings.compute.seed)
+        seed_everything(self.settings.epoch.seed)
         name, arguments = self.settings.model.model, self.settings.model.arguments
         model = build_model(name, len(self.classes), **arguments)
         weights = self.settings.checkpoints.weights
@@ -95,8 +85,8 @@ class TrainingRun:
         if compute.sync_bn and distributed.world_size() > 1:
             model = sync_batch_norms(model, device)
         average = None
-        if settings.average.model_ema:
-            average = make_average(model, settings.average, settings.data.batch_size * distributed.world_size())
+        if settings.optimization.model_ema:
+            average = make_average(model, settings.optimization, settings.data.batch_size * distributed.world_size())
         wrapped = distributed.wrap_ddp(model, device, compute.fsdp)
         if average is not None and compute.fsdp:
             distributed.shard(average.module)
@@ -125,7 +115,7 @@ class TrainingRun:
                 f"all processes must find the same checkpoint; is {self.output_dir} a directory that they share?"
             )
         if checkpoint is not None:
-            self.state.load_state_dict(checkpoint, self.settings.compute.seed)
+            self.state.load_state_dict(checkpoint, self.settings.epoch.seed)
             self.log(f"resuming in epoch {self.state.epoch} after {self.state.step} batches")
 
     def _read(self, path: Path) -> dict[str, Any]:
@@ -145,7 +135,8 @@ class TrainingRun:
         start = time.perf_counter()
         self.log(f"$ {training_command(settings.values)}")
         self.log(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {self.device}")
-        epoch_settings, evaluations = self._epoch_settings(), None
+        mixing = batch_mixing(len(self.classes), settings.epoch.mixup_alpha, settings.epoch.cutmix_alpha)
+        evaluations: list[Evaluation] = []
         tensorboard = settings.logs.tensorboard and distributed.rank() == 0
         with Log(self.output_dir, tensorboard, state.epoch - 1) as table:
             try:
@@ -153,7 +144,8 @@ class TrainingRun:
                     result = train_one_epoch(
                         state,
                         self.train_loader,
-                        epoch_settings,
+                        settings.epoch,
+                        mixing=mixing,
                         stop=self.stop,
                         after_step=self._save_if_due,
                         log=self.log,
@@ -169,41 +161,24 @@ class TrainingRun:
                 raise Stopped(self._how_to_resume(), request.signum) from request
         return self._finish(evaluations or self._evaluate(), time.perf_counter() - start)
 
-    def _epoch_settings(self) -> EpochSettings:
-        settings, compute, regularization = self.settings, self.settings.compute, self.settings.regularization
-        return EpochSettings(
-            label_smoothing=regularization.label_smoothing,
-            mixing=batch_mixing(len(self.classes), regularization.mixup_alpha, regularization.cutmix_alpha),
-            clip_grad_norm=regularization.clip_grad_norm,
-            amp=getattr(torch, compute.amp) if compute.amp else None,
-            channels_last=compute.channels_last,
-            ema_steps=settings.average.model_ema_steps,
-            ema_from=settings.optimization.lr_warmup_epochs + 1,
-            seed=compute.seed,
-            print_freq=settings.logs.print_freq,
-            deterministic=compute.use_deterministic_algorithms or self.device.type == "cpu",
-        )
-
-    def _evaluate(self) -> Evaluations:
-        """Tests the model and, if there is one, the average of its weights."""
-        average = self.state.average
-        modules = [self.state.model] if average is None else [self.state.model, average.module]
-        evaluations = []
-        for module in modules:
+    def _evaluate(self) -> list[Evaluation]:
+        """Tests the model and then, if there is one, the average of its weights."""
+        average, evaluations = self.state.average, []
+        for module in [self.state.model] if average is None else [self.state.model, average.module]:
             distributed.broadcast_buffers(module)
             evaluation = evaluate(
                 module,
                 self.test_loader,
                 len(self.classes),
-                label_smoothing=self.settings.regularization.label_smoothing,
+                label_smoothing=self.settings.epoch.label_smoothing,
                 device=self.device,
                 is_sharded=self.settings.compute.fsdp,
             )
             evaluations.append(evaluation)
-        return evaluations[0], evaluations[1] if average is not None else None
+        return evaluations
 
-    def _history_entry(self, result: EpochResult, evaluations: Evaluations) -> dict[str, float]:
-        plain, averaged = evaluations
+    def _history_entry(self, result: EpochResult, evaluations: list[Evaluation]) -> dict[str, float]:
+        plain, *averages = evaluations
         if not math.isfinite(plain.loss):
             raise FloatingPointError(
                 f"the test loss is {plain.loss} after epoch {self.state.epoch}; try a lower lr{self._last_good_note()}"
@@ -217,7 +192,9 @@ class TrainingRun:
             "test_accuracy": plain.accuracy,
             "test_top5_accuracy": plain.top5_accuracy,
         }
-        return entry if averaged is None else {**entry, "ema_loss": averaged.loss, "ema_accuracy": averaged.accuracy}
+        for average in averages:
+            entry |= {"ema_loss": average.loss, "ema_accuracy": average.accuracy}
+        return entry
 
     def _log_epoch(self, result: EpochResult) -> None:
         entry = self.state.history[-1]
@@ -256,11 +233,10 @@ class TrainingRun:
         command = training_command({**self.settings.values, "resume": "auto"})
         return f"stopped in epoch {self.state.epoch} after {self.state.step} batches; resume with:\n{command}"
 
-    def _finish(self, evaluations: Evaluations, seconds: float) -> dict[str, Any]:
+    def _finish(self, evaluations: list[Evaluation], seconds: float) -> dict[str, Any]:
         """Writes the plots and the final weights, which are the averaged ones if there is an average."""
-        name, (plain, averaged) = self.settings.model.model, evaluations
-        final, state = averaged or plain, self.state.state_dict()
-        weights = state["model"] if averaged is None else state["model_ema"]
+        name, final, state = self.settings.model.model, evaluations[-1], self.state.state_dict()
+        weights = state["model"] if self.state.average is None else state["model_ema"]
         skipped = skipped_images(self.train_loader, self.test_loader)
         if distributed.rank() == 0:
             model = {**self.about, "model": weights, "test_accuracy": final.accuracy}
