@@ -1,26 +1,17 @@
-"""Pictures to train on, runs of train.py, and reference models beside torchvision's of the same name."""
+"""Pairs of a reference model and torchvision's model of the same name, in the size of the paper or small."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from PIL import Image
+from models import MODELS, build_model
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "references" / "classification"))
-from models import MODELS, build_model  # the scripts import each other by bare names
-
-SCRIPTS = Path(sys.path[0])
 SHARED = sorted(name for name in MODELS if hasattr(torchvision.models, name))
 
 
@@ -40,7 +31,8 @@ def small_mobilenet_v2() -> nn.Module:
 
 
 QUARTER = {"depth_mult": 0.25}
-#: Multipliers of ours, and torchvision's model of that size. Its ResNets have one width, its MobileNetV3 one depth.
+#: Multipliers of our model, and torchvision's model of that size. torchvision cannot scale the channels of ResNets, or
+#: the depth of MobileNetV3.
 SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "convnext_tiny": ({"width_mult": 0.125, "depth_mult": 1 / 3}, small_convnext),
     "efficientnet_b0": ({"width_mult": 0.25, "depth_mult": 0.5}, small_efficientnet),
@@ -60,7 +52,7 @@ SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
 
 
 def pair(name: str, is_small: bool) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:
-    """What makes our model of that name, and what makes torchvision's."""
+    """Constructors of our model and of torchvision's."""
     if is_small:
         arguments, theirs = SMALL[name]
         return partial(build_model, name, 10, **arguments), theirs
@@ -68,7 +60,7 @@ def pair(name: str, is_small: bool) -> tuple[Callable[[], nn.Module], Callable[[
 
 
 def fill(model: nn.Module) -> Any:
-    """Numbers that no constructor gives, and with which an image reaches the output."""
+    """Fills the state with values that differ from all initial ones and keep the output dependent on the image."""
     with torch.no_grad():
         for key, value in model.state_dict().items():
             if key.endswith("num_batches_tracked"):
@@ -80,30 +72,3 @@ def fill(model: nn.Module) -> Any:
             else:
                 nn.init.kaiming_normal_(value)
     return model
-
-
-def draw_pictures(folder: Path, count: int) -> None:
-    """Fills a folder with so many noisy pictures; what is in one depends on the folder's name and its number."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        generator = torch.Generator().manual_seed(1000 * sum(folder.name.encode()) + number)
-        pixels = torch.randint(0, 60, (40, 48, 3), generator=generator)
-        pixels[..., len(folder.name) % 3] += 150  # "red" and "blue" differ in the channel that is bright
-        Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{folder.name}{number}.png")
-
-
-class Host:
-    """Runs of train.py in processes of their own, which ``_host.py`` forks."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(Path(__file__).with_name("_host.py"))]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def run(self, *runs: dict) -> list[tuple[int, float]]:
-        """The exit status, and the seconds of computing, of each of the runs, which start together."""
-        self.process.stdin.write(f"{json.dumps(runs)}\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())

@@ -1,36 +1,37 @@
-"""A run of training: all that changes in it, which is what a checkpoint holds."""
+"""The state of training: everything that changes during a run and that a checkpoint holds."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import distributed
 import torch
-from optimization import Schedule
 from torch import nn
 from torch.amp import GradScaler
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from utils import generators, restore_generators, seed_everything
+
+from .. import distributed
+from ..runs.reproducibility import generator_states, restore_generators, seed_everything
+from .optimization import Schedule
 
 
 @dataclass
-class Training:
+class TrainingState:
     """A model in training.
 
     Attributes:
-        model: whose parameters are trained.
-        optimizer: of them.
-        device: where they are.
-        schedule: of the learning rate.
-        scaler: of the loss, for float16.
-        average: of the weights.
-        wrapped: what is called in training, ``model`` or its wrapper.
-        is_sharded: whether the parameters are spread over the processes.
-        epoch: the one that is trained next, or is being trained, counted from 1.
-        step: how many batches of it have been trained on.
-        sums: loss, right predictions and images of these batches, and the batches left out.
-        history: what came of the epochs before.
+        model: the model whose parameters are trained.
+        optimizer: optimizer of these parameters.
+        device: device of the parameters.
+        schedule: learning rate schedule.
+        scaler: loss scaler for float16.
+        average: average of the weights.
+        wrapped: module to call in training if it is not ``model``: its distributed or compiled wrapper.
+        is_sharded: whether the parameters are sharded over the processes.
+        epoch: current epoch, counted from 1.
+        step: number of batches of this epoch that are done.
+        sums: loss, correct predictions and images of these batches, and the number of skipped batches.
+        history: one entry for each earlier epoch.
     """
 
     model: nn.Module
@@ -46,8 +47,8 @@ class Training:
     sums: list[float] = field(default_factory=lambda: [0.0, 0, 0, 0])
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint. All processes must ask for it; the first gets it whole."""
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state, for a checkpoint. All processes must call this; the first gets unsharded tensors."""
         if self.is_sharded:
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
@@ -66,11 +67,11 @@ class Training:
             "step": self.step,
             "sums": self.sums,
             "history": self.history,
-            "generators": distributed.gather(generators()),
+            "generators": distributed.gather_objects(generator_states()),
         }
 
-    def load(self, state: dict[str, Any], seed: int) -> None:
-        """Goes to where :meth:`state` was asked for; with another number of processes, generators begin anew."""
+    def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
+        """Restores a :meth:`state_dict`; seeds the generators instead if the number of processes has changed."""
         if self.is_sharded:
             options = StateDictOptions(full_state_dict=True)
             set_state_dict(
@@ -81,13 +82,8 @@ class Training:
                 options=options,
             )
             if self.average:
-                set_state_dict(
-                    self.average.module,
-                    (),
-                    model_state_dict=state["model_ema"],
-                    optim_state_dict={},
-                    options=options,
-                )
+                module, average = self.average.module, state["model_ema"]
+                set_state_dict(module, (), model_state_dict=average, optim_state_dict={}, options=options)
         else:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -101,21 +97,21 @@ class Training:
             self.average.n_averaged.fill_(state["averaged"])
         self.epoch, self.step, self.sums = state["epoch"], state["step"], list(state["sums"])
         self.history = list(state["history"])
-        if len(state["generators"]) == distributed.count():
+        if len(state["generators"]) == distributed.world_size():
             restore_generators(state["generators"][distributed.rank()])
         else:
             seed_everything(seed, self.epoch, self.step, distributed.rank())
 
     def end_epoch(self, entry: dict[str, float]) -> None:
-        """Goes on to the next epoch; ``entry`` says what came of this one."""
+        """Adds ``entry`` to the history and moves on to the next epoch."""
         if self.schedule and not self.schedule.is_by_batch:
             self.schedule.scheduler.step()
         self.history.append(entry)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0, 0, 0]
 
     def is_finite(self) -> bool:
-        """Whether all parameters and buffers are, those of the average too."""
+        """Whether all parameters and buffers of the model and of the average are finite, in every process."""
         modules = [self.model, self.average] if self.average else [self.model]
         values = [value for module in modules for value in (*module.parameters(), *module.buffers())]
-        finite = all(bool(distributed.local(value).isfinite().all()) for value in values)
-        return bool(distributed.exchange([finite], self.device).all())
+        finite = all(bool(distributed.local_shard(value).isfinite().all()) for value in values)
+        return bool(distributed.gather_rows([finite], self.device).all())

@@ -1,29 +1,30 @@
-"""Batches of a dataset: in an order that seed and epoch decide, without the images that cannot be read.
+"""Batches of a dataset, in an order that seed and epoch determine, without the images that cannot be read.
 
-What is drawn for an image depends on the seed, the epoch and the image alone: neither the number of workers or of
-processes, nor a run that was cut and resumed, changes a batch.
+The random transforms of an image depend only on the seed, the epoch and the image. The number of workers or processes
+does not change a batch, nor does a run that is interrupted and resumed.
 """
 
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import distributed
 import numpy as np
 import torch
-from data import Images, Unreadable, load_datasets
-from interruption import without_ctrl_c
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
+
+from .. import distributed
+from ..runs.signals import sigint_blocked
+from ..settings import DataSettings
+from .datasets import Images, Unreadable, load_datasets
 
 ON_BAD_IMAGE = ("stop", "skip")
 
 
 class Batch(NamedTuple):
-    """One process's part of a batch; ``images`` and ``labels`` are ``None`` where none of it can be read."""
+    """The part of a batch for one process; ``images`` and ``labels`` are ``None`` if none of it can be read."""
 
     images: Tensor | None
     labels: Tensor | None
@@ -34,18 +35,18 @@ class ImageLoader:
     """Batches of ``(images, labels)`` without the images that cannot be read.
 
     Args:
-        dataset: what to read from.
-        batch_size: images in a batch of this process; fewer in the last one, and where images could not be read.
-        shuffle: an order, and transforms, that are others in each epoch. Default: ``False``, the order of ``dataset``.
-        workers: processes that read; ``0`` reads in this one.
-        on_bad_image: ``"stop"`` raises ``ValueError`` at the first unreadable image; ``"skip"`` names it on stderr
-            and goes on.
-        seed: of the orders and the transforms.
-        rank: which of ``processes`` this is: each gets its part of every batch.
-        processes: how many share the dataset.
+        dataset: the images to load.
+        batch_size: images in a batch of this process; the last batch, and one with unreadable images, has fewer.
+        shuffle: whether order and transforms change with each epoch. Default: ``False``, the order of ``dataset``.
+        workers: processes that read images; ``0`` reads in this process.
+        on_bad_image: ``"stop"`` raises ``ValueError`` at the first unreadable image; ``"skip"`` prints its name to
+            stderr and continues.
+        seed: seed of orders and transforms.
+        rank: rank of this process; each process loads its part of every batch.
+        processes: number of processes that share the dataset.
 
     Attributes:
-        unreadable: paths of the images left out so far.
+        unreadable: paths of the images skipped so far.
     """
 
     def __init__(
@@ -76,38 +77,38 @@ class ImageLoader:
                 yield images, labels
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number ``start`` on: as many in each process, even if some are empty."""
+        """The batches of an epoch from index ``start`` on, the same number in every process, some possibly empty."""
         loader = DataLoader(
-            _Numbered(self.dataset, (self.seed, epoch) if self.shuffle else None),
-            batch_sampler=self._parts(epoch)[start:],
+            _IndexedImages(self.dataset, (self.seed, epoch) if self.shuffle else None),
+            batch_sampler=self._indices(epoch)[start:],
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # nothing is drawn from torch's own, whose state a checkpoint holds
+            generator=torch.Generator(),  # leaves torch's own generator, which checkpoints hold, unchanged
         )
-        with without_ctrl_c():  # readers go on while this process saves
+        with sigint_blocked():  # workers continue while this process saves a checkpoint
             batches = iter(loader)
         for (images, labels, indices), unreadable in batches:
             for path, reason in unreadable:
                 if self.on_bad_image == "stop":
-                    raise ValueError(f"{path} cannot be read as an image ({reason}); on_bad_image=skip leaves it out")
+                    raise ValueError(f"{path} cannot be read as an image ({reason}); skip it: --on-bad-image skip")
                 if path not in self.unreadable:
                     self.unreadable.add(path)
                     tqdm.write(f"skipped {path}: cannot be read as an image ({reason})", file=sys.stderr)
             yield Batch(images, labels, [self.dataset.name(index) for index in indices])
 
-    def _parts(self, epoch: int) -> list[list[int]]:
-        """The indices of this process in each batch: an equal share, in the last batch equal but for one."""
+    def _indices(self, epoch: int) -> list[list[int]]:
+        """Indices of this process in each batch: equal shares, which differ by at most one in the last batch."""
         indices = np.arange(len(self.dataset))
         if self.shuffle:
             indices = np.random.default_rng([self.seed, epoch]).permutation(indices)
-        whole = self.batch_size * self.processes
-        batches = (indices[first : first + whole] for first in range(0, len(indices), whole))
+        total = self.batch_size * self.processes
+        batches = (indices[first : first + total] for first in range(0, len(indices), total))
         return [np.array_split(batch, self.processes)[self.rank].tolist() for batch in batches]
 
 
-class _Numbered(Dataset):
-    """``dataset`` with the index beside each item; with a ``seed``, what torch draws for an item is decided by it."""
+class _IndexedImages(Dataset):
+    """``dataset`` with the index of each item; with a ``seed``, torch is seeded for each item."""
 
     def __init__(self, dataset: Images, seed: tuple[int, int] | None) -> None:
         self.dataset, self.seed = dataset, seed
@@ -115,8 +116,8 @@ class _Numbered(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | Unreadable:
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
             if self.seed is not None:
-                number = np.random.SeedSequence([*self.seed, index]).generate_state(1)[0]
-                torch.random.default_generator.manual_seed(int(number))
+                seed = np.random.SeedSequence([*self.seed, index]).generate_state(1)[0]
+                torch.random.default_generator.manual_seed(int(seed))
             item = self.dataset[index]
         return item if isinstance(item, Unreadable) else (*item, index)
 
@@ -133,27 +134,32 @@ def _collate(samples: Sequence[tuple[Tensor, int, int] | Unreadable]) -> tuple[_
     return (images, labels, indices.tolist()), unreadable
 
 
-def load_data(args: Namespace) -> tuple[ImageLoader, ImageLoader, list[str]]:
-    """Loaders of the training and of the test set, and the names of the classes."""
-    augmentation = {name: getattr(args, name) for name in ("auto_augment", "random_erase") if hasattr(args, name)}
-    train_set, test_set, classes = load_datasets(args.dataset, args.data_path, args.image_size, **augmentation)
+def load_data(settings: DataSettings) -> tuple[ImageLoader, ImageLoader, list[str]]:
+    """Loaders of the training and the test set, and the names of the classes."""
+    train_set, test_set, classes = load_datasets(
+        settings.dataset,
+        settings.data_path,
+        settings.image_size,
+        auto_augment=settings.auto_augment,
+        random_erase=settings.random_erase,
+    )
     loader = partial(
         ImageLoader,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        on_bad_image=args.on_bad_image,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        on_bad_image=settings.on_bad_image,
         rank=distributed.rank(),
-        processes=distributed.count(),
+        processes=distributed.world_size(),
     )
-    return loader(train_set, shuffle=True, seed=getattr(args, "seed", 0)), loader(test_set), classes
+    return loader(train_set, shuffle=True, seed=settings.seed), loader(test_set), classes
 
 
-def left_out(*loaders: ImageLoader) -> str:
-    """How many images no process could read, to end a line with; nothing where there was none.
+def skipped_images(*loaders: ImageLoader) -> str:
+    """The end of a line that says how many images were skipped in all processes; empty if none were.
 
     All processes must call it.
     """
     for loader in loaders:
-        loader.unreadable.update(*distributed.gather(loader.unreadable))
+        loader.unreadable.update(*distributed.gather_objects(loader.unreadable))
     count = sum(len(loader.unreadable) for loader in loaders)
     return f", unreadable images skipped: {count}" if count else ""

@@ -1,4 +1,4 @@
-"""The results of variants.py as a table in the README, a page of the docs and a picture."""
+"""The results of variants.py: a table in the README, a page of the docs and a picture."""
 
 import json
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from statistics import mean
 from textwrap import fill
 from typing import Any, NamedTuple
 
-from checkpoints import atomic_path
-from variants_picture import plot_variants
+from ..runs.files import atomic_path
+from .variants_picture import plot_variants
 
 __all__ = ["BEGIN", "END", "Pages", "load_results", "markdown", "page", "write_pages", "write_results"]
 
 BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
 HEADER = ("model", "parameters", "multiply-adds", "accuracy, lowest–highest", "int8", "epochs", "step")
 NO_FIGURE = "–"
-WIDTH = 120  # of a line of text
+LINE_LENGTH = 120
 
 
 class Pages(NamedTuple):
-    """Where the results are and what is made of them: a folder of the docs, and a page with the two markers."""
+    """The directory of the results, the page and the picture, and the README with the two markers."""
 
     docs: Path
     readme: Path
@@ -36,18 +36,18 @@ class Pages(NamedTuple):
     def picture(self) -> Path:
         return self.docs / "variants.svg"
 
-    def written(self) -> list[Path]:
+    def outputs(self) -> list[Path]:
         return [self.page, self.picture, self.readme]
 
 
 def load_results(path: Path) -> dict[str, Any]:
-    """The results of the last run; ``ValueError`` where there are none."""
+    """The results of the last run; ``ValueError`` if there are none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist: without --render, variants.py makes it") from error
+        raise ValueError(f"{path} does not exist; create it: python references/classification/variants.py") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
@@ -55,9 +55,9 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def write_pages(pages: Pages) -> None:
-    """Makes the page, the picture and the table in the README from the results.
+    """Writes the page, the picture and the table in the README from the results.
 
-    Errors: ``ValueError`` if there are no results, or the README has not both markers, in order.
+    Errors: ``ValueError`` if there are no results, or if the README lacks the two markers.
     """
     results = load_results(pages.results)
     readme = with_table(pages.readme, markdown(results))
@@ -67,7 +67,7 @@ def write_pages(pages: Pages) -> None:
 
 
 def with_table(path: Path, text: str) -> str:
-    """The page at ``path`` with ``text`` between the markers."""
+    """The text of the page at ``path``, with ``text`` between the markers."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -76,14 +76,12 @@ def with_table(path: Path, text: str) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """What stands between the markers."""
+    """The table for the README: command, conditions, table and footnotes."""
     lines, notes = cells(results)
-    sides = ["---", *["---:"] * (len(HEADER) - 1)]
-    rows = [HEADER, sides, *lines]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join(
-        [f"`{results['command']}`", fill(conditions(results), WIDTH), table, *(fill(note, WIDTH) for note in notes)]
-    )
+    alignment = ["---", *["---:"] * (len(HEADER) - 1)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (HEADER, alignment, *lines))
+    parts = [fill(part, LINE_LENGTH) for part in (conditions(results), *notes)]
+    return "\n\n".join([f"`{results['command']}`", parts[0], table, *parts[1:]])
 
 
 def page(results: dict[str, Any]) -> str:
@@ -96,43 +94,43 @@ def page(results: dict[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
     intro = (
-        f"The {len(results['models'])} reference models that have a recipe in ``references/classification/recipes``, "
-        f"each at the size that the recipe gives it to learn scikit-learn's digits. {conditions(results)}"
+        f"The {len(results['models'])} reference models with a recipe in ``references/classification/recipes``, "
+        f"each scaled down by its recipe to learn scikit-learn's digits. {conditions(results)}"
     )
     table = "\n".join([rule, head, rule, *body, rule])
     return f"""\
 Variants
 ========
 
-.. This page is made by ``{results["command"]}``;
-   ``python references/classification/variants.py --render`` makes it again from variants.json, and a test fails where
-   it is not current. Nothing in it is written by hand.
+.. Generated by ``{results["command"]}``; do not edit.
+   ``python references/classification/variants.py --render`` generates it again from variants.json. A test fails if it
+   is out of date.
 
-{fill(intro, WIDTH)}
+{fill(intro, LINE_LENGTH)}
 
 .. image:: variants.svg
    :alt: Test accuracy of each model against its multiply-adds
 
 {table}
 
-{chr(10).join(fill(note, WIDTH) for note in notes)}
+{chr(10).join(fill(note, LINE_LENGTH) for note in notes)}
 
-How to read it: ``references/classification/README.md``, under "Variants".
+``references/classification/README.md`` explains the columns under "Variants".
 """
 
 
 def conditions(results: dict[str, Any]) -> str:
-    """What the figures were measured on."""
+    """How the figures were measured."""
     count = results["test_images"]
     machine = results["machine"][:1].upper() + results["machine"][1:]
     return (
-        f"{machine}, torch {results['torch']}, one thread a run, {results['seeds']} seeds; {count} test images, "
-        f"one is {100 / count:.2f} points; steps timed in {results['rounds']} rounds."
+        f"{machine}, torch {results['torch']}, one thread per run, {results['seeds']} seeds; {count} test images, "
+        f"one image is {100 / count:.2f} points; steps timed in {results['rounds']} rounds."
     )
 
 
 def cells(results: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """The lines of the table, the cheapest model first, and its footnotes."""
+    """The rows of the table, the cheapest model first, and its footnotes."""
     lines, notes = [], []
     for name, entry in sorted(results["models"].items(), key=lambda item: item[1]["multiply_adds"]):
         in_int8 = f"{100 * mean(entry['int8']):.2f} %" if entry["int8"] else NO_FIGURE
@@ -158,9 +156,9 @@ def accuracy(values: Sequence[float]) -> str:
 
 
 def option(recipe: str, name: str) -> str:
-    """What a recipe, its arguments in one line, gives an option; a dash where it gives none."""
-    given = dict(word.removeprefix("--").split("=", 1) for word in recipe.split())
-    return given.get(name, NO_FIGURE)
+    """The value of an option in a recipe, whose arguments are in one line; a dash if it does not set the option."""
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in recipe.split())
+    return options.get(name, NO_FIGURE)
 
 
 def _write(path: Path, text: str) -> None:

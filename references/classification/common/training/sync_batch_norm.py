@@ -1,4 +1,4 @@
-"""Batch normalization over the images of all processes, which ``nn.SyncBatchNorm`` does on accelerators alone."""
+"""Batch normalization over the images of all processes, also on CPUs, which ``nn.SyncBatchNorm`` does not support."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over the processes; its gradient is the sum of their gradients."""
+    """Sums a tensor over the processes; the gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNormOnCPU(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose statistics in training are those of the images of all processes."""
+    """``nn.BatchNorm2d`` that computes its statistics in training over the images of all processes."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -30,7 +30,7 @@ class SyncBatchNormOnCPU(nn.BatchNorm2d):
         sums = _Sum.apply(torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centered = x - mean.view(channels)
-        # In a second pass: as a difference of sums, the variance would lose its digits where the mean is large.
+        # A second pass: a difference of sums loses digits if the mean is large.
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -40,11 +40,11 @@ class SyncBatchNormOnCPU(nn.BatchNorm2d):
         return torch.addcmul(self.bias.view(channels), centered, scale.view(channels)).to(input.dtype)
 
 
-def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with its batch normalizations synchronized, parameters and names kept.
+def sync_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with synchronized batch norms; parameters and names do not change.
 
     Raises:
-        ValueError: on a CPU, for one that has no affine parameters, no statistics, or averages them in another way.
+        ValueError: on a CPU, for a batch norm without affine parameters, running statistics or momentum.
     """
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

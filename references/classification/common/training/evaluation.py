@@ -1,25 +1,23 @@
-"""A model on the images of a loader: how good it is, and what it says.
-
-Nothing here needs ``torchvision_layers``: a trained artefact can be tested in a process that does not have it.
-"""
+"""Metrics and predictions of a model on the images of a loader."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import distributed
 import torch
-from loading import ImageLoader
 from torch import Tensor, nn
 from torchmetrics.aggregation import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
+from .. import distributed
+from ..data.loading import ImageLoader
+
 TOP = 5
-BLANK = (1, 3, 64, 64)
+BLANK_SHAPE = (1, 3, 64, 64)
 
 
 class Evaluation(NamedTuple):
-    """Means over the images of all processes, each counted once; rows of ``confusion`` are the true classes."""
+    """Means over the images of all processes, each counted once, and the confusion matrix, one row per true class."""
 
     accuracy: float
     top5_accuracy: float
@@ -28,7 +26,7 @@ class Evaluation(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a model says of each image, in the order of the loader, and what is true."""
+    """Outputs, predicted classes and true classes of the images, in the order of the loader."""
 
     outputs: Tensor
     predictions: Tensor
@@ -49,18 +47,19 @@ def evaluate(
     device: torch.device | None = None,
     is_sharded: bool = False,
 ) -> Evaluation:
-    """Tests ``model`` on every image of ``loader``, each process on its part; leaves it in evaluation mode.
+    """Tests ``model`` on every image of ``loader``, each process on its part, and leaves it in evaluation mode.
 
     Args:
         model: called with a batch of images.
-        loader: gives images and labels.
+        loader: images and labels.
         num_classes: size of the output.
-        label_smoothing: of the cross-entropy. Default: ``0.0``.
-        device: where the model is. Default: ``None``, the CPU.
-        is_sharded: whether its parameters are, so that all processes must call it as often. Default: ``False``.
+        label_smoothing: label smoothing of the cross-entropy. Default: ``0.0``.
+        device: device of the model. Default: ``None``, the CPU.
+        is_sharded: whether the parameters are sharded, so that every process must call the model equally often.
+            Default: ``False``.
 
     Raises:
-        ValueError: if there is no image that can be read.
+        ValueError: if no image can be read.
     """
     device = device or torch.device("cpu")
     confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
@@ -68,15 +67,13 @@ def evaluate(
 
     def add(output: Tensor, labels: Tensor) -> None:
         confusion.update(output, labels)
-        best = output.topk(min(TOP, num_classes)).indices
-        top5.update((best == labels[:, None]).sum())
-        loss.update(
-            nn.functional.cross_entropy(output, labels, label_smoothing=label_smoothing, reduction="sum").double()
-        )
+        top = output.topk(min(TOP, num_classes)).indices
+        top5.update((top == labels[:, None]).sum())
+        cross_entropy = nn.functional.cross_entropy(output, labels, label_smoothing=label_smoothing, reduction="sum")
+        loss.update(cross_entropy.double())
 
-    add(
-        torch.zeros(0, num_classes, device=device), torch.zeros(0, dtype=torch.long, device=device)
-    )  # there may be none
+    no_labels = torch.zeros(0, dtype=torch.long, device=device)
+    add(torch.zeros(0, num_classes, device=device), no_labels)  # this process may have no images
     for images, labels in _batches(model, loader, device, is_sharded):
         add(model(images)[: len(labels)].float(), labels)
     counts = confusion.compute().cpu()
@@ -89,10 +86,10 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: ImageLoader) -> Predictions:
-    """What ``model`` says of every image of ``loader``, in one process; leaves it in evaluation mode.
+    """Predictions of ``model`` for every image of ``loader``, in one process; leaves it in evaluation mode.
 
     Raises:
-        ValueError: if there is no image that can be read.
+        ValueError: if no image can be read.
     """
     outputs, labels = [], []
     for images, batch_labels in _batches(model, loader, torch.device("cpu"), is_sharded=False):
@@ -107,7 +104,7 @@ def predict(model: nn.Module, loader: ImageLoader) -> Predictions:
 def _batches(
     model: nn.Module, loader: ImageLoader, device: torch.device, is_sharded: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, with a progress bar; for a sharded model, one blank image without a label where there is none."""
+    """The batches, with a progress bar; in place of an empty one, a sharded model gets a blank image without label."""
     model.eval()
     total = len(loader.dataset)
     with tqdm(total=total, desc="test", unit=" images", leave=False, disable=distributed.rank() > 0 or None) as bar:
@@ -116,4 +113,4 @@ def _batches(
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 bar.update(min(len(images) * loader.processes, total - bar.n))
             elif is_sharded:
-                yield torch.zeros(BLANK, device=device), torch.zeros(0, dtype=torch.long, device=device)
+                yield torch.zeros(BLANK_SHAPE, device=device), torch.zeros(0, dtype=torch.long, device=device)
