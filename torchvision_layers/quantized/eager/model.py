@@ -23,7 +23,7 @@ from .post_ops import PostOp
 from .rewriting import rewrite_forwards
 from .support import int8_support, is_unit
 
-__all__ = ["QuantizableModel", "quantizable"]
+__all__ = ["QuantizableModel", "make_quantizable_", "quantizable"]
 
 
 class QuantizableModel(QuantizableWrapper):
@@ -146,11 +146,15 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
         >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 2])
     """
-    check_module("model", model)
+    return make_quantizable_(copy.deepcopy(check_module("model", model)), allow_float)
+
+
+def make_quantizable_(model: nn.Module, allow_float: bool) -> QuantizableModel:
+    """Like :func:`quantizable`, without the copy."""
     if isinstance(model, QuantizableModel):
-        return copy.deepcopy(model)
+        return model
     check_not_lazy("model", model)
-    wrapper = QuantizableModel(copy.deepcopy(model))
+    wrapper = QuantizableModel(model)
     make_twins(wrapper.model, allow_float)
     rewrite_forwards(wrapper.model)
     _check_support(wrapper.model, "", allow_float)

@@ -11,6 +11,7 @@ from ..._utils.tracing import find_producer, trace_forward
 from ...layers.stochastic_depth import StochasticDepth
 from ..layers.observed import Addition
 from ..report_row import Int8Support
+from .calls import Call
 from .patterns import BATCH_NORMS
 from .support import int8_support, is_unit
 
@@ -32,7 +33,7 @@ class PostOp(NamedTuple):
     operation: str
 
 
-def find_post_ops(model: nn.Module) -> list[PostOp]:
+def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) -> list[PostOp]:
     """All post-operations of a fused model, except in modules that int8 does not run.
 
     Modules that a ``forward`` calls only in part, and convolutions that are registered in several places, are left
@@ -42,6 +43,9 @@ def find_post_ops(model: nn.Module) -> list[PostOp]:
     post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # each one once, even if its module is shared
     for op in _post_ops_below(model, ""):
         module = model.get_submodule(op.parent)
+        operation = module.get_submodule(op.operation)
+        if isinstance(operation, Addition) and operation.broadcasts and not (calls and calls[operation].is_uniform):
+            continue  # the kernel adds tensors of one shape
         names = op.convolution.split(".")
         if all(places[module.get_submodule(".".join(names[: i + 1]))] == 1 for i in range(len(names))):
             post_ops.setdefault((module, op.operation), op)

@@ -34,6 +34,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     after = type(module).__name__
     support = int8_support(module)
     target = getattr(module, "fused_into", None)
+    if is_converted and path and not is_int8(module) and getattr(module, "qconfig", False) is None and not isinstance(module, FloatFallback):
+        return ReportRow(path, before, after, "float", "is never called")
     if target is not None:
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
         target_path = ".".join([*parent, target])

@@ -1,5 +1,7 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
+import keyword
+
 import torch.fx
 from torch import nn
 
@@ -23,7 +25,8 @@ def rewrite_forwards(model: nn.Module) -> None:
 
 
 def _is_candidate(module: nn.Module) -> bool:
-    if is_unit(module) or "forward" in vars(module) or hasattr(module, "float_class"):
+    is_whole = is_unit(module) or "forward" in vars(module) or hasattr(module, "stays_in_float")
+    if is_whole or hasattr(module, "float_class"):
         return False
     is_of_torch = type(module).__module__.startswith("torch.nn.modules")
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
@@ -44,6 +47,7 @@ def _rewrite(module: nn.Module) -> None:
         if operation is None:
             continue
         base, child, args, kwargs = operation
+        base = f"{base}_op" if keyword.iskeyword(base) else base
         name, i = base, 1
         while hasattr(module, name) or name in children:
             name, i = f"{base}_{i}", i + 1

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..._utils.checks import check_module
 from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
+from .calls import record_calls
 from .bias_correction import correct_biases
 from .flat_sequential import flatten_sequentials
 from .fusion import fuse_children
-from .model import QuantizableModel, quantizable
+from .model import QuantizableModel, make_quantizable_
 from .post_ops import find_post_ops, select_worthwhile
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
@@ -24,9 +26,9 @@ __all__ = ["check_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
 _BACKENDS = ("x86", "onednn", "qnnpack")
 
-_FUSING_CHANGED_RESULTS = (
-    "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential; call "
-    "them as wholes"
+_REWRITING_CHANGED_RESULTS = (
+    "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential (call "
+    "them as wholes), or a forward depends on more than its input"
 )
 
 
@@ -39,19 +41,19 @@ def check_backend(backend: str) -> None:
 
 def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_float: bool) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
-    prepared = _float_copy(model, allow_float).eval()
+    prepared = _float_copy(model, allow_float, training=False)
     if is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    unfused = copy.deepcopy(prepared)
     fuse_children(prepared, is_qat=False)
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
     with torch.no_grad():
-        check_same_results(prepared(first), unfused(first), _FUSING_CHANGED_RESULTS)
+        output, calls = record_calls(prepared, first)
+        check_same_results(output, copy.deepcopy(model).eval()(first), _REWRITING_CHANGED_RESULTS)
         if backend == "onednn":
-            prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared), first)
-        preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False)
+            prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
+        preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, backend
         with correct_biases(prepared):
             for batch in chain([first], batches):
@@ -61,7 +63,7 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
 
 def prepare_qat(model: nn.Module, example: Tensor | None, backend: str, allow_float: bool) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
-    prepared = _float_copy(model, allow_float).train()
+    prepared = _float_copy(model, allow_float, training=True)
     if example is not None:
         prepared.image_shape = tuple(example.shape[1:])
     fuse_children(prepared, is_qat=True)
@@ -85,8 +87,9 @@ def freeze(prepared: QuantizableModel) -> None:
     preparing.freeze(prepared)
 
 
-def _float_copy(model: nn.Module, allow_float: bool) -> QuantizableModel:
-    copied = quantizable(model, allow_float=allow_float)
+def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> QuantizableModel:
+    # In its mode first: a forward is rewritten as it computes in that mode.
+    copied = make_quantizable_(copy.deepcopy(check_module("model", model)).train(training), allow_float)
     if copied.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
     check_float32_parameters(copied.model)

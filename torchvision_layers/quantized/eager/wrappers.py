@@ -1,14 +1,14 @@
-"""Modules that the engine puts around a module of the model."""
+"""Modules that the engine puts around a module or a function of the model."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from ..layers.observed import DeQuantStub, Observed, QuantStub
 
-__all__ = ["FloatFallback", "ObservedActivation"]
+__all__ = ["FloatFallback", "FloatOperation", "MultipleFloatFallback", "ObservedActivation"]
 
 
 class ObservedActivation(Observed):
@@ -21,31 +21,6 @@ class ObservedActivation(Observed):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.activation_post_process(self.module(input))
-
-
-class FloatOperation(nn.Module):
-    """Runs a function, or the method of that name, in float: dequantize the tensors, run, quantize the result."""
-
-    def __init__(self, operation: Callable[..., Any] | str) -> None:
-        super().__init__()
-        self.operation = operation
-        self.quant = QuantStub()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
-        if isinstance(self.operation, str):
-            output = getattr(args[0], self.operation)(*args[1:], **kwargs)
-        else:
-            output = self.operation(*args, **kwargs)
-        is_activation = isinstance(output, Tensor) and output.is_floating_point()
-        return self.quant(output) if is_activation else output
-
-    def extra_repr(self) -> str:
-        return self.operation if isinstance(self.operation, str) else self.operation.__name__
-
-
-def _dequantize(tensor: Tensor) -> Tensor:
-    return tensor.dequantize() if tensor.is_quantized else tensor
 
 
 class FloatFallback(nn.Module):
@@ -61,3 +36,53 @@ class FloatFallback(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.quant(self.module(self.dequant(input)))
+
+
+class MultipleFloatFallback(nn.Module):
+    """A :class:`FloatFallback` for any inputs, and for outputs in tuples, lists and dicts; TorchScript has no form of it.
+
+    Args:
+        module: the module to run.
+        outputs: the number of floating-point tensors that it returns.
+    """
+
+    def __init__(self, module: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.module = module
+        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs))
+        self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
+        self.train(module.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
+        quants = iter(self.quants)
+        return tree_map(lambda leaf: next(quants)(leaf) if is_float(leaf) else leaf, self.module(*args, **kwargs))
+
+
+class FloatOperation(nn.Module):
+    """Runs a function, or the tensor method of that name, in float: dequantize, run, quantize."""
+
+    def __init__(self, operation: Callable[..., Any] | str) -> None:
+        super().__init__()
+        self.operation = operation
+        self.quant = QuantStub()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
+        if isinstance(self.operation, str):
+            output = getattr(args[0], self.operation)(*args[1:], **kwargs)
+        else:
+            output = self.operation(*args, **kwargs)
+        return self.quant(output) if is_float(output) else output
+
+    def extra_repr(self) -> str:
+        return self.operation if isinstance(self.operation, str) else self.operation.__name__
+
+
+def is_float(value: object) -> bool:
+    """Whether ``value`` is a floating-point tensor, which int8 observes."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _dequantize(tensor: Tensor) -> Tensor:
+    return tensor.dequantize() if tensor.is_quantized else tensor

@@ -9,10 +9,11 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...report_row import Int8Support
+from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import int8_support, is_unit
-from ..wrappers import FloatFallback, ObservedActivation
+from ..wrappers import FloatFallback, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 
@@ -21,6 +22,8 @@ __all__ = ["freeze", "prepare", "unobserved_paths"]
 # qnnpack's kernels for these, run as modules of their own, assume dense channels_last memory, which its convolutions
 # do not return.
 _NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
+
+_PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
 
 
 class _UpToSix(taoq.MovingAverageMinMaxObserver):
@@ -75,19 +78,27 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
     return taoq.FakeQuantize.with_args(observer=observer, **shared) if is_qat else observer.with_args(**shared)
 
 
-def prepare(model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool) -> None:
-    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere."""
+def prepare(
+    model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool, calls: dict[nn.Module, Call] | None = None
+) -> None:
+    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere.
+
+    Modules that are not in ``calls`` stay in float: no batch will reach them.
+    """
+    unused = [m for m in model.modules() if calls is not None and not any(below in calls for below in m.modules())]
+    for module in unused:
+        module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
     for op in post_ops:
         parent = model.get_submodule(op.parent)
         activation = parent.get_submodule(op.operation)
         if type(activation) in ACTIVATIONS:
             parent.set_submodule(op.operation, ObservedActivation(activation))
-    _add_float_fallbacks(model, backend)
+    _add_float_fallbacks(model, backend, calls)
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
-    fallbacks = [module for module in model.modules() if isinstance(module, FloatFallback)]
-    in_float = {inner for fallback in fallbacks for inner in fallback.module.modules()}
+    fallbacks = [m for m in model.modules() if isinstance(m, (FloatFallback, MultipleFloatFallback))]
+    in_float = {inner for fallback in fallbacks for inner in fallback.module.modules()}.union(unused)
     for module in model.modules():
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
@@ -105,16 +116,19 @@ def prepare(model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool
             module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
 
 
-def _add_float_fallbacks(module: nn.Module, backend: str) -> None:
+def _add_float_fallbacks(module: nn.Module, backend: str, calls: dict[nn.Module, Call] | None) -> None:
     for name, child in module.named_children():
-        if isinstance(child, FloatFallback) or is_unit(child):
+        if isinstance(child, (FloatFallback, MultipleFloatFallback)) or is_unit(child):
             continue
+        if getattr(child, "qconfig", _PLAIN) is None:  # no batch reaches it
+            continue
+        call = _PLAIN if calls is None else calls.get(child, _PLAIN)
         if int8_support(child) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
         ):
-            setattr(module, name, FloatFallback(child))
+            setattr(module, name, FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, call.outputs))
         else:
-            _add_float_fallbacks(child, backend)
+            _add_float_fallbacks(child, backend, calls)
 
 
 def freeze(model: nn.Module) -> None:
