@@ -156,7 +156,7 @@ def make_quantizable_(model: nn.Module, allow_float: bool) -> QuantizableModel:
     check_not_lazy("model", model)
     wrapper = QuantizableModel(model)
     make_twins(wrapper.model, allow_float)
-    rewrite_forwards(wrapper.model)
+    rewrite_forwards(wrapper.model, allow_float)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
 

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.observed import Addition, Concatenation, Multiplication
+from ..._utils.scaling import PROJECTIONS as _WEIGHTED_MODULES
 from .wrappers import FloatOperation
 
-__all__ = ["Kind", "kind_of", "replacement"]
+__all__ = ["Kind", "Kinds", "Operation", "UnsupportedError", "kind_of", "replacement"]
 
 Target = Callable[..., Any] | str
 
@@ -104,6 +105,8 @@ Kinds = dict[torch.fx.Node, Kind]
 def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
     """The kind of ``node``, from the kinds of the nodes before it."""
     if node.op == "get_attr":
+        if not hasattr(module, str(node.target).partition(".")[0]):
+            raise UnsupportedError("creates a tensor of constants")
         return Kind.CONSTANT if isinstance(operator.attrgetter(str(node.target))(module), Tensor) else Kind.OTHER
     if node.op == "placeholder":
         return Kind.OTHER if node.args else Kind.ACTIVATION  # arguments with defaults are traced with these
@@ -117,27 +120,48 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
     return Kind.SEQUENCE if node.target in _SPLITS else Kind.ACTIVATION
 
 
-def replacement(node: torch.fx.Node, kinds: Kinds) -> tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]] | None:
-    """A name, a module and its inputs that compute ``node``; ``None`` if int8 tensors can stay as they are.
+class UnsupportedError(Exception):
+    """An operation that no module can compute; the text completes the sentence "whose forward ..."."""
 
-    Errors: ``ValueError`` with the reason if no module can.
+
+class Operation(NamedTuple):
+    """A module that computes a node, a name for it, and its inputs."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Operation | None:
+    """The operation that computes ``node``; ``None`` if the node can stay, because it takes int8 tensors or none.
+
+    Errors: ``UnsupportedError`` if no operation can.
     """
     if node.op not in ("call_function", "call_method") or kinds[node] in (Kind.CONSTANT, Kind.OTHER):
         return None
     target: Any = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "operation").strip("_")
     if target is operator.setitem or (name.endswith("_") and target not in _ADDITIONS | _MULTIPLICATIONS):
-        raise ValueError(f"writes into a tensor by {name}")
+        raise UnsupportedError(f"writes into a tensor ({name})")
+    for argument in node.all_input_nodes:
+        if argument.op == "get_attr" and isinstance(_owner(module, argument), _WEIGHTED_MODULES):
+            raise UnsupportedError(f"reads {argument.target} instead of calling its module")
     computed = _module(node, kinds)
     if computed is not None:
-        module, tensors = computed
-        return type(module).__name__.lower(), module, tensors, {}
+        return Operation(type(computed[0]).__name__.lower(), *computed, {})
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):
         return None
     if target in _WEIGHTED:
-        raise ValueError(f"calls {name} with a weight that is not a module's")
-    return name, FloatOperation(target), node.args, dict(node.kwargs)
+        raise UnsupportedError(f"calls {name} with a weight of its own")
+    return Operation(name, FloatOperation(target), node.args, dict(node.kwargs))
+
+
+def _owner(module: nn.Module, node: torch.fx.Node) -> nn.Module | None:
+    """The child that a parameter belongs to."""
+    path = str(node.target).rpartition(".")[0]
+    return module.get_submodule(path) if path else None
 
 
 def _module(node: torch.fx.Node, kinds: Kinds) -> tuple[nn.Module, tuple[Any, ...]] | None:

@@ -5,7 +5,7 @@ from torch import nn
 from ..report_row import Int8Support, ReportRow
 from .model import QuantizableModel
 from .support import int8_support, is_int8, is_unit
-from .wrappers import FloatFallback, FloatOperation
+from .wrappers import FloatFallback, FloatOperation, MultipleFloatFallback
 
 __all__ = ["module_rows"]
 
@@ -34,14 +34,14 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     after = type(module).__name__
     support = int8_support(module)
     target = getattr(module, "fused_into", None)
-    if is_converted and path and not is_int8(module) and getattr(module, "qconfig", False) is None and not isinstance(module, FloatFallback):
+    if hasattr(module, "is_unused") and not module._modules:
         return ReportRow(path, before, after, "float", "is never called")
     if target is not None:
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
         target_path = ".".join([*parent, target])
         runs_in = "int8" if is_converted else "float"
         return ReportRow(path, before, after, runs_in, f"fused into {target_path}", (target_path,))
-    if isinstance(module, FloatFallback):
+    if isinstance(module, (FloatFallback, MultipleFloatFallback)):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
     if isinstance(module, FloatOperation):

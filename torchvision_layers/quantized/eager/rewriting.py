@@ -7,21 +7,34 @@ from torch import nn
 
 from ..._utils.tracing import shallow_graph
 from ..report_row import Int8Support
-from .operations import Kinds, kind_of, replacement
+from .operations import Kinds, UnsupportedError, kind_of, replacement
 from .support import int8_support, is_unit
 
 __all__ = ["rewrite_forwards"]
 
 
-def rewrite_forwards(model: nn.Module) -> None:
+def rewrite_forwards(model: nn.Module, allow_float: bool) -> None:
     """Rewrites each ``forward`` in ``model`` that computes with tensors, in place.
 
     Modules stay the same objects under the same names, with the same ``state_dict`` keys. A ``forward`` that cannot be
-    traced, or that writes into tensors, stays as it is.
+    traced stays as it is.
+
+    Errors: ``TypeError`` with the path of each module that cannot be rewritten, unless ``allow_float`` leaves it in
+    float.
     """
-    for module in list(model.modules()):
-        if _is_candidate(module):
+    problems = []
+    for path, module in list(model.named_modules()):
+        if not _is_candidate(module):
+            continue
+        try:
             _rewrite(module)
+        except UnsupportedError as error:
+            if allow_float:
+                module.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
+            else:
+                problems.append(f"{path or 'model'} is a {type(module).__name__}, whose forward {error}")
+    if problems:
+        raise TypeError("; ".join(problems) + "; pass allow_float=True to leave such modules in float")
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -40,20 +53,13 @@ def _rewrite(module: nn.Module) -> None:
     children: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
         kinds[node] = kind_of(module, node, kinds)
-        try:
-            operation = replacement(node, kinds)
-        except ValueError:
-            return
+        operation = replacement(module, node, kinds)
         if operation is None:
             continue
-        base, child, args, kwargs = operation
-        base = f"{base}_op" if keyword.iskeyword(base) else base
-        name, i = base, 1
-        while hasattr(module, name) or name in children:
-            name, i = f"{base}_{i}", i + 1
-        children[name] = child
+        name = _free_name(module, children, operation.name)
+        children[name] = operation.module
         with graph.inserting_before(node):
-            call = graph.create_node("call_module", name, args, kwargs)
+            call = graph.create_node("call_module", name, operation.args, operation.kwargs)
         kinds[call] = kinds[node]
         node.replace_all_uses_with(call)
         graph.erase_node(node)
@@ -62,10 +68,18 @@ def _rewrite(module: nn.Module) -> None:
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
     cls = type(module)
-    body = {
+    members = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "forward": type(torch.fx.GraphModule(module, graph)).forward,
         "is_rewritten": True,
     }
-    module.__class__ = type(cls.__name__, (cls,), body)
+    module.__class__ = type(cls.__name__, (cls,), members)
+
+
+def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:
+    base = f"{name}_op" if keyword.iskeyword(name) else name
+    free, i = base, 1
+    while hasattr(module, free) or free in children:
+        free, i = f"{base}_{i}", i + 1
+    return free

@@ -1,6 +1,7 @@
 """The functions of the eager engine: quantize, or prepare, freeze and convert."""
 
 import copy
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -49,8 +50,12 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
     with torch.no_grad():
-        output, calls = record_calls(prepared, first)
-        check_same_results(output, copy.deepcopy(model).eval()(first), _REWRITING_CHANGED_RESULTS)
+        expected = copy.deepcopy(model).eval()(first)
+        try:
+            output, calls = record_calls(prepared, first)
+        except Exception as error:  # a rewritten forward may call its children with other arguments
+            raise RuntimeError(f"model cannot run once its forwards are rewritten: {_reason(error)}") from error
+        check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
@@ -115,10 +120,17 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
             trial(torch.zeros((1, *model.image_shape)))
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
-            f"the int8 model cannot run: {error}\nIf the operation is in a forward that you wrote, move it into a "
-            "module of its own and pass allow_float=True, or use a layer of torchvision_layers."
+            f"the int8 model cannot run: {_reason(error)}; if a forward that cannot be traced does it, move the operation "
+            "into a forward that can"
         ) from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error; torch's own may go on with a list of its backends."""
+    text = str(error).strip().partition("\n")[0]
+    operator = re.match(r"Could not run '(\S+)' with arguments from", text)
+    return f"torch has no int8 kernel for {operator[1]}" if operator else text
 
 
 class _NoConcatenation(TorchFunctionMode):

@@ -88,6 +88,7 @@ def prepare(
     unused = [m for m in model.modules() if calls is not None and not any(below in calls for below in m.modules())]
     for module in unused:
         module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
+        module.is_unused = True  # type: ignore[assignment]  # a plain attribute, for the report
     for op in post_ops:
         parent = model.get_submodule(op.parent)
         activation = parent.get_submodule(op.operation)
@@ -120,7 +121,7 @@ def _add_float_fallbacks(module: nn.Module, backend: str, calls: dict[nn.Module,
     for name, child in module.named_children():
         if isinstance(child, (FloatFallback, MultipleFloatFallback)) or is_unit(child):
             continue
-        if getattr(child, "qconfig", _PLAIN) is None:  # no batch reaches it
+        if hasattr(child, "is_unused"):
             continue
         call = _PLAIN if calls is None else calls.get(child, _PLAIN)
         if int8_support(child) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
