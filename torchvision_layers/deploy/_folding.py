@@ -8,7 +8,7 @@ import torch
 import torchvision.ops
 from torch import Tensor, nn
 
-from .._utils.scaling import PROJECTIONS, in_channels, out_channels, scale_inputs, scale_outputs
+from .._utils.scaling import CONV_AND_LINEAR, in_channels, out_channels, scale_inputs, scale_outputs
 from ..layers.conv import ConvNormAct
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerScale
@@ -199,7 +199,7 @@ def _is_identity(module: nn.Module) -> bool:
 
 
 def _is_projection(module: nn.Module) -> bool:
-    return kind(module) in (*PROJECTIONS, PositionalConv2d)
+    return kind(module) in (*CONV_AND_LINEAR, PositionalConv2d)
 
 
 def _is_stepped_through(module: nn.Module) -> bool:

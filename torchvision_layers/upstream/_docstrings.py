@@ -45,7 +45,7 @@ def for_layer(text: str, layer: type[nn.Module], others: Iterable[str]) -> str:
 
 def _paragraph(text: str, layer: str, others: Iterable[str]) -> str:
     """A paragraph as it reads in torchvision; filled anew where that changes it."""
-    new = re.sub(rf"\s+Calls and checkpoints of\s+``torchvision\.ops\.{layer}``\s+fit\.", "", text)
+    new = re.sub(rf"\s+Drop-in for\s+``torchvision\.ops\.{layer}``:[^.]*\.", "", text)
     for name in others:
         public = EQUIVALENTS.get(name)
         new = new.replace(f":class:`{name}`", f":class:`{public}`" if public else f"``{name}``")
