@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from running import run_alone
-from written import ROOT, batch_of
 
 from torchvision_layers._utils.importing import factory
 from torchvision_layers.standalone import source, write
+
+from ._support import ROOT, batch_of, run_alone
 
 PARTS = '''\
 from __future__ import annotations

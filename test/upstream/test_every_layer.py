@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 import torchvision
-from torchvision_tree import REPOSITORY, commit, grow
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.upstream import Change, propose
+
+from ._support import REPOSITORY, commit, grow
 
 #: What torchvision has, and what the refusal says of it.
 THERE = {
