@@ -82,7 +82,7 @@ def test_baseline_comes_first(benchmark: ModuleType) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:To copy construct from a tensor:UserWarning"
-)  # a warning of inductor about packed weights
+)  # from inductor
 def test_the_compiled_graph_runs_beside_the_others(benchmark: ModuleType) -> None:
     models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), compiled=True)
     assert list(benchmark.measure(models, 2, 1)) == ["theirs", "ours", "float", "pt2e"]
