@@ -103,8 +103,8 @@ def test_the_docstring_names_types_and_drops_what_is_of_this_package() -> None:
         "        activation (Callable[..., torch.nn.Module], optional): :math:`\\delta`. Default: ``torch.nn.ReLU``.\n"
         in text
     )
-    assert "        device (torch.device or str or int, optional): Device" in text
-    assert "Drop-in" not in text
+    assert "        device (torch.device or str or int, optional): Where" in text
+    assert "Calls and checkpoints" not in text
 
 
 def test_an_item_is_checked_only_where_every_cell_passed() -> None:

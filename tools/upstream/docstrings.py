@@ -17,7 +17,7 @@ EQUIVALENTS = {"ConvNormAct": "Conv2dNormActivation", "Conv3dNormAct": "Conv3dNo
 
 _ARGS = re.compile(r"^Args:\n(.+?)(?=\n\n|\Z)", re.M | re.S)
 _SAME_ARGS = re.compile(r"^Arguments, errors and source are those of :class:`(\w+)`.*?(?=\n\n|\Z)", re.M | re.S)
-_COMPATIBILITY = re.compile(r"\s+Drop-in for\s+``torchvision\.ops\.\w+``:[^.]*\.")
+_COMPATIBILITY = re.compile(r"\s+Calls and checkpoints of\s+``torchvision\.ops\.\w+``\s+fit\.")
 
 
 def layer_docstring(layer: type[nn.Module], operators: Collection[str]) -> str:
