@@ -58,7 +58,7 @@ def record_calls(module: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def is_flat(model: quantized.QuantizableModel, x: Tensor = X) -> bool:
-    """Whether no block of the model is record_calls as a module."""
+    """Whether no block of the model is called as a module."""
     layers = (tnn.ConvNormAct, tnn.BasicBlock, tnn.InvertedResidual, tnn.MBConv)
     with record_calls(model) as calls:
         model(x)

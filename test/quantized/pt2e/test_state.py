@@ -1,6 +1,7 @@
 """State dicts of graphs and quantizable models: keys that could collide, freezing, and saving."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -43,11 +44,16 @@ def build(engine: str, name: str) -> nn.Module:
     return quantize(Whole(name), [X], engine="pt2e")
 
 
+@functools.cache
+def build_pair(engine: str, name: str) -> tuple[nn.Module, nn.Module]:
+    return build(engine, name), build(engine, name)
+
+
 @pytest.mark.parametrize("name", ["model", "body"])
 @pytest.mark.parametrize("engine", ["quantizable", "trained", "int8"])
 @pytest.mark.parametrize("prefix", ["", "model.", "body."])
 def test_keys_starting_with_wrapper_attributes(engine: str, name: str, prefix: str) -> None:
-    first, second = build(engine, name), build(engine, name)
+    first, second = copy.deepcopy(build_pair(engine, name))
     if engine == "trained":
         first(X)
     outer = [nn.ModuleDict({prefix[:-1]: module}) if prefix else module for module in (first, second)]
