@@ -41,7 +41,7 @@ def small_model() -> nn.Sequential:
 
 
 def tiny_model() -> nn.Sequential:
-    """Fewer blocks than :func:`small_model`, for tests of states and modes, where the time is that of the export."""
+    """Fewer blocks than :func:`small_model`, for tests whose time is mostly that of the export."""
     return with_running_stats(
         nn.Sequential(
             tnn.ConvNormAct(3, 8, stride=2, activation_layer=nn.SiLU),

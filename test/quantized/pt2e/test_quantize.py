@@ -302,7 +302,7 @@ def test_compiled_graph_is_close() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter call_nodes deprecated functions of torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter calls deprecated functions of torch
 def test_onnx_model_is_close() -> None:
     runtime = pytest.importorskip("onnxruntime")
     _, (x, _), graph = calibrated()

@@ -1,4 +1,4 @@
-"""Layers and batch norms that a forward call_nodes several times."""
+"""Layers and batch norms that a forward calls several times."""
 
 import pytest
 import torch
