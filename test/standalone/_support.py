@@ -1,4 +1,4 @@
-"""Models and layers to write to files, and an interpreter with torch that has neither this package nor torchvision."""
+"""The models and layers to write to files, and an interpreter without this package and torchvision to run them."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ __all__ = [
 ROOT = Path(__file__).parent.parent.parent
 MODELS_AT = ROOT / "references" / "classification" / "models"
 
-#: The file of each model.
+#: The file that defines each model.
 MODELS = {
     "convnext_tiny": "convnext",
     "efficientnet_b0": "efficientnet",
@@ -53,7 +53,7 @@ MODELS = {
     "se_resnet50": "resnet",
     "wide_resnet50_2": "resnet",
 }
-#: Models of which a layer has no twin: it is folded first.
+#: Models that contain a layer without a twin, which must be folded first.
 WITHOUT_TWINS = {
     "mobilenet_v2_coord": "CoordConv2d",
     "nf_resnet50": "SWSConv2d",
@@ -65,17 +65,17 @@ LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None 
 
 
 def size_of(name: str) -> dict[str, Any]:
-    """Arguments by which a model becomes small."""
+    """The arguments that make a model small."""
     return {"num_classes": 5, "width_mult": 0.25, "depth_mult": 0.1 if name in ("resnet101", "resnet152") else 0.3}
 
 
 def reference_to(name: str) -> str:
-    """What the command takes for a model."""
+    """The reference to a model, as the command expects it."""
     return f"{MODELS_AT / MODELS[name]}.py:{name}"
 
 
 def samples_of(name: str) -> dict[str, Any]:
-    """The samples of a stable layer whose arguments another interpreter can read, by id."""
+    """The samples of a stable layer, by id, whose arguments another interpreter can load."""
     spec = next(spec for spec in SPECS if spec.name == name)
     return {sample.id: sample for sample in spec.samples if _is_plain(sample.kwargs)}
 
@@ -88,9 +88,9 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, partial):
         return _is_plain([value.func, value.args, value.keywords])
     parts = [value, *value.modules()] if isinstance(value, nn.Module) else [value]
-    named = [part if isinstance(part, type) else type(part) for part in parts]
-    known = all(kind.__module__.split(".")[0] in ("builtins", "torch") for kind in named)
-    return known and not (callable(value) and not isinstance(value, (type, nn.Module)))
+    classes = [part if isinstance(part, type) else type(part) for part in parts]
+    is_available = all(cls.__module__.split(".")[0] in ("builtins", "torch") for cls in classes)
+    return is_available and not (callable(value) and not isinstance(value, (type, nn.Module)))
 
 
 def batch_of(shape: tuple[int, ...]) -> torch.Tensor:
@@ -152,26 +152,26 @@ def to_int8(module, model, batches, is_qat):
         return keys, expected, after, model(batches[0]), kinds
 
 jobs = torch.load(sys.argv[1], weights_only=False)
-found = {}
+outcomes = {}
 for id, job in jobs.items():
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    module = load(job["path"], "alone_" + str(len(found)))
+    module = load(job["path"], "alone_" + str(len(outcomes)))
     warnings.simplefilter("error")
     model, modes = results(module, job["name"], job.get("args", ()), job.get("kwargs", {}), job["batch"])
-    found[id] = {"state": model.state_dict(), "eval": modes[0], "train": modes[1]}
+    outcomes[id] = {"state": model.state_dict(), "eval": modes[0], "train": modes[1]}
     if "batches" in job:
-        warnings.simplefilter("ignore")  # torch.ao has many
-        found[id]["int8"] = to_int8(module, model, job["batches"], job.get("is_qat", False))
+        warnings.simplefilter("ignore")  # torch.ao raises many
+        outcomes[id]["int8"] = to_int8(module, model, job["batches"], job.get("is_qat", False))
 assert not [m for m in sys.modules if m.split(".")[0] in blocked and sys.modules[m] is not None]
-torch.save(found, sys.argv[2])
+torch.save(outcomes, sys.argv[2])
 """
 
 
 def run_alone(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
-    """What models of files give, by the ids of the jobs.
+    """Runs models from files; returns the state and outputs of each, by the id of its job.
 
-    A job has the ``path`` of a file, the ``name`` of what to call there, its ``args`` and ``kwargs``, a ``batch``, and
-    for a quantizable one perhaps ``batches`` to calibrate on, or with ``is_qat`` to train on.
+    A job has the ``path`` of a file, the ``name`` of a function or class in it with its ``args`` and ``kwargs``, and a
+    ``batch``. Jobs for quantizable models also have ``batches`` for calibration, or for training if ``is_qat``.
     """
     torch.save(jobs, folder / "jobs.pt")
     command = [sys.executable, "-c", RUN]
@@ -179,5 +179,5 @@ def run_alone(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[s
         [*command, str(folder / "jobs.pt"), str(folder / "results.pt")], capture_output=True, text=True, cwd=folder
     )
     assert result.returncode == 0, result.stderr
-    found: dict[str, dict[str, Any]] = torch.load(folder / "results.pt", weights_only=False)
-    return found
+    outcomes: dict[str, dict[str, Any]] = torch.load(folder / "results.pt", weights_only=False)
+    return outcomes

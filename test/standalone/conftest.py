@@ -1,4 +1,4 @@
-"""Files of all models and layers, written once."""
+"""Fixtures with the files of all models and layers, which are written and run once."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model and every stable layer in a file, those with twins in two."""
+    """A folder with a file for each model and stable layer, and a quantizable file for each that has twins."""
     folder = tmp_path_factory.mktemp("files")
     for name in MODELS:
         write(reference_to(name), folder / f"{name}.py")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What all of them give where neither this package nor torchvision can be imported."""
+    """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
     images = batch_of((2, 3, 33, 40))
     for name in MODELS:
