@@ -34,7 +34,7 @@ print(main([{REFERENCE!r}, "-o", path]))
 
 def test_without_ruff_only_the_format_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = source(REFERENCE, quantizable=True)
-    monkeypatch.setattr(formatting, "find_spec", lambda name: None)
+    monkeypatch.setattr(formatting.shutil, "which", lambda *args, **kwargs: None)
     text = source(REFERENCE, quantizable=True)
     compile(text, "layer.py", "exec")
     monkeypatch.undo()

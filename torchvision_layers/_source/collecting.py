@@ -6,7 +6,6 @@ from typing import TypeAlias, cast
 
 import libcst as cst
 from libcst import matchers as m
-from libcst.helpers import get_full_name_for_node
 from torch import nn
 
 from .module import Module, Statement
@@ -108,24 +107,17 @@ class Collection:
             try:
                 use = self._use(unit, reference)
             except ValueError as error:
-                line = module.line(reference.place)
-                raise ValueError(f"{error} (line {line} of module {module.name})") from error
+                raise ValueError(f"{error} ({module.place(reference.place)})") from error
             if use is None:
                 self.builtins.add(reference.names[0])
                 continue
             unit.uses.append(use)
             if isinstance(use.origin, Definition):
                 self._need(use.origin)
-        for node in unit.mentions.imports:
-            if isinstance(node, cst.Import):
-                modules = [alias.evaluated_name for alias in node.names]
-            else:
-                modules = ["." * len(node.relative) + (get_full_name_for_node(node.module or "") or "")]
-            if not all(map(self.sources.is_available, modules)):
-                place = f"line {module.line(node)} of module {module.name}"
-                raise ValueError(
-                    f"a function may import only torch and the standard library, got {modules[0]} ({place})"
-                )
+        for name, node in unit.mentions.imports:
+            if not self.sources.is_available(name):
+                place = module.place(node)
+                raise ValueError(f"a function may import only torch and the standard library, got {name} ({place})")
 
     def _use(self, unit: Unit, reference: Reference) -> Use | None:
         resolved = self.sources.resolve(unit.module, reference.names)

@@ -73,8 +73,13 @@ class Module:
         while (node := self.parents[node]) is not self.tree:
             yield node
 
-    def line(self, node: cst.CSTNode) -> int:
-        return self.wrapper.resolve(PositionProvider)[node].start.line
+    def import_source(self, node: cst.ImportFrom) -> str:
+        """The absolute name of the module in ``from module import name``."""
+        return get_absolute_module_from_package_for_import(self.package, node) or ""
+
+    def place(self, node: cst.CSTNode) -> str:
+        """The place of a node, for error messages."""
+        return f"line {self.wrapper.resolve(PositionProvider)[node].start.line} of module {self.name}"
 
 
 def read(runtime: ModuleType) -> Module:
@@ -167,9 +172,7 @@ def _is_import(statement: Statement) -> bool:
 
 
 def _add_import(module: Module, node: cst.Import | cst.ImportFrom) -> None:
-    source = ""
-    if isinstance(node, cst.ImportFrom):
-        source = get_absolute_module_from_package_for_import(module.package, node) or ""
+    source = module.import_source(node) if isinstance(node, cst.ImportFrom) else ""
     if isinstance(node.names, cst.ImportStar):
         module.stars.append(source)
         return
