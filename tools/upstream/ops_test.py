@@ -13,7 +13,7 @@ from torchvision_layers._source.formatting import formatted
 from torchvision_layers.testing import LayerSpec, Sample
 
 from .edits import add_class, add_imports
-from .values import UnwritableError, call_source, value_source
+from .values import UnwritableError, call_source
 
 __all__ = ["add_tests", "tests_of"]
 
