@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
 
-from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, run_alone, samples_of, size_of
+from . import _runner
+from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +47,11 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
             if name in LAYERS_WITH_TWINS:
                 twin = {**job, "path": str(folder / f"{name}_quantizable.py"), "name": f"Quantizable{name}"}
                 jobs[f"{name} {id} quantizable"] = {**twin, "batches": [job["batch"]]}
-    return run_alone(jobs, tmp_path_factory.mktemp("alone"))
+    paths = [str(tmp_path_factory.mktemp("alone") / name) for name in ("jobs.pt", "outcomes.pt")]
+    torch.save(jobs, paths[0])
+    subprocess.run([sys.executable, _runner.__file__, *paths], check=True)
+    outcomes: dict[str, dict[str, Any]] = torch.load(paths[1], weights_only=False)
+    return outcomes
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,30 @@
 """The command without libcst, which it needs, and without ruff, which formats the files."""
 
-import subprocess
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from torchvision_layers._source import formatting
-from torchvision_layers.standalone import source
+from torchvision_layers.standalone import source, write
+from torchvision_layers.standalone.__main__ import main
 
 REFERENCE = "torchvision_layers.nn:MBConv"
 
 
-def test_error_without_libcst(tmp_path: Path) -> None:
-    code = f"""
-import sys
-sys.modules["libcst"] = None  # importing it raises from here on
-from torchvision_layers.standalone import write
-from torchvision_layers.standalone.__main__ import main
-path = {str(tmp_path / "layer.py")!r}
-try:
-    write({REFERENCE!r}, path)
-except ImportError as error:
-    print(error)
-print(main([{REFERENCE!r}, "-o", path]))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_error_without_libcst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("torchvision_layers.standalone._", "torchvision_layers._source")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "libcst", None)  # importing it raises from here on
     message = 'standalone needs libcst: pip install "torchvision_layers[standalone]"'
-    assert result.stdout == f"{message}\n2\n"
-    assert result.stderr == f"error: {message}\n"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        write(REFERENCE, tmp_path / "layer.py")
+    assert main([REFERENCE, "-o", str(tmp_path / "layer.py")]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,8 @@ import torch
 from torchvision_layers._utils.importing import factory
 from torchvision_layers.standalone import source, write
 
-from ._support import ROOT, batch_of, run_alone
+from ._runner import run
+from ._support import ROOT, batch_of
 
 PARTS = '''\
 from __future__ import annotations
@@ -173,7 +174,7 @@ def check_alone(reference: str, folder: Path, **options: Any) -> str:
     batch = batch_of((2, 3, 9, 8))
     name = reference.rpartition(":")[2]
     jobs = {"": {"path": str(path), "name": name if name != "renamed" else "make", "batch": batch}}
-    result = run_alone(jobs, folder)[""]
+    result = run(jobs)[""]
     with factory(reference) as function:
         torch.manual_seed(0)
         model = function()
@@ -220,7 +221,7 @@ def test_package_with_its_own_twins(package: Path, tmp_path: Path) -> None:
     assert "float_class" not in text
     batch = batch_of((2, 3, 9, 8))
     job = {"path": str(path), "name": "make", "batch": batch, "batches": [batch]}
-    results = run_alone({"ptq": job, "qat": {**job, "is_qat": True}}, tmp_path)
+    results = run({"ptq": job, "qat": {**job, "is_qat": True}})
     for result in results.values():
         _, expected, fused, int8, kinds = result["int8"]
         torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
@@ -262,7 +263,7 @@ def test_all_models_in_one_file(tmp_path: Path, ruff: Any) -> None:
         }
         for name in ("efficientnet_b0", "mobilenet_v1", "mobilenet_v2_coord", "nf_resnet50")
     }
-    results = run_alone(jobs, tmp_path)
+    results = run(jobs)
     with factory(f"{at}:build_model") as build:
         for name, job in jobs.items():
             torch.manual_seed(0)
