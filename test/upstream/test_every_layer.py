@@ -30,9 +30,9 @@ EXISTING = {
 }
 NEW = [name for name in tnn.__all__ if name not in EXISTING]
 #: Layers that replace a class of torchvision.
-REPLACED = ("SqueezeExcitation", "MLP")
+REPLACEMENTS = ("SqueezeExcitation", "MLP")
 #: Layers that others import come first.
-ORDER = (*REPLACED, *(name for name in tnn.__all__ if name not in REPLACED))
+ORDER = (*REPLACEMENTS, *(name for name in tnn.__all__ if name not in REPLACEMENTS))
 TESTS = {"values", "jit", "torch_fx", "export", "state_dict", "backward", "invalid_arguments", "invalid_inputs"}
 
 #: Models with the replaced classes and seeded weights, one of them in int8 as well.
@@ -158,15 +158,15 @@ def test_the_tests_import_the_checkout(outcomes: Outcomes) -> None:
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_change_has_the_form_of_torchvision(name: str, checkout: Checkout) -> None:
-    added = checkout.diff(name, "+")
+    additions = checkout.diff(name, "+")
     others = {"test/test_ops.py"}
-    if name not in REPLACED:
+    if name not in REPLACEMENTS:
         others |= {"docs/source/ops.rst", "torchvision/ops/__init__.py"}
-        assert f'    "{name}",' in added["torchvision/ops/__init__.py"]
-        assert f"    {name}" in added["docs/source/ops.rst"]
-    (file,) = added.keys() - others
-    assert added.keys() == {file, *others}
-    assert (file == "torchvision/ops/misc.py") == (name in REPLACED)
+        assert f'    "{name}",' in additions["torchvision/ops/__init__.py"]
+        assert f"    {name}" in additions["docs/source/ops.rst"]
+    (file,) = additions.keys() - others
+    assert additions.keys() == {file, *others}
+    assert (file == "torchvision/ops/misc.py") == (name in REPLACEMENTS)
     text = (checkout.path / file).read_text()
     assert "torchvision_layers" not in text
     layer = text.split(f"\nclass {name}(")[1].split("\nclass ")[0]
@@ -174,15 +174,15 @@ def test_a_change_has_the_form_of_torchvision(name: str, checkout: Checkout) -> 
     assert "tnn." not in layer
     arguments = layer.split("    Args:\n")[1].split("\n\n")[0]
     assert all(line.startswith("            ") or " (" in line for line in arguments.splitlines()), arguments
-    removed = checkout.diff(name, "-")
-    assert all(len(removed[other]) <= 1 for other in others), "a change removes one line of imports at most"
-    assert max(len(line) for lines in added.values() for line in lines) <= 120
+    deletions = checkout.diff(name, "-")
+    assert all(len(deletions[other]) <= 1 for other in others), "a change removes one line of imports at most"
+    assert max(len(line) for lines in additions.values() for line in lines) <= 120
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_the_description_has_a_ticked_checklist(name: str, checkout: Checkout) -> None:
     text = checkout.descriptions[name]
-    assert text.startswith(f"# {'Replace' if name in REPLACED else 'Add'} `ops.{name}`\n")
+    assert text.startswith(f"# {'Replace' if name in REPLACEMENTS else 'Add'} `ops.{name}`\n")
     items = [line for line in text.splitlines() if line.startswith("- [")]
     subjects = ("docs:", "tests:", "defaults kept", "torch.fx", "TorchScript", "torch.export", "values and accuracy")
     for subject in subjects:

@@ -113,8 +113,9 @@ def _replace(text: str, name: str, imports: list[str], code: str, file: str) -> 
             raise ValueError(f"{file} must not have another {helper} than {name} needs")
         position = names.index(helper) + 1
     aliases = [cst.ensure_type(alias, cst.ImportAlias) for alias in m.findall(module, m.ImportAlias())]
-    bound = {alias.evaluated_alias or alias.evaluated_name for alias in aliases} | set(map(_bound_name, body))
-    return add_imports(module.with_changes(body=body).code, [line for line in imports if line.split()[-1] not in bound])
+    bound_names = {alias.evaluated_alias or alias.evaluated_name for alias in aliases} | set(map(_bound_name, body))
+    missing = [line for line in imports if line.split()[-1] not in bound_names]
+    return add_imports(module.with_changes(body=body).code, missing)
 
 
 def _bound_name(statement: cst.CSTNode) -> str | None:
