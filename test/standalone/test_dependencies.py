@@ -34,4 +34,4 @@ def test_without_ruff_only_the_format_differs(monkeypatch: pytest.MonkeyPatch) -
     text = source(REFERENCE, quantizable=True)
     compile(text, "layer.py", "exec")
     monkeypatch.undo()
-    assert formatting.formatted(text, sort_imports=True) == expected
+    assert formatting.format_code(text, sort_imports=True) == expected

@@ -1,6 +1,6 @@
 """Docstrings lose the ``tnn`` prefix, and examples that use layers outside of the file."""
 
-from torchvision_layers.standalone._docstrings import without_prefixes
+from torchvision_layers.standalone._docstrings import adapt_docstring
 
 DOCSTRING = '''\
     """A layer, of ``tnn.Here``.
@@ -21,7 +21,7 @@ def name_of(prefix: str, name: str) -> str | None:
 
 
 def test_examples_of_absent_layers_are_removed() -> None:
-    text = without_prefixes(DOCSTRING, name_of)
+    text = adapt_docstring(DOCSTRING, name_of)
     assert "of ``HereOfModule``." in text
     assert ">>> HereOfModule(1)\n        Here()\n        >>> 1 + 1\n" in text
     assert "Elsewhere" not in text
@@ -30,4 +30,4 @@ def test_examples_of_absent_layers_are_removed() -> None:
 
 def test_title_without_examples_is_removed() -> None:
     text = DOCSTRING.replace("tnn.Here(1)", "tnn.Nowhere(1)").replace(">>> 1 + 1\n        2", "")
-    assert without_prefixes(text, name_of) == '    """A layer, of ``HereOfModule``.\n    """'
+    assert adapt_docstring(text, name_of) == '    """A layer, of ``HereOfModule``.\n    """'

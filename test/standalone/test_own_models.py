@@ -32,7 +32,7 @@ T = TypeVar("T", bound=nn.Module)
 TABLE = {"a": 3}
 TABLE["b"] = 5
 TABLE.update(c=1)
-LOW, HIGH = 1, 9; OFFSET = 0
+LOW, HIGH = 1, 9; import math; OFFSET = math.floor(0.5)
 UNUSED = {"never": 1}
 UNUSED["either"] = 2
 
@@ -198,7 +198,7 @@ def test_package_with_equal_names(package: Path, tmp_path: Path) -> None:
         'TABLE["b"] = 5',
         "TABLE.update(c=1)",
         "# This comment is directly above.\n@marked\nclass",
-        "OFFSET = 0\n",
+        "OFFSET = math.floor(0.5)\n",
         "Permute = PermuteOfPermute",
         "RATE, CLASSES = 0.1, 4",
         'T = TypeVar("T", bound=nn.Module)',

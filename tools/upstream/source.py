@@ -12,9 +12,9 @@ from libcst import matchers as m
 from torch import nn
 
 from torchvision_layers._source.collecting import Unit, Use, collect
-from torchvision_layers._source.formatting import formatted
-from torchvision_layers._source.ordering import ordered
-from torchvision_layers._source.rewriting import rewritten
+from torchvision_layers._source.formatting import format_code
+from torchvision_layers._source.ordering import sort_units
+from torchvision_layers._source.rewriting import rewrite
 from torchvision_layers._source.sources import Definition, External, Origin, Sources
 
 from .docstrings import layer_docstring
@@ -56,14 +56,14 @@ def layer_source(
         return literal if new == text else f'{"r" * (chr(92) in new)}"""{new}{end}"""'
 
     collection = collect(Sources(sys.modules[root.module]), [root], choose, methods)
-    units = ordered(collection, [root])
+    units = sort_units(collection, [root])
     names: dict[Origin, str] = {use.origin: use.alias for unit in units for use in unit.uses}
     names.update((definition, _private(definition.name)) for definition in collection.definitions)
     names[root] = root.name
-    module = cst.Module([rewritten(unit, names, docstring) for unit in units]).visit(_UsageLog(root.name))
+    module = cst.Module([rewrite(unit, names, docstring) for unit in units]).visit(_UsageLog(root.name))
     code = re.sub(r"  # noqa: [\w, ]+(?=  #|$)", "", module.code, flags=re.M)
     imports = [_import(origin) for origin in names if isinstance(origin, External)]
-    return ["from ..utils import _log_api_usage_once\n", *imports], formatted(code)
+    return ["from ..utils import _log_api_usage_once\n", *imports], format_code(code)
 
 
 def _private(name: str) -> str:

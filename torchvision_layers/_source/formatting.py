@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["WIDTH", "formatted"]
+__all__ = ["LINE_LENGTH", "format_code"]
 
-WIDTH = 120
-_OPTIONS = ["--quiet", "--isolated", f"--line-length={WIDTH}", "--target-version=py310", "-"]
+LINE_LENGTH = 120
+_OPTIONS = ["--quiet", "--isolated", f"--line-length={LINE_LENGTH}", "--target-version=py310", "-"]
 
 
-def formatted(text: str, *, sort_imports: bool = False) -> str:
+def format_code(text: str, *, sort_imports: bool = False) -> str:
     """Formats source with ruff; returns it unchanged if ruff is not installed."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     ruff = shutil.which("ruff", path=path)

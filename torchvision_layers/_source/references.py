@@ -10,7 +10,7 @@ from libcst.metadata import Assignment, GlobalScope, Scope
 
 from .module import Module, Statement
 
-__all__ = ["Mentions", "Reference", "mentions"]
+__all__ = ["Mentions", "Reference", "find_mentions"]
 
 _BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "methodcaller", "setattr"}
 
@@ -49,7 +49,7 @@ class Mentions:
 
 
 @lru_cache(maxsize=4096)
-def mentions(module: Module, statement: Statement, skip: frozenset[cst.CSTNode] = frozenset()) -> Mentions:
+def find_mentions(module: Module, statement: Statement, skip: frozenset[cst.CSTNode] = frozenset()) -> Mentions:
     """Finds the names that a top-level statement uses outside of the nodes in ``skip``."""
     visitor = _Visitor(module, statement, skip)
     statement.visit(visitor)
