@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import lowest
-import matrix_record
 import pytest
 import torch
-from recording import write
+
+from . import known_failures
+from .conformance import matrix_record
+from .conformance._support import write
 
 # The tensors of the tests are small: a second thread costs three times what it brings.
 torch.set_num_threads(1)
@@ -21,12 +22,12 @@ torch.set_num_threads(1)
 #: Tests, by the beginning of their ids, that run in the same process: the cells of a layer share what was calibrated,
 #: some tests of deployment the files of every format, those of the scripts what was trained, those of the docs a build.
 TOGETHER = (
-    r"test/docs/test_docs_build\.py",
-    r"test/test_matrix\.py::test_cell\[\w+",
+    r"test/docs/test_build\.py",
+    r"test/conformance/test_matrix\.py::test_cell\[\w+",
     r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
     r"test/upstream/test_every_layer\.py",
-    r"test/standalone/test_written\.py",
-    r"test/references/test_(unbreakable|processes|deployment|reference_quantization)\.py",
+    r"test/standalone/test_write\.py",
+    r"test/references/test_(interruptions|processes|deployment|quantization)\.py",
 )
 
 
@@ -56,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lowest.mark(items)
+    known_failures.mark(items)
 
 
 def pytest_collection_finish() -> None:

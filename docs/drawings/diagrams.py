@@ -11,7 +11,7 @@ __all__ = ["draw_fusing", "draw_rooms"]
 
 
 def draw_rooms() -> Sheet:
-    """Who imports whom. ``test/test_layout.py`` holds the imports to the same."""
+    """Who imports whom. ``test/package/test_layout.py`` holds the imports to the same."""
     sheet = Sheet(630, 336)
     width, height, gap = 136, 50, 18
     columns = [16 + i * (width + gap) for i in range(4)]

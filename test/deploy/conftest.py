@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from deploy_models import CASES, Written, write
+
+from ._support import CASES, Written, write
 
 
 @pytest.fixture(scope="session")

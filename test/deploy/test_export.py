@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deploy_models import CASES, CLASSES, FAST, Reads, example, float_model, int8_model
 from torch import nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy import _onnx
+
+from ._support import CASES, CLASSES, FAST, Reads, example, float_model, int8_model
 
 ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
 #: Largest difference, relative to the largest output, on models as small as these. Kernels of int8 round ties as they

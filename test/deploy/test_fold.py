@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision.ops
-from folding import Given, assert_folds, by_path, trained
 from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ._support import Given, assert_folds, by_path, trained
 
 IMAGES = {1: (2, 4, 9), 2: (2, 4, 6, 7), 3: (2, 4, 4, 5, 6)}
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from folding import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ._support import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
 
 
 class Custom(nn.Module):

@@ -1,23 +1,20 @@
 """Every layer of ours, and models of torchvision and of the references, folded: equal to what they were."""
 
 import copy
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from folding import assert_folds, relative, trained
-from layer_specs import SPECS
 from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers.testing import LayerSpec, Sample
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quantized"))
-from whole_models import build_model, settled
+from ..conformance.specs import SPECS
+from ..quantized._support import build_model, settled
+from ._support import assert_folds, relative, trained
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, torchvision.ops.FrozenBatchNorm2d)
 CELLS = [pytest.param(spec, sample, id=f"{spec.name}-{sample.id}") for spec in SPECS for sample in spec.samples]

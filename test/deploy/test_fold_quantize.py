@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from folding import relative, trained
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
@@ -15,6 +14,8 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.layers.positional_conv import PositionalConv2d, PositionMap
 from torchvision_layers.testing._rows._quantizing import decibels
+
+from ._support import relative, trained
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 #: x86 has a bit less for its weights.

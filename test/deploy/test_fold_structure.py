@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from folding import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ._support import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
 
 # Modules at several places
 

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from folding import IMAGES, assert_folds, conv, norm, norms, pair, relative, trained
 from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ._support import IMAGES, assert_folds, conv, norm, norms, pair, relative, trained
 
 # What tracing sees, and what it does not
 

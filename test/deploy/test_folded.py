@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from folding import Given, by_path, relative, trained
 from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ._support import Given, by_path, relative, trained
 
 
 def small_model() -> nn.Module:

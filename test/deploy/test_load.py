@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_models import CASES, FAST, example
 from torch import nn
 
 from torchvision_layers import deploy
 from torchvision_layers.deploy._sealing import seal_onnx, seal_zip
+
+from ._support import CASES, FAST, example
 
 ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.fx
-from positions import IMAGES, assert_up_to_date, coord_conv, folded
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from torchvision_layers import deploy
 from torchvision_layers.layers.positional_conv import PositionalConv2d
+
+from ._support import IMAGES, assert_up_to_date, coord_conv, folded
 
 
 class Convolutions(TorchFunctionMode):

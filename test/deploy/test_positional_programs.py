@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.fx
-from folding import relative
-from positions import IMAGES, assert_up_to_date, coord_conv, folded
 from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.layers.positional_conv import PositionalConv2d
+
+from ._support import IMAGES, assert_up_to_date, coord_conv, folded, relative
 
 DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
 

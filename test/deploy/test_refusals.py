@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_models import Reads, example, float_model, int8_model
 from torch import nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy import _aoti, _onnx
 from torchvision_layers.deploy._formats import FORMATS
+
+from ._support import Reads, example, float_model, int8_model
 
 EAGER_ELSEWHERE = "eager int8.*engine='pt2e'.*format='torchscript'"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_models import CASES, FAST, example
 
 from torchvision_layers import deploy
+
+from ._support import CASES, FAST, example
 
 RUN = """
 import importlib, json, sys

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_models import Reads, example
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy._sealing import seal_zip
+
+from ._support import Reads, example
 
 
 def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from staged_reference import coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchvision_layers.experimental import nn as enn
+
+from ..conformance.staged_reference import coordinates
 
 
 def with_coordinates(x: Tensor, groups: int, with_r: bool) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import staged_reference as ref
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,8 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ..conformance import staged_reference as ref
 
 Attention = enn.MultiHeadedSpatialAttention
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from staged_reference import standardized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ..conformance.staged_reference import standardized
 
 
 def moments(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,13 @@
 """The scripts import each other by bare names, as they do when run; pictures to train on are drawn here."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from pictures import draw_pictures
-from script_runs import SCRIPTS, Host
 
-sys.path.insert(0, str(SCRIPTS))
+from ._support import SCRIPTS, Host, draw_pictures
 
 
 @pytest.fixture(autouse=True)

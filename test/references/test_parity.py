@@ -10,8 +10,9 @@ import pytest
 import torch
 import torchvision
 from models import build_model
-from pairs import SHARED, SMALL, fill, pair
 from torch import Tensor, nn
+
+from ._support import SHARED, SMALL, fill, pair
 
 # Of the size of the paper; the smallest have fast tests as well.
 FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18")

@@ -15,7 +15,8 @@ import torch
 from data import load_datasets
 from evaluation import evaluate
 from loading import ImageLoader
-from pictures import draw_pictures
+
+from ._support import draw_pictures
 
 if not hasattr(os, "fork"):
     pytest.skip("runs are forked, and killed, as POSIX does", allow_module_level=True)

@@ -9,7 +9,8 @@ import torch
 import train
 from data import Images
 from models import MODELS, build_model
-from script_runs import SCRIPTS
+
+from ._support import SCRIPTS
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.txt"))
 FLAGS = {

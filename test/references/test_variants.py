@@ -13,10 +13,11 @@ import variants
 from checkpoints import load_checkpoint
 from interruption import Stopped
 from models import build_model
-from script_runs import Host
 from torch import nn
 from variants import Run
 from variants_pages import BEGIN, END
+
+from ._support import Host
 
 SIZE = ["--width-mult=0.0625", "--depth-mult=0.25", "--image-size=32", "--batch-size=8", "--epochs=1", "--lr=0.01"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import run_alone
-from written import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
+
+from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, run_alone, samples_of, size_of
 
 
 @pytest.fixture(scope="session")

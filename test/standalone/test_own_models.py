@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from running import run_alone
-from written import ROOT, batch_of
 
 from torchvision_layers._utils.importing import factory
 from torchvision_layers.standalone import source, write
+
+from ._support import ROOT, batch_of, run_alone
 
 PARTS = '''\
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Block(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x):
-        return self.act(self._join(self.bn(self.conv2(self.conv(x))), x))
+        return self.act(self._add_skip(self.bn(self.conv2(self.conv(x))), x))
 
     def folded(self):
         return torchvision_layers.deploy.fold(self)
 
-    def _join(self, branch, skip):
+    def _add_skip(self, branch, skip):
         return branch + skip
 
 
@@ -114,7 +114,7 @@ class QuantizableBlock(quantized.QuantizableLayer, Block):
     def _add_functionals(self):
         self.add = quantized.Addition()
 
-    def _join(self, branch, skip):
+    def _add_skip(self, branch, skip):
         return self.add(branch, skip)
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written import ROOT
 
 from torchvision_layers.standalone._docstrings import without_doors
 from torchvision_layers.standalone._reflow import reflow
+
+from ._support import ROOT
 
 LONG = "a_rather_long_name_of_something_that_stands_in_a_file"
 STATEMENTS = {

@@ -102,5 +102,5 @@ def test_projections_and_dropout() -> None:
 def test_products_and_sums_are_those_of_torch() -> None:
     a, b = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(_twins.Multiplication()(a, b), a * b)
-    with pytest.raises(ValueError, match=r"input must give the shape of the other \[2, 1\], got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"input must have the shape of other \[2, 1\], got \[2, 3\]"):
         _twins.Addition()(a, b[:, :1])

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from torchvision_tree import grow
+
+from ._support import grow
 
 
 @pytest.fixture

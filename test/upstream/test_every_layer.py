@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 import torchvision
-from torchvision_tree import REPOSITORY, commit, grow
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.upstream import Change, propose
+
+from ._support import REPOSITORY, commit, grow
 
 #: What torchvision has, and what the refusal says of it.
 THERE = {
@@ -229,7 +230,7 @@ def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
 BREAKS = {
     "misc.py": ("        return scale * input\n", "        return input\n", "SqueezeExcitation", ["values"]),
     "layer_scale.py": (
-        "        _check_width(input, self.channels_dim, self.dim)\n",
+        "        _check_size(input, self.channels_dim, self.dim)\n",
         "",
         "LayerScale",
         ["invalid_inputs"],

@@ -1,4 +1,4 @@
-"""Argument checks: each error names the argument, the rule and the value."""
+"""Argument checks. Every error names the argument, the rule and the value."""
 
 import math
 from collections.abc import Sequence
@@ -6,23 +6,28 @@ from numbers import Integral, Real
 
 import torch
 import torch.fx
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 __all__ = [
     "check_bool",
     "check_dtype",
     "check_eps",
-    "check_flat",
+    "check_float32",
     "check_floating",
     "check_groups",
     "check_input",
     "check_int",
+    "check_matrix",
+    "check_module",
+    "check_not_lazy",
     "check_number",
     "check_odd",
     "check_probability",
     "check_same_shape",
+    "check_shape",
+    "check_size",
     "check_sizes",
-    "check_width",
     "is_tensor",
 ]
 
@@ -45,25 +50,25 @@ def check_odd(argument: str, value: object) -> int:
 
 
 def check_sizes(argument: str, value: object, dims: int, minimum: int = 1) -> tuple[int, ...]:
-    """Returns ``value``, one integer or ``dims`` of them, as a tuple of ``dims`` integers."""
+    """Returns ``value``, an integer or a sequence of ``dims`` integers, as a tuple of ``dims`` integers."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != dims:
-            raise ValueError(f"{argument} must be one int or {dims} of them, got {value!r}")
-        return tuple(check_int(argument, v, minimum) for v in value)
+            raise ValueError(f"{argument} must be an int or a tuple of length {dims}, got {value!r}")
+        return tuple(check_int(argument, size, minimum) for size in value)
     return (check_int(argument, value, minimum),) * dims
 
 
-def check_groups(groups: object, **widths: int) -> int:
-    """Returns ``groups``, an integer of at least 1 that divides the widths, which are given by their names."""
+def check_groups(groups: object, **channels_by_name: int) -> int:
+    """Returns ``groups``, a positive integer that divides each of the numbers of channels."""
     number = check_int("groups", groups)
-    for name, channels in widths.items():
+    for name, channels in channels_by_name.items():
         if channels % number != 0:
             raise ValueError(f"{name} must be divisible by groups, got {channels} and {groups}")
     return number
 
 
 def check_probability(argument: str, value: object) -> float:
-    """Returns ``value``, a number in [0, 1]; NaN is refused."""
+    """Returns ``value``, a number in [0, 1]; NaN raises an error."""
     probability = _check_real(argument, value)
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"{argument} must be in [0, 1], got {value}")
@@ -71,7 +76,7 @@ def check_probability(argument: str, value: object) -> float:
 
 
 def check_number(argument: str, value: object) -> float:
-    """Returns ``value``, a number; NaN and infinity are refused."""
+    """Returns ``value``, a finite number."""
     number = _check_real(argument, value)
     if not math.isfinite(number):
         raise ValueError(f"{argument} must be finite, got {value}")
@@ -99,8 +104,51 @@ def check_bool(argument: str, value: object) -> bool:
     return value
 
 
+def check_module(argument: str, value: object) -> nn.Module:
+    """Returns ``value``, an ``nn.Module``."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{argument} must be a module, got {value!r}")
+    return value
+
+
+def check_not_lazy(argument: str, model: nn.Module) -> None:
+    """Raises if ``model`` contains a lazy module that has not seen its first batch."""
+    for path, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin):
+            place = f" at {path}" if path else ""
+            raise TypeError(
+                f"{argument} must not contain lazy modules, got {type(module).__name__}{place}: "
+                "initialize it with model(batch)"
+            )
+
+
+def check_float32(argument: str, value: object) -> Tensor:
+    """Returns ``value``, a float32 tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument} must be a float32 tensor, got {type(value).__name__}")
+    if value.dtype != torch.float32:
+        raise TypeError(f"{argument} must be a float32 tensor, got {value.dtype}")
+    return value
+
+
+def check_shape(argument: str, tensor: Tensor, sizes: Sequence[int | None]) -> None:
+    """Raises unless ``tensor`` has these sizes; ``None`` matches any size."""
+    shape = list(tensor.shape)
+    if len(shape) != len(sizes):
+        raise ValueError(f"{argument} must have {len(sizes)} dimensions, got {len(shape)}: shape {shape}")
+    for dim, size in enumerate(sizes):
+        if size is not None and shape[dim] != size:
+            raise ValueError(f"{argument} must have size {size} in dimension {dim}, got shape {shape}")
+
+
+# The checks below run in the ``forward`` of layers, and so under torch.jit.script and in symbolic traces as well.
+
+
 def is_tensor(input: Tensor) -> bool:
-    """Whether there is a tensor to look at; symbolic and script tracing show none, and record no check."""
+    """Whether ``input`` can be checked: symbolic tracing and ``torch.jit.trace`` must not record the checks.
+
+    Raises ``TypeError`` if it is not a tensor.
+    """
     if not torch.jit.is_scripting():
         if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing():
             return False
@@ -110,7 +158,10 @@ def is_tensor(input: Tensor) -> bool:
 
 
 def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = False) -> None:
-    """Raises unless ``input`` has ``dims`` dimensions, the second of size ``channels`` (and no later one of size 0)."""
+    """Raises unless ``input`` has ``dims`` dimensions and ``channels`` channels in the second one.
+
+    With ``needs_pixels`` no spatial dimension may be empty.
+    """
     if not is_tensor(input):
         return
     if input.dim() != dims:
@@ -123,44 +174,45 @@ def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = Fa
                 raise ValueError(f"input must have at least one pixel, got shape {list(input.shape)}")
 
 
-def check_width(input: Tensor, dim: int, channels: int) -> None:
-    """Raises unless dimension ``dim`` of ``input`` has size ``channels``."""
+def check_size(input: Tensor, dim: int, size: int) -> None:
+    """Raises unless dimension ``dim`` of ``input`` has size ``size``."""
     if not is_tensor(input):
         return
-    if input.dim() < (dim + 1 if dim >= 0 else -dim) or input.shape[dim] != channels:
-        raise ValueError(f"input must have size {channels} in dimension {dim}, got shape {list(input.shape)}")
+    if input.dim() < (dim + 1 if dim >= 0 else -dim) or input.shape[dim] != size:
+        raise ValueError(f"input must have size {size} in dimension {dim}, got shape {list(input.shape)}")
 
 
-def check_flat(input: Tensor) -> None:
-    """Raises unless ``input`` has two dimensions: of three, nn.BatchNorm1d normalizes the second, not the features."""
+def check_matrix(input: Tensor) -> None:
+    """Raises unless ``input`` has 2 dimensions: given 3, nn.BatchNorm1d would normalize the second, not the last."""
     if is_tensor(input) and input.dim() != 2:
-        raise ValueError(f"norm_layer=nn.BatchNorm1d takes inputs of 2 dimensions, got {input.dim()}")
+        raise ValueError(f"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got {input.dim()}")
 
 
 def check_floating(input: Tensor) -> None:
-    """Raises unless ``input`` is of a floating-point type, or quantized."""
+    """Raises unless ``input`` has a floating-point dtype or is quantized."""
     if is_tensor(input) and not input.is_floating_point() and not input.is_quantized:
-        raise TypeError(f"input must be of a floating-point type, got {input.dtype}")
+        raise TypeError(f"input must have a floating-point dtype, got {input.dtype}")
 
 
 def check_dtype(input: Tensor, parameter: Tensor | None) -> None:
-    """Raises unless ``input`` has the type of ``parameter``; half precision may meet float32, as in torch's own norms.
+    """Raises unless ``input`` has the dtype of ``parameter``; float16 and bfloat16 may be mixed with float32.
 
-    For layers whose arithmetic would promote other types without a word. Convolutions and projections refuse them.
+    For layers whose arithmetic would silently promote other dtypes. Torch's convolutions and linear layers raise an
+    error themselves.
     """
-    if torch.jit.is_scripting():  # where autocast cannot be asked
+    if torch.jit.is_scripting():  # TorchScript cannot read the autocast state
         check_floating(input)
         return
     if not is_tensor(input):
         return
     if parameter is None:
         check_floating(input)
-    elif input.dtype != parameter.dtype and not _may_meet(input, parameter):
-        raise TypeError(f"input must be {parameter.dtype} as the layer is, got {input.dtype}")
+    elif input.dtype != parameter.dtype and not _is_mixed_precision(input, parameter):
+        raise TypeError(f"input must have the dtype of the layer, {parameter.dtype}, got {input.dtype}")
 
 
-def _may_meet(input: Tensor, parameter: Tensor) -> bool:
-    """Whether two types that differ are those of mixed precision; autocast also gives float32 to a half layer."""
+def _is_mixed_precision(input: Tensor, parameter: Tensor) -> bool:
+    """Whether torch's own norms accept this pair of dtypes; under autocast, float32 may also enter a half layer."""
     mixed = (torch.float16, torch.bfloat16, torch.float32)
     if input.dtype not in mixed or parameter.dtype not in mixed:
         return False
@@ -170,7 +222,7 @@ def _may_meet(input: Tensor, parameter: Tensor) -> bool:
     )
 
 
-def check_same_shape(argument: str, given: Tensor, wanted: Tensor, of: str = "branch") -> None:
-    """Raises unless the two sides of a residual addition have one shape: nothing is broadcast."""
-    if is_tensor(given) and given.shape != wanted.shape:
-        raise ValueError(f"{argument} must give the shape of the {of} {list(wanted.shape)}, got {list(given.shape)}")
+def check_same_shape(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
+    """Raises unless the operands of a residual addition have the same shape, so that nothing is broadcast."""
+    if is_tensor(tensor) and tensor.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {other_name} {list(other.shape)}, got {list(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Layer arguments (constructors, instances) made into modules of their own."""
+"""Builds child modules from layer arguments, which are constructors or instances."""
 
 import copy
 import inspect
@@ -16,10 +16,10 @@ from .checks import check_groups
 
 __all__ = ["Builder", "LayerArgument", "check_layer_argument"]
 
-#: What a layer argument may be: a class, a ``partial``, any function that returns a module, or a module to copy.
+#: A class, a ``partial``, any other function that returns a module, or a module to copy.
 LayerArgument: TypeAlias = Callable[..., nn.Module] | nn.Module
 
-# A sixteenth of the channels: the reduction that the Squeeze-and-Excitation paper settles on (arXiv 1709.01507, 6.1).
+# The Squeeze-and-Excitation paper settles on a reduction ratio of 16 (arXiv 1709.01507, section 6.1).
 _SQUEEZE_RATIO = 16
 
 
@@ -29,23 +29,23 @@ def check_layer_argument(argument: str, layer: object) -> None:
     is_other_class = isinstance(cls, type) and not issubclass(cls, nn.Module)
     if not callable(layer) or is_other_class:
         raise TypeError(f"{argument} must be a constructor such as nn.ReLU, or a module to copy, got {layer!r}")
-    kind = cls if isinstance(cls, type) else type(cls)
-    if issubclass(kind, LazyModuleMixin):
-        raise TypeError(f"{argument} must not be lazy, its channels are known: got {kind.__name__}")
+    module_class = cls if isinstance(cls, type) else type(cls)
+    if issubclass(module_class, LazyModuleMixin):
+        raise TypeError(f"{argument} must not be lazy, since its channels are known, got {module_class.__name__}")
 
 
 def _parameters(layer: LayerArgument) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(layer).parameters)
-    except (TypeError, ValueError):  # no signature to read: written in C, for instance
+    except (TypeError, ValueError):  # functions written in C may have no signature
         return {}
 
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds the children of one layer, all on one device and in one dtype.
+    """Builds the children of one layer on one device and in one dtype.
 
-    An instance is deep-copied at each place where it is used, so that no two places share a module.
+    Each use of an instance deep-copies it, so that children never share a module.
     """
 
     device: torch.device | str | int | None = None
@@ -63,9 +63,9 @@ class Builder:
                 except TypeError as error:
                     raise TypeError(f"{argument}={layer!r} cannot be called with {args} {kwargs}: {error}") from error
             if not isinstance(module, nn.Module):
-                raise TypeError(f"{argument}={layer!r} must make an nn.Module, it made {type(module).__name__}")
+                raise TypeError(f"{argument} must return a module, got {type(module).__name__} from {layer!r}")
             if not isinstance(layer, (type, partial)):
-                module = copy.deepcopy(module)  # a function may give the same module each time
+                module = copy.deepcopy(module)  # a function may return the same module on each call
         if self.device is None and self.dtype is None:
             return module
         return module.to(device=self.device, dtype=self.dtype)
@@ -83,10 +83,10 @@ class Builder:
         groups: int,
         bias: bool,
     ) -> nn.Module:
-        """A convolution of the channels that its place asks for; an instance must agree in every other number too.
+        """Builds a convolution and checks its channels; an instance must match every other number too.
 
-        What a ``partial`` has bound stays: ``partial(nn.Conv2d, padding_mode="reflect")``, or another kernel or number
-        of groups than the place would give.
+        Arguments bound by a ``partial`` take precedence: a padding mode as in
+        ``partial(nn.Conv2d, padding_mode="reflect")``, but also another kernel size or number of groups.
         """
         check_groups(groups, in_channels=in_channels, out_channels=out_channels)
         bound = layer.keywords if isinstance(layer, partial) else {}
@@ -98,34 +98,34 @@ class Builder:
             "groups": groups,
             "bias": bias,
         }
-        free = {name: value for name, value in numbers.items() if name not in bound}
-        conv = self.module(argument, layer, in_channels, out_channels, **free)
-        wanted: dict[str, object] = {"out_channels": out_channels}
+        unbound = {name: value for name, value in numbers.items() if name not in bound}
+        conv = self.module(argument, layer, in_channels, out_channels, **unbound)
+        expected: dict[str, object] = {"out_channels": out_channels}
         if isinstance(layer, nn.Module):
-            wanted |= {"in_channels": in_channels, "kernel_size": kernel_size, "stride": stride}
-            wanted |= {"padding": padding, "dilation": dilation, "groups": groups}
-            if isinstance(getattr(conv, "padding", None), str):  # its own way to say the same, or torch says otherwise
-                del wanted["padding"]
-        for name, value in wanted.items():
+            expected |= {"in_channels": in_channels, **numbers}
+            del expected["bias"]
+            if isinstance(getattr(conv, "padding", None), str):  # "same" and "valid" may be equal to the numbers
+                del expected["padding"]
+        for name, value in expected.items():
             if getattr(conv, name, value) != value:
-                raise ValueError(f"{argument} has {name}={getattr(conv, name)}, its place needs {name}={value}")
+                raise ValueError(f"{argument} has {name}={getattr(conv, name)}, expected {name}={value}")
         return conv
 
     def norm(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
-        """A normalization, called with its channels."""
+        """Builds a normalization, called with ``channels``."""
         norm = self.module(argument, layer, channels)
-        if type(norm).__module__ == nn.ReLU.__module__:  # nn.ReLU(channels) would be one in place
-            raise TypeError(f"{argument} must make a normalization, it made the activation {type(norm).__name__}")
-        for name in ("num_features", "num_channels"):
-            self._check_width(argument, norm, name, channels)
+        if type(norm).__module__ == nn.ReLU.__module__:  # nn.ReLU(channels) would run, as an in-place ReLU
+            raise TypeError(f"{argument} must return a normalization, got the activation {type(norm).__name__}")
+        for attribute in ("num_features", "num_channels"):
+            self._check_channels(argument, norm, attribute, channels)
         if isinstance(norm, nn.LayerNorm) and norm.normalized_shape[-1] != channels:
-            raise ValueError(f"{argument} has normalized_shape={norm.normalized_shape}, its place needs {channels}")
+            raise ValueError(f"{argument} has normalized_shape={norm.normalized_shape}, expected ({channels},)")
         return norm
 
     def activation(
         self, argument: str, layer: LayerArgument | None, channels: int, inplace: bool | None = None
     ) -> nn.Module:
-        """An activation; ``inplace`` is passed on where the constructor takes it and has it not bound already."""
+        """Builds an activation; ``inplace`` is passed if the constructor takes it and has not bound it."""
         if layer is None:
             return nn.Identity()
         bound = layer.keywords if isinstance(layer, partial) else {}
@@ -133,7 +133,7 @@ class Builder:
         kwargs = {"inplace": inplace} if inplace is not None and takes_inplace else {}
         activation = self.module(argument, layer, **kwargs)
         if getattr(activation, "num_parameters", 1) != 1:  # nn.PReLU
-            self._check_width(argument, activation, "num_parameters", channels)
+            self._check_channels(argument, activation, "num_parameters", channels)
         return activation
 
     def squeeze_excitation(
@@ -144,10 +144,10 @@ class Builder:
         squeeze_channels: int | None = None,
         activation_layer: LayerArgument | None = None,
     ) -> nn.Module:
-        """Channel attention, called with its channels.
+        """Builds channel attention, called with ``channels``.
 
-        It also gets ``squeeze_channels`` where it insists on them, a sixteenth of its channels unless given here, and
-        ``activation`` where one is given here and it takes and has not bound one.
+        If the constructor requires ``squeeze_channels``, they are passed too, by default a sixteenth of ``channels``.
+        ``activation_layer`` is passed as ``activation`` if the constructor takes it and has not bound it.
         """
         takes = {} if isinstance(layer, nn.Module) else _parameters(layer)
         bound = layer.keywords if isinstance(layer, partial) else {}
@@ -157,11 +157,11 @@ class Builder:
         if activation_layer is not None and "activation" in takes and "activation" not in bound:
             kwargs["activation"] = activation_layer
         se = self.module(argument, layer, channels, **kwargs)
-        self._check_width(argument, se, "input_channels", channels)
+        self._check_channels(argument, se, "input_channels", channels)
         return se
 
     @staticmethod
-    def _check_width(argument: str, module: nn.Module, name: str, channels: int) -> None:
-        width = getattr(module, name, channels)
-        if width != channels:
-            raise ValueError(f"{argument} has {name}={width}, its place needs {channels}")
+    def _check_channels(argument: str, module: nn.Module, attribute: str, channels: int) -> None:
+        actual = getattr(module, attribute, channels)
+        if actual != channels:
+            raise ValueError(f"{argument} has {attribute}={actual}, expected {channels}")

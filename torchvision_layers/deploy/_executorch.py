@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
-from ..quantized._exporting import every_size
+from .._utils.exporting import any_size
 from ._comparing import dynamic_sizes
 from ._kinds import Kind, kind_of, quantized_part
 from ._metadata import input_shape_in
@@ -42,9 +42,9 @@ def check(model: nn.Module) -> None:
             "model is eager int8, whose weights are packed for kernels of torch: quantize with engine='pt2e' and "
             "backend='xnnpack' for format='executorch', or use format='torchscript'"
         )
-    if kind is Kind.PT2E and part is not None and part.packed_for != "xnnpack":
+    if kind is Kind.PT2E and part is not None and part.backend != "xnnpack":
         raise TypeError(
-            f"model is int8 for {part.packed_for}, with unsigned activations, which XNNPACK would compute in float: "
+            f"model is int8 for {part.backend}, with unsigned activations, which XNNPACK would compute in float: "
             "quantize with backend='xnnpack' for format='executorch', or use format='pt2', 'aoti' or 'onnx-qdq'"
         )
 
@@ -134,7 +134,7 @@ def _exported(model: nn.Module, example: Tensor, most: list[int], sizes: list[in
     pair = torch.cat([example, example])[:2].contiguous()
     free = {i: Dim.AUTO(max=most[i]) for i, size in enumerate(sizes) if size is None}
     try:
-        with every_size():
+        with any_size():
             program = torch.export.export(model, (pair,), dynamic_shapes=(free,))
         if (
             0 in free and _bounds(program)[0][0] > 1

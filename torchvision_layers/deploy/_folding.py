@@ -9,6 +9,7 @@ import torchvision.ops
 from torch import Tensor, nn
 
 from .._utils.scaling import PROJECTIONS, in_channels, out_channels, scale_inputs, scale_outputs
+from .._utils.tracing import ForwardTrace, find_producer, trace_forward
 from ..layers.conv import ConvNormAct
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
 from ..layers.layer_norm import LayerScale
@@ -16,8 +17,7 @@ from ..layers.linear import LinearDropoutAct
 from ..layers.mlp import MLP
 from ..layers.positional_conv import PositionalConv2d
 from ..layers.stochastic_depth import StochasticDepth
-from ..quantized._chains import Calls, at_end, calls
-from ..quantized._kernels import is_unit
+from ..quantized.eager.support import is_unit
 from ._becoming import become, fold_itself, kind
 
 __all__ = ["Folding"]
@@ -69,7 +69,7 @@ class Folding:
         #: Modules of which a ``forward`` above calls only parts, or reads a parameter.
         self.entered = set[nn.Module]()
         #: What the ``forward`` of each module calls, as far as it was looked at.
-        self.calls: dict[nn.Module, Calls] = {}
+        self.calls: dict[nn.Module, ForwardTrace] = {}
         #: Path of a module above whose ``forward`` could not be traced.
         self.unknown: dict[nn.Module, str] = {}
         self._look_at(model, "")
@@ -81,7 +81,7 @@ class Folding:
         for name, module in model.named_modules(prefix=path):
             if _is_closed(module) or type(module).forward is nn.Module.forward:  # nobody calls an nn.ModuleList
                 continue
-            called = self.calls[module] = calls(module)
+            called = self.calls[module] = trace_forward(module)
             self.entered.update(module.get_submodule(part) for part in called.parts)
             if not called.is_traced:
                 self._mark(module, name or "model")
@@ -103,7 +103,7 @@ class Folding:
             self._look_at(module, path)
         if _is_closed(module):
             return
-        called = self.calls.get(module) or calls(module)
+        called = self.calls.get(module) or trace_forward(module)
         for name in called.whole:
             self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for chain in called.chains:
@@ -135,7 +135,7 @@ class Folding:
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the projection whose output it gets, if it can be."""
-        last = at_end(parent, names, ends=_is_projection, passes=_is_identity, is_closed=self._is_fixed)
+        last = find_producer(parent, names, matches=_is_projection, is_identity=_is_identity, is_opaque=self._is_fixed)
         if last is None:
             return False
         projection = parent.get_submodule(last)

@@ -5,8 +5,9 @@ from enum import Enum
 from torch import nn
 
 from ..quantized import QuantizableGraph, QuantizableModel
-from ..quantized._graph_nodes import ranges
-from ..quantized._kernels import is_int8
+from ..quantized.eager.support import is_int8
+from ..quantized.pt2e.nodes import qparams
+from ..quantized.wrapper import Stage
 
 __all__ = ["Kind", "check_exportable_graph", "first_step", "kind_of", "quantized_part"]
 
@@ -24,9 +25,9 @@ def quantized_part(model: nn.Module) -> QuantizableModel | QuantizableGraph | No
     """
     parts = [module for module in model.modules() if isinstance(module, QuantizableModel | QuantizableGraph)]
     for part in parts:
-        if part.prepared_for and not part.packed_for:
+        if part.stage is Stage.PREPARED:
             raise TypeError("model is prepared but not int8 yet: call quantized.convert(model) first")
-    converted = [part for part in parts if part.packed_for]
+    converted = [part for part in parts if part.stage is Stage.INT8]
     if len(converted) > 1:
         raise TypeError(f"model must hold one int8 model, it holds {len(converted)}: quantize it as a whole")
     return converted[0] if converted else None
@@ -44,7 +45,7 @@ def kind_of(model: nn.Module) -> Kind:
 def first_step(model: nn.Module) -> float:
     """The step in which a model of ``engine="pt2e"`` quantizes its input; zero for other models."""
     part = quantized_part(model)
-    return float(ranges(part.body.graph)["activation_scales"][0]) if isinstance(part, QuantizableGraph) else 0.0
+    return float(qparams(part.body.graph)["activation_scales"][0]) if isinstance(part, QuantizableGraph) else 0.0
 
 
 def check_exportable_graph(model: nn.Module) -> None:

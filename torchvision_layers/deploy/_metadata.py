@@ -58,7 +58,7 @@ def _quantization(model: nn.Module) -> dict[str, object] | None:
     return {
         "engine": "pt2e" if kind is Kind.PT2E else "eager",
         # Of modules that torch.ao converted without us, the engine in force is all that is known.
-        "backend": part.packed_for if part is not None else torch.backends.quantized.engine,
+        "backend": part.backend if part is not None else torch.backends.quantized.engine,
         "report": [asdict(row) for row in report(part if part is not None else model).rows],
     }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..quantized._exporting import trace
+from .._utils import exporting
 from ._comparing import resized, takes
 
 __all__ = ["export_program"]
@@ -20,7 +20,7 @@ def export_program(model: nn.Module, example: Tensor, sizes: Sequence[int | None
     """
     pair = _pair(model, example, sizes)
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(sizes) if size is None}
-    program = trace(model, pair, dims, "format='torchscript' may take it. ")
+    program = exporting.export_program(model, pair, dims, "format='torchscript' may take it. ")
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     (name,) = program.graph_signature.user_inputs
     for i, size in enumerate(placeholders[str(name)].meta["val"].shape):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..quantized._int8 import running_on
+from ..quantized.eager.int8_modules import use_backend
 from ._archive import record, records
 from ._kinds import Kind, kind_of
 from ._metadata import NAME, parse
@@ -82,4 +82,4 @@ def _check_code(content: bytes, path: Path) -> None:
 
 def _engine(quantization: dict[str, str] | None) -> AbstractContextManager[None]:
     """Int8 weights are packed on loading, for the engine in force, and some kernels choose by it when they run."""
-    return nullcontext() if quantization is None else running_on(quantization["backend"])
+    return nullcontext() if quantization is None else use_backend(quantization["backend"])

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._utils.modules import has_hooks
 from ..quantized import QuantizableGraph, QuantizableModel
-from ..quantized._kernels import has_hooks
 from ._becoming import settle_parameters
 from ._folding import Folding
 

@@ -95,7 +95,7 @@ class ConvNeXtBlock(nn.Module):
         branch = self._scale(self.block(input))
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        return self._join(branch, input)
+        return self._add_skip(branch, input)
 
     def folded(self) -> nn.Module:
         """The same block, its scale in the weights of its last projection, if that still is an ``nn.Linear``."""
@@ -109,7 +109,7 @@ class ConvNeXtBlock(nn.Module):
     def _scale(self, branch: Tensor) -> Tensor:
         return branch if self.layer_scale is None else self.layer_scale * branch
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("conv_layer", branch, skip, "input")
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
+        check_same_shape("the output of conv_layer", branch, skip, "the input")
         branch += skip
         return branch

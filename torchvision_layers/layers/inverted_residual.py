@@ -54,14 +54,14 @@ class InvertedBottleneck(nn.Module):
         if self.use_res_connect:
             if self.stochastic_depth is not None:
                 branch = self.stochastic_depth(branch)
-            branch = self._join(branch, input)
+            branch = self._add_skip(branch, input)
         return branch
 
     def _branch(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("conv_layer", branch, skip, "input")
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
+        check_same_shape("the output of conv_layer", branch, skip, "the input")
         return skip + branch
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._utils.checks import check_bool, check_dtype, check_eps, check_input, check_int, check_number, check_width
+from .._utils.checks import check_bool, check_dtype, check_eps, check_input, check_int, check_number, check_size
 
 __all__ = ["LayerNorm2d", "LayerScale"]
 
@@ -95,7 +95,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((dim,), start, device=device, dtype=dtype))
 
     def forward(self, input: Tensor) -> Tensor:
-        check_width(input, self.channels_dim, self.dim)
+        check_size(input, self.channels_dim, self.dim)
         check_dtype(input, self.weight)
         if self.channels_dim == -1:
             return input * self.weight

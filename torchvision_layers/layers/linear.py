@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_flat, check_int, check_probability, check_width
+from .._utils.checks import check_bool, check_int, check_matrix, check_probability, check_size
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["LinearDropoutAct"]
@@ -69,14 +69,14 @@ class LinearDropoutAct(nn.Sequential):
         if activation_layer is not None:
             layers["activation"] = build.activation("activation_layer", activation_layer, out_features, inplace)
         super().__init__(layers)
-        self.is_flat = isinstance(layers.get("norm"), nn.BatchNorm1d)
+        self.needs_matrix = isinstance(layers.get("norm"), nn.BatchNorm1d)
         self.in_features = in_features
         self.out_features = out_features
 
     def forward(self, input: Tensor) -> Tensor:
-        check_width(input, -1, self.in_features)
-        if self.is_flat:
-            check_flat(input)
+        check_size(input, -1, self.in_features)
+        if self.needs_matrix:
+            check_matrix(input)
         for layer in self:
             input = layer(input)
         return input

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_bool, check_flat, check_int, check_probability, check_width
+from .._utils.checks import check_bool, check_int, check_matrix, check_probability, check_size
 from .._utils.construct import Builder, LayerArgument
 
 __all__ = ["MLP"]
@@ -75,14 +75,14 @@ class MLP(nn.Sequential):
             layers.append(nn.Dropout(probability, inplace=bool(inplace) and is_last))
             channels = hidden
         super().__init__(*layers)
-        self.is_flat = any(isinstance(layer, nn.BatchNorm1d) for layer in layers)
+        self.needs_matrix = any(isinstance(layer, nn.BatchNorm1d) for layer in layers)
         self.in_channels = in_channels
         self.out_channels = channels
 
     def forward(self, input: Tensor) -> Tensor:
-        check_width(input, -1, self.in_channels)
-        if self.is_flat:
-            check_flat(input)
+        check_size(input, -1, self.in_channels)
+        if self.needs_matrix:
+            check_matrix(input)
         for layer in self:
             input = layer(input)
         return input

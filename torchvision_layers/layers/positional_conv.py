@@ -114,7 +114,7 @@ class PositionalConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.conv.in_channels, needs_pixels=True)
-        return self._join(self.conv(input), self.position(input))
+        return self._add_position(self.conv(input), self.position(input))
 
-    def _join(self, output: Tensor, position: Tensor) -> Tensor:
+    def _add_position(self, output: Tensor, position: Tensor) -> Tensor:
         return output.add_(position)

@@ -37,7 +37,7 @@ class _ResidualBlock(nn.Module):
         if downsample is not None and not isinstance(downsample, nn.Module):
             raise TypeError(f"downsample must be a module or None, got {downsample!r}")
 
-    def _add_ending(
+    def _build_tail(
         self,
         build: Builder,
         out_channels: int,
@@ -55,18 +55,18 @@ class _ResidualBlock(nn.Module):
         self.downsample = None if downsample is None else build.module("downsample", downsample)
         self.act = build.activation("activation_layer", activation_layer, out_channels, inplace=True)
 
-    def _end(self, branch: Tensor, input: Tensor) -> Tensor:
+    def _tail(self, branch: Tensor, input: Tensor) -> Tensor:
         if self.se is not None:
             branch = self.se(branch)
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        return self._join(branch, input if self.downsample is None else self.downsample(input))
+        return self._add_skip(branch, input if self.downsample is None else self.downsample(input))
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         if self.downsample is None:
-            check_same_shape("conv_layer", branch, skip, "input")
+            check_same_shape("the output of conv_layer", branch, skip, "the input")
         else:
-            check_same_shape("downsample", skip, branch)
+            check_same_shape("the output of downsample", skip, branch, "the branch")
         branch += skip
         return self.act(branch)
 
@@ -175,13 +175,13 @@ class BasicBlock(_ResidualBlock):
         self.act1 = build.activation("activation_layer", activation_layer, planes, inplace=True)
         self.conv2 = _conv3x3(build, conv_layer, planes, planes, 1, dilation, 1, norm2)
         self.bn2 = norm2
-        self._add_ending(build, planes, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+        self._build_tail(build, planes, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.inplanes)
         branch = self.act1(self.bn1(self.conv1(input)))
         branch = self.bn2(self.conv2(branch))
-        return self._end(branch, input)
+        return self._tail(branch, input)
 
 
 class Bottleneck(_ResidualBlock):
@@ -262,11 +262,11 @@ class Bottleneck(_ResidualBlock):
         self.act2 = build.activation("activation_layer", activation_layer, width, inplace=True)
         self.conv3 = _conv1x1(build, width, out_channels, 1, norm3)
         self.bn3 = norm3
-        self._add_ending(build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+        self._build_tail(build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.inplanes)
         branch = self.act1(self.bn1(self.conv1(input)))
         branch = self.act2(self.bn2(self.conv2(branch)))
         branch = self.bn3(self.conv3(branch))
-        return self._end(branch, input)
+        return self._tail(branch, input)

@@ -1,22 +1,22 @@
-"""Quantizable twins of the layers, and the way of any model to int8."""
+"""Quantizable twins of the layers, and int8 for any model made of them."""
 
-from ._observed import Addition, Multiplication
-from ._twin import QuantizableLayer
-from .conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
-from .convnext import QuantizableConvNeXtBlock
-from .depthwise import QuantizableDepthwiseSeparableConv
-from .graph import QuantizableGraph
-from .inverted_residual import QuantizableInvertedResidual
-from .layer_norm import QuantizableLayerNorm2d, QuantizableLayerScale
-from .linear import QuantizableLinearDropoutAct
-from .mbconv import QuantizableFusedMBConv, QuantizableMBConv
-from .mlp import QuantizableMLP
-from .model import QuantizableModel, quantizable
-from .positional_conv import QuantizablePositionalConv2d
+from .api import convert, freeze, fuse_model, prepare_qat, quantize
+from .eager.model import QuantizableModel, quantizable
+from .layers.base import QuantizableLayer
+from .layers.conv import QuantizableConv1dNormAct, QuantizableConv3dNormAct, QuantizableConvNormAct
+from .layers.convnext import QuantizableConvNeXtBlock
+from .layers.depthwise import QuantizableDepthwiseSeparableConv
+from .layers.inverted_residual import QuantizableInvertedResidual
+from .layers.layer_norm import QuantizableLayerNorm2d, QuantizableLayerScale
+from .layers.linear import QuantizableLinearDropoutAct
+from .layers.mbconv import QuantizableFusedMBConv, QuantizableMBConv
+from .layers.mlp import QuantizableMLP
+from .layers.observed import Addition, Multiplication
+from .layers.positional_conv import QuantizablePositionalConv2d
+from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
+from .layers.squeeze_excitation import QuantizableSqueezeExcitation
+from .pt2e.model import QuantizableGraph
 from .report import Report, ReportRow, report
-from .residual import QuantizableBasicBlock, QuantizableBottleneck
-from .squeeze_excitation import QuantizableSqueezeExcitation
-from .workflow import convert, freeze, fuse_model, prepare_qat, quantize
 
 __all__ = [
     "Addition",

@@ -1,23 +1,21 @@
-"""What became of each module of a model on its way to int8."""
+"""A report on each module of a model on its way to int8."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
-from ._checking import check_module
-from ._graph_report import graph_rows
-from ._kernels import Kernel, is_int8, is_unit, kernel
-from ._observed import FloatIsland
-from ._report_row import ReportRow, with_hosts
-from .graph import QuantizableGraph
-from .model import QuantizableModel
+from .._utils.checks import check_module
+from .eager.report import module_rows
+from .pt2e.model import QuantizableGraph
+from .pt2e.report import graph_rows
+from .report_row import ReportRow, link_fused
 
 __all__ = ["Report", "ReportRow", "report"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, in the order of the model; printed as a table."""
+    """All rows, in the order of the model; ``str(report)`` is a table."""
 
     rows: tuple[ReportRow, ...]
 
@@ -31,52 +29,12 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """Tells of each module what it became, whether it runs in int8 or in float, and why.
+    """Reports for each module what it became, whether it runs in int8 or in float, and why.
 
     Args:
         model: a model at any stage: float, quantizable, fused, prepared or converted.
 
-    Errors: ``TypeError`` for what is not a module.
+    Errors: ``TypeError`` if ``model`` is not a module.
     """
-    check_module(model)
-    if isinstance(model, QuantizableGraph):
-        return Report(with_hosts(graph_rows(model)))
-    root = model.model if isinstance(model, QuantizableModel) else model
-    before = model.classes_before if isinstance(model, QuantizableModel) else {}
-    is_converted = any(is_int8(module) for module in model.modules())
-    rows: list[ReportRow] = []
-    _walk(root, "", before, is_converted, rows)
-    return Report(with_hosts(rows))
-
-
-def _walk(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
-    row = _row(module, path, before.get(path, ""), is_converted)
-    if row is not None:
-        rows.append(row)
-        return
-    for name, child in module.named_children():
-        _walk(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
-
-
-def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:
-    """The row of a module that is a unit of its own; ``None`` for one that only calls its children."""
-    after = type(module).__name__
-    how = kernel(module)
-    host = getattr(module, "fused_into", None)
-    if host is not None:
-        parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
-        host_path = ".".join([*parent, host])
-        runs_in = "int8" if is_converted else "float"
-        return ReportRow(path, before, after, runs_in, f"fused into {host_path}", (host_path,))
-    if isinstance(module, FloatIsland):
-        inner = getattr(module.module, "float_class", type(module.module))
-        return ReportRow(path, before, f"FloatIsland({inner.__name__})", "float", kernel(module.module).value)
-    if after == "DeQuantize":  # of a twin that computes something in float, up to where its next stub stands
-        return ReportRow(path, before, after, "float", Kernel.ISLAND.value)
-    if is_int8(module):
-        return ReportRow(path, before, after, "int8", Kernel.CONVERTED.value)
-    if how is Kernel.CONTAINER and not is_unit(module):
-        return None
-    if is_converted and how is Kernel.PASSED:
-        return ReportRow(path, before, after, "int8", how.value)
-    return ReportRow(path, before, after, "float", how.value if is_converted else "not converted yet")
+    check_module("model", model)
+    return Report(link_fused(graph_rows(model) if isinstance(model, QuantizableGraph) else module_rows(model)))

@@ -61,7 +61,7 @@ class Twinning:
 def twins() -> Twinning:
     """The twins of all float layers, those of the loaded models too."""
     from ..quantized import QuantizableLayer
-    from ..quantized._twin import NEED_NO_TWIN, TWINS
+    from ..quantized.layers.base import NEED_NO_TWIN, TWINS
 
     return Twinning(
         {_definition(float_class): _definition(twin) for float_class, twin in TWINS.items()},

@@ -13,7 +13,7 @@ from ..testing import LayerSpec
 __all__ = ["record_of", "spec_of"]
 
 _RECORD = "docs/source/conformance.json"
-_SPECS = "test/layer_specs.py"
+_SPECS = "test/conformance/specs/__init__.py"
 
 
 def _file(repository: str | Path | None, name: str) -> Path:
@@ -43,10 +43,10 @@ def spec_of(layer: str, repository: str | Path | None) -> LayerSpec:
 
     Errors: ``ValueError`` where there is no repository, ``ImportError`` where what the tests need is missing.
     """
-    folder = str(_file(repository, _SPECS).parent)
+    folder = str(_file(repository, _SPECS).parents[3])
     sys.path.insert(0, folder)
     try:
-        specs: tuple[LayerSpec, ...] = importlib.import_module("layer_specs").SPECS
+        specs: tuple[LayerSpec, ...] = importlib.import_module("test.conformance.specs").SPECS
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{_SPECS} needs {error.name}: pip install what the tests need, as `make test` does"

@@ -1,0 +1,12 @@
+"""One spec a layer, all that the matrix needs to know of it: the families, in one list."""
+
+from torchvision_layers.testing import LayerSpec, Sample
+
+from . import attention, conv, convnext, inverted, lazy, linear, norms, plain, residual, staged_convs, staged_norms
+
+__all__ = ["SPECS", "LayerSpec", "Sample"]
+
+# A new family: a file here, and its name in this list.
+FAMILIES = (conv, lazy, linear, attention, residual, inverted, convnext, norms, plain, staged_convs, staged_norms)
+
+SPECS: tuple[LayerSpec, ...] = tuple(spec for family in FAMILIES for spec in family.SPECS)

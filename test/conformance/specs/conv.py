@@ -1,0 +1,207 @@
+"""Convolution, normalization, activation in one, two and three dimensions."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample, XFail
+
+from .. import reference as ref
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+_UNPACKS_2D_ONLY = XFail(
+    'QNNPACK cannot unpack the weights of a 3-d convolution ("QNNPACK only supports conv2d_unpack right now.")',
+    "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/quantized/cpu/qconv_unpack.cpp",
+)
+
+
+def _arguments(dims: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of the first samples, which all have 3 channels and 5 after them."""
+    return (
+        *misuse.widths("in_channels", "out_channels"),
+        BadArguments(Misuse.GROUPS, {"groups": 2}, ValueError, "in_channels must be divisible by groups, got 3 and 2"),
+        BadArguments(Misuse.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"),
+        BadArguments(Misuse.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        *misuse.numbers_each(dims, "kernel_size", "stride", "dilation"),
+        BadArguments(Misuse.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        BadArguments(Misuse.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
+        BadArguments(
+            Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd where padding=None.*got 4"
+        ),
+        BadArguments(
+            Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full', should be one of.*'same'"
+        ),
+        BadArguments(
+            Misuse.CHOICE, {"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided conv"
+        ),
+        *misuse.norms(5),
+        *misuse.layers("activation_layer", "conv_layer"),
+        BadArguments(
+            Misuse.CHOICE, {"activation_layer": torch.relu}, TypeError, "activation_layer=.* cannot be called"
+        ),
+        BadArguments(
+            Misuse.CHOICE,
+            {"activation_layer": nn.PReLU(7)},
+            ValueError,
+            "activation_layer has num_parameters=7, expected 5",
+        ),
+        BadArguments(Misuse.CHOICE, {"conv_layer": nn.Linear}, TypeError, "conv_layer=.*Linear.* cannot be called"),
+        BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        BadArguments(Misuse.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
+        BadArguments(
+            Misuse.KEYWORD,
+            {"activations_layer": nn.ReLU},
+            TypeError,
+            "unexpected keyword argument 'activations_layer'",
+        ),
+    )
+
+
+def _inputs(image: tuple[int, ...]) -> tuple[BadInput, ...]:
+    return (
+        *misuse.shapes(3, image),
+        *misuse.types_of_torch((2, 3, *image)),
+        *misuse.no_pixels(3, len(image)),
+    )
+
+
+SPECS = (
+    LayerSpec(
+        tnn.ConvNormAct,
+        (
+            Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 7, 9), ref.conv_norm_act, reads_mode=True),
+            Sample(
+                "depthwise relu6",
+                {"in_channels": 6, "out_channels": 6, "kernel_size": 5, "stride": 2, "groups": 6}
+                | {"activation_layer": nn.ReLU6},
+                (2, 6, 9, 11),
+                partial(ref.conv_norm_act, kernel_size=5, stride=2, groups=6, activation=ref.relu6),
+                reads_mode=True,
+            ),
+            Sample(
+                "rectangle silu",
+                {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 1), "stride": (1, 2), "dilation": (2, 1)}
+                | {"activation_layer": nn.SiLU, "groups": 2},
+                (2, 4, 9, 11),
+                partial(
+                    ref.conv_norm_act,
+                    kernel_size=(3, 1),
+                    stride=(1, 2),
+                    dilation=(2, 1),
+                    groups=2,
+                    activation=ref.silu,
+                ),
+                reads_mode=True,
+                islands=(nn.SiLU,),
+            ),
+            Sample(
+                "group norm instance",
+                {"in_channels": 3, "out_channels": 4, "norm_layer": nn.GroupNorm(2, 4), "activation_layer": nn.ReLU()},
+                (2, 3, 7, 9),
+                partial(ref.conv_norm_act, norm="group2"),
+                reads_mode=False,
+                islands=(nn.GroupNorm,),
+            ),
+            Sample(
+                "conv relu",
+                {"in_channels": 3, "out_channels": 5, "kernel_size": 2, "padding": 0, "norm_layer": None},
+                (2, 3, 7, 9),
+                partial(ref.conv_norm_act, kernel_size=2, padding=0, norm="none"),
+                reads_mode=False,
+            ),
+            Sample(
+                "conv norm",
+                {"in_channels": 3, "out_channels": 5, "bias": True, "activation_layer": None},
+                (2, 3, 7, 9),
+                partial(ref.conv_norm_act, activation=ref.identity),
+                reads_mode=True,
+            ),
+        ),
+        (
+            *_arguments(2),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": nn.Conv2d(3, 6, 3, padding=1)},
+                ValueError,
+                "conv_layer has out_channels=6, expected out_channels=5",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": nn.Conv2d(3, 5, 5)},
+                ValueError,
+                r"conv_layer has kernel_size=\(5, 5\), expected kernel_size=\(3, 3\)",
+            ),
+            BadArguments(
+                Misuse.CHOICE, {"conv_layer": nn.LazyConv2d}, TypeError, "conv_layer must not be lazy.*got LazyConv2d"
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": lambda *a, **k: nn.Conv2d(3, 9, 3)},
+                ValueError,
+                "conv_layer has out_channels=9, expected out_channels=5",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": nn.Conv2d(3, 5, 3, padding=1, bias=False), "bias": True},
+                ValueError,
+                "bias is True, conv_layer has none",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": partial(nn.Conv2d, bias=True), "bias": False},
+                ValueError,
+                "bias is False, conv_layer has one",
+            ),
+        ),
+        (
+            *_inputs((7, 9)),
+            BadInput(
+                Misuse.CHOICE, (2, 3, 7, 9), ValueError, "expected 2D or 3D input", {"norm_layer": nn.BatchNorm1d}
+            ),
+        ),
+        quantized.QuantizableConvNormAct,
+        geometries.conv_norm_act(2),
+    ),
+    LayerSpec(
+        tnn.Conv1dNormAct,
+        (
+            Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 11), ref.conv_norm_act, reads_mode=True),
+            Sample(
+                "strided",
+                {"in_channels": 4, "out_channels": 6, "kernel_size": 5, "stride": 2, "dilation": 2, "groups": 2},
+                (2, 4, 19),
+                partial(ref.conv_norm_act, kernel_size=5, stride=2, dilation=2, groups=2),
+                reads_mode=True,
+            ),
+        ),
+        _arguments(1),
+        _inputs((11,)),
+        quantized.QuantizableConv1dNormAct,
+        geometries.conv_norm_act(1),
+    ),
+    LayerSpec(
+        tnn.Conv3dNormAct,
+        (
+            Sample(
+                "default", {"in_channels": 3, "out_channels": 5}, (2, 3, 4, 6, 7), ref.conv_norm_act, reads_mode=True
+            ),
+            Sample(
+                "spatial stride",
+                {"in_channels": 3, "out_channels": 5, "kernel_size": (1, 3, 3), "stride": (1, 2, 2)},
+                (2, 3, 4, 6, 7),
+                partial(ref.conv_norm_act, kernel_size=(1, 3, 3), stride=(1, 2, 2)),
+                reads_mode=True,
+            ),
+        ),
+        _arguments(3),
+        _inputs((4, 6, 7)),
+        quantized.QuantizableConv3dNormAct,
+        geometries.conv_norm_act(3),
+        {"int8_io[qnnpack]": _UNPACKS_2D_ONLY},
+    ),
+)

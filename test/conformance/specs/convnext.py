@@ -1,0 +1,70 @@
+"""The block of ConvNeXt."""
+
+from functools import partial
+
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+
+from .. import reference as ref
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+SPECS = (
+    LayerSpec(
+        tnn.ConvNeXtBlock,
+        (
+            Sample(
+                "default",
+                {"dim": 3, "layer_scale": 0.5},
+                (2, 3, 8, 9),
+                ref.convnext_block,
+                reads_mode=False,
+                islands=(nn.LayerNorm, nn.GELU),
+            ),
+            Sample(
+                "small relu",
+                {"dim": 4, "layer_scale": 1.0, "kernel_size": 3, "expansion": 2, "activation_layer": nn.ReLU}
+                | {"stochastic_depth": 0.2},
+                (2, 4, 5, 7),
+                partial(ref.convnext_block, activation=ref.relu),
+                is_random=True,
+                reads_mode=True,
+                islands=(nn.LayerNorm,),
+            ),
+        ),
+        (
+            *misuse.widths("dim", "expansion"),
+            *misuse.numbers("kernel_size"),
+            BadArguments(
+                Misuse.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
+            ),
+            BadArguments(Misuse.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
+            *misuse.probability("stochastic_depth"),
+            *misuse.norms(3),
+            *misuse.layers("activation_layer", "conv_layer"),
+            BadArguments(Misuse.EPS, {"layer_scale": misuse.NAN}, ValueError, "layer_scale must be finite, got nan"),
+            BadArguments(Misuse.EPS, {"layer_scale": "small"}, TypeError, "layer_scale must be a number, got 'small'"),
+        ),
+        (
+            *misuse.shapes(3, (8, 9)),
+            *misuse.types_of_torch((2, 3, 8, 9)),
+            BadInput(
+                Misuse.NO_PIXELS, (2, 3, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
+            ),
+            # One pixel is left, which would be stretched to fit.
+            BadInput(
+                Misuse.RESIDUAL,
+                (2, 3, 7, 7),
+                ValueError,
+                r"the output of conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
+                {"conv_layer": misuse.unpadded},
+            ),
+        ),
+        quantized.QuantizableConvNeXtBlock,
+        geometries.convnext_block(),
+    ),
+)

@@ -1,0 +1,215 @@
+"""The blocks of MobileNet and EfficientNet."""
+
+from functools import partial
+
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+
+from .. import reference as ref
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+
+def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of all blocks with a skip; ``width`` is that of the first norm."""
+    return (
+        *misuse.widths(in_name, out_name),
+        *misuse.numbers("kernel_size"),
+        BadArguments(Misuse.WINDOW, {"stride": 0}, ValueError, "stride must be 1 or 2, got 0"),
+        BadArguments(Misuse.WINDOW, {"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
+        BadArguments(Misuse.WINDOW, {"stride": (1, 1)}, ValueError, r"stride must be 1 or 2, got \(1, 1\)"),
+        BadArguments(Misuse.WINDOW, {"stride": 1.0}, TypeError, r"stride must be an int, got 1\.0"),
+        BadArguments(Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd, got 4"),
+        *(
+            BadArguments(
+                Misuse.CHANNELS,
+                {"expand_ratio": ratio},
+                ValueError,
+                f"expand_ratio must leave at least one channel, got {ratio} for {in_name}=",
+            )
+            for ratio in (0, -1, 0.1, misuse.NAN, float("inf"))
+        ),
+        BadArguments(Misuse.CHANNELS, {"expand_ratio": "6"}, TypeError, "expand_ratio must be a number, got '6'"),
+        BadArguments(Misuse.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"),
+        *misuse.probability("stochastic_depth"),
+        *misuse.norms(width),
+        *misuse.layers("activation_layer", "conv_layer"),
+    )
+
+
+def _inputs(channels: int) -> tuple[BadInput, ...]:
+    return (
+        *misuse.shapes(channels, (6, 7)),
+        *misuse.types_of_torch((2, channels, 6, 7)),
+        *misuse.no_pixels(channels),
+        # One pixel is left, which would be stretched to fit.
+        BadInput(
+            Misuse.RESIDUAL,
+            (2, channels, 3, 3),
+            ValueError,
+            rf"the output of conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
+            {"conv_layer": misuse.unpadded},
+        ),
+    )
+
+
+SPECS = (
+    LayerSpec(
+        tnn.InvertedResidual,
+        (
+            Sample(
+                "skip",
+                {"inp": 3, "oup": 3, "stride": 1, "expand_ratio": 4},
+                (2, 3, 6, 7),
+                partial(ref.inverted_residual, stride=1, expands=True, has_skip=True),
+                reads_mode=True,
+            ),
+            Sample(
+                "first of a stage",
+                {"inp": 4, "oup": 5, "stride": 2, "expand_ratio": 1, "kernel_size": 5},
+                (2, 4, 9, 7),
+                partial(ref.inverted_residual, stride=2, expands=False, has_skip=False),
+                reads_mode=True,
+            ),
+            Sample(
+                "mobilenet v3",
+                {"inp": 4, "oup": 4, "stride": 1, "expand_ratio": 2, "activation_layer": nn.Hardswish, "kernel_size": 5}
+                | {"se_layer": partial(tnn.SqueezeExcitation, scale_activation=nn.Hardsigmoid)},
+                (2, 4, 6, 7),
+                partial(
+                    ref.inverted_residual,
+                    stride=1,
+                    expands=True,
+                    has_skip=True,
+                    has_se=True,
+                    activation=ref.hard_swish,
+                    scale_activation=ref.hard_sigmoid,
+                ),
+                reads_mode=True,
+            ),
+            Sample(
+                "squeeze silu",
+                {"inp": 3, "oup": 3, "stride": 1, "expand_ratio": 2.5, "se_layer": tnn.SqueezeExcitation}
+                | {"activation_layer": nn.SiLU, "stochastic_depth": 0.2},
+                (2, 3, 6, 7),
+                partial(ref.inverted_residual, stride=1, expands=True, has_skip=True, has_se=True, activation=ref.silu),
+                is_random=True,
+                reads_mode=True,
+                islands=(nn.SiLU,),
+            ),
+        ),
+        (
+            *_arguments("inp", "oup", 3),
+            *misuse.numbers_each(2, "dilation"),
+            *misuse.layers("se_layer"),
+            BadArguments(
+                Misuse.CHOICE,
+                {"se_layer": tnn.SqueezeExcitation(4, 2)},
+                ValueError,
+                "se_layer has input_channels=4, expected 12",
+            ),
+        ),
+        _inputs(3),
+        quantized.QuantizableInvertedResidual,
+        geometries.inverted("inp", "oup", dilates=True, squeezes=True),
+    ),
+    LayerSpec(
+        tnn.MBConv,
+        (
+            Sample(
+                "skip relu",
+                {"in_channels": 4, "out_channels": 4, "activation_layer": nn.ReLU, "expand_ratio": 2},
+                (2, 4, 6, 7),
+                partial(ref.mbconv, places="expand depthwise squeeze project", activation=ref.relu),
+                reads_mode=True,
+            ),
+            Sample(
+                "first of a stage",
+                {"in_channels": 4, "out_channels": 5, "kernel_size": 5, "stride": 2, "expand_ratio": 1},
+                (2, 4, 9, 7),
+                partial(ref.mbconv, places="depthwise squeeze project", kernel_size=5, stride=2),
+                reads_mode=True,
+                islands=(nn.SiLU,),
+            ),
+            Sample(
+                "stochastic depth",
+                {"in_channels": 3, "out_channels": 3, "stochastic_depth": 0.3, "se_layer": None}
+                | {"activation_layer": nn.ReLU},
+                (2, 3, 6, 7),
+                partial(ref.mbconv, places="expand depthwise project", activation=ref.relu),
+                is_random=True,
+                reads_mode=True,
+            ),
+        ),
+        (
+            *_arguments("in_channels", "out_channels", 8),
+            *misuse.layers("se_layer"),
+            BadArguments(
+                Misuse.CHOICE,
+                {"se_layer": tnn.SqueezeExcitation(4, 2)},
+                ValueError,
+                "se_layer has input_channels=4, expected 8",
+            ),
+        ),
+        _inputs(4),
+        quantized.QuantizableMBConv,
+        geometries.inverted("in_channels", "out_channels", squeezes=True),
+    ),
+    LayerSpec(
+        tnn.FusedMBConv,
+        (
+            Sample(
+                "skip relu",
+                {"in_channels": 3, "out_channels": 3, "activation_layer": nn.ReLU},
+                (2, 3, 6, 7),
+                partial(ref.mbconv, places="full project", activation=ref.relu),
+                reads_mode=True,
+            ),
+            Sample(
+                "one convolution",
+                {"in_channels": 3, "out_channels": 5, "stride": 2, "expand_ratio": 1},
+                (2, 3, 9, 7),
+                partial(ref.mbconv, places="full", stride=2),
+                reads_mode=True,
+                islands=(nn.SiLU,),
+            ),
+        ),
+        _arguments("in_channels", "out_channels", 12),
+        _inputs(3),
+        quantized.QuantizableFusedMBConv,
+        geometries.inverted("in_channels", "out_channels"),
+    ),
+    LayerSpec(
+        tnn.DepthwiseSeparableConv,
+        (
+            Sample(
+                "default", {"in_channels": 3, "out_channels": 5}, (2, 3, 6, 7), ref.depthwise_separable, reads_mode=True
+            ),
+            Sample(
+                "multiplier relu6",
+                {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "depth_multiplier": 2}
+                | {"activation_layer": nn.ReLU6},
+                (2, 3, 9, 7),
+                partial(ref.depthwise_separable, kernel_size=5, stride=2, activation=ref.relu6),
+                reads_mode=True,
+            ),
+        ),
+        (
+            *misuse.widths("in_channels", "out_channels", "depth_multiplier"),
+            *misuse.numbers_each(2, "kernel_size", "stride", "dilation"),
+            BadArguments(
+                Misuse.EVEN_KERNEL, {"kernel_size": 2}, ValueError, "kernel_size must be odd where padding=None.*got 2"
+            ),
+            BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
+            *misuse.norms(3),
+            *misuse.layers("activation_layer"),
+        ),
+        (*misuse.shapes(3, (6, 7)), *misuse.types_of_torch((2, 3, 6, 7)), *misuse.no_pixels(3)),
+        quantized.QuantizableDepthwiseSeparableConv,
+        geometries.depthwise_separable(),
+    ),
+)

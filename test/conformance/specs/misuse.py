@@ -1,0 +1,189 @@
+"""What many layers must refuse in the same words."""
+
+import torch
+from torch import nn
+
+from torchvision_layers.testing import BadArguments, BadInput, Misuse
+
+NAN = float("nan")
+
+
+def widths(*names: str) -> tuple[BadArguments, ...]:
+    return tuple(
+        bad
+        for name in names
+        for bad in (
+            BadArguments(Misuse.CHANNELS, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
+            BadArguments(Misuse.CHANNELS, {name: -8}, ValueError, f"{name} must be at least 1, got -8"),
+            BadArguments(Misuse.CHANNELS, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
+        )
+    )
+
+
+def probability(name: str) -> tuple[BadArguments, ...]:
+    return (
+        BadArguments(Misuse.PROBABILITY, {name: 1.5}, ValueError, rf"{name} must be in \[0, 1\], got 1\.5"),
+        BadArguments(Misuse.PROBABILITY, {name: -0.1}, ValueError, rf"{name} must be in \[0, 1\], got -0\.1"),
+        BadArguments(Misuse.PROBABILITY, {name: NAN}, ValueError, rf"{name} must be in \[0, 1\], got nan"),
+        BadArguments(Misuse.PROBABILITY, {name: "half"}, TypeError, f"{name} must be a number, got 'half'"),
+    )
+
+
+def eps() -> tuple[BadArguments, ...]:
+    return (
+        BadArguments(Misuse.EPS, {"eps": -1.0}, ValueError, r"eps must be finite and not negative, got -1\.0"),
+        BadArguments(Misuse.EPS, {"eps": NAN}, ValueError, "eps must be finite and not negative, got nan"),
+        BadArguments(Misuse.EPS, {"eps": float("inf")}, ValueError, "eps must be finite and not negative, got inf"),
+        BadArguments(Misuse.EPS, {"eps": "small"}, TypeError, "eps must be a number, got 'small'"),
+        BadArguments(Misuse.EPS, {"eps": True}, TypeError, "eps must be a number, got True"),
+    )
+
+
+def numbers(*names: str) -> tuple[BadArguments, ...]:
+    """Window arguments that take one integer."""
+    return tuple(
+        bad
+        for name in names
+        for bad in (
+            BadArguments(Misuse.WINDOW, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
+            BadArguments(Misuse.WINDOW, {name: -1}, ValueError, f"{name} must be at least 1, got -1"),
+            BadArguments(Misuse.WINDOW, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
+            BadArguments(Misuse.WINDOW, {name: True}, TypeError, f"{name} must be an int, got True"),
+        )
+    )
+
+
+def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
+    """Window arguments that take one integer, or one for each dimension."""
+    too_many = (3,) * (dims + 1)
+    return numbers(*names) + tuple(
+        bad
+        for name in names
+        for bad in (
+            BadArguments(
+                Misuse.WINDOW, {name: too_many}, ValueError, rf"{name} must be an int or a tuple of length {dims}, got \(3, 3"
+            ),
+            BadArguments(Misuse.WINDOW, {name: (0,) * dims}, ValueError, f"{name} must be at least 1, got 0"),
+        )
+    )
+
+
+def layers(*names: str) -> tuple[BadArguments, ...]:
+    """Layer arguments given something that makes no layer."""
+    return tuple(
+        bad
+        for name in names
+        for bad in (
+            BadArguments(Misuse.CHOICE, {name: "relu"}, TypeError, f"{name} must be a constructor.*'relu'"),
+            BadArguments(Misuse.CHOICE, {name: int}, TypeError, f"{name} must be a constructor.*int"),
+        )
+    )
+
+
+def norms(width: int) -> tuple[BadArguments, ...]:
+    """``norm_layer`` of another width than ``width``, or that makes none."""
+
+    def other(layer: object, error: type[Exception], message: str) -> BadArguments:
+        return BadArguments(Misuse.CHOICE, {"norm_layer": layer}, error, message)
+
+    return (
+        *layers("norm_layer"),
+        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {width}"),
+        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {width}"),
+        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({width},\)"),
+        other(nn.LazyBatchNorm2d, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
+        other(lambda channels: channels, TypeError, "norm_layer must return a module, got int"),
+        other(nn.ReLU, TypeError, "norm_layer must return a normalization, got the activation ReLU"),
+    )
+
+
+def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Inputs of another rank or width than (N, channels, *image), and what is no tensor of numbers."""
+    dims = len(image) + 2
+    return (
+        BadInput(
+            Misuse.RANK, (channels, *image), ValueError, f"input must have {dims} dimensions, got {dims - 1}: shape"
+        ),
+        BadInput(
+            Misuse.RANK, (1, 2, channels, *image), ValueError, f"must have {dims} dimensions, got {dims + 1}: shape"
+        ),
+        BadInput(Misuse.WIDTH, (2, 1, *image), ValueError, f"input must have {channels} channels, got 1: shape"),
+        BadInput(
+            Misuse.WIDTH,
+            (2, channels + 1, *image),
+            ValueError,
+            f"input must have {channels} channels, got {channels + 1}",
+        ),
+        *no_tensors(),
+    )
+
+
+def no_tensors() -> tuple[BadInput, ...]:
+    return (
+        BadInput(Misuse.DTYPE, None, TypeError, "input must be a Tensor, got NoneType"),
+        BadInput(Misuse.DTYPE, [[1.0, 2.0]], TypeError, "input must be a Tensor, got list"),
+    )
+
+
+def types_of_torch(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Types that torch's convolutions and projections refuse, in words of theirs that name both."""
+    return (
+        BadInput(
+            Misuse.DTYPE, torch.zeros(shape, dtype=torch.uint8), RuntimeError, r"(Byte|unsigned char).*[Ff]loat\b"
+        ),
+        BadInput(Misuse.DTYPE, torch.zeros(shape, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"),
+    )
+
+
+def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Types that a layer refuses that would promote them; in training and in eval alike."""
+    return tuple(
+        BadInput(
+            Misuse.DTYPE,
+            torch.zeros(shape, dtype=dtype),
+            TypeError,
+            f"input must have the dtype of the layer, torch.float32, got {dtype}",
+            training=training,
+        )
+        for dtype in (torch.uint8, torch.bool, torch.float64, torch.complex64)
+        for training in (False, True)
+    )
+
+
+def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Types without the numbers that a layer without parameters of its own could compare them with."""
+    return tuple(
+        BadInput(
+            Misuse.DTYPE,
+            torch.zeros(shape, dtype=dtype),
+            TypeError,
+            f"input must have a floating-point dtype, got {dtype}",
+        )
+        for dtype in (torch.uint8, torch.bool, torch.complex64)
+    )
+
+
+def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
+    """Images that a convolution refuses, and one value a channel for a batch norm in training."""
+    return (
+        BadInput(
+            Misuse.NO_PIXELS,
+            (2, channels, *(0, 7, 6)[:dims]),
+            RuntimeError,
+            "Kernel size can't be greater than actual input size",
+        ),
+        BadInput(
+            Misuse.NO_PIXELS,
+            (1, channels) + (1,) * dims,
+            ValueError,
+            "Expected more than 1 value per channel when training",
+            training=True,
+        ),
+    )
+
+
+def unpadded(
+    in_channels: int, out_channels: int, kernel_size: tuple, stride: tuple, padding: tuple, **others: object
+) -> nn.Conv2d:
+    """A constructor of convolutions that does not do what a block asks for."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, 0, **others)

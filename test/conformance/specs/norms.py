@@ -1,0 +1,103 @@
+"""Normalization with fixed statistics and over channels, and a learned scale."""
+
+from functools import partial
+
+import torch
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+
+from .. import reference as ref
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+SPECS = (
+    LayerSpec(
+        tnn.FrozenBatchNorm2d,
+        (Sample("default", {"num_features": 3}, (2, 3, 6, 7), ref.frozen_batch_norm, reads_mode=True),),
+        (*misuse.widths("num_features"), *misuse.eps()),
+        (*misuse.shapes(3, (6, 7)), *misuse.types((2, 3, 6, 7))),
+        geometries=geometries.image_norm("num_features"),
+    ),
+    LayerSpec(
+        tnn.LayerNorm2d,
+        (
+            Sample("default", {"num_channels": 3}, (2, 3, 6, 7), ref.layer_norm_2d, reads_mode=False, is_island=True),
+            Sample(
+                "plain",
+                {"num_channels": 5, "elementwise_affine": False, "eps": 1e-3},
+                (2, 5, 6, 7),
+                partial(ref.layer_norm_2d, eps=1e-3),
+                reads_mode=False,
+                is_island=True,
+            ),
+        ),
+        (
+            *misuse.widths("num_channels"),
+            *misuse.eps(),
+            BadArguments(
+                Misuse.CHOICE,
+                {"elementwise_affine": "no"},
+                TypeError,
+                "elementwise_affine must be True or False, got 'no'",
+            ),
+        ),
+        (
+            *misuse.shapes(3, (6, 7)),
+            *misuse.types((2, 3, 6, 7)),
+            BadInput(
+                Misuse.DTYPE,
+                torch.zeros(2, 3, 6, 7, dtype=torch.uint8),
+                TypeError,
+                "input must have a floating-point dtype, got torch.uint8",
+                {"elementwise_affine": False},
+            ),
+        ),
+        quantized.QuantizableLayerNorm2d,
+        geometries.image_norm("num_channels"),
+    ),
+    LayerSpec(
+        tnn.LayerScale,
+        (
+            Sample(
+                "image", {"dim": 3, "init_value": 0.5}, (2, 3, 6, 7), ref.layer_scale, reads_mode=False, is_island=True
+            ),
+            Sample(
+                "sequence",
+                {"dim": 3, "init_value": 0.5, "channels_dim": -1},
+                (2, 7, 3),
+                partial(ref.layer_scale, axis=-1),
+                reads_mode=False,
+                dynamic_dims=(0, 1),
+                is_island=True,
+            ),
+        ),
+        (
+            *misuse.widths("dim"),
+            BadArguments(Misuse.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
+            BadArguments(Misuse.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
+            BadArguments(Misuse.CHOICE, {"channels_dim": 1.0}, TypeError, r"channels_dim must be an int, got 1\.0"),
+            BadArguments(Misuse.EPS, {"init_value": "small"}, TypeError, "init_value must be a number, got 'small'"),
+            BadArguments(Misuse.EPS, {"init_value": misuse.NAN}, ValueError, "init_value must be finite, got nan"),
+        ),
+        (
+            BadInput(Misuse.RANK, (3,), ValueError, r"size 3 in dimension 1, got shape \[3\]"),
+            BadInput(Misuse.RANK, (), ValueError, r"size 3 in dimension 1, got shape \[\]"),
+            BadInput(Misuse.WIDTH, (2, 4, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 4, 6, 7\]"),
+            BadInput(Misuse.WIDTH, (2, 1, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 1, 6, 7\]"),
+            BadInput(
+                Misuse.WIDTH,
+                (2, 7, 1),
+                ValueError,
+                r"size 3 in dimension -1, got shape \[2, 7, 1\]",
+                {"channels_dim": -1},
+            ),
+            *misuse.no_tensors(),
+            *misuse.types((2, 3, 6, 7)),
+        ),
+        quantized.QuantizableLayerScale,
+        geometries.layer_scale(),
+    ),
+)

@@ -1,0 +1,174 @@
+"""The two blocks of residual networks."""
+
+from functools import partial
+
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+
+from .. import reference as ref
+from . import geometries, misuse
+
+__all__ = ["SPECS"]
+
+
+def _arguments(width: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of both; ``width`` is that of the first norm."""
+    return (
+        *misuse.widths("inplanes", "planes"),
+        *misuse.numbers("stride", "dilation"),
+        BadArguments(Misuse.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
+        BadArguments(Misuse.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        *misuse.probability("stochastic_depth"),
+        *misuse.norms(width),
+        *misuse.layers("activation_layer", "se_layer", "conv_layer"),
+        BadArguments(
+            Misuse.CHOICE, {"downsample": "conv"}, TypeError, "downsample must be a module or None, got 'conv'"
+        ),
+        BadArguments(
+            Misuse.CHOICE, {"downsample": nn.Conv2d}, TypeError, "downsample must be a module or None, got <class"
+        ),
+    )
+
+
+def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]:
+    """Bad inputs of both; ``side`` is that of an image of which unpadded convolutions leave one pixel."""
+    shape = (2, channels, side, side)
+    wanted = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
+    return (
+        *misuse.shapes(channels, (6, 7)),
+        *misuse.types_of_torch((2, channels, 6, 7)),
+        *misuse.no_pixels(channels),
+        # One channel, or one pixel, would be stretched to fit.
+        BadInput(
+            Misuse.RESIDUAL,
+            shape,
+            ValueError,
+            wanted + rf"\[2, 1, {side}, {side}\]",
+            {"downsample": nn.Conv2d(channels, 1, 1)},
+        ),
+        BadInput(
+            Misuse.RESIDUAL,
+            shape,
+            ValueError,
+            wanted + rf"\[2, {out_channels}, 1, 1\]",
+            {"downsample": nn.Conv2d(channels, out_channels, 1, stride=side)},
+        ),
+        BadInput(
+            Misuse.RESIDUAL,
+            shape,
+            ValueError,
+            rf"the output of conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
+            {"conv_layer": misuse.unpadded},
+        ),
+    )
+
+
+SPECS = (
+    LayerSpec(
+        tnn.BasicBlock,
+        (
+            Sample(
+                "identity",
+                {"inplanes": 3, "planes": 3},
+                (2, 3, 6, 7),
+                partial(ref.residual_block, strides=(1, 1), groups=(1, 1)),
+                reads_mode=True,
+            ),
+            Sample(
+                "projection",
+                {"inplanes": 3, "planes": 5, "stride": 2, "se_layer": tnn.SqueezeExcitation},
+                (2, 3, 9, 7),
+                partial(ref.residual_block, strides=(2, 1), groups=(1, 1)),
+                reads_mode=True,
+            ),
+            Sample(
+                "without norm",
+                {"inplanes": 3, "planes": 5, "norm_layer": nn.Identity, "activation_layer": nn.SiLU, "dilation": 2},
+                (2, 3, 9, 7),
+                partial(ref.residual_block, strides=(1, 1), groups=(1, 1), dilation=2, activation=ref.silu),
+                reads_mode=False,
+                islands=(nn.SiLU,),
+            ),
+            Sample(
+                "stochastic depth",
+                {"inplanes": 3, "planes": 3, "stochastic_depth": 0.4},
+                (2, 3, 6, 7),
+                partial(ref.residual_block, strides=(1, 1), groups=(1, 1)),
+                is_random=True,
+                reads_mode=True,
+            ),
+        ),
+        (
+            *_arguments(3),
+            BadArguments(
+                Misuse.GROUPS,
+                {"groups": 2},
+                ValueError,
+                "groups and base_width must be 1 and 64 in a BasicBlock, got 2 and 64",
+            ),
+            BadArguments(
+                Misuse.CHANNELS,
+                {"base_width": 32},
+                ValueError,
+                "groups and base_width must be 1 and 64 in a BasicBlock, got 1 and 32",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"se_layer": tnn.SqueezeExcitation(4, 2)},
+                ValueError,
+                "se_layer has input_channels=4, expected 3",
+            ),
+        ),
+        _inputs(3, 3, side=5),
+        quantized.QuantizableBasicBlock,
+        geometries.basic_block(),
+    ),
+    LayerSpec(
+        tnn.Bottleneck,
+        (
+            Sample(
+                "identity",
+                {"inplanes": 8, "planes": 2},
+                (2, 8, 6, 7),
+                partial(ref.residual_block, strides=(1, 1, 1), groups=(1, 1, 1)),
+                reads_mode=True,
+            ),
+            Sample(
+                "resnext projection",
+                {"inplanes": 3, "planes": 4, "stride": 2, "groups": 2, "base_width": 32, "dilation": 2},
+                (2, 3, 9, 7),
+                partial(ref.residual_block, strides=(1, 2, 1), groups=(1, 2, 1), dilation=2),
+                reads_mode=True,
+            ),
+            Sample(
+                "squeeze",
+                {"inplanes": 8, "planes": 2, "se_layer": partial(tnn.SqueezeExcitation, squeeze_channels=3)},
+                (2, 8, 6, 7),
+                partial(ref.residual_block, strides=(1, 1, 1), groups=(1, 1, 1)),
+                reads_mode=True,
+            ),
+        ),
+        (
+            *_arguments(2),
+            *misuse.widths("base_width"),
+            BadArguments(
+                Misuse.CHANNELS,
+                {"base_width": 16},
+                ValueError,
+                "base_width must leave at least one channel, got 16 for planes=2",
+            ),
+            BadArguments(
+                Misuse.CHOICE,
+                {"conv_layer": nn.Conv2d(2, 3, 3, padding=1)},
+                ValueError,
+                "conv_layer has out_channels=3, expected out_channels=2",
+            ),
+        ),
+        _inputs(8, 8, side=3),
+        quantized.QuantizableBottleneck,
+        geometries.bottleneck(),
+    ),
+)

@@ -1,0 +1,127 @@
+"""The staged layers in NumPy and plain loops, in float64, from the equations of their papers."""
+
+import math
+from itertools import product
+
+import numpy as np
+
+from .reference import Array, Weights, conv
+
+__all__ = ["c_layer_norm", "coord_conv", "coordinates", "spatial_attention", "standardized", "standardized_conv"]
+
+_TWO = tuple[int, int]
+
+
+def standardized(weight: Array, eps: float, scale: float = 1.0) -> Array:
+    """Each filter less its mean, over its standard deviation."""
+    filters = np.empty_like(weight)
+    for o, raw in enumerate(weight):
+        mean = raw.sum() / raw.size
+        filters[o] = scale * (raw - mean) / math.sqrt(((raw - mean) ** 2).sum() / raw.size + eps)
+    return filters
+
+
+def standardized_conv(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    gamma: float | None = None,
+    stride: _TWO = (1, 1),
+    padding: _TWO = (0, 0),
+    dilation: _TWO = (1, 1),
+    groups: int = 1,
+    border: str = "constant",
+    eps: float = 1e-10,
+) -> Array:
+    """arXiv 1903.10520, eq. 5 to 7; with ``gamma`` arXiv 2101.08692, eq. 4."""
+    scale = 1.0 if gamma is None else gamma / math.sqrt(weights["weight"][0].size)
+    filters = standardized(weights["weight"], eps, scale)
+    if border != "constant":
+        x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)], mode=border)
+        padding = (0, 0)
+    return conv(x, filters, weights.get("bias"), stride, padding, dilation, groups)
+
+
+def coordinates(rows: int, columns: int, with_r: bool) -> Array:
+    """Channels of rows, columns and perhaps distances from the centre, pixel by pixel."""
+    maps = np.zeros((3 if with_r else 2, rows, columns))
+    for i, j in product(range(rows), range(columns)):
+        y = 2 * i / (rows - 1) - 1 if rows > 1 else 0.0
+        z = 2 * j / (columns - 1) - 1 if columns > 1 else 0.0
+        maps[:, i, j] = [y, z, math.hypot(y, z)] if with_r else [y, z]
+    return maps
+
+
+def coord_conv(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    with_r: bool = False,
+    stride: _TWO = (1, 1),
+    padding: _TWO = (0, 0),
+    dilation: _TWO = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """arXiv 1807.03247, figure 3: the coordinates are concatenated, to the channels of each group."""
+    maps = coordinates(*x.shape[2:], with_r)
+    maps = np.broadcast_to(maps, (x.shape[0], *maps.shape))
+    parts = []
+    for part in np.split(x, groups, axis=1):
+        parts += [part, maps]
+    return conv(
+        np.concatenate(parts, axis=1), weights["weight"], weights.get("bias"), stride, padding, dilation, groups
+    )
+
+
+def spatial_attention(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    kernel: _TWO,
+    stride: _TWO = (1, 1),
+    padding: _TWO = (0, 0),
+    dilation: _TWO = (1, 1),
+) -> Array:
+    """arXiv 1906.05909, eq. 2 and 3: one query at a time, over the neighbours inside the image."""
+
+    def project(name: str) -> Array:
+        return conv(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), (1, 1), (0, 0), (1, 1), 1)
+
+    queries, keys, values = project("query"), project("key"), project("value")
+    heads, half, _ = weights["row_embedding"].shape
+    rows, columns = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    )
+    out = np.empty((x.shape[0], queries.shape[1], rows, columns))
+    for n, head, i, j in product(range(x.shape[0]), range(heads), range(rows), range(columns)):
+        channels = slice(head * 2 * half, (head + 1) * 2 * half)
+        top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+        query = queries[
+            n, channels, top + (kernel[0] - 1) // 2 * dilation[0], left + (kernel[1] - 1) // 2 * dilation[1]
+        ]
+        logits, neighbours = [], []
+        for a, b in product(range(kernel[0]), range(kernel[1])):
+            y, z = top + a * dilation[0], left + b * dilation[1]
+            if 0 <= y < x.shape[2] and 0 <= z < x.shape[3]:
+                offset = [weights["row_embedding"][head, :, a], weights["column_embedding"][head, :, b]]
+                logits.append(query @ keys[n, channels, y, z] + query @ np.concatenate(offset))
+                neighbours.append(values[n, channels, y, z])
+        powers = np.exp(np.array(logits) - max(logits))
+        out[n, channels, i, j] = (powers / powers.sum()) @ np.array(neighbours)
+    return out
+
+
+def c_layer_norm(x: Array, weights: Weights, training: bool, *, each_channel: bool = False, eps: float = 1e-5) -> Array:
+    """arXiv 1607.06450, eq. 3, over an image, or over each channel of it; no weights, no affine."""
+    out = np.empty_like(x)
+    for n, c in product(range(x.shape[0]), range(x.shape[1])):
+        values = x[n, c] if each_channel else x[n]
+        mean = values.sum() / values.size
+        variance = ((values - mean) ** 2).sum() / values.size
+        out[n, c] = (x[n, c] - mean) / math.sqrt(variance + eps)
+        if weights:
+            out[n, c] = out[n, c] * weights["weight"][c] + weights["bias"][c]
+    return out

@@ -1,0 +1,225 @@
+"""Models for the tests of deployment, the files made of them, and comparisons of folded models."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
+from torchvision_layers.layers.positional_conv import PositionalConv2d
+
+__all__ = [
+    "CASES",
+    "CLASSES",
+    "FAST",
+    "IMAGES",
+    "Case",
+    "Given",
+    "Reads",
+    "Written",
+    "assert_folds",
+    "assert_up_to_date",
+    "by_path",
+    "conv",
+    "coord_conv",
+    "example",
+    "float_model",
+    "folded",
+    "int8_model",
+    "norm",
+    "norms",
+    "pair",
+    "relative",
+    "trained",
+    "write",
+]
+
+CLASSES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+@dataclass(frozen=True)
+class Case:
+    format: str
+    engine: str | None
+    suffix: str
+
+
+CASES = {
+    "torchscript": Case("torchscript", None, ".pt"),
+    "torchscript-int8": Case("torchscript", "eager", ".pt"),
+    "pt2": Case("pt2", None, ".pt2"),
+    "pt2-int8": Case("pt2", "pt2e", ".pt2"),
+    "onnx": Case("onnx", None, ".onnx"),
+    "onnx-qdq": Case("onnx-qdq", "pt2e", ".onnx"),
+    "aoti-int8": Case("aoti", "pt2e", ".pt2"),
+    "aoti": Case("aoti", None, ".pt2"),
+}
+#: Compiling takes ten seconds and more; one of the two is enough for every change.
+FAST = [name for name in CASES if name != "aoti"]
+
+
+@dataclass(frozen=True)
+class Written:
+    model: nn.Module
+    exported: deploy.Exported
+
+    @property
+    def path(self) -> Path:
+        return self.exported.path
+
+
+def float_model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        tnn.ConvNormAct(3, 8),
+        tnn.BasicBlock(8, 8),
+        tnn.InvertedResidual(8, 8, 1, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    for _ in range(3):  # batch norms as after some training
+        model(torch.randn(4, 3, 16, 16))
+    return model.eval()
+
+
+def example() -> Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def int8_model(engine: str, seed: int = 0) -> nn.Module:
+    return quantized.quantize(float_model(seed), [example()], engine=engine)
+
+
+def write(case: Case, path: Path) -> Written:
+    model = float_model() if case.engine is None else int8_model(case.engine)
+    exported = deploy.export(
+        model,
+        example(),
+        path.with_suffix(case.suffix),
+        format=case.format,
+        classes=CLASSES,
+        mean=[0.1, 0.2, 0.3],
+        std=[0.5, 0.6, 0.7],
+        about={"trained on": "noise", "epochs": 3, "log": [1.5, None, "ä\n\"'"]},
+    )
+    return Written(model, exported)
+
+
+class Reads(nn.Module):
+    """Calls a function on its input, and on its children."""
+
+    def __init__(self, function: Callable[..., object], **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+IMAGES = torch.randn(2, 4, 7, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Given(nn.Module):
+    """Modules by name, and a ``forward`` that is given: ``function(self, *inputs)``."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Random statistics, affine parameters and scales, all far from what they start as; in eval mode."""
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "running_mean", None) is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+            if "Norm" in type(module).__name__:
+                for tensor in (getattr(module, "weight", None), getattr(module, "bias", None)):
+                    if isinstance(tensor, Tensor):
+                        tensor.normal_().add_(tensor.sign(), alpha=0.2)
+            scale = module.weight if isinstance(module, tnn.LayerScale) else getattr(module, "layer_scale", None)
+            if isinstance(scale, nn.Parameter):
+                scale.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """The largest difference, of the largest value; infinite where types or shapes differ."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return math.inf
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) if got.numel() else 0.0
+
+
+def by_path(model: nn.Module) -> dict[str, str]:
+    """The class of every module that calls no others."""
+    return {path: type(m).__name__ for path, m in model.named_modules() if next(m.children(), None) is None}
+
+
+def assert_folds(model: nn.Module, x: Tensor, *, batch: object = None, tolerance: float = 1e-10) -> nn.Module:
+    """The folded model, after a comparison in float64 with the model, which must stay what it is; so must a second."""
+    model, x = model.double().eval(), x.double()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model(x.clone())
+        folded = deploy.fold(model, batch)
+        assert relative(folded(x.clone()), expected) <= tolerance
+        assert torch.equal(model(x.clone()), expected)
+        again = deploy.fold(folded, batch)
+        assert torch.equal(again(x.clone()), folded(x.clone()))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert repr(again) == repr(folded)
+    assert not any(module.training for module in folded.modules())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    return folded
+
+
+def conv() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+def norm() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(4)
+
+
+def pair(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv(), norm(), *more)
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def coord_conv(**arguments: Any) -> enn.CoordConv2d:
+    return enn.CoordConv2d(4, 8, **{"kernel_size": 3, "padding": 1, **arguments})
+
+
+def folded(layer: nn.Module) -> PositionalConv2d:
+    made = deploy.fold(layer)
+    assert type(made) is PositionalConv2d
+    return made
+
+
+def assert_up_to_date(layer: PositionalConv2d, x: Tensor) -> None:
+    """Whatever it keeps, it gives what a copy gives, which keeps nothing."""
+    fresh = copy.deepcopy(layer)
+    assert not fresh.position._kept
+    with torch.no_grad():
+        assert torch.equal(layer(x), fresh(x))
+        assert torch.equal(layer(x), fresh(x))

@@ -1,0 +1,102 @@
+"""The ``repr``, keys and shapes of each experimental layer."""
+
+from expecttest import assert_expected_inline
+
+from torchvision_layers.experimental import nn as enn
+
+from ..conformance.specs import SPECS
+from ..layers.test_repr_and_keys import GOLDEN, described, golden
+
+
+def test_every_staged_layer_is_described() -> None:
+    assert set(GOLDEN) >= {spec.name for spec in SPECS if spec.status == "experimental"}
+
+
+@golden(enn.WSConv2d)
+def test_ws_conv2d() -> None:
+    assert_expected_inline(
+        described(enn.WSConv2d(4, 8, 3, padding=1)),
+        """\
+WSConv2d(4, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), eps=1e-10)
+weight (8, 4, 3, 3)
+bias (8,)""",
+    )
+
+
+@golden(enn.SWSConv2d)
+def test_sws_conv2d() -> None:
+    assert_expected_inline(
+        described(enn.SWSConv2d(4, 8, (3, 1), bias=False)),
+        """\
+SWSConv2d(4, 8, kernel_size=(3, 1), stride=(1, 1), bias=False, eps=1e-10, gamma=1.7129)
+weight (8, 4, 3, 1)""",
+    )
+
+
+@golden(enn.CoordConv2d)
+def test_coord_conv2d() -> None:
+    assert_expected_inline(
+        described(enn.CoordConv2d(4, 8, 3, groups=2, with_r=True)),
+        """\
+CoordConv2d(4, 8, kernel_size=(3, 3), stride=(1, 1), groups=2, with_r=True)
+weight (8, 5, 3, 3)
+bias (8,)""",
+    )
+
+
+@golden(enn.MultiHeadedSpatialAttention)
+def test_multi_headed_spatial_attention() -> None:
+    layer = enn.MultiHeadedSpatialAttention(4, 8, 7, stride=2, padding=3, dilation=1, groups=2)
+    assert_expected_inline(
+        described(layer),
+        """\
+MultiHeadedSpatialAttention(
+  4, 8, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), groups=2
+  (query): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1))
+  (key): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1))
+  (value): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1))
+)
+row_embedding (2, 2, 7)
+column_embedding (2, 2, 7)
+query.weight (8, 4, 1, 1)
+query.bias (8,)
+key.weight (8, 4, 1, 1)
+key.bias (8,)
+value.weight (8, 4, 1, 1)
+value.bias (8,)""",
+    )
+
+
+@golden(enn.PFLayerNorm)
+def test_pf_layer_norm() -> None:
+    assert_expected_inline(described(enn.PFLayerNorm()), """PFLayerNorm(dims=(1, 2, 3), eps=1e-05)""")
+
+
+@golden(enn.CLayerNorm)
+def test_c_layer_norm() -> None:
+    assert_expected_inline(
+        described(enn.CLayerNorm(8, (2, 3))),
+        """\
+CLayerNorm(8, dims=(2, 3), eps=1e-05)
+weight (8,)
+bias (8,)""",
+    )
+
+
+@golden(enn.SEBlock)
+def test_se_block() -> None:
+    assert_expected_inline(
+        described(enn.SEBlock(32)),
+        """\
+SEBlock(
+  (avgpool): GlobalAvgPool2d(output_size=1)
+  (fc1): Conv2d(32, 2, kernel_size=(1, 1), stride=(1, 1))
+  (fc2): Conv2d(2, 32, kernel_size=(1, 1), stride=(1, 1))
+  (activation): SiLU()
+  (scale_activation): Sigmoid()
+)
+fc1.weight (2, 32, 1, 1)
+fc1.bias (2,)
+fc2.weight (32, 2, 1, 1)
+fc2.bias (32,)""",
+    )

@@ -1,0 +1,103 @@
+"""The table of what int8 can run, against what torch's kernels do."""
+
+import pytest
+import torch
+import torchvision.ops
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.layers.positional_conv import PositionMap
+from torchvision_layers.quantized.eager.support import _CONVERTED, _FLOAT_FALLBACKS, _PASS_THROUGH
+
+SCALE = 0.05
+
+ARGUMENTS = {
+    PositionMap: (nn.Conv2d(2, 8, 3, padding=1, bias=False), False),
+    tnn.FrozenBatchNorm2d: (8,),
+    tnn.LayerNorm2d: (8,),
+    tnn.LayerScale: (8, 0.5),
+    tnn.Permute: ((0, 2, 3, 1),),
+    tnn.StochasticDepth: (0.3, "row"),
+    nn.AdaptiveAvgPool1d: (2,),
+    nn.AdaptiveAvgPool2d: (2,),
+    nn.AdaptiveAvgPool3d: (2,),
+    nn.AdaptiveMaxPool1d: (2,),
+    nn.AdaptiveMaxPool2d: (2,),
+    nn.AvgPool1d: (2,),
+    nn.AvgPool2d: (2,),
+    nn.AvgPool3d: (2,),
+    nn.BatchNorm1d: (8,),
+    nn.BatchNorm2d: (8,),
+    nn.BatchNorm3d: (8,),
+    nn.ChannelShuffle: (2,),
+    nn.Conv1d: (8, 4, 3),
+    nn.Conv2d: (8, 4, 3),
+    nn.Conv3d: (8, 4, 3),
+    nn.GLU: (1,),
+    nn.GroupNorm: (2, 8),
+    nn.InstanceNorm1d: (8,),
+    nn.InstanceNorm2d: (8,),
+    nn.InstanceNorm3d: (8,),
+    nn.LayerNorm: (6,),
+    nn.Linear: (6, 3),
+    nn.LogSoftmax: (1,),
+    nn.MaxPool1d: (2,),
+    nn.MaxPool2d: (2,),
+    nn.MaxPool3d: (2,),
+    nn.PixelShuffle: (2,),
+    nn.PixelUnshuffle: (2,),
+    nn.Softmax: (1,),
+    nn.Unflatten: (1, (2, 4)),
+    nn.Upsample: (None, 2),
+    nn.UpsamplingNearest2d: (None, 2),
+    nn.ZeroPad2d: (1,),
+    torchvision.ops.FrozenBatchNorm2d: (8,),
+    torchvision.ops.Permute: ([0, 2, 3, 1],),
+    torchvision.ops.StochasticDepth: (0.3, "row"),
+}
+
+
+def make(kind: type[nn.Module]) -> nn.Module:
+    return kind(*ARGUMENTS.get(kind, ())).eval()
+
+
+def make_input(kind: type[nn.Module]) -> Tensor:
+    sizes = {"1d": (6,), "3d": (6, 6, 6)}.get(kind.__name__[-2:], (6, 6))
+    return torch.randn(2, 8, *sizes)
+
+
+def named(kinds: set[type[nn.Module]]) -> list[object]:
+    return [pytest.param(kind, id=f"{kind.__module__}.{kind.__name__}") for kind in sorted(kinds, key=str)]
+
+
+@pytest.mark.parametrize("kind", named(_PASS_THROUGH))
+def test_modules_said_to_take_int8_do(kind: type[nn.Module]) -> None:
+    """On quantized tensors as they are, and within one step of the float result."""
+    module = make(kind)
+    input = torch.quantize_per_tensor(make_input(kind), SCALE, 100, torch.quint8)
+    output = module(input)
+    assert output.is_quantized
+    torch.testing.assert_close(output.dequantize(), module(input.dequantize()), rtol=0, atol=SCALE)
+
+
+@pytest.mark.parametrize("kind", named(_CONVERTED))
+def test_modules_said_to_have_an_int8_form_do(kind: type[nn.Module]) -> None:
+    module, input = make(kind), make_input(kind)
+    model = quantized.quantize(nn.Sequential(module), [input], backend="onednn")
+    (row,) = quantized.report(model).rows
+    assert (row.path, row.before, row.runs_in) == ("0", kind.__name__, "int8")
+    expected = module(input).detach()
+    noise = (model(input) - expected).square().mean() / expected.square().mean()
+    assert noise < 10 ** (-28 / 10)
+
+
+@pytest.mark.parametrize("kind", named(_FLOAT_FALLBACKS))
+def test_modules_said_to_need_float_run_in_islands(kind: type[nn.Module]) -> None:
+    module, input = make(kind), make_input(kind)
+    model = quantized.quantize(nn.Sequential(module), [input], backend="onednn")
+    (row,) = quantized.report(model).rows
+    assert row == quantized.ReportRow(
+        "0", kind.__name__, f"FloatFallback({kind.__name__})", "float", "has no int8 kernel"
+    )
+    assert (model(input) - module(input)).abs().mean() < SCALE

@@ -1,0 +1,312 @@
+"""Models in which layers of ours meet forwards, containers and modules of a user's: never silently wrong."""
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+
+
+def features() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), tnn.ConvNormAct(4, 4), nn.Conv2d(4, 2, 1))
+
+
+class Taps(nn.Module):
+    """Steps through a container and keeps what comes out on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = features()
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = 0.0
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i == 0:
+                taps = x.mean()
+        return x + taps
+
+
+class Slice(Taps):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features[:2](x)
+
+
+class Part(Taps):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features[3][0](self.features[0](x))
+
+
+class UntraceablePart(Taps):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features[0](x) if x.sum() < 1e9 else self.features(x)
+
+
+class ReadsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.relu = nn.Linear(4, 4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.fc(x)) * self.fc.weight.mean()
+
+
+class Joins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = tnn.ConvNormAct(3, 4), tnn.ConvNormAct(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x), self.right(x)], dim=1)
+
+
+class Remembers(Taps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.features(x)
+        return self.last
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Running statistics and shifts that make a batch norm matter."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_var, 0.2, 2.0)
+            nn.init.uniform_(module.running_mean, -1.0, 1.0)
+            nn.init.uniform_(module.bias, -1.0, 1.0)
+    return model.eval()
+
+
+IMAGES = torch.randn(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [Taps, Slice, Part, Remembers])
+def test_results_stay_whatever_a_forward_calls(kind: type[nn.Module]) -> None:
+    model = settle(kind())
+    expected = model(IMAGES)
+    quantized.fuse_model(model)
+    torch.testing.assert_close(model(IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_that_tracing_cannot_see_is_noticed() -> None:
+    with pytest.raises(RuntimeError, match="fusing changed the results"):
+        quantized.quantize(settle(UntraceablePart()), [IMAGES])
+
+
+def test_a_weight_that_is_read_elsewhere_stays() -> None:
+    model, x = ReadsWeight().eval(), torch.randn(2, 4)
+    expected = model(x)
+    quantized.fuse_model(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_tracing_leaves_nothing_behind() -> None:
+    model = settle(Remembers())
+    quantized.fuse_model(model)
+    assert not hasattr(model, "last")
+    pickle.dumps(model)
+
+
+def test_concatenation_is_refused() -> None:
+    with pytest.raises(TypeError, match="1 concatenates tensors in its forward"):
+        quantized.quantizable(nn.Sequential(nn.Identity(), Joins()))
+
+
+def test_linear_and_norm_of_a_sequence() -> None:
+    """There nn.BatchNorm1d normalizes the second dimension, which must not be folded into the features."""
+    with pytest.raises(ValueError, match=r"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3"):
+        tnn.LinearDropoutAct(5, 4, norm_layer=nn.BatchNorm1d)(torch.randn(2, 4, 5))
+    model = settle(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)))
+    x = torch.randn(2, 4, 5)
+    expected = model(x)
+    quantized.fuse_model(model)
+    assert torch.equal(model(x), expected)
+    with pytest.raises(RuntimeError, match="fusing changed the results"):
+        quantized.quantize(settle(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))), [torch.randn(2, 4, 5)])
+
+
+def test_fusing_twice_stops_where_the_first_time_did() -> None:
+    model = settle(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
+    quantized.fuse_model(model)
+    quantized.fuse_model(model)
+    assert [type(module).__name__ for module in model] == ["Conv2d", "Identity", "BatchNorm2d"]
+
+
+def test_final_activation_keeps_hooks_and_may_be_replaced() -> None:
+    block, seen = tnn.BasicBlock(3, 3).eval(), []
+    block.act.register_forward_hook(lambda module, args, output: seen.append(output))
+    twin = quantized.quantizable(block)
+    quantized.fuse_model(twin)
+    twin(IMAGES)
+    assert len(seen) == 1
+    twin = quantized.QuantizableBasicBlock(3, 3).eval()
+    twin.act = nn.SiLU()
+    expected = twin(IMAGES)
+    twin.fuse_model()
+    torch.testing.assert_close(twin(IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(3, 4, 3, padding="valid"),
+        nn.Conv2d(3, 4, 2, padding="same"),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.BatchNorm2d(3, affine=False),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        tnn.ConvNormAct(3, 4, padding="same"),
+    ],
+    ids=str,
+)
+# An asymmetric "same" makes torch copy the input.
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
+def test_arguments_without_an_int8_kernel(module: nn.Module, is_qat: bool) -> None:
+    """Run in float islands, or with other arguments of the same meaning; close to float in any case."""
+    model = nn.Sequential(nn.Identity(), module).eval()
+    if is_qat:
+        prepared = quantized.prepare_qat(model)
+        prepared(IMAGES)
+        converted, expected = quantized.convert(prepared), prepared.eval()(IMAGES)
+    else:
+        converted, expected = quantized.quantize(model, [IMAGES]), model(IMAGES)
+    error = (converted(IMAGES) - expected).abs().max() / expected.abs().max()
+    assert error < 0.05
+
+
+def test_a_relu6_inside_of_an_island() -> None:
+    class Gamma(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.body = nn.Parameter(torch.ones(())), tnn.InvertedResidual(3, 3, 1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gamma * self.body(x)
+
+    model = nn.Sequential(tnn.ConvNormAct(3, 3), Gamma()).eval()
+    converted = quantized.quantize(model, [IMAGES], allow_float=True)
+    assert (converted(IMAGES) - model(IMAGES)).abs().max() < 0.1
+
+
+class Gated(nn.Module):
+    """A layer of a user's that multiplies tensors."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = tnn.ConvNormAct(in_channels, out_channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._gate(self.block(input))
+
+    def _gate(self, output: Tensor) -> Tensor:
+        return output * output.sigmoid()
+
+
+def test_a_twin_of_ones_own() -> None:
+    class QuantizableGated(quantized.QuantizableLayer, Gated):
+        float_class = Gated
+
+        def _add_observed_ops(self) -> None:
+            self.skip_mul = torch.ao.nn.quantized.FloatFunctional()
+
+        def _gate(self, output: Tensor) -> Tensor:
+            return self.skip_mul.mul(output, output.sigmoid())
+
+    model = nn.Sequential(Gated(3, 4)).eval()
+    assert type(quantized.quantizable(model).model[0]) is QuantizableGated
+    converted = quantized.quantize(model, [IMAGES])
+    assert (converted(IMAGES) - model(IMAGES)).abs().max() < 0.1
+
+
+def test_training_must_have_happened() -> None:
+    with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
+        quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
+
+
+def test_an_addition_that_int8_cannot_do_is_named_after_training_too() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x)
+
+    prepared = quantized.prepare_qat(Adds())
+    prepared(IMAGES)
+    with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward that you wrote"):
+        quantized.convert(prepared)
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    """Batch statistics of every kind, and ranges, whatever mode comes after."""
+    model = nn.Sequential(
+        nn.BatchNorm2d(3),
+        tnn.ConvNormAct(3, 4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        tnn.LinearDropoutAct(4, 4, norm_layer=nn.BatchNorm1d, activation_layer=None),
+        nn.BatchNorm1d(4),
+    )
+    prepared = quantized.prepare_qat(model)
+    prepared(IMAGES)
+    quantized.freeze(prepared)
+    prepared.train()
+    before = {key: value.clone() for key, value in prepared.state_dict().items()}
+    prepared(5 * IMAGES)
+    after = prepared.state_dict().items()  # ranges of weights follow from the weights, and from their batch norms
+    assert all(torch.equal(value, before[key]) for key, value in after if ".weight_fake_quant." not in key)
+    with pytest.raises(ValueError, match="model must come from prepare_qat"):
+        quantized.freeze(model)
+
+
+def test_an_int8_model_refuses_training_and_foreign_weights() -> None:
+    model = tnn.ConvNormAct(3, 4).eval()
+    x86, onednn = (quantized.quantize(model, [IMAGES], backend=backend) for backend in ("x86", "onednn"))
+    with pytest.raises(RuntimeError, match="an int8 model cannot be trained"):
+        x86.train()
+    with pytest.raises(ValueError, match=r"0\.weight has weights made for another backend"):
+        x86.load_state_dict(onednn.state_dict())
+    onednn.load_state_dict(x86.state_dict())
+
+
+def test_a_model_fused_for_training_is_not_calibrated() -> None:
+    model = quantized.quantizable(tnn.ConvNormAct(3, 4).train())
+    quantized.fuse_model(model)
+    with pytest.raises(ValueError, match="model is fused for training"):
+        quantized.quantize(model, [IMAGES])
+
+
+def test_other_outputs_and_batches_are_named() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.conv(x), x
+
+    with pytest.raises(TypeError, match="model must return one tensor, it returns a tuple"):
+        quantized.quantizable(Pair())(IMAGES)
+    for batch, found in (({"image": IMAGES}, "dict"), ([], "list"), (IMAGES.to(torch.uint8), "torch.uint8")):
+        with pytest.raises(TypeError, match=f"batch 0 holds {found}"):
+            quantized.quantize(nn.Sequential(nn.Conv2d(3, 3, 1)), [batch])
+
+
+def test_report_names_hosts_across_containers() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[1](self.layers[0](x))
+
+    model = quantized.quantize(nn.Sequential(Listed()).eval(), [IMAGES])
+    assert [row.why for row in quantized.report(model).rows] == ["has an int8 form", "fused into 0.layers.0"]
+    (row,) = quantized.report(quantized.quantize(nn.Conv2d(3, 4, 1), [IMAGES])).rows
+    assert row.runs_in == "int8"

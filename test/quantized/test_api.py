@@ -1,0 +1,266 @@
+"""The way of whole models to int8, and all that is refused on it."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
+
+
+class Swish(nn.Module):
+    """A layer of a user's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def small_model(activation_layer: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    return nn.Sequential(
+        tnn.ConvNormAct(3, 8, stride=2, activation_layer=activation_layer),
+        tnn.BasicBlock(8, 8, se_layer=tnn.SqueezeExcitation),
+        tnn.InvertedResidual(8, 8, 1, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        tnn.LinearDropoutAct(8, 6, dropout=0.1),
+        nn.Linear(6, 4),
+    ).eval()
+
+
+def batches() -> list[Tensor]:
+    return [torch.randn(16, 3, 12, 10) for _ in range(2)]
+
+
+def test_quantizable_is_a_copy_with_the_same_keys_and_results() -> None:
+    model, x = small_model(), torch.randn(2, 3, 12, 10)
+    twin = quantized.quantizable(model)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert torch.equal(twin(x), model(x))
+    assert type(model[1]) is tnn.BasicBlock
+    assert type(twin.model[1]) is quantized.QuantizableBasicBlock
+    assert type(twin.model[1].se) is quantized.QuantizableSqueezeExcitation
+    assert type(twin.model[2].conv[0]) is quantized.QuantizableConvNormAct
+    other = small_model()
+    twin.load_state_dict(other.state_dict(), strict=True)
+    assert torch.equal(twin(x), other(x))
+    again = quantized.quantizable(twin)
+    assert again is not twin
+    assert torch.equal(again(x), twin(x))
+
+
+def test_quantizable_of_a_single_layer() -> None:
+    layer, x = tnn.ConvNormAct(3, 4).eval(), torch.randn(2, 3, 5, 5)
+    assert torch.equal(quantized.quantizable(layer)(x), layer(x))
+
+
+def test_the_float_model_is_left_as_it_was() -> None:
+    model, x = small_model(), torch.randn(2, 3, 12, 10)
+    expected, modules = model(x), [type(module) for module in model.modules()]
+    quantized.quantize(model, batches())
+    quantized.prepare_qat(model)
+    assert torch.equal(model(x), expected)
+    assert [type(module) for module in model.modules()] == modules
+    assert not model.training
+
+
+def test_report_of_every_stage() -> None:
+    model = small_model(nn.SiLU)
+    rows = {row.path: row for row in quantized.report(model).rows}
+    assert (rows["0.0"].after, rows["0.0"].runs_in, rows["0.0"].why) == ("Conv2d", "float", "not converted yet")
+
+    prepared = quantized.prepare_qat(model)
+    assert {row.runs_in for row in quantized.report(prepared).rows} == {"float"}
+
+    report = quantized.report(quantized.quantize(model, batches()))
+    rows = {row.path: row for row in report.rows}
+    expected = [
+        ("0.0", "Conv2d", "Conv2d", "int8", "has an int8 form"),
+        ("0.1", "BatchNorm2d", "Identity", "int8", "fused into 0.0"),
+        ("0.2", "SiLU", "FloatFallback(SiLU)", "float", "has no int8 kernel"),
+        ("1.conv1", "Conv2d", "ConvReLU2d", "int8", "has an int8 form"),
+        ("1.act1", "ReLU", "Identity", "int8", "fused into 1.conv1"),
+        ("1.act", "ReLU", "Identity", "int8", "fused into 1.skip_add"),
+        ("1.se.activation", "ReLU", "Identity", "int8", "fused into 1.se.fc1"),
+        ("2.conv.0.2", "ReLU6", "Identity", "int8", "fused into 2.conv.0.0"),
+        ("5.activation", "ReLU", "Identity", "int8", "fused into 5.linear"),
+        ("6", "Linear", "Linear", "int8", "has an int8 form"),
+    ]
+    assert [dataclasses.astuple(rows[row[0]])[:5] for row in expected] == expected
+    assert rows["0.0"].fused_with == ("0.1",)
+    assert rows["0.1"].fused_with == ("0.0",)
+    assert rows["1.conv1"].fused_with == ("1.bn1", "1.act1")
+    assert rows["6"].fused_with == ()
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["path", "before", "after", "runs", "in", "why", "fused", "with"]
+    assert len(lines) == len(report.rows) + 1
+
+
+def test_batches_may_carry_targets() -> None:
+    model = small_model()
+    inputs = batches()
+    expected = quantized.quantize(model, inputs)(inputs[0])
+    pairs = [(batch, torch.zeros(16)) for batch in inputs]
+    assert torch.equal(quantized.quantize(model, iter(pairs))(inputs[0]), expected)
+
+
+def test_a_fused_model_quantizes_to_the_same() -> None:
+    model, inputs = small_model(), batches()
+    fused = quantized.quantizable(model)
+    quantized.fuse_model(fused)
+    assert torch.equal(quantized.quantize(fused, inputs)(inputs[0]), quantized.quantize(model, inputs)(inputs[0]))
+
+
+def test_int8_models_of_two_backends_do_not_disturb_each_other() -> None:
+    """Each keeps its kernels, whatever was converted, copied or loaded since."""
+    model, inputs = small_model(), batches()
+    x86, expected = quantized.quantize(model, inputs, backend="x86"), {}
+    qnnpack = quantized.quantize(model, inputs, backend="qnnpack")
+    for name, int8 in (("x86", x86), ("qnnpack", qnnpack)):
+        expected[name] = int8(inputs[0])
+    assert torch.equal(copy.deepcopy(qnnpack)(inputs[0]), expected["qnnpack"])
+    assert torch.equal(copy.deepcopy(x86)(inputs[0]), expected["x86"])
+
+
+def test_quantization_aware_training_resumes_from_its_state() -> None:
+    """Saved in the middle and loaded into a model prepared anew, training goes on as if nothing had happened."""
+    model, inputs = small_model(), batches()
+    first, second = quantized.prepare_qat(model), quantized.prepare_qat(small_model())
+
+    def step(module: nn.Module, x: Tensor) -> None:
+        torch.manual_seed(3)
+        optimizer = torch.optim.SGD(module.parameters(), 0.01)
+        module(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(first, inputs[0])
+    second.load_state_dict(copy.deepcopy(first.state_dict()), strict=True)
+    step(first, inputs[1])
+    step(second, inputs[1])
+    outputs = [quantized.convert(module)(inputs[0]) for module in (first, second)]
+    assert torch.equal(*outputs)
+
+
+def poisoned(model: nn.Sequential) -> nn.Sequential:
+    nn.init.constant_(model[-1].weight, torch.nan)
+    return model
+
+
+class NeverRuns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.spare = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class AddsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: quantized.quantize(m, batches(), backend="cuda"), ValueError, "backend must be one of x86.*'cuda'"),
+        (
+            lambda m: quantized.quantize(m, batches(), engine="fx"),
+            ValueError,
+            "engine must be 'eager' or 'pt2e', got 'fx'",
+        ),
+        (lambda m: quantized.quantize(m, []), ValueError, "batches must hold at least one batch, got none"),
+        (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*pass .batch."),
+        (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),
+        (lambda m: quantized.quantize(m, [batches()[0] * torch.nan]), ValueError, "batch 0 holds NaN or infinity"),
+        (lambda m: quantized.quantize(m, [batches()[0][:0]]), ValueError, r"batch 0 has shape \[0, 3, 12, 10\]"),
+        (lambda m: quantized.quantize(poisoned(m), batches()), ValueError, "model must give finite outputs"),
+        (
+            lambda m: quantized.quantize(m.double(), batches()),
+            TypeError,
+            r"must be float32.*0\.0\.weight is torch.float64",
+        ),
+        (lambda m: quantized.quantize("resnet", batches()), TypeError, "model must be a module, got 'resnet'"),
+        (lambda m: quantized.quantize(NeverRuns(), batches()), ValueError, "no calibration batch reached spare"),
+        (
+            lambda m: quantized.quantize(AddsItself(), batches()),
+            RuntimeError,
+            "(?s)cannot run: .*in a forward that you wrote",
+        ),
+        (
+            lambda m: quantized.quantizable(nn.Sequential(m, Swish())),
+            TypeError,
+            "1 is a Swish, which int8 is not known",
+        ),
+        (lambda m: quantized.quantizable(nn.LSTM(3, 3)), TypeError, "model is a LSTM, which int8 is not known"),
+        (lambda m: quantized.convert(m), ValueError, "model must come from prepare_qat.*got a Sequential"),
+        (lambda m: quantized.convert(quantized.quantize(m, batches())), ValueError, "not be converted yet"),
+        (
+            lambda m: quantized.quantize(quantized.prepare_qat(m), batches()),
+            ValueError,
+            "prepared or converted already",
+        ),
+        (lambda m: quantized.prepare_qat(m, backend="fbgemm "), ValueError, "backend must be one of.*'fbgemm '"),
+    ],
+)
+def test_refusals(call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(small_model())
+
+
+def test_a_layer_of_ours_without_twin_is_named() -> None:
+    class Gated(tnn.ConvNormAct):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).sigmoid()
+
+    class Renamed(tnn.ConvNormAct):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels)
+
+    with pytest.raises(TypeError, match="0 is a Gated, a ConvNormAct that overrides forward"):
+        quantized.quantizable(nn.Sequential(Gated(3, 3)))
+    assert type(quantized.quantizable(nn.Sequential(Renamed(3))).model[0]) is quantized.QuantizableConvNormAct
+
+    newcomer = type("Newcomer", (nn.Module,), {"__module__": "torchvision_layers.experimental.nn.newcomer"})
+    with pytest.raises(TypeError, match="0 is a Newcomer, which has no quantizable twin"):
+        quantized.quantizable(nn.Sequential(newcomer()))
+
+
+def test_allow_float_makes_a_named_island() -> None:
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
+    converted = quantized.quantize(model, batches(), allow_float=True)
+    rows = {row.path: row for row in quantized.report(converted).rows}
+    assert rows["1"].after == "FloatFallback(Swish)"
+    assert (rows["1"].runs_in, rows["1"].why) == ("float", "is not known to the int8 engine")
+    assert rows["2"].runs_in == "int8"
+
+
+def test_layers_of_ours_without_a_twin_are_islands_where_allowed() -> None:
+    """As wholes, whatever they are made of; what is around them is int8."""
+    staged = [enn.SEBlock(4, 2), enn.WSConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), *staged, nn.Conv2d(4, 4, 1)).eval()
+    x = batches()[0]
+    converted = quantized.quantize(model, batches(), allow_float=True)
+    rows = [(row.path, row.after, row.runs_in) for row in quantized.report(converted).rows if row.runs_in == "float"]
+    assert rows == [(str(i + 1), f"FloatFallback({type(layer).__name__})", "float") for i, layer in enumerate(staged)]
+    assert (converted(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
+    prepared = quantized.prepare_qat(model, allow_float=True)
+    prepared(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    with pytest.raises(TypeError, match="1 is a SEBlock, which has no quantizable twin; pass allow_float=True"):
+        quantized.quantize(model, batches())
+
+
+def test_a_child_named_as_a_stub_is_refused() -> None:
+    model = nn.Sequential()
+    model.entry = nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match="must not have a child named 'entry'"):
+        quantized.quantizable(model)

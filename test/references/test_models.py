@@ -1,0 +1,114 @@
+"""What is done with a reference model: traced, scripted, exported, quantized. Small ones, one of each family."""
+
+import pytest
+import torch
+from models import MODELS, build_model
+from torch import Tensor, nn
+from train_quantization import with_twins
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers.experimental import nn as enn
+
+from ._support import fill
+
+NARROW, SHALLOW = {"width_mult": 0.25}, {"width_mult": 0.125, "depth_mult": 0.25}
+SIZES: dict[str, dict[str, float]] = {
+    "convnext_tiny": {"width_mult": 0.125, "depth_mult": 1 / 3},
+    "efficientnet_b0": {"width_mult": 0.25, "depth_mult": 0.5},
+    "mobilenet_v1": {"width_mult": 0.25, "depth_mult": 0.5},
+    "mobilenet_v2": NARROW,
+    "mobilenet_v2_coord": {"width_mult": 0.25, "depth_mult": 0.25},
+    "mobilenet_v3_large": NARROW,
+    "mobilenet_v3_small": NARROW,
+    "nf_resnet50": SHALLOW,
+    "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels for each head
+    "resnet50_gn_ws": SHALLOW,
+    "se_resnet50": SHALLOW,
+}
+# Another depth, width, or number of groups of what is above or in torch's own layers.
+VARIANTS = {"mobilenet_v2_half", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+VARIANTS |= {"resnext50_32x4d", "se_resnet18", "wide_resnet50_2"}
+WITH_TWINS = [name for name in SIZES if name != "resnet26_sasa"]
+
+
+def small(name: str) -> nn.Module:
+    return fill(build_model(name, 10, **SIZES[name])).eval()
+
+
+@pytest.fixture(params=SIZES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return small(request.param)
+
+
+def test_every_family_is_here() -> None:
+    assert set(SIZES) | VARIANTS == set(MODELS)
+
+
+def images(count: int = 3, height: int = 65, width: int = 96) -> Tensor:
+    return torch.randn(count, 3, height, width)
+
+
+def test_traced(model: nn.Module) -> None:
+    x = images()
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted(model: nn.Module) -> None:
+    x = images()
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+@pytest.mark.slow
+def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
+    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
+    # Below 65 pixels the last map of resnet26_sasa is one block of 4×4 queries, and to torch.export one is special.
+    program = torch.export.export(model, (images(2, 96, 96),), dynamic_shapes=(dynamic,)).module()
+    for x in (images(), images(5, 70, 80)):
+        torch.testing.assert_close(program(x), model(x))
+
+
+@pytest.mark.parametrize("backend", ["x86", pytest.param("onednn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", WITH_TWINS)
+def test_quantized(name: str, backend: str) -> None:
+    """Close to float, and without a convolution or projection left in it."""
+    model, x = small(name), images(8, 64, 64)
+    int8 = quantized.quantize(with_twins(model), [x], backend=backend)
+    rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
+    products = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert [row.runs_in for row in rows] == ["int8"] * len(products)
+    assert_close_to_float(int8, model, x)
+
+
+def test_attention_stays_in_float() -> None:
+    """Its softmax and its products of two activations have no int8 kernels in eager; all around it is int8."""
+    model, x = small("resnet26_sasa"), images(8, 64, 64)
+    folded = deploy.fold(model)
+    with pytest.raises(TypeError, match="layer1.0.conv2 is a MultiHeadedSpatialAttention, which has no quantizable"):
+        quantized.quantize(folded, [x])
+    int8 = quantized.quantize(folded, [x], allow_float=True)
+    runs_in = {row.path: row.runs_in for row in quantized.report(int8).rows}
+    attentions = {path for path, module in model.named_modules() if isinstance(module, enn.MultiHeadedSpatialAttention)}
+    assert attentions
+    for path, module in folded.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and path.rpartition(".")[0] not in attentions:
+            assert runs_in[path] == "int8", path
+    assert {runs_in[path] for path in attentions} == {"float"}
+    assert_close_to_float(int8, model, x)
+
+
+@pytest.mark.slow
+def test_projections_of_attention_are_int8_in_a_graph() -> None:
+    model, x = small("resnet26_sasa"), images(8, 64, 64)
+    int8 = quantized.quantize(deploy.fold(model), [x], engine="pt2e")
+    rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
+    assert {row.runs_in for row in rows} == {"int8"}
+    assert len(rows) == sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
+    assert_close_to_float(int8, model, x)
+
+
+def assert_close_to_float(int8: nn.Module, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = model(x)
+        error = int8(x) - expected
+    assert error.square().mean() < 0.25 * expected.square().mean()  # wide: random weights amplify rounding

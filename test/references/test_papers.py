@@ -1,0 +1,164 @@
+"""The reference models that torchvision does not have, against what their papers say."""
+
+from math import pi, sqrt
+
+import pytest
+import torch
+from models import build_model
+from models.nf_resnet import NFBlock, NFResNet
+from models.sasa_resnet import attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchvision_layers import nn as tnn
+
+from ._support import fill
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "width_mult", "millions"),
+    [
+        ("mobilenet_v1", 1.0, 4.2),  # table 8 of arXiv 1704.04861, as those below
+        ("mobilenet_v1", 0.75, 2.6),
+        ("mobilenet_v1", 0.5, 1.3),
+        ("mobilenet_v1", 0.25, 0.5),
+        ("resnet26_sasa", 1.0, 10.3),  # table 1 of arXiv 1906.05909
+    ],
+)
+def test_parameters(name: str, width_mult: float, millions: float) -> None:
+    assert round(parameters(build_model(name, 1000, width_mult)) / 1e6, 1) == millions
+
+
+def test_mobilenet_v1() -> None:
+    """Multiply-adds of its table 8, which has 569 millions, and the sizes of its table 1."""
+    model, shapes = build_model("mobilenet_v1", 1000).eval(), []
+    for layer in model.features:
+        layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape[1:3])))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+    assert round(counter.get_total_flops() / 2e6) == 569
+    table = [(32, 112), (64, 112), (128, 56), (128, 56), (256, 28), (256, 28), *[(512, 14)] * 6, (1024, 7), (1024, 7)]
+    assert shapes == table
+
+
+def test_mobilenet_v2_coord_differs_in_its_first_convolution() -> None:
+    """By the weights of two more channels, and in nothing else."""
+    plain, coord = (build_model(name, 10).state_dict() for name in ("mobilenet_v2", "mobilenet_v2_coord"))
+    assert list(plain) == list(coord)
+    differing = {key for key in plain if plain[key].shape != coord[key].shape}
+    assert differing == {"features.0.0.weight"}
+    assert plain["features.0.0.weight"].shape == (32, 3, 3, 3)
+    assert coord["features.0.0.weight"].shape == (32, 5, 3, 3)
+
+
+def test_nf_resnet50_has_the_parameters_of_resnet50_but_for_its_norms() -> None:
+    """A bias where there was a shift, no gain where there was a scale, and one gain a block; the stem has neither.
+
+    With 25.53 millions it lacks the 26,560 gains that filters have in the authors' code, though not in their equation.
+    """
+    norms = [module for module in build_model("resnet50", 1000).modules() if isinstance(module, nn.BatchNorm2d)]
+    scales = sum(norm.num_features for norm in norms)
+    blocks = 3 + 4 + 6 + 3
+    model = build_model("nf_resnet50", 1000)
+    assert parameters(model) == parameters(build_model("resnet50", 1000)) - scales - 64 + blocks
+
+
+def test_variance_follows_the_schedule() -> None:
+    """That of each branch is one; that of the sum grows by alpha squared, and starts anew with each stage."""
+    torch.manual_seed(0)
+    alpha, branches, outputs = 1.0, [], []  # five times as large as in the paper, so that no beta can be missed
+    model = NFResNet((3, 2, 4, 2), 10, alpha=alpha, stochastic_depth=0.0).eval()
+    blocks = [module for module in model.modules() if isinstance(module, NFBlock)]
+    for block in blocks:
+        nn.init.ones_(block.skip_gain.gain)
+        block.conv2.padding_mode = "circular"  # zeros around small maps would take from the variance
+        block.conv3.register_forward_hook(lambda _layer, _inputs, output: branches.append(variance(output)))
+        block.register_forward_hook(lambda _layer, _inputs, output: outputs.append(variance(output)))
+    with torch.no_grad():
+        model(torch.randn(4, 3, 96, 96))
+    expected = [1 + alpha**2 * place for depth in (3, 2, 4, 2) for place in range(1, depth + 1)]
+    torch.testing.assert_close(torch.tensor(branches), torch.ones(len(blocks)), rtol=0.15, atol=0)
+    torch.testing.assert_close(torch.tensor(outputs), torch.tensor(expected), rtol=0.15, atol=0)
+
+
+def variance(x: Tensor) -> float:
+    """Of each channel over batch and pixels; the mean of all channels."""
+    return float(x.var(dim=(0, 2, 3)).mean())
+
+
+def test_an_untrained_nf_block_is_its_skip() -> None:
+    block, x = NFBlock(16, 4, stride=1, beta=1.2, alpha=0.2, stochastic_depth=0.0), torch.randn(2, 16, 6, 6)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_nf_block_is_that_of_the_paper(stride: int) -> None:
+    alpha, beta = 0.3, 1.7
+    block = fill(NFBlock(8 if stride == 2 else 16, 4, stride, beta, alpha, stochastic_depth=0.0)).double().eval()
+    x = torch.randn(2, 8 if stride == 2 else 16, 7, 6, dtype=torch.float64)
+
+    def convolution(name: str, input: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+        layer = getattr(block, name)
+        mean = layer.weight.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = layer.weight.var(dim=(1, 2, 3), unbiased=False, keepdim=True).sqrt()
+        weight = (layer.weight - mean) / (deviation * sqrt(layer.weight[0].numel()))
+        return F.conv2d(input, sqrt(2 / (1 - 1 / pi)) * weight, layer.bias, stride, padding)
+
+    active = F.relu(x / beta)
+    branch = F.relu(convolution("conv1", active))
+    branch = F.relu(convolution("conv2", branch, stride, padding=1))
+    branch = convolution("conv3", branch)
+    skip = x if stride == 1 else convolution("projection", active, stride)
+    expected = skip + alpha * block.skip_gain.gain * branch
+    torch.testing.assert_close(block(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (9, 6)), (2, (9, 6)), (2, (8, 10))])
+def test_an_attention_block_is_that_of_the_paper(stride: int, size: tuple[int, int]) -> None:
+    planes = 16
+    block = fill(tnn.Bottleneck(24, planes, stride, conv_layer=attention)).double().eval()
+    x = torch.randn(2, 24, *size, dtype=torch.float64)
+    layer = block.conv2 if stride == 1 else block.conv2[0]
+
+    hidden = F.relu(norm(block.bn1, F.conv2d(x, block.conv1.weight)))
+    query, key, value = (F.conv2d(hidden, getattr(layer, name).weight) for name in ("query", "key", "value"))
+    attended = spatial_attention(query, key, value, layer.row_embedding, layer.column_embedding, heads=8, side=7)
+    if stride == 2:
+        attended = F.avg_pool2d(attended, 2, ceil_mode=True)
+    branch = norm(block.bn3, F.conv2d(F.relu(norm(block.bn2, attended)), block.conv3.weight))
+    skip = norm(block.downsample[1], F.conv2d(x, block.downsample[0].weight, stride=stride))
+    torch.testing.assert_close(block(x), F.relu(branch + skip))
+
+
+def spatial_attention(
+    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int
+) -> Tensor:
+    """Equation 3, pixel by pixel and head by head."""
+    _, channels, height, width = query.shape
+    output, half, width_of_head = torch.zeros_like(query), side // 2, channels // heads
+    for i in range(height):
+        for j in range(width):
+            seen = [
+                (a, b)
+                for a in range(max(0, i - half), min(height, i + half + 1))
+                for b in range(max(0, j - half), min(width, j + half + 1))
+            ]
+            for head in range(heads):
+                part = slice(head * width_of_head, (head + 1) * width_of_head)
+                q = query[:, part, i, j]
+                offset = [torch.cat([rows[head, :, a - i + half], columns[head, :, b - j + half]]) for a, b in seen]
+                logits = [(q * (key[:, part, a, b] + r)).sum(1) for (a, b), r in zip(seen, offset, strict=True)]
+                shares = torch.stack(logits, 1).softmax(1)
+                values = torch.stack([value[:, part, a, b] for a, b in seen], 1)
+                output[:, part, i, j] = (shares[:, :, None] * values).sum(1)
+    return output
+
+
+def norm(layer: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(layer, nn.BatchNorm2d)
+    return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)

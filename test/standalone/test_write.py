@@ -1,0 +1,164 @@
+"""Files of all models and stable layers: equal to the package to the bit, run without it, clean for ruff."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import __version__, quantized
+from torchvision_layers import nn as tnn
+
+from ..conformance.specs import SPECS
+from ._support import LAYERS_WITH_TWINS, MODELS, MODELS_AT, ROOT, WITH_TWINS, batch_of, samples_of, size_of
+
+
+@pytest.fixture(scope="module")
+def models() -> ModuleType:
+    """The models of the references."""
+    sys.path.insert(0, str(MODELS_AT.parent))
+    try:
+        return importlib.import_module("models")
+    finally:
+        sys.path.remove(str(MODELS_AT.parent))
+
+
+def test_every_model_has_a_file(models: ModuleType) -> None:
+    assert set(MODELS) == set(models.MODELS)
+
+
+LAYERS = [(name, id) for name in tnn.__all__ for id in samples_of(name)]
+TWINS = [case for case in LAYERS if case[0] in LAYERS_WITH_TWINS]
+
+
+def check_same(found: dict[str, Any], make: Callable[[], nn.Module], batch: Tensor) -> None:
+    torch.manual_seed(0)
+    model = make()
+    outputs = []
+    for training in (False, True):
+        torch.manual_seed(1)
+        outputs.append(model.train(training)(batch).detach().clone())
+    state = model.state_dict()
+    assert list(found["state"]) == list(state)
+    for key, value in state.items():
+        assert torch.equal(found["state"][key], value), key
+    for name, output in zip(("eval", "train"), outputs, strict=True):
+        assert torch.equal(found[name], output), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_is_equal_to_the_bit(name: str, alone: dict[str, Any], models: ModuleType) -> None:
+    """The parameters that it starts with too, and what it draws in training."""
+    check_same(alone[name], lambda: models.MODELS[name](**size_of(name)), batch_of((2, 3, 33, 40)))
+
+
+@pytest.mark.parametrize(("name", "id"), LAYERS, ids=map(" ".join, LAYERS))
+def test_layer_is_equal_to_the_bit(name: str, id: str, alone: dict[str, Any]) -> None:
+    sample = samples_of(name)[id]
+    check_same(alone[f"{name} {id}"], lambda: getattr(tnn, name)(**sample.kwargs), batch_of(sample.shape))
+
+
+def test_every_layer_has_a_sample() -> None:
+    assert {name for name, _ in LAYERS} == set(tnn.__all__)
+
+
+def check_twin(found: dict[str, Any], make: Callable[[], nn.Module], batch: Tensor, least: float) -> None:
+    """The twin of a file is that of the package, keeps its results when it is fused, and is close to them in int8."""
+    check_same(found, make, batch)
+    keys, expected, fused, int8, kinds = found["int8"]
+    assert keys == list(found["state"])
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
+    noise = float((int8 - expected).square().mean())
+    assert noise <= 10 ** (-least / 10) * float(expected.square().mean())
+    assert not {"torch.nn.modules.conv.Conv2d", "torch.nn.modules.batchnorm.BatchNorm2d"} & set(kinds)
+
+
+@pytest.mark.parametrize("name", WITH_TWINS)
+def test_quantizable_model(name: str, alone: dict[str, Any], models: ModuleType) -> None:
+    def make() -> nn.Module:
+        return quantized.quantizable(models.MODELS[name](**size_of(name))).model
+
+    check_twin(alone[f"{name} quantizable"], make, batch_of((2, 3, 33, 40)), least=15)
+    kinds = alone[f"{name} quantizable"]["int8"][4]
+    assert any("quantized" in kind and "Conv" in kind for kind in kinds)
+    assert not [kind for kind in kinds if "batchnorm" in kind], "all are fused"
+    if "resnet" in name:
+        assert "torch.nn.modules.activation.ReLU" not in kinds, "those behind additions too"
+
+
+@pytest.mark.parametrize(("name", "id"), TWINS, ids=map(" ".join, TWINS))
+def test_quantizable_layer(name: str, id: str, alone: dict[str, Any]) -> None:
+    sample = samples_of(name)[id]
+    twin = LAYERS_WITH_TWINS[name].twin
+    assert twin is not None
+    check_twin(alone[f"{name} {id} quantizable"], lambda: twin(**sample.kwargs), batch_of(sample.shape), least=15)
+
+
+def test_ruff_has_nothing_to_say(folder: Path, ruff: Any) -> None:
+    settings = str(ROOT / "pyproject.toml")
+    assert ruff("check", "--config", settings, cwd=folder) == ""
+    assert ruff("check", "--isolated", cwd=folder) == ""
+    assert ruff("format", "--check", "--diff", "--config", settings, cwd=folder) == ""
+
+
+def test_ruff_would_say_something(tmp_path: Path, ruff: Any) -> None:
+    (tmp_path / "bad.py").write_text("import os\nx = [1,\n 2]\n")
+    assert "F401" in ruff("check", "--isolated", cwd=tmp_path)
+    assert "[1, 2]" in ruff("format", "--check", "--diff", cwd=tmp_path)
+
+
+def test_nothing_is_imported_but_torch_and_the_standard_library(folder: Path) -> None:
+    for path in folder.glob("*.py"):
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                found.add(str(node.module))
+        tops = {name.split(".")[0] for name in found}
+        assert tops - {*sys.stdlib_module_names} == {"torch"}, path.name
+
+
+def test_what_a_file_says_of_itself(folder: Path) -> None:
+    text = (folder / "mobilenet_v3_small.py").read_text(encoding="utf-8")
+    head = text.split('"""')[1]
+    copyright = next(line for line in (ROOT / "LICENSE").read_text().splitlines() if line.startswith("Copyright"))
+    assert f"License: BSD-3-Clause. {copyright}." in head
+    written = f"Written by torchvision_layers {__version__} from models/mobilenet_v3.py:mobilenet_v3_small."
+    assert written in " ".join(head.split()), "no folder of this machine"
+    assert "`Searching for MobileNetV3 <https://arxiv.org/abs/1905.02244>`_, tables 1 and 2." in head
+    assert "load_state_dict" in head
+    assert text.rstrip().endswith("return MobileNetV3(SMALL, 1024, num_classes, width_mult, depth_mult)")
+
+
+def test_a_file_holds_what_the_model_uses_and_nothing_else(folder: Path) -> None:
+    text = (folder / "mobilenet_v3_small.py").read_text(encoding="utf-8")
+    for kept in ("class InvertedResidual(", "class SqueezeExcitation(", "SMALL: ", "RE, HS = nn.ReLU, nn.Hardswish"):
+        assert kept in text, kept
+    for left_out in ("LARGE: ", "mobilenet_v3_large", "MBConv", "class Conv1dNormAct", "tnn.", "folded"):
+        assert left_out not in text, left_out
+    assert "    def _load_from_state_dict(\n" in text, "it replaces a method of torch, which calls it"
+    assert 'torch.fx.wrap("stochastic_depth")' in text
+    layer = (folder / "SqueezeExcitation.py").read_text(encoding="utf-8")
+    assert "def conv(" not in layer, "a method of a helper that nothing calls"
+    assert ">>> SqueezeExcitation(16, 4)(torch.rand(2, 16, 8, 8)).shape" in layer
+    assert "# a function may give the same module each time" in layer, "comments are kept"
+    assert "enn.WSConv2d" not in (folder / "resnet50_gn_ws.py").read_text(encoding="utf-8")
+
+
+def test_the_same_twice(folder: Path) -> None:
+    from torchvision_layers.standalone import source
+
+    assert source("torchvision_layers.nn:MBConv") == (folder / "MBConv.py").read_text(encoding="utf-8")
+
+
+def test_checkpoints_of_the_specs_are_those_of_the_package() -> None:
+    """All layers with twins that the specs know were asked for above."""
+    assert {spec.name for spec in SPECS if spec.twin is not None and spec.status == "stable"} == {*LAYERS_WITH_TWINS}

@@ -1,0 +1,146 @@
+"""From a float model to int8: the public functions check their arguments and pick the engine."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_module
+from .eager.fusion import fuse_children
+from .eager.model import QuantizableModel
+from .engine import load_engine
+from .layers.base import QuantizableLayer
+from .pt2e.model import QuantizableGraph
+from .wrapper import Stage
+
+__all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
+
+
+def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
+    """Fuses every convolution or linear layer with the batch norm and the ReLU or ReLU6 after it, in place.
+
+    Layers of this package fuse themselves; in the rest of the model, each ``forward`` is traced to find the chains. A
+    second call changes nothing. Nothing is fused across a module outside the chain or with hooks, nor inside a child
+    that a ``forward`` calls only in part. A ``forward`` that cannot be traced is assumed to call its children as
+    wholes; :func:`quantize` compares the results.
+
+    Args:
+        model: any model.
+        is_qat: ``True`` fuses for quantization-aware training and keeps the batch norms; ``False`` folds them into the
+            weights and needs eval mode, results stay equal to 1e-5; ``None`` follows ``model.training``. Default:
+            ``None``.
+
+    Errors: ``ValueError`` for ``is_qat=False`` in training mode, or if the modules of a chain are in different modes;
+    ``ImportError`` if this torch has no ``torch.ao.quantization``.
+    """
+    check_module("model", model)
+    if isinstance(model, QuantizableLayer):
+        model.fuse_model(is_qat)
+    else:
+        fuse_children(model, model.training if is_qat is None else is_qat)
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    *,
+    backend: str = "x86",
+    engine: str = "eager",
+    allow_float: bool = False,
+) -> QuantizableModel | QuantizableGraph:
+    """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
+
+    The eager engine also corrects biases for the shift that rounding the weights adds to the mean of each channel.
+
+    Args:
+        model: float or :func:`quantizable`, fused or not; it is not changed.
+        batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
+        backend: kernels to quantize for. ``"x86"`` is right on every x86 CPU. The eager engine also has ``"onednn"``,
+            which is more accurate, and faster on CPUs with VNNI, and ``"qnnpack"`` for ARM. The PT2E engine has
+            ``"onnxruntime"``, for export, with additions and outputs in int8 too, and ``"xnnpack"`` if executorch is
+            installed. Default: ``"x86"``.
+        engine: ``"eager"`` returns modules with int8 weights, ready to run and to script; ``"pt2e"`` returns a graph
+            of torchao, to compile and to export. Default: ``"eager"``.
+        allow_float: keeps in float what the engine is not known to run in int8, instead of raising. Default:
+            ``False``.
+
+    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
+    that are not finite, or a module that no batch reaches; ``TypeError`` for modules that would stay in float, as in
+    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
+    results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
+    """
+    chosen = load_engine(engine)
+    chosen.check_backend(backend)
+    return chosen.quantize(model, _inputs(batches), backend, allow_float)
+
+
+def prepare_qat(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    backend: str = "x86",
+    engine: str = "eager",
+    allow_float: bool = False,
+) -> QuantizableModel | QuantizableGraph:
+    """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
+
+    Train it like any model, :func:`freeze` it for the last epochs, then :func:`convert` it.
+
+    Args:
+        model: as in :func:`quantize`.
+        example: a batch like those of the training. ``engine="pt2e"`` needs one to export the model; the eager engine
+            uses its shape to try the int8 model. Default: ``None``.
+        backend: as in :func:`quantize`.
+        engine: as in :func:`quantize`.
+        allow_float: as in :func:`quantize`.
+
+    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, or a model that is already
+    prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
+    not float32; ``ImportError`` if the engine is not installed.
+    """
+    chosen = load_engine(engine)
+    if example is not None:
+        (example,) = _inputs([example])
+    chosen.check_backend(backend)
+    return chosen.prepare_qat(model, example, backend, allow_float)
+
+
+def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
+    """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained.
+
+    Errors: ``ValueError`` for any other model, or if no batch reached a module; ``RuntimeError`` if the int8 model
+    cannot run.
+    """
+    _check_prepared(model)
+    return load_engine(model.engine).convert(model)
+
+
+def freeze(model: QuantizableModel | QuantizableGraph) -> None:
+    """Stops batch statistics and observers of a model that came from :func:`prepare_qat`, in place and for good.
+
+    If you load the state of a frozen model into a newly prepared one, freeze that one too.
+
+    Errors: ``ValueError`` for any other model, or one that neither ran on batches nor loaded a state.
+    """
+    _check_prepared(model)
+    load_engine(model.engine).freeze(model)
+
+
+def _check_prepared(model: nn.Module) -> None:
+    if not isinstance(model, (QuantizableModel, QuantizableGraph)) or model.stage is not Stage.PREPARED:
+        raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
+
+
+def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    if isinstance(batches, Tensor):
+        raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
+    for i, batch in enumerate(batches):
+        input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
+        if not isinstance(input, Tensor) or input.dtype != torch.float32:
+            kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {kind}")
+        if input.numel() == 0:
+            raise ValueError(f"batches must not be empty, batch {i} has shape {list(input.shape)}")
+        if not bool(torch.isfinite(input).all()):
+            raise ValueError(f"batches must be finite, batch {i} holds NaN or infinity")
+        yield input

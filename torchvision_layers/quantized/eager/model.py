@@ -1,0 +1,175 @@
+"""Any model as a module whose layers can become int8."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from typing_extensions import Self
+
+from ..._utils.checks import check_module, check_not_lazy
+from ..._utils.tracing import trace_forward
+from ..layers.base import make_twins
+from ..layers.observed import DeQuantStub, QuantStub
+from ..report_row import Int8Support
+from ..wrapper import QuantizableWrapper, Stage
+from .flat_sequential import trace_flat_sequentials
+from .int8_modules import largest_pairs, use_backend
+from .post_ops import PostOp
+from .support import int8_support, is_unit
+
+__all__ = ["QuantizableModel", "quantizable"]
+
+
+class QuantizableModel(QuantizableWrapper):
+    """A model between a stub that quantizes its input and a stub that dequantizes its output.
+
+    Created by :func:`quantizable`. The keys of its ``state_dict`` are those of ``model``, and ``entry.*`` once the
+    input has a scale.
+
+    Errors: ``ValueError`` if ``model`` has a child named ``entry``, whose keys would collide.
+    """
+
+    engine = "eager"
+    child = "model"
+    other_keys = {"quant": "entry"}  # noqa: RUF012  # a ClassVar of the base class
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if hasattr(model, "entry"):
+            raise ValueError("model must not have a child named 'entry', the state_dict key of the quantized input")
+        self.quant = QuantStub()
+        self.model = model
+        self.dequant = DeQuantStub()
+        #: The operations that convolutions compute as well once they are int8.
+        self.post_ops = list[PostOp]()
+        #: Shape of the last input since the model was prepared, without the batch, for a trial run of the int8 model.
+        self.image_shape: tuple[int, ...] = ()
+        self.train(model.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.stage == "int8" and input.shape[0] == 0:  # TorchScript does not know the enum
+            # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
+            sizes = list(input.shape)
+            sizes[0] = 1
+            return self._run(torch.zeros(sizes, dtype=input.dtype))[:0]
+        return self._run(input)
+
+    def _run(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or self.stage != "int8":
+            output = self.model(self.quant(input))
+            if not torch.jit.is_scripting():
+                self._check_output(input, output)
+            return self.dequant(output)
+        with use_backend(self.backend):
+            return self.dequant(self.model(self.quant(input)))
+
+    @torch.jit.unused
+    def _check_output(self, input: Tensor, output: Tensor) -> None:
+        if isinstance(output, (dict, list, tuple)):
+            raise TypeError(f"model must return one tensor, it returns a {type(output).__name__}")
+        if self.stage is Stage.PREPARED:
+            self.image_shape = tuple(input.shape[1:])
+
+    @torch.jit.unused
+    def _freeze(self) -> None:
+        from .torch_ao.preparing import freeze
+
+        freeze(self)
+
+    @torch.jit.unused
+    def _packing(self) -> AbstractContextManager[None]:
+        return use_backend(self.backend) if self.stage is Stage.INT8 else nullcontext()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        with self._packing(), warnings.catch_warnings():
+            # torch copies int8 tensors through a storage class that it deprecates.
+            warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+            copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        trace_flat_sequentials(copied)
+        return copied
+
+    def __reduce__(self) -> Any:
+        if self.stage is Stage.FLOAT:
+            return super().__reduce__()
+        raise TypeError(
+            "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or torch.jit.script(model)"
+        )
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As in ``nn.Module``; int8 weights are packed for the backend of this model.
+
+        Errors: ``ValueError`` if this model is for x86 and the weights were made for a backend without its bound.
+        """
+        if self.stage is Stage.INT8 and self.backend == "x86":
+            for key, value in state_dict.items():
+                weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
+                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight):
+                    raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
+        with self._packing():
+            keys = super().load_state_dict(state_dict, strict, assign)
+        if self.is_frozen:  # even if the state was saved before freezing
+            self._freeze()
+        return keys
+
+
+def _overflows(weight: Tensor) -> bool:
+    """Whether the products of two weights of a channel can overflow on x86 without VNNI."""
+    return int(largest_pairs(weight.int_repr().to(torch.int16)).max()) > 128
+
+
+def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
+    """A copy of ``model`` in which every layer of this package is its twin, with stubs at input and output.
+
+    Results, parameters and ``state_dict`` keys are those of ``model``, which is not changed.
+
+    Args:
+        model: takes one tensor and returns one.
+        allow_float: keeps modules in float that int8 is not known to run, layers of this package without a twin
+            included, instead of raising. Default: ``False``.
+
+    Errors: ``TypeError`` with the path and class of a layer of this package without a twin, of a module that int8 is
+    not known to run, or of a module whose ``forward`` concatenates tensors.
+
+    Examples::
+
+        >>> model = nn.Sequential(tnn.ConvNormAct(3, 8), nn.Flatten(), nn.Linear(512, 2))
+        >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2])
+    """
+    check_module("model", model)
+    if isinstance(model, QuantizableModel):
+        return copy.deepcopy(model)
+    check_not_lazy("model", model)
+    wrapper = QuantizableModel(copy.deepcopy(model))
+    make_twins(wrapper.model, allow_float)
+    _check_support(wrapper.model, "", allow_float)
+    return wrapper
+
+
+def _check_support(module: nn.Module, path: str, allow_float: bool) -> None:
+    support = int8_support(module)
+    if is_unit(module) or support is Int8Support.FLOAT_FALLBACK:
+        return
+    if support is Int8Support.UNKNOWN:
+        if allow_float:
+            return
+        raise TypeError(
+            f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
+            "pass allow_float=True to leave it in float"
+        )
+    if trace_forward(module).concatenates:
+        raise TypeError(
+            f"{path or 'model'} concatenates tensors in its forward, which int8 would do with the scale of the first; "
+            "use engine='pt2e'"
+        )
+    for name, child in module.named_children():
+        _check_support(child, f"{path}.{name}".lstrip("."), allow_float)

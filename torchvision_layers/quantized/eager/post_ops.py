@@ -1,0 +1,157 @@
+"""Additions and activations that the convolution before them can compute as a post-operation, found by tracing."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..._utils.modules import has_hooks
+from ..._utils.tracing import find_producer, trace_forward
+from ...layers.stochastic_depth import StochasticDepth
+from ..layers.observed import Addition
+from ..report_row import Int8Support
+from .patterns import BATCH_NORMS
+from .support import int8_support, is_unit
+
+__all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
+
+#: The oneDNN names of the activations that its convolutions compute. (ReLU has an int8 kernel on every backend.)
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.SiLU: "swish"}
+
+# Values per image. torch does not cache kernels with post-operations: starting one takes as long as a hardswish or an
+# addition of this many values. (SiLU has no int8 kernel of its own and always gains.)
+_WORTHWHILE = 2**17
+
+
+class PostOp(NamedTuple):
+    """Names of a convolution and of the operation that it can compute, relative to the module at path ``parent``."""
+
+    parent: str
+    convolution: str
+    operation: str
+
+
+def find_post_ops(model: nn.Module) -> list[PostOp]:
+    """All post-operations of a fused model, except in modules that int8 does not run.
+
+    Modules that a ``forward`` calls only in part, and convolutions that are registered in several places, are left
+    alone.
+    """
+    places = Counter(child for module in model.modules() for child in module._modules.values())
+    post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # each one once, even if its module is shared
+    for op in _post_ops_below(model, ""):
+        module = model.get_submodule(op.parent)
+        names = op.convolution.split(".")
+        if all(places[module.get_submodule(".".join(names[: i + 1]))] == 1 for i in range(len(names))):
+            post_ops.setdefault((module, op.operation), op)
+    return list(post_ops.values())
+
+
+def _post_ops_below(model: nn.Module, path: str) -> Iterator[PostOp]:
+    module = model.get_submodule(path)
+    if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
+        return
+    trace = trace_forward(module)
+    for name in trace.whole:
+        yield from _post_ops_below(model, f"{path}.{name}".lstrip("."))
+    candidates = [(chain[i], chain[:i]) for chain in trace.chains for i in range(1, len(chain))]
+    for name, before in [*candidates, *trace.pairs]:
+        operation = module.get_submodule(name)
+        if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
+            continue
+        convolution = _last_convolution(module, before)
+        if convolution is None:
+            continue
+        # The convolution moves to the place of the operation: nothing in between may change its input.
+        first = before[0]
+        later = trace.rereads.get(first, {}) if f"{convolution}.".startswith(f"{first}.") else {}
+        between = [other for other, turn in later.items() if turn < trace.turns[name]]
+        if all(_keeps_its_input(module, other) for other in between):
+            yield PostOp(path, convolution, name)
+
+
+def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor) -> list[PostOp]:
+    """The post-operations that are faster even for a single image of the size of ``example``.
+
+    None at all if a ``forward`` that cannot be traced uses the output of a convolution in yet another way.
+    """
+    sizes: dict[nn.Module, int] = {}
+
+    def record_size(module: nn.Module, args: object, output: Tensor) -> None:
+        sizes[module] = output[0].numel()
+
+    operations = [model.get_submodule(op.parent).get_submodule(op.operation) for op in post_ops]
+    handles = [operation.register_forward_hook(record_size) for operation in operations]
+    expected = model(example[:1])
+    for handle in handles:
+        handle.remove()
+    worthwhile = [
+        op
+        for op, operation in zip(post_ops, operations, strict=True)
+        if type(operation) is nn.SiLU or sizes.get(operation, 0) >= _WORTHWHILE
+    ]
+    return worthwhile if _keep_results(model, worthwhile, example[:1], expected) else []
+
+
+class _ConvolutionAndOperation(nn.Module):
+    """The float computation of a convolution with a post-operation."""
+
+    def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.operation = operation
+
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
+        return self.operation(self.convolution(input), *others)
+
+
+def _keep_results(model: nn.Module, post_ops: list[PostOp], input: Tensor, expected: Tensor) -> bool:
+    """Whether the model still computes ``expected`` with the post-operations moved into their convolutions."""
+    parents = [model.get_submodule(op.parent) for op in post_ops]
+    pairs = [
+        (parent.get_submodule(op.convolution), parent.get_submodule(op.operation))
+        for parent, op in zip(parents, post_ops, strict=True)
+    ]
+    for parent, op, (convolution, operation) in zip(parents, post_ops, pairs, strict=True):
+        parent.set_submodule(op.convolution, nn.Identity())
+        parent.set_submodule(op.operation, _ConvolutionAndOperation(convolution, operation).eval())
+    try:
+        output = model(input)
+    except (RuntimeError, ValueError):  # the shapes no longer match
+        return False
+    finally:
+        for parent, op, (convolution, operation) in zip(parents, post_ops, pairs, strict=True):
+            parent.set_submodule(op.convolution, convolution)
+            parent.set_submodule(op.operation, operation)
+    if output.shape != expected.shape:
+        return False
+    return float((output - expected).abs().max()) <= 1e-3 * float(expected.abs().max())
+
+
+def _last_convolution(module: nn.Module, names: list[str]) -> str | None:
+    """The name of the convolution whose output leaves the chain unchanged."""
+    return find_producer(
+        module,
+        names,
+        matches=lambda last: _is_convolution(last) and not has_hooks(last),
+        # StochasticDepth is the identity whenever int8 runs.
+        is_identity=lambda last: (
+            (type(last) is nn.Identity or isinstance(last, StochasticDepth)) and not has_hooks(last)
+        ),
+        is_opaque=lambda last: is_unit(last) or has_hooks(last),
+    )
+
+
+def _keeps_its_input(module: nn.Module, name: str) -> bool:
+    """Whether ``name``, of a module or a function, is a convolution, linear layer or addition, fused or not."""
+    other = dict(module.named_modules()).get(name)
+    return other is not None and (type(other) in BATCH_NORMS or is_unit(other))
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether the module is a plain convolution, or a convolution fused with a batch norm for training."""
+    parts = [type(part) for part in module] if isinstance(module, nn.Sequential) and is_unit(module) else [type(module)]
+    return parts in ([nn.Conv2d], [nn.Conv2d, nn.BatchNorm2d]) and (
+        len(parts) == 2 or int8_support(module) is Int8Support.CONVERTED
+    )

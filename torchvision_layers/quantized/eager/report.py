@@ -1,0 +1,53 @@
+"""Report of the modules of a model of the eager engine, or of a float model."""
+
+from torch import nn
+
+from ..report_row import Int8Support, ReportRow
+from .model import QuantizableModel
+from .support import int8_support, is_int8, is_unit
+from .wrappers import FloatFallback
+
+__all__ = ["module_rows"]
+
+
+def module_rows(model: nn.Module) -> list[ReportRow]:
+    """A row for each module that is not just a container, in the order of the model."""
+    root = model.model if isinstance(model, QuantizableModel) else model
+    before = model.classes_before if isinstance(model, QuantizableModel) else {}
+    is_converted = any(is_int8(module) for module in model.modules())
+    rows: list[ReportRow] = []
+    _add_rows(root, "", before, is_converted, rows)
+    return rows
+
+
+def _add_rows(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
+    row = _row(module, path, before.get(path, ""), is_converted)
+    if row is not None:
+        rows.append(row)
+        return
+    for name, child in module.named_children():
+        _add_rows(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
+
+
+def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:
+    """The row of a module that is a unit; ``None`` for one that only calls its children."""
+    after = type(module).__name__
+    support = int8_support(module)
+    target = getattr(module, "fused_into", None)
+    if target is not None:
+        parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
+        target_path = ".".join([*parent, target])
+        runs_in = "int8" if is_converted else "float"
+        return ReportRow(path, before, after, runs_in, f"fused into {target_path}", (target_path,))
+    if isinstance(module, FloatFallback):
+        inner = getattr(module.module, "float_class", type(module.module))
+        return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
+    if after == "DeQuantize":  # in a twin that computes something in float up to its next stub
+        return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
+    if is_int8(module):
+        return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
+    if support is Int8Support.CONTAINER and not is_unit(module):
+        return None
+    if is_converted and support is Int8Support.PASS_THROUGH:
+        return ReportRow(path, before, after, "int8", support.value)
+    return ReportRow(path, before, after, "float", support.value if is_converted else "not converted yet")

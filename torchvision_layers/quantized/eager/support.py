@@ -1,0 +1,152 @@
+"""Which torch modules the eager engine runs in int8, and which need a float fallback."""
+
+import torchvision.ops
+from torch import nn
+
+from ..._utils.modules import numeric_padding
+from ...layers.frozen_batch_norm import FrozenBatchNorm2d
+from ...layers.layer_norm import LayerNorm2d, LayerScale
+from ...layers.permute import Permute
+from ...layers.positional_conv import PositionMap
+from ...layers.stochastic_depth import StochasticDepth
+from ..layers.observed import DeQuantStub, Observed
+from ..report_row import Int8Support
+from .int8_modules import Int8Module
+
+__all__ = ["int8_support", "is_int8", "is_unit"]
+
+# Replaced by a module of torch.ao.nn.quantized.
+_CONVERTED = {
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ELU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+    nn.Linear,
+    nn.ReLU6,
+}
+
+# Their operators have kernels for quantized tensors: exact, or with a fixed range (sigmoids, tanh).
+_PASS_THROUGH = {
+    Permute,
+    StochasticDepth,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.ChannelShuffle,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.Flatten,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ReLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Unflatten,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.ZeroPad2d,
+    torchvision.ops.Permute,
+    torchvision.ops.StochasticDepth,
+}
+
+# They raise on quantized tensors, or keep a range that does not fit their output (GELU), or are wrong: torch's int8
+# group_norm, which also computes instance and layer norm, gave wrong values for some of 128 samples on torch 2.15.
+_FLOAT_FALLBACKS = {
+    FrozenBatchNorm2d,
+    LayerNorm2d,
+    LayerScale,
+    PositionMap,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.BatchNorm1d,
+    nn.CELU,
+    nn.GELU,
+    nn.GLU,
+    nn.GroupNorm,
+    nn.Hardshrink,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LogSigmoid,
+    nn.LogSoftmax,
+    nn.MaxPool3d,
+    nn.Mish,
+    nn.PReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Softmax,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanhshrink,
+    torchvision.ops.FrozenBatchNorm2d,
+}
+
+
+def int8_support(module: nn.Module) -> Int8Support:
+    """How a float module will run. A subclass of a known class is unknown, unless it is a twin."""
+    if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
+        return Int8Support.UNKNOWN
+    float_class = getattr(module, "float_class", type(module))
+    if _has_unsupported_arguments(module):
+        return Int8Support.FLOAT_FALLBACK
+    for classes, support in (
+        (_CONVERTED, Int8Support.CONVERTED),
+        (_PASS_THROUGH, Int8Support.PASS_THROUGH),
+        (_FLOAT_FALLBACKS, Int8Support.FLOAT_FALLBACK),
+    ):
+        if float_class in classes:
+            return support
+    if float_class is not type(module):
+        return Int8Support.CONTAINER
+    has_own_tensors = bool(module._parameters or module._buffers)
+    is_leaf = not module._modules
+    is_of_torch = type(module).__module__.startswith("torch.nn.modules")
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not has_own_tensors:
+        return Int8Support.CONTAINER
+    return Int8Support.UNKNOWN if has_own_tensors or is_of_torch or is_leaf else Int8Support.CONTAINER
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether the engine treats the module and its children as one."""
+    return isinstance(module, (Observed, DeQuantStub)) or _is_of_torch_ao(module)
+
+
+def is_int8(module: nn.Module) -> bool:
+    """Whether the engine created the module and it computes on int8 tensors."""
+    is_converted = _is_of_torch_ao(module, "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    return isinstance(module, Int8Module) or (is_converted and type(module).__name__ != "FloatFunctional")
+
+
+def _is_of_torch_ao(module: nn.Module, *packages: str) -> bool:
+    """Compares names, because ``torch.ao`` is deprecated and may be missing."""
+    return any(cls.__module__.startswith(packages or ("torch.ao.",)) for cls in type(module).__mro__)
+
+
+def _has_unsupported_arguments(module: nn.Module) -> bool:
+    """Whether the int8 kernel of the module's class does not support the arguments of this instance."""
+    if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+        return not module.affine or module.running_mean is None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return module.padding_mode != "zeros" or numeric_padding(module) is None
+    if isinstance(module, nn.AvgPool2d):  # qnnpack's kernel ignores both arguments
+        return module.divisor_override is not None or (
+            not module.count_include_pad and module.padding not in (0, (0, 0))
+        )
+    return isinstance(module, nn.Upsample) and module.mode not in ("nearest", "bilinear")

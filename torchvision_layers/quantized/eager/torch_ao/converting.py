@@ -1,0 +1,105 @@
+"""Replaces prepared modules by int8 modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.qat
+import torch.ao.nn.quantized as nnq
+import torch.ao.quantization as taoq
+from torch import Tensor, nn
+from torch.ao.quantization.quantization_mappings import get_default_static_quant_module_mappings
+
+from ...layers.observed import Addition, DeQuantStub, Multiplication, QuantStub
+from ..int8_modules import (
+    Int8Addition,
+    Int8ConvActivation2d,
+    Int8ConvAddition2d,
+    Int8Linear,
+    Int8Multiplication,
+    use_backend,
+)
+from ..patterns import mark_fused
+from ..post_ops import ACTIVATIONS, PostOp
+from ..wrappers import ObservedActivation
+from . import ignore_deprecations
+from .fusing import FusedReLU6, ReLU6AsReLU
+
+__all__ = ["FLAT_KERNELS", "convert"]
+
+
+def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
+    """Replaces prepared modules by int8 modules in place, with weights packed for ``backend``."""
+    mapping = {
+        **get_default_static_quant_module_mappings(),
+        torch.ao.nn.qat.Conv1d: nnq.Conv1d,
+        Addition: _ToArithmetic(),
+        Multiplication: _ToArithmetic(),
+        QuantStub: nnq.Quantize,
+        DeQuantStub: nnq.DeQuantize,
+    }
+    with use_backend(backend), ignore_deprecations():
+        for op in post_ops:
+            _convert_post_op(model.get_submodule(op.parent), op, mapping)
+        taoq.convert(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
+        if backend == "onednn":
+            _replace_linear(model)
+    for module in model.modules():
+        if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
+            module.__class__ = ConvReLU2d
+
+
+class _ToArithmetic:
+    """An entry in a mapping of torch.ao, used like a class."""
+
+    def from_float(self, observed: Addition | Multiplication) -> nn.Module:
+        scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator]
+        if isinstance(observed, Addition):
+            return Int8Addition(float(scale), int(zero_point), observed.relu)
+        return Int8Multiplication(float(scale), int(zero_point))
+
+
+class ConvReLU2d(nniq.ConvReLU2d):
+    """Runs the kernel without ReLU, which starts faster: at a zero point of zero, saturation is the ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.quantized.conv2d(input, self._packed_params, self.scale, self.zero_point)
+
+
+def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
+    return torch.ops.quantized.conv2d.new(input, conv._packed_params, conv.scale, conv.zero_point)
+
+
+#: The kernels of int8 modules, without the checks that the modules make around them.
+FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
+
+
+def _replace_linear(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nnq.Linear):
+            weight, bias = child._weight_bias()
+            qparams = float(child.scale), int(child.zero_point)
+            linear = Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *qparams).eval()
+            linear._forward_hooks, linear._forward_pre_hooks = child._forward_hooks, child._forward_pre_hooks
+            setattr(module, name, linear)
+        else:
+            _replace_linear(child)
+
+
+def _convert_post_op(parent: nn.Module, op: PostOp, mapping: dict[Any, Any]) -> None:
+    convolution, operation = parent.get_submodule(op.convolution), parent.get_submodule(op.operation)
+    convolution.activation_post_process = operation.activation_post_process
+    plain = mapping[type(convolution)].from_float(convolution)
+    weight, bias = plain._weight_bias()
+    geometry = list(plain.stride), list(plain.padding), list(plain.dilation), plain.groups
+    qparams = float(plain.scale), int(plain.zero_point)
+    fused: nn.Module
+    if isinstance(operation, ObservedActivation):
+        activation = ACTIVATIONS[type(operation.module)]
+        fused = Int8ConvActivation2d(weight, bias, *geometry, *qparams, activation)
+    else:
+        fused = Int8ConvAddition2d(weight, bias, *geometry, *qparams)
+    parent.set_submodule(op.operation, fused.train(operation.training))
+    parent.set_submodule(op.convolution, nn.Identity().train(convolution.training))
+    mark_fused(parent, op.convolution, op.operation)

@@ -1,0 +1,140 @@
+"""Puts observers, or fake quantization, into a fused model."""
+
+import torch
+import torch.ao.nn.qat
+import torch.ao.quantization as taoq
+from torch import Tensor, nn
+from torch.ao.quantization.quantization_mappings import get_default_qat_module_mappings
+
+from ...._utils.modules import make_padding_numeric
+from ...layers.observed import Observed
+from ...report_row import Int8Support
+from ..int8_modules import largest_pairs
+from ..post_ops import ACTIVATIONS, PostOp
+from ..support import int8_support, is_unit
+from ..wrappers import FloatFallback, ObservedActivation
+from . import ignore_deprecations
+from .fusing import FusedReLU6, ReLU6AsReLU
+
+__all__ = ["freeze", "prepare", "unobserved_paths"]
+
+# qnnpack's kernels for these, run as modules of their own, assume dense channels_last memory, which its convolutions
+# do not return.
+_NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
+
+
+class _UpToSix(taoq.MovingAverageMinMaxObserver):
+    """Observes the values that a ReLU6 lets through."""
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        super().forward(x_orig.clamp(max=6.0))
+        return x_orig
+
+
+class _PairRange(taoq.PerChannelMinMaxObserver):
+    """Chooses the range of each channel so that no two of its weights have magnitudes that add up to more than 128."""
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        pair = largest_pairs(x_orig.detach())
+        self.min_val, self.max_val = -pair, pair
+        return x_orig
+
+
+def _activation_observer(is_qat: bool) -> object:
+    """Observes the range of an activation, for all eight bits."""
+    if is_qat:
+        observer = taoq.MovingAverageMinMaxObserver
+        return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255)
+    return taoq.HistogramObserver.with_args(reduce_range=False)
+
+
+def _relu6_observer(is_qat: bool) -> object:
+    """Observes a range that ends at 6, or at the largest value if none reaches 6."""
+    if is_qat:
+        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255)
+    return taoq.MinMaxObserver.with_args(dtype=torch.quint8)
+
+
+def _weight_observer(backend: str, is_qat: bool) -> object:
+    """One scale per channel, on x86 such that no sum of two products overflows.
+
+    Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
+    by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
+    and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
+
+    The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
+    channel falls between two steps and is always rounded down, which shifts all outputs to one side.
+    """
+    shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "quant_min": -127, "quant_max": 127}
+    observer: type[taoq.ObserverBase]
+    if backend == "x86":
+        observer = _PairRange
+    else:
+        observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
+    # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
+    return taoq.FakeQuantize.with_args(observer=observer, **shared) if is_qat else observer.with_args(**shared)
+
+
+def prepare(model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool) -> None:
+    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere."""
+    for op in post_ops:
+        parent = model.get_submodule(op.parent)
+        activation = parent.get_submodule(op.operation)
+        if type(activation) in ACTIVATIONS:
+            parent.set_submodule(op.operation, ObservedActivation(activation))
+    _add_float_fallbacks(model, backend)
+    make_padding_numeric(model)  # int8 convolutions accept nothing else
+    weight = _weight_observer(backend, is_qat)
+    model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
+    fallbacks = [module for module in model.modules() if isinstance(module, FloatFallback)]
+    in_float = {inner for fallback in fallbacks for inner in fallback.module.modules()}
+    for module in model.modules():
+        if isinstance(module, FusedReLU6) and module not in in_float:
+            module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
+    for op in post_ops:  # nothing is rounded between the convolution and its post-operation
+        conv = model.get_submodule(op.parent).get_submodule(op.convolution)
+        conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
+    with ignore_deprecations():
+        if is_qat:
+            mapping = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
+            taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
+        else:
+            taoq.prepare(model, inplace=True)
+    for module in model.modules():
+        if isinstance(module, Observed) and module not in in_float:
+            module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
+
+
+def _add_float_fallbacks(module: nn.Module, backend: str) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, FloatFallback) or is_unit(child):
+            continue
+        if int8_support(child) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
+            backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
+        ):
+            setattr(module, name, FloatFallback(child))
+        else:
+            _add_float_fallbacks(child, backend)
+
+
+def freeze(model: nn.Module) -> None:
+    """Stops batch statistics and observers in place, until the model is put into training mode again."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+        elif hasattr(module, "freeze_bn_stats"):
+            module.freeze_bn_stats()  # type: ignore[operator]  # a fused module of torch.ao
+    model.apply(taoq.disable_observer)
+    for module in model.modules():
+        # Ranges of weights depend on the weights alone, which are still trained, and x86 relies on them.
+        if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, _PairRange):
+            module.enable_observer()
+
+
+def unobserved_paths(model: nn.Module) -> list[str]:
+    """Paths of prepared modules that no batch has reached yet."""
+    return [
+        path.split(".activation_post_process")[0]
+        for path, module in model.named_modules()
+        if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)) and bool(module.min_val.isinf().any())
+    ]

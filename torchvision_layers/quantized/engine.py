@@ -1,0 +1,53 @@
+"""The interface of an engine, and the two engines, each imported on first use because its backend may be missing."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from .eager.torch_ao import explain_missing_torch_ao
+from .wrapper import QuantizableWrapper
+
+__all__ = ["Engine", "load_engine"]
+
+Model = TypeVar("Model", bound=QuantizableWrapper)
+
+
+class Engine(Protocol[Model]):
+    """The functions of an engine's ``workflow`` module. The caller has checked every argument except the model."""
+
+    def check_backend(self, backend: str) -> None:
+        """Raises ``ValueError`` unless this machine has the backend."""
+
+    def quantize(self, model: nn.Module, batches: Iterator[Tensor], backend: str, allow_float: bool) -> Model:
+        """Returns an int8 copy of a float model, with ranges observed on the batches."""
+
+    def prepare_qat(self, model: nn.Module, example: Tensor | None, backend: str, allow_float: bool) -> Model:
+        """Returns a copy of a float model for quantization-aware training."""
+
+    def convert(self, prepared: Model) -> Model:
+        """Returns an int8 copy of a prepared model."""
+
+    def freeze(self, prepared: Model) -> None:
+        """Stops batch statistics and ranges of a prepared model, in place."""
+
+
+def load_engine(name: str) -> Engine[Any]:
+    """The engine called ``name``.
+
+    Errors: ``ValueError`` for an unknown name; ``ImportError`` if the package that the engine needs is missing.
+    """
+    if name == "eager":
+        with explain_missing_torch_ao():
+            from .eager import workflow as eager
+        return eager
+    if name == "pt2e":
+        try:
+            from .pt2e import workflow as pt2e
+        except ImportError as error:
+            raise ImportError(
+                f"engine='pt2e' needs torchao, which cannot be imported here ({error}): "
+                'pip install "torchvision_layers[pt2e]"'
+            ) from error
+        return pt2e
+    raise ValueError(f"engine must be 'eager' or 'pt2e', got {name!r}")

@@ -1,0 +1,1 @@
+"""Quantizable twins of the layers, in files of the same names."""

@@ -1,0 +1,155 @@
+"""The base class of all quantizable twins, and the conversion of float layers to their twins."""
+
+import copy
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
+
+from torch import nn
+from typing_extensions import Self
+
+from ..._utils.checks import check_not_lazy
+from ...layers.frozen_batch_norm import FrozenBatchNorm2d
+from ...layers.permute import Permute
+from ...layers.positional_conv import PositionMap
+from ...layers.stochastic_depth import StochasticDepth
+from ..eager.fusion import fuse_children
+
+__all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
+
+#: The twin of each float class.
+TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
+
+# The first two accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
+NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
+
+
+class QuantizableLayer(nn.Module):
+    """Base class of quantizable twins, to be mixed into a float layer.
+
+    A twin names its layer in ``float_class`` and has the constructor, the ``state_dict`` keys and the results of that
+    layer. If the layer adds or multiplies tensors, the twin creates modules for this arithmetic in
+    ``_add_observed_ops`` and overrides the method that does it. To write a twin of your own layer, derive from this
+    class and from your layer.
+
+    Examples::
+
+        >>> class Residual(nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.conv = nn.Conv2d(channels, channels, 1)
+        ...     def forward(self, x):
+        ...         return self._add_skip(x, self.conv(x))
+        ...     def _add_skip(self, x, y):
+        ...         return x + y
+        >>> class QuantizableResidual(quantized.QuantizableLayer, Residual):
+        ...     float_class = Residual
+        ...     def _add_observed_ops(self):
+        ...         self.skip_add = quantized.Addition()
+        ...     def _add_skip(self, x, y):
+        ...         return self.skip_add(x, y)
+        >>> QuantizableResidual(channels=4)(torch.rand(1, 4, 2, 2)).shape
+        torch.Size([1, 4, 2, 2])
+    """
+
+    float_class: ClassVar[type[nn.Module]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "float_class" in cls.__dict__:
+            TWINS[cls.float_class] = cls
+            # No constructor in the source: readers, inspect.signature and type checkers see the one of the float layer.
+            cls.__init__ = _completed(cls, cls.__init__)  # type: ignore[method-assign]
+
+    @classmethod
+    def from_float(cls, layer: nn.Module) -> Self:
+        """A twin with copies of the parameters, buffers and mode of ``layer``.
+
+        Errors: ``TypeError`` unless ``layer`` is an instance of the twin's float class, with its channels known.
+        """
+        check_not_lazy("layer", layer)
+        if _twin_class(layer, "layer") is not cls:
+            raise TypeError(f"layer must be a {cls.float_class.__name__}, got {type(layer).__name__}")
+        twin = copy.deepcopy(layer)
+        make_twins(twin)
+        assert isinstance(twin, cls)
+        return twin
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuses the layer's children in place and lets each of them fuse its own; a second call changes nothing.
+
+        Args:
+            is_qat: ``True`` fuses for quantization-aware training and keeps the batch norms; ``False`` folds them and
+                needs eval mode; ``None`` follows ``self.training``. Default: ``None``.
+        """
+        fuse_children(self, self.training if is_qat is None else is_qat)
+
+    def _add_observed_ops(self) -> None:
+        """Creates the modules that observe arithmetic between tensors."""
+
+
+def _completed(cls: type[QuantizableLayer], init: Callable[..., None]) -> Callable[..., None]:
+    """``init``, and after it the step that turns the new float layer into a twin."""
+
+    @wraps(init)
+    def completed(self: QuantizableLayer, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        # A twin may derive from another twin, whose constructor is completed as well: the last one does it.
+        if next(c for c in type(self).__mro__ if "float_class" in vars(c)) is cls:
+            self._add_observed_ops()
+            make_twins(self)
+
+    return completed
+
+
+class NoTwinError(TypeError):
+    """A layer of this package has no quantizable twin."""
+
+
+def make_twins(model: nn.Module, allow_float: bool = False, path: str = "") -> None:
+    """Turns every layer of this package in ``model``, itself included, into its twin, in place.
+
+    Errors: ``NoTwinError`` with the path of a layer that has no twin, unless ``allow_float`` marks it to stay in float.
+    """
+    try:
+        twin = _twin_class(model, path or "model")
+    except NoTwinError:
+        if not allow_float:
+            raise
+        model.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
+        return
+    if twin is not None:
+        model.__class__ = twin  # the same instance: names, hooks and shared modules stay as they are
+        model._add_observed_ops()  # type: ignore[operator]  # it is a twin now
+    for name, child in model.named_children():
+        make_twins(child, allow_float, f"{path}.{name}".lstrip("."))
+
+
+def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
+    """The twin of a float layer of this package; ``None`` for any other module."""
+    if type(module) in TWINS:
+        return TWINS[type(module)]
+    if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN)):
+        return None
+    classes = type(module).__mro__
+    package_layer = next((i for i, c in enumerate(classes) if c.__module__.startswith("torchvision_layers.")), None)
+    if package_layer is None or classes[package_layer].__module__.startswith("torchvision_layers.quantized"):
+        return None
+    if classes[package_layer] not in TWINS:
+        raise NoTwinError(
+            f"{path} is a {type(module).__name__}, which has no quantizable twin; "
+            "pass allow_float=True to leave it in float"
+        )
+    for subclass in classes[:package_layer]:
+        own = vars(subclass).items()
+        descriptors = (property, classmethod, staticmethod)
+        overrides = [
+            name for name, value in own if (callable(value) or isinstance(value, descriptors)) and name != "__init__"
+        ]
+        if overrides:
+            float_name = classes[package_layer].__name__
+            raise NoTwinError(
+                f"{path} is a {type(module).__name__}, a {float_name} that overrides {', '.join(overrides)}, "
+                f"which the twin of {float_name} lacks: derive a twin of your own from quantized.QuantizableLayer"
+            )
+    return TWINS[classes[package_layer]]

@@ -1,0 +1,1 @@
+"""The engine on exported graphs: a graph of operators, quantized by torchao."""

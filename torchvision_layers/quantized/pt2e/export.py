@@ -1,0 +1,76 @@
+"""A model as one exported graph that accepts batches and images of every size."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from ..._utils.exporting import export_program
+from ..._utils.modules import make_padding_numeric
+from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
+
+__all__ = ["ExportedModel", "export"]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The graph of a model, and what exporting knows of the model's modules."""
+
+    graph_module: fx.GraphModule
+    #: Paths of the modules that the forward calls.
+    called: frozenset[str]
+    #: For each batch norm by path, the path of the convolution or linear layer before it.
+    norm_inputs: dict[str, str]
+    #: The sizes of the input that the graph requires; ``None`` for any size.
+    input_sizes: tuple[int | None, ...]
+
+
+def export(model: nn.Module, example: Tensor) -> ExportedModel:
+    """Exports a copy of ``model`` in its current mode.
+
+    Errors: ``TypeError`` if the model does not return a single tensor; ``RuntimeError`` if it cannot be exported, or
+    only for one batch size.
+    """
+    model = copy.deepcopy(model)
+    called = set[str]()
+    for path, module in model.named_modules():
+        # Modules that do nothing in eval mode leave no node behind, so the nodes alone do not tell.
+        module.register_forward_pre_hook(partial(_record, called, path))
+    make_padding_numeric(model)  # quantizers know no other padding
+    # torch.export specializes on a size of one; two images are enough.
+    pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
+    sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
+    program = export_program(model, pair, sizes)
+    output = program.call_spec.out_spec
+    if output is not None and not output.is_leaf():
+        raise TypeError(f"model must return one tensor, it returns a {output.type.__name__}")
+    module = program.module()
+    value = next(iter(module.graph.output_node().all_input_nodes), None)
+    if value is None or not isinstance(value.meta.get("val"), Tensor):
+        raise TypeError("model must return one tensor, it returns no tensor")
+    input_sizes = _input_sizes(module)
+    if input_sizes[0] is not None:
+        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
+    return ExportedModel(module, frozenset(called), _norm_inputs(module), input_sizes)
+
+
+def _record(called: set[str], path: str, module: nn.Module, args: object) -> None:
+    called.add(path)
+
+
+def _input_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
+    value = next(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
+    return tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
+
+
+def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:
+    paths = {}
+    for node in module.graph.nodes:
+        if is_call(node, {BATCH_NORM}) and is_call(node.args[0], CONVS | LINEAR):
+            norm, source = module_path(node), module_path(node.args[0])
+            if norm is not None and source is not None:
+                paths[norm] = source
+    return paths

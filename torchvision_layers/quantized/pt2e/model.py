@@ -1,0 +1,127 @@
+"""Any model as an exported graph that can become int8."""
+
+import copy
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..._utils.checks import check_float32, check_shape
+from ..wrapper import QuantizableWrapper, Stage
+from .export import ExportedModel
+from .nodes import qparams, set_qparams
+from .passes import set_mode
+
+__all__ = ["QuantizableGraph"]
+
+_QPARAMS = ("activation_scales", "activation_zero_points")
+
+
+class QuantizableGraph(QuantizableWrapper):
+    """A model as a graph of operators, with observers, with fake quantization, or in int8.
+
+    Created by :func:`quantize` and :func:`prepare_qat` with ``engine="pt2e"``. Batches and images may have other sizes
+    than the example, unless the ``forward`` of the model fixes them.
+
+    An int8 graph holds int8 weights and rounds like int8, but computes in float, slower than the float model. It is
+    fast once compiled: ``torch.compile(graph)`` with ``torch._inductor.config.freezing = True``, under
+    ``torch.no_grad()``.
+
+    The keys of its ``state_dict`` are those of the model, as far as training keeps them, and those of the observers.
+    In int8 they are the weights and their scales, under torchao's names, with ``activation_scales`` and
+    ``activation_zero_points`` for the activations in the order of the graph. The state loads into a graph that was
+    quantized from the same architecture.
+    """
+
+    engine = "pt2e"
+    child = "body"
+
+    def __init__(self, exported: ExportedModel, model: nn.Module) -> None:
+        super().__init__(model)
+        self.body = exported.graph_module
+        #: Whether convolutions and linear layers may stay in float.
+        self.allows_float = False
+        leaves = {path: module for path, module in model.named_modules() if not module._modules}
+        #: Paths of the modules without children, and of those with parameters among them.
+        self.leaves = tuple(leaves)
+        self.weighted = {path for path, module in leaves.items() if module._parameters}
+        self.called = exported.called
+        self.norm_inputs = exported.norm_inputs
+        self.input_sizes = exported.input_sizes
+        self.training = model.training
+        self.register_state_dict_post_hook(_save_qparams)
+        self.register_load_state_dict_pre_hook(_load_qparams)
+        self.register_load_state_dict_post_hook(_freeze_again)
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_float32("input", input)
+        check_shape("input", input, self.input_sizes)
+        if self.stage is Stage.INT8 and input.shape[0] == 0:
+            # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension.
+            return self.body(input.new_zeros((1, *input.shape[1:])))[:0]
+        try:
+            return self.body(input)
+        except AssertionError as error:  # from guards that the export put there
+            raise ValueError(f"input must have sizes that the forward of the model supports: {error}") from error
+
+    def _set_mode(self, mode: bool) -> None:
+        for module in self.modules():
+            module.training = mode
+        set_mode(self.body, mode, mode and not self.is_frozen)
+
+    def _freeze(self) -> None:
+        from .torchao import disable_observers
+
+        disable_observers(self.body)
+
+    def __copy__(self) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__setstate__(self.__dict__.copy())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a graph cannot be pickled; give its state_dict() to torch.save and load it into a graph made from the "
+            "same architecture, or give torch.export.export(graph, (input,)) to torch.export.save"
+        )
+
+
+def _freeze_again(module: QuantizableGraph, incompatible_keys: object) -> None:
+    if module.is_frozen:  # even if the state, which holds a switch for each observer, was saved before freezing
+        module._freeze()
+
+
+def _save_qparams(
+    module: QuantizableGraph, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    if module.stage is Stage.INT8:
+        # They are numbers in the nodes of the graph, which no state dict contains by itself.
+        state_dict.update({prefix + name: value for name, value in qparams(module.body.graph).items()})
+
+
+def _load_qparams(
+    module: QuantizableGraph,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    if module.stage is not Stage.INT8:
+        return
+    current = qparams(module.body.graph)
+    # The base class has put the name of the child in front of every key by now.
+    values = {name: state_dict.pop(f"{prefix}{module.child}.{name}", None) for name in _QPARAMS}
+    missing_keys.extend(prefix + name for name in _QPARAMS if values[name] is None)
+    if all(isinstance(values[name], Tensor) and values[name].shape == current[name].shape for name in _QPARAMS):
+        set_qparams(module.body, *values.values())
+    elif not any(value is None for value in values.values()):
+        error_msgs.append(f"{prefix}activation_scales must have {len(current['activation_scales'])} values")

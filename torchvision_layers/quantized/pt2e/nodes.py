@@ -1,0 +1,170 @@
+"""Classes of operators in exported graphs, and what a single node says."""
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "ADDITIONS",
+    "BATCH_NORM",
+    "CLAMPS",
+    "COMPUTE_OPS",
+    "CONVS",
+    "LINEAR",
+    "MATMULS",
+    "PRODUCTS",
+    "UNFOLDABLE_NORM",
+    "is_call",
+    "is_dequantize",
+    "is_fused_into",
+    "is_quantize",
+    "module_class",
+    "module_path",
+    "operands",
+    "qparams",
+    "set_qparams",
+    "unquantized_ops",
+]
+
+_aten = torch.ops.aten
+_decomposed = "quantized_decomposed"
+
+CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
+LINEAR = {_aten.linear.default}
+MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.addmm.default}
+BATCH_NORM = _aten.batch_norm.default
+#: The same operation under a name that torchao does not treat as a batch norm.
+UNFOLDABLE_NORM = _aten.native_batch_norm.default
+_OTHER_CONVS = {
+    _aten.conv1d.padding,
+    _aten.conv2d.padding,
+    _aten.conv3d.padding,
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+}
+_ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
+
+#: Operators that take nearly all the time of a network, and so must not stay in float silently.
+COMPUTE_OPS = CONVS | LINEAR | MATMULS | _OTHER_CONVS | _ATTENTION
+
+_RELUS = {_aten.relu.default, _aten.relu_.default}
+#: Activations that only cut off the range of their input.
+CLAMPS = _RELUS | {
+    _aten.hardtanh.default,
+    _aten.hardtanh_.default,
+    _aten.relu6.default,
+}
+_FUSED_INTO_CONVS = CLAMPS | {
+    _aten.hardswish.default,
+    _aten.hardswish_.default,
+    _aten.silu.default,
+    _aten.silu_.default,
+}
+_FUSED_INTO_LINEAR = _RELUS | {
+    _aten.gelu.default,
+    _aten.leaky_relu.default,
+    _aten.leaky_relu_.default,
+    _aten.tanh.default,
+}
+
+#: Sums and products of two tensors, in place or not.
+ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}
+PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
+
+
+def is_call(node: object, targets: Container[object]) -> bool:
+    """Whether ``node`` calls one of ``targets``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_fused_into(activation: fx.Node, source: fx.Node) -> bool:
+    """Whether the int8 kernel of ``source`` also computes the activation; for a sum, the kernel of one of its terms."""
+    if len(source.users) != 1:
+        return False
+    if source.target in CONVS:
+        return activation.target in _FUSED_INTO_CONVS
+    if source.target in LINEAR:
+        return activation.target in _FUSED_INTO_LINEAR
+    return is_call(source, ADDITIONS) and activation.target in _RELUS
+
+
+def module_path(node: fx.Node) -> str | None:
+    """Path of the innermost module whose ``forward`` created the node; ``None`` if no module did."""
+    stack = node.meta.get("nn_module_stack")
+    return None if not stack else next(reversed(stack.values()))[0].split("@")[0]
+
+
+def module_class(node: fx.Node) -> str:
+    """Class name of the innermost module whose ``forward`` created the node."""
+    cls = next(reversed(node.meta["nn_module_stack"].values()))[1]
+    return cls.__name__ if isinstance(cls, type) else cls.rpartition(".")[2]
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a compute op multiplies."""
+    if is_call(node, {_aten.einsum.default}):
+        tensors = list(node.args[1])  # type: ignore[arg-type]  # a list of nodes
+    elif is_call(node, {_aten.baddbmm.default, _aten.addmm.default}):
+        tensors = list(node.args[1:3])
+    else:
+        tensors = list(node.args[: 3 if is_call(node, _ATTENTION) else 2])
+    return [tensor for tensor in tensors if isinstance(tensor, fx.Node)]
+
+
+def is_quantize(node: fx.Node) -> bool:
+    """Whether the node quantizes a tensor."""
+    return _is_decomposed(node, "quantize")
+
+
+def is_dequantize(node: fx.Node) -> bool:
+    """Whether the node dequantizes a tensor."""
+    return _is_decomposed(node, "dequantize")
+
+
+def _is_quantized(node: fx.Node) -> bool:
+    """Whether the output of the node comes from int8, or will: it dequantizes, or observes."""
+    if node.op == "call_module":
+        return str(node.target).startswith("activation_post_process")
+    return is_dequantize(node)
+
+
+def unquantized_ops(graph: fx.Graph) -> list[tuple[fx.Node, list[str]]]:
+    """Compute ops with an operand in float, and the names of these operands."""
+    ops = []
+    for node in graph.nodes:
+        if is_call(node, COMPUTE_OPS):
+            has_weight = node.target not in MATMULS | _ATTENTION
+            names = ("input", "weight") if has_weight else ("first factor", "second factor", "third factor")
+            in_float = [name for name, tensor in zip(names, operands(node), strict=False) if not _is_quantized(tensor)]
+            if in_float:
+                ops.append((node, in_float))
+    return ops
+
+
+def _is_decomposed(node: fx.Node, name: str) -> bool:
+    target = node.target
+    is_op = isinstance(target, torch._ops.OpOverload) and target.namespace == _decomposed
+    return node.op == "call_function" and is_op and str(target).startswith(f"{_decomposed}.{name}")
+
+
+def qparams(graph: fx.Graph) -> dict[str, Tensor]:
+    """Scales and zero points of the activations, in the order of the nodes that hold them as numbers."""
+    pairs = [node.args[1:3] for node in _per_tensor_nodes(graph)]
+    return {
+        "activation_scales": torch.tensor([pair[0] for pair in pairs], dtype=torch.float64),
+        "activation_zero_points": torch.tensor([pair[1] for pair in pairs], dtype=torch.int64),
+    }
+
+
+def set_qparams(module: fx.GraphModule, scales: Tensor, zero_points: Tensor) -> None:
+    """Writes the results of ``qparams`` of another graph into the nodes of this one."""
+    nodes = _per_tensor_nodes(module.graph)
+    for node, scale, zero_point in zip(nodes, scales.tolist(), zero_points.tolist(), strict=True):
+        node.args = (node.args[0], scale, zero_point, *node.args[3:])
+    module.recompile()
+
+
+def _per_tensor_nodes(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if any(_is_decomposed(node, f"{q}quantize_per_tensor") for q in ("", "de"))]

@@ -1,0 +1,80 @@
+"""Report of the modules of a model in its graph."""
+
+import operator
+
+from torch import Tensor, fx
+
+from ..report_row import Int8Support, ReportRow
+from ..wrapper import Stage
+from .model import QuantizableGraph
+from .nodes import COMPUTE_OPS, is_call, is_dequantize, is_fused_into, is_quantize, module_path, operands
+
+__all__ = ["graph_rows"]
+
+
+def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
+    """A row for each module without children, in the order of the model.
+
+    ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for a
+    module that does nothing in eval mode, and ``"-"`` for one that is never called.
+    """
+    nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.leaves}
+    for node in graph.body.graph.nodes:
+        path = module_path(node) if node.op == "call_function" else None
+        if path in nodes and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+            nodes[path].append(node)
+    return [_row(graph, path, nodes) for path in graph.leaves]
+
+
+def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.Node]]) -> ReportRow:
+    before, nodes = graph.classes_before[path], nodes_by_path[path]
+    after = " ".join(dict.fromkeys(_operator(node) for node in nodes if node.target is not operator.getitem))
+    if not nodes and path not in graph.called:
+        return ReportRow(path, before, "-", "float", "is never called")
+    if graph.stage is not Stage.INT8:
+        return ReportRow(path, before, after or "identity", "float", "not converted yet")
+    source = graph.norm_inputs.get(path)
+    if not nodes and source is not None:
+        runs_in = "int8" if any(_is_int8(node) for node in nodes_by_path.get(source, [])) else "float"
+        return ReportRow(path, before, "folded", runs_in, f"fused into {source}", (source,))
+    if not nodes:
+        if path in graph.weighted:
+            return ReportRow(path, before, "-", "float", "is never called")
+        return ReportRow(path, before, "identity", "int8", Int8Support.PASS_THROUGH.value)
+    if all(_is_int8(node) for node in nodes):
+        return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
+    units = [_fusion_target(node) for node in nodes]
+    targets = tuple(unit for unit in units if unit is not None)
+    if len(targets) == len(nodes):
+        return ReportRow(path, before, after, "int8", f"fused into {', '.join(targets)}", targets)
+    if all(_keeps_int8(node) for node in nodes):
+        return ReportRow(path, before, after, "int8", Int8Support.PASS_THROUGH.value)
+    return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
+
+
+def _operator(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
+
+
+def _is_int8(node: fx.Node) -> bool:
+    """Whether the node multiplies tensors that come from int8."""
+    return is_call(node, COMPUTE_OPS) and all(is_dequantize(tensor) for tensor in operands(node))
+
+
+def _keeps_int8(node: fx.Node) -> bool:
+    """Whether the inputs of the node come from int8 and its output goes to int8."""
+    is_quantized = bool(node.users) and all(is_quantize(user) for user in node.users)
+    return is_quantized and all(is_dequantize(argument) for argument in node.all_input_nodes)
+
+
+def _fusion_target(node: fx.Node) -> str | None:
+    """Path of the module whose kernel also computes an activation: a compute op, or the block that adds to one."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or not is_fused_into(node, source):
+        return None
+    if _is_int8(source):
+        return module_path(source)
+    terms = source.all_input_nodes
+    if any(_is_int8(term) and len(term.users) == 1 for term in terms) or all(is_dequantize(term) for term in terms):
+        return module_path(source) or "model"
+    return None

@@ -1,0 +1,151 @@
+"""Everything that imports torchao."""
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torchao.quantization.pt2e as pt2e
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into
+
+__all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
+
+BACKENDS = ("x86", "onnxruntime", "xnnpack")
+
+
+def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule:
+    """Puts observers, or fake quantization for training, onto the edges that the backend quantizes.
+
+    ``prepare_pt2e`` works for training too: the quantizer chooses what goes onto an edge, and batch norms are already
+    fused with their convolutions. ``prepare_qat_pt2e`` would fuse those of one and two dimensions only, in 4 to 30
+    seconds, and with the ``eps`` and ``momentum`` of its own pattern.
+    """
+    quantizer = _quantizer(backend, is_qat)
+    with _ignore_warnings():
+        return prepare_pt2e(graph, quantizer)
+
+
+def convert(graph: fx.GraphModule) -> fx.GraphModule:
+    """Replaces observers by quantize and dequantize nodes, and weights by int8 weights."""
+    with _ignore_warnings():
+        return convert_pt2e(graph)
+
+
+def disable_observers(graph: fx.GraphModule) -> None:
+    """Freezes all ranges."""
+    for module in graph.modules():
+        if isinstance(module, pt2e.FakeQuantizeBase):
+            module.disable_observer()
+
+
+def is_observed(graph: fx.GraphModule) -> bool:
+    """Whether every observer has seen a batch."""
+    observers = [module for module in graph.modules() if isinstance(module, pt2e.UniformQuantizationObserverBase)]
+    return not any(bool(observer.min_val.isinf().any()) for observer in observers if observer.min_val.numel())
+
+
+def _quantizer(backend: str, is_qat: bool) -> Quantizer:
+    if backend in ("x86", "onnxruntime"):
+        config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
+        quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
+        return quantizer.set_global(_with_symmetric_weights(config, is_qat))
+    try:
+        xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    except ImportError as error:
+        raise ImportError('backend="xnnpack" needs executorch: pip install executorch') from error
+    return xnnpack.XNNPACKQuantizer().set_global(
+        xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
+    )
+
+
+def _with_symmetric_weights(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
+    """The same, with as many steps for weights below zero as above, and training with the steps that int8 will have.
+
+    torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
+    rounded down, which shifts all outputs to one side. For training, the fused kernel of the default also shifts the
+    zero point of a channel whose weights all have one sign, which the conversion does not.
+    """
+    weight = dataclasses.replace(config.weight, quant_min=-127)
+    if is_qat:
+        observer = pt2e.MovingAveragePerChannelMinMaxObserver
+        fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
+        weight = dataclasses.replace(weight, observer_or_fake_quant_ctr=fake_quantize)
+    return dataclasses.replace(config, weight=weight)
+
+
+class _X86Quantizer(x86.X86InductorQuantizer):
+    """torchao's quantizer for x86, plus products of tensors and convolutions of one and three dimensions."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        for node in model.graph.nodes:
+            if node.meta.get(x86.QUANT_ANNOTATION_KEY) is not None or node.op != "call_function":
+                continue
+            if node.target in CONVS or node.target in LINEAR:
+                self._annotate_weighted(node)
+            elif node.target in MATMULS:
+                operands = node.args[-2:] if len(node.args) > 2 else node.args
+                self._annotate_inputs(node, dict.fromkeys(operands, self.global_config.input_activation), is_unit=True)
+        return model
+
+    def _annotate_weighted(self, node: fx.Node) -> None:
+        followers = [user for user in node.users if is_fused_into(user, node)]
+        specs = {node.args[0]: self.global_config.input_activation, node.args[1]: self.global_config.weight}
+        self._annotate_inputs(node, specs, is_unit=not followers)
+        for user in followers:
+            self._annotate_inputs(user, {}, is_unit=True)
+
+    def _annotate_inputs(self, node: fx.Node, specs: dict[Any, object], is_unit: bool) -> None:
+        annotation = x86._X86InductorQuantizationAnnotation(
+            input_qspec_map=specs, _annotated=True, _is_output_of_quantized_pattern=is_unit
+        )
+        node.meta[x86.QUANT_ANNOTATION_KEY] = annotation
+
+
+class _OnnxRuntimeQuantizer(_X86Quantizer):
+    """Also quantizes the outputs of compute ops, sums and products, and every term of a sum.
+
+    Inductor's kernels may return float for the next kernel to add; those of onnxruntime take int8 and return int8.
+    """
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        spec = self.global_config.input_activation
+        for node in model.graph.nodes:
+            if is_call(node, ADDITIONS | PRODUCTS):
+                terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
+                if len(terms) == 2:
+                    self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
+                    _annotate_output(_clamped(node), spec)
+            elif is_call(node, CONVS | LINEAR | MATMULS) and x86.QUANT_ANNOTATION_KEY in node.meta:
+                _annotate_output(_clamped(node), spec)
+        return model
+
+
+def _annotate_output(node: fx.Node, spec: object) -> None:
+    if all(user.op == "output" for user in node.users):  # it is the result of the model
+        return
+    annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
+    annotation.output_qspec = spec
+
+
+def _clamped(node: fx.Node) -> fx.Node:
+    """The clamping activation that is a node's only user, which an int8 kernel computes by saturation; or the node."""
+    follower = next(iter(node.users), node)
+    return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node
+
+
+@contextmanager
+def _ignore_warnings() -> Iterator[None]:
+    """Ignores warnings of torch and torchao about themselves, which a caller of this package cannot act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is deprecated", module=r"torch(ao)?\.")
+        warnings.filterwarnings("ignore", message="The input of .* is not quantized", module=r"torchao\.")
+        yield

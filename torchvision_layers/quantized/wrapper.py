@@ -1,0 +1,100 @@
+"""The base class of the models of both engines: their stage, and a ``state_dict`` in the keys of the float model."""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, ClassVar
+
+from torch import nn
+from typing_extensions import Self
+
+__all__ = ["QuantizableWrapper", "Stage"]
+
+
+class Stage(str, Enum):
+    """How far a model is on its way to int8. A string, because TorchScript files store it."""
+
+    FLOAT = "float"
+    PREPARED = "prepared"
+    INT8 = "int8"
+
+
+class QuantizableWrapper(nn.Module):
+    """Holds a model as a child and keeps that child's name out of the keys of the ``state_dict``."""
+
+    #: Name of the engine that the wrapper belongs to.
+    engine: ClassVar[str]
+    #: Name of the child.
+    child: ClassVar[str]
+    #: Keys that other children have in the ``state_dict``, by the names of these children.
+    other_keys: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.stage = Stage.FLOAT
+        #: The backend that the model is prepared or converted for.
+        self.backend = ""
+        #: Whether batch statistics and ranges stay fixed in training mode.
+        self.is_frozen = False
+        #: Class name of each module of the float model, by path.
+        self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
+        self.register_state_dict_post_hook(_strip_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in ``nn.Module``, except that frozen ranges stay frozen and an int8 model cannot be trained.
+
+        Errors: ``RuntimeError`` if an int8 model is put into training mode.
+        """
+        if mode and self.stage is Stage.INT8:
+            raise RuntimeError("an int8 model cannot be trained; train the model from prepare_qat and convert it")
+        self._set_mode(mode)
+        if self.is_frozen:
+            self._freeze()
+        return self
+
+    def _set_mode(self, mode: bool) -> None:
+        super().train(mode)
+
+    def _freeze(self) -> None:
+        """Stops batch statistics and observers."""
+        raise NotImplementedError
+
+
+def _strip_prefix(
+    module: QuantizableWrapper, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    start = f"{prefix}{module.child}."
+
+    def strip(key: str) -> str:
+        for name, other in module.other_keys.items():
+            if key.startswith(f"{prefix}{name}."):
+                return f"{prefix}{other}.{key.removeprefix(f'{prefix}{name}.')}"
+        return prefix + key.removeprefix(start) if key.startswith(start) else key
+
+    _rename_keys(state_dict, strip)
+
+
+def _add_prefix(
+    module: QuantizableWrapper,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    def add(key: str) -> str:
+        for name, other in module.other_keys.items():
+            if key.startswith(f"{prefix}{other}."):
+                return f"{prefix}{name}.{key.removeprefix(f'{prefix}{other}.')}"
+        return f"{prefix}{module.child}.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
+
+    _rename_keys(state_dict, add)
+
+
+def _rename_keys(state_dict: dict[str, Any], rename: Callable[[str], str]) -> None:
+    # All at once: a new key may be the old key of another tensor.
+    renamed = {rename(key): value for key, value in state_dict.items()}
+    state_dict.clear()
+    state_dict.update(renamed)
