@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["OPENINGS", "WORDS", "Violation", "check"]
+__all__ = ["OPENINGS", "WORDS", "Violation", "check", "main"]
 
 #: Words, as regular expressions, and what to write instead.
 WORDS = {
@@ -152,7 +152,7 @@ def _of_markup(lines: Paragraph) -> Iterator[Paragraph]:
             yield paragraph
             paragraph = []
         paragraph.append((number, stripped[bullet.end() :] if bullet else stripped))
-        if stripped.endswith("::"):
+        if stripped.endswith("::") and not stripped.startswith(".."):
             code_indent = indent
     yield paragraph
 
@@ -194,11 +194,17 @@ def _literal(node: ast.expr, lines: list[str]) -> Paragraph:
     return list(enumerate(text, first)) if any(" " in line.strip() for line in text) else []
 
 
-def main(paths: list[str]) -> int:
+def list_files(paths: list[str]) -> list[Path]:
+    """Files of the repository at and below ``paths``, except this one, which has the table of words."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    files = [Path(name) for name in sorted(set(listed.split("\0")) - {""}) if not name.endswith("tools/prose.py")]
-    violations = [violation for file in files if file.is_file() for violation in check(file)]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [
+        Path(name) for name in sorted({*names} - {""}) if Path(name).is_file() and not name.endswith("tools/prose.py")
+    ]
+
+
+def main(paths: list[str]) -> int:
+    violations = [violation for file in list_files(paths) for violation in check(file)]
     for violation in violations:
         print(violation)
     return bool(violations)
