@@ -40,7 +40,7 @@ autosummary_context = {
 # The pages of two names that differ only in case would overwrite each other on file systems that ignore case.
 autosummary_filename_map = {
     "torchvision_layers.quantized.report": "torchvision_layers.quantized.report-function",
-    "torchvision_layers.testing.row": "torchvision_layers.testing.row-function",
+    "torchvision_layers.testing.check": "torchvision_layers.testing.check-function",
 }
 autodoc_preserve_defaults = True  # nn.ReLU instead of its repr
 autodoc_inherit_docstrings = False  # every layer would repeat those of nn.Module
