@@ -1,4 +1,4 @@
-"""Puts observers, or fake quantization, into a fused model."""
+"""Adds observers, or fake quantization, to a fused model."""
 
 import torch
 import torch.ao.nn.qat
@@ -81,7 +81,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
 def prepare(
     model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool, calls: dict[nn.Module, Call] | None = None
 ) -> None:
-    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere.
+    """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
     Modules that are not in ``calls`` stay in float: no batch will reach them.
     """
