@@ -65,10 +65,12 @@ class _ShallowTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def shallow_graph(module: nn.Module) -> torch.fx.Graph | None:
-    """The graph of ``module.forward`` with its children as leaves and its defaults filled in; ``None`` if it fails."""
+def shallow_graph(module: nn.Module, training: bool) -> torch.fx.Graph | None:
+    """The graph of ``module.forward`` with children as leaves and defaults filled in; ``None`` if tracing fails."""
+    copied = _writable_copy(module)
+    copied.training = training
     try:
-        return _ShallowTracer().trace(_writable_copy(module), _defaults(module))
+        return _ShallowTracer().trace(copied, _defaults(module))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
 

@@ -230,6 +230,11 @@ def test_head_that_is_never_called_stays_in_float() -> None:
     }
 
 
+class Adds(WithHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
 class Writes(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.a(x).clamp_(0, 1))
@@ -238,6 +243,11 @@ class Writes(Net):
 class ReadsWeight(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(F.conv2d(self.a(x), self.b.weight))
+
+
+def test_forward_that_differs_in_training_is_not_trained() -> None:
+    with pytest.raises(TypeError, match="model is a Adds, whose forward computes something else in training mode"):
+        quantized.prepare_qat(Adds(), X)
 
 
 def test_unsupported_forwards_are_named_at_once() -> None:

@@ -146,17 +146,17 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
         >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 2])
     """
-    return make_quantizable_(copy.deepcopy(check_module("model", model)), allow_float)
+    return make_quantizable_(copy.deepcopy(check_module("model", model)), allow_float, will_train=True)
 
 
-def make_quantizable_(model: nn.Module, allow_float: bool) -> QuantizableModel:
-    """Like :func:`quantizable`, without the copy."""
+def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> QuantizableModel:
+    """Like :func:`quantizable`, without the copy. A model that will not be trained is rewritten for eval mode only."""
     if isinstance(model, QuantizableModel):
         return model
     check_not_lazy("model", model)
     wrapper = QuantizableModel(model)
     make_twins(wrapper.model, allow_float)
-    rewrite_forwards(wrapper.model, allow_float)
+    rewrite_forwards(wrapper.model, allow_float, will_train)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
 

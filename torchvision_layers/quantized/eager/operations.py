@@ -11,8 +11,8 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..._utils.scaling import CONV_AND_LINEAR
 from ..layers.observed import Addition, Concatenation, Multiplication
-from ..._utils.scaling import PROJECTIONS as _WEIGHTED_MODULES
 from .wrappers import FloatOperation
 
 __all__ = ["Kind", "Kinds", "Operation", "UnsupportedError", "kind_of", "replacement"]
@@ -91,7 +91,7 @@ _WEIGHTED: set[Target] = {
 
 
 class Kind(Enum):
-    """What a node of a graph holds."""
+    """The kind of value that a node of a graph holds."""
 
     ACTIVATION = "a tensor that depends on the input, int8 in the int8 model"
     SEQUENCE = "a sequence of activations"
@@ -145,7 +145,7 @@ def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Operati
     if target is operator.setitem or (name.endswith("_") and target not in _ADDITIONS | _MULTIPLICATIONS):
         raise UnsupportedError(f"writes into a tensor ({name})")
     for argument in node.all_input_nodes:
-        if argument.op == "get_attr" and isinstance(_owner(module, argument), _WEIGHTED_MODULES):
+        if argument.op == "get_attr" and isinstance(_owner(module, argument), CONV_AND_LINEAR):
             raise UnsupportedError(f"reads {argument.target} instead of calling its module")
     computed = _module(node, kinds)
     if computed is not None:
@@ -170,8 +170,7 @@ def _module(node: torch.fx.Node, kinds: Kinds) -> tuple[nn.Module, tuple[Any, ..
     if target in _CONCATENATIONS:
         bound = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
         tensors, dim = bound.get("tensors"), bound.get("dim", bound.get("axis", 0))
-        nodes = list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]  # or a list that the caller passes
-        if not isinstance(dim, int) or any(kinds.get(n) not in (Kind.ACTIVATION, Kind.SEQUENCE) for n in nodes):
+        if not isinstance(dim, int) or Kind.CONSTANT in map(kinds.__getitem__, node.all_input_nodes):
             return None
         return Concatenation(dim), (tensors,)
     if not node.args or any(kinds[argument] is not Kind.ACTIVATION for argument in node.all_input_nodes):

@@ -45,7 +45,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
     if isinstance(module, FloatOperation):
-        return ReportRow(path, before, f"FloatOperation({module.extra_repr()})", "float", Int8Support.FLOAT_FALLBACK.value)
+        after = f"FloatOperation({module.extra_repr()})"
+        return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
     if after == "DeQuantize":  # in a twin that computes something in float up to its next stub
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
     if is_int8(module):

@@ -14,8 +14,8 @@ from ..._utils.checks import check_module
 from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
-from .calls import record_calls
 from .bias_correction import correct_biases
+from .calls import record_calls
 from .flat_sequential import flatten_sequentials
 from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_
@@ -93,10 +93,10 @@ def freeze(prepared: QuantizableModel) -> None:
 
 
 def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> QuantizableModel:
-    if isinstance(check_module("model", model), QuantizableModel) and model.stage is not Stage.FLOAT:
+    check_module("model", model)
+    if isinstance(model, QuantizableModel) and model.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
-    # Its mode comes first: a forward is rewritten as it computes in that mode.
-    clone = make_quantizable_(copy.deepcopy(model).train(training), allow_float)
+    clone = make_quantizable_(copy.deepcopy(model).train(training), allow_float, will_train=training)
     check_float32_parameters(clone.model)
     return clone
 
@@ -120,8 +120,8 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
             trial(torch.zeros((1, *model.image_shape)))
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
-            f"the int8 model cannot run: {_reason(error)}; if a forward that cannot be traced does it, move the operation "
-            "into a forward that can"
+            f"the int8 model cannot run: {_reason(error)}; if a forward cannot be traced, move its tensor operations "
+            "into a module whose forward can"
         ) from error
     return model
 

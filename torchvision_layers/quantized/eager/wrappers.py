@@ -39,7 +39,7 @@ class FloatFallback(nn.Module):
 
 
 class MultipleFloatFallback(nn.Module):
-    """A :class:`FloatFallback` for any inputs, and for outputs in tuples, lists and dicts; TorchScript has no form of it.
+    """A :class:`FloatFallback` for any inputs, with outputs in tuples, lists and dicts; not for TorchScript.
 
     Args:
         module: the module to run.
