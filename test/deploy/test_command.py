@@ -226,7 +226,7 @@ def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_e
     assert "none.pth" in command_error(name, tmp_path / "none.pth", *output)
     for damaged in (content[:-100], b"", b"text", content[:200] + bytes(200) + content[400:]):
         wrong.write_bytes(damaged)
-        assert "wrong.pth is damaged, or not a checkpoint" in command_error(name, wrong, *output)
+        assert "wrong.pth is not a checkpoint" in command_error(name, wrong, *output)
     torch.save(nn.ReLU(), wrong)
     assert "wrong.pth is not a checkpoint: it contains more than tensors" in command_error(name, wrong, *output)
     torch.save({"epoch": 3}, wrong)
@@ -244,7 +244,7 @@ def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_e
     for array, message in (
         (np.zeros((2, 3, 8, 8)), "images.npy must contain a float32 tensor, got torch.float64"),
         (np.zeros((2, 1, 8, 8), np.float32), "images.npy must contain inputs of shape N×3×H×W, got"),
-        (np.array([None]), "images.npy is damaged, or not an array saved by numpy.save"),
+        (np.array([None]), "images.npy is not an array saved by numpy.save"),
     ):
         np.save(tmp_path / "images.npy", array)
         int8 = ("--int8", "--calibration", tmp_path / "images.npy")
@@ -315,7 +315,7 @@ def test_file_matches_model(package: str, checkpoint: Path, tmp_path: Path) -> N
         [*command, f"{package}:net", str(checkpoint), "--output", str(output)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"{output}: torchscript, 0.0 MB, at most ")
+    assert done.stdout.splitlines()[-1].startswith(f"{output}: torchscript, 0.0 MB, differs from the model by at most ")
     with factory(f"{package}:net") as function:
         model = function(num_classes=3).eval()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
