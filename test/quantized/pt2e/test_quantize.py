@@ -17,7 +17,7 @@ from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as staged
 from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
 from torchvision_layers.quantized.pt2e import workflow
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import Reads, batches, calls, int8, small_model, with_statistics
 
