@@ -111,7 +111,7 @@ class Block(nn.Module):
 class QuantizableBlock(quantized.QuantizableLayer, Block):
     float_class = Block
 
-    def _add_functionals(self):
+    def _add_observed_ops(self):
         self.add = quantized.Addition()
 
     def _add_skip(self, branch, skip):

@@ -98,7 +98,7 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
 
 
 def _intersect(first: ForwardTrace, second: ForwardTrace) -> ForwardTrace:
-    """What holds in both traces of one ``forward``; positions are those of the first."""
+    """The facts that hold in both traces of one ``forward``; positions are those of the first."""
     parts = list(dict.fromkeys(first.parts + second.parts))
     links = {link for chain in second.chains for link in pairwise(chain)}
     chains: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""From a trained model to what runs: folded, and written to files that load without this package."""
+"""Folds trained models for inference, and writes them to files that load without this package."""
 
 from .export import Exported, export
 from .fold import fold

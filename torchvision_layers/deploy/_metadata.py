@@ -1,4 +1,4 @@
-"""What a file says of itself, as JSON."""
+"""The JSON metadata in each file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..quantized import report
-from ._kinds import Kind, kind_of, quantized_part
+from ._subject import Subject
 
-__all__ = ["NAME", "describe", "input_shape_in", "parse"]
+__all__ = ["NAME", "describe", "parse"]
 
-#: Under which each file holds it.
+#: Name of the metadata in each file.
 NAME = "metadata.json"
 
 
 def describe(
-    model: nn.Module,
+    subject: Subject,
     format: str,
-    input_shape: Sequence[int | None],
     classes: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
@@ -36,8 +34,8 @@ def describe(
             "classes": list(classes),
             "mean": [float(value) for value in mean],
             "std": [float(value) for value in std],
-            "input_shape": list(input_shape),
-            "quantization": _quantization(model),
+            "input_shape": list(subject.input_shape),
+            "quantization": _quantization(subject),
             "about": dict(about),
         },
         allow_nan=False,
@@ -47,33 +45,23 @@ def describe(
 def _version() -> str:
     try:
         return version("torchvision_layers")
-    except PackageNotFoundError:  # a checkout on the path, not installed
+    except PackageNotFoundError:  # a checkout on the path that is not installed
         return "0+unknown"
 
 
-def _quantization(model: nn.Module) -> dict[str, object] | None:
-    kind, part = kind_of(model), quantized_part(model)
-    if kind is Kind.FLOAT:
+def _quantization(subject: Subject) -> dict[str, object] | None:
+    if subject.int8_part is None:
         return None
-    return {
-        "engine": "pt2e" if kind is Kind.PT2E else "eager",
-        # Of modules that torch.ao converted without us, the engine in force is all that is known.
-        "backend": part.backend if part is not None else torch.backends.quantized.engine,
-        "report": [asdict(row) for row in report(part if part is not None else model).rows],
-    }
-
-
-def input_shape_in(metadata: str) -> list[int | None]:
-    shape: list[int | None] = json.loads(metadata)["input_shape"]
-    return shape
+    rows = [asdict(row) for row in report(subject.int8_part).rows]
+    return {"engine": subject.engine, "backend": subject.backend, "report": rows}
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:
-    """The metadata as a dictionary. Errors: ``ValueError`` where it is not ours."""
+    """The metadata as a dictionary. Errors: ``ValueError`` if :func:`describe` did not write it."""
     try:
         metadata = json.loads(text)
         shape, quantization = metadata["input_shape"], metadata["quantization"]
-        is_ours = (
+        is_valid = (
             isinstance(metadata["format"], str)
             and isinstance(shape, list)
             and all(size is None or isinstance(size, int) for size in shape)
@@ -81,6 +69,6 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has metadata that deploy.export did not write: {error!r}") from error
-    if not is_ours:
+    if not is_valid:
         raise ValueError(f"{path} has metadata that deploy.export did not write: {text[:200]}")
     return dict(metadata)

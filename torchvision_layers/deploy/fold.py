@@ -1,4 +1,4 @@
-"""A model for inference: what is constant there is computed once, into the weights."""
+"""Folds a model for inference: computes everything that is constant there once, into the weights."""
 
 import copy
 from typing import Any
@@ -10,46 +10,46 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._utils.modules import has_hooks
 from ..quantized import QuantizableGraph, QuantizableModel
-from ._becoming import settle_parameters
-from ._folding import Folding
+from .folding.folding_pass import FoldingPass
+from .folding.replacement import remove_parametrizations
 
 __all__ = ["fold"]
 
-# They run another module, into which nobody looks.
+# They run another module, which folding cannot reach.
 _WRAPPERS = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
-_REASONS = (
-    "a forward that cannot be traced calls only parts of a child, a forward reads something of a norm or a dropout, "
-    "nn.BatchNorm1d runs on sequences, or a folded() gives something else"
+_CAUSES = (
+    "possible causes: a forward that cannot be traced calls only parts of a child, a forward reads an attribute of a "
+    "norm or a dropout, nn.BatchNorm1d runs on sequences, or a folded() computes something else"
 )
 
 
 def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
-    """A copy of ``model`` for inference that computes the same with less.
+    """A copy of ``model`` for inference that computes the same with fewer operations.
 
-    Batch norms go into the convolutions, transposed convolutions and projections before them, layer scale into the
-    projection before or after it, standardized weights are standardized, a CoordConv becomes a convolution plus a map
-    that is kept for each size of image, parametrized weights become plain ones, and what does nothing in eval mode
-    goes. A layer of your own takes part if it has a method ``folded()`` that gives a module which computes the same;
-    a subclass with another ``forward`` needs its own.
+    Batch norms move into the convolutions, transposed convolutions and linear layers before them, and layer scales
+    into the layer before or after them. Weight standardization and parametrizations are computed once. A CoordConv
+    becomes a convolution plus a map that is cached for each image size. Modules that do nothing in eval mode are
+    removed. Give a layer of your own a method ``folded()`` that returns a module which computes the same; a subclass
+    with another ``forward`` needs its own.
 
-    What runs after what is found by tracing each ``forward``, not by order of definition. Where a module stands at
-    several places, or its output goes to several, or a ``forward`` reads its parameters, nothing is folded into it.
-    ``nn.BatchNorm1d`` after ``nn.Linear`` is taken to see inputs of two dimensions.
+    The order of modules is traced from each ``forward``. A module is left alone if it is registered in several places,
+    has several consumers, or has its parameters read by a ``forward``. ``nn.BatchNorm1d`` after ``nn.Linear`` is
+    assumed to receive inputs of two dimensions.
 
     Args:
-        model: any float model; in whichever mode, it is left as it is.
-        batch: an input of the model, or a tuple of its inputs, on which the copy is compared with it, to 1e-5 of the
-            largest output or, where that is more, four times what rounding does to the model itself. Needed where
-            there is something to fold below a ``forward`` that cannot be traced. Default: ``None``.
+        model: any float model in any mode; it stays unchanged.
+        batch: an input of the model, or a tuple of its inputs, on which the copy is compared with the model. The
+            tolerance is 1e-5 of the largest output or, if that is more, four times the model's own rounding error.
+            Required if there is something to fold below a ``forward`` that cannot be traced. Default: ``None``.
 
-    Returns a copy in eval mode, without gradients, on the device, in the type and the memory format of ``model``. In
-    the ``state_dict`` what is left keeps its keys.
+    Returns a copy in eval mode, without gradients, with the device, dtype and memory format of ``model``. The remaining
+    ``state_dict`` keys are the same.
 
-    Errors: ``TypeError`` for what is no module, a lazy layer without channels, a ``batch`` of another type, or a
-    ``folded()`` that gives no module; ``ValueError`` for a module with hooks, which would see something else, for a
-    model that is quantized, scripted, compiled or wrapped, for a ``batch`` that is missing, or for outputs that are not
-    finite or hold no numbers to compare; ``RuntimeError`` where the copy gives something else.
+    Errors: ``TypeError`` for an argument of another type, a lazy layer without channels, or a ``folded()`` that returns
+    no module; ``ValueError`` for a module with hooks, for a model that is quantized, scripted, compiled or wrapped, for
+    a missing ``batch``, and for outputs that are not finite or contain no numbers to compare; ``RuntimeError`` if the
+    copy computes something else.
 
     Examples::
 
@@ -62,10 +62,10 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     """
     _check_model(model)
     if batch is not None and not isinstance(batch, (Tensor, tuple)):
-        raise TypeError(f"batch must be a tensor, or a tuple of the inputs of model, got {type(batch).__name__}")
+        raise TypeError(f"batch must be a tensor, or a tuple with the inputs of model, got {type(batch).__name__}")
     folded = copy.deepcopy(model).eval()
-    settle_parameters(folded)
-    Folding(folded, is_checked=batch is not None).fold(folded)
+    remove_parametrizations(folded)
+    FoldingPass(folded, is_compared=batch is not None).fold(folded)
     folded.requires_grad_(False)
     if batch is not None:
         _check_same(folded, model, batch if isinstance(batch, tuple) else (batch,))
@@ -76,41 +76,39 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {model!r}")
     for path, module in model.named_modules():
-        where = path or "model"
+        name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
-            raise ValueError(f"{where} is a {type(module).__name__}: fold the float model, then quantize it")
-        if isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":  # what torch.compile makes
-            raise ValueError(f"{where} is a {type(module).__name__}: fold the module that it was made from")
+            raise ValueError(f"{name} is a {type(module).__name__}: fold the float model, then quantize it")
+        if isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":  # the class of torch.compile
+            raise ValueError(f"{name} is a {type(module).__name__}: fold the module that it wraps")
         if isinstance(module, LazyModuleMixin):
-            raise TypeError(
-                f"{where} is a {type(module).__name__} without channels yet: run one batch through it first"
-            )
+            raise TypeError(f"{name} is a {type(module).__name__} without channels yet: run one batch through it first")
         if has_hooks(module):
-            raise ValueError(f"{where} has hooks, which would see something else in a folded model: remove them first")
+            raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
 
 
 def _check_same(folded: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> None:
     reference = copy.deepcopy(model).eval()
     expected = _outputs(reference, inputs)
-    if not any(output.numel() for output in expected):
-        raise ValueError("model must give tensors for batch, with numbers to compare, it gives none")
-    if not all(bool(torch.isfinite(output).all()) for output in expected):
-        raise ValueError("model must give finite outputs for batch, it gives NaN or infinity")
+    if not any(tensor.numel() for tensor in expected):
+        raise ValueError("model must return at least one tensor with numbers to compare for batch")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in expected):
+        raise ValueError("model must give finite outputs for batch, got NaN or infinity")
     try:
-        got = _outputs(folded, inputs)
-    except Exception as error:  # of whatever kind, where shapes or names do not fit any more
-        raise RuntimeError(f"the folded model cannot run: {error}; {_REASONS}") from error
-    if [output.shape for output in got] != [output.shape for output in expected]:
-        raise RuntimeError(f"folding changed the number or the shapes of the outputs: {_REASONS}")
-    for i, (want, have) in enumerate(zip(expected, got, strict=True)):
-        changed, allowed = _largest(have, want), 1e-5 * _largest(want)
-        if not changed <= allowed:
-            # Rounding grows from layer to layer; by how much, the model itself shows.
-            exact = _outputs(reference.double(), tree_map_only(Tensor, _in_double, inputs))[i]
-            allowed = max(allowed, 4 * _largest(want, exact))
-        if not changed <= allowed:  # nor is NaN
+        outputs = _outputs(folded, inputs)
+    except Exception as error:  # any type, for shapes or names that do not match
+        raise RuntimeError(f"the folded model cannot run: {error}; {_CAUSES}") from error
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
+        raise RuntimeError(f"folding changed the number or the shapes of the outputs; {_CAUSES}")
+    for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
+        difference, tolerance = _largest(output, original), 1e-5 * _largest(original)
+        if not difference <= tolerance:
+            # Rounding errors grow from layer to layer; the model itself shows how much.
+            exact = _outputs(reference.double(), tree_map_only(Tensor, _to_double, inputs))[i]
+            tolerance = max(tolerance, 4 * _largest(original, exact))
+        if not difference <= tolerance:  # true for NaN as well
             raise RuntimeError(
-                f"folding changed an output by {changed:.3g}, at most {allowed:.3g} are rounding: {_REASONS}"
+                f"folding changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}; {_CAUSES}"
             )
 
 
@@ -120,12 +118,12 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(model(*copies)) if isinstance(leaf, Tensor)]
 
 
-def _in_double(input: Tensor) -> Tensor:
+def _to_double(input: Tensor) -> Tensor:
     return input.double() if input.is_floating_point() else input
 
 
 def _largest(values: Tensor, others: Tensor | None = None) -> float:
-    """The largest absolute value, or difference between two tensors, also of truth values and whole numbers."""
+    """The largest absolute value, or the largest difference between two tensors, of any dtype."""
     wide = [tensor if tensor.is_complex() else tensor.double() for tensor in (values, others) if tensor is not None]
     if not values.numel():
         return 0.0

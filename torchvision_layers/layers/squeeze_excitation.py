@@ -20,6 +20,13 @@ def _mean_of_pixels(input: Tensor) -> Tensor:
     return input.sum((2, 3), keepdim=True) / (input.shape[2] * input.shape[3])
 
 
+class PixelMean(nn.Module):
+    """The folded form of :class:`GlobalAvgPool2d`: a single ``mean``, for which every runtime has a kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.mean((2, 3), keepdim=True)
+
+
 class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d(1)`` with a faster backward pass."""
 
@@ -28,6 +35,9 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return _mean_of_pixels(input)
+
+    def folded(self) -> nn.Module:
+        return PixelMean()
 
 
 class SqueezeExcitation(nn.Module):

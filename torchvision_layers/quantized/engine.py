@@ -1,4 +1,4 @@
-"""What an engine offers, and the two engines, each imported on first use because its backend may be missing."""
+"""The interface of an engine, and the two engines, each imported on first use because its backend may be missing."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar

@@ -1,4 +1,4 @@
-"""What became of each module of a model on its way to int8."""
+"""A report on each module of a model on its way to int8."""
 
 from dataclasses import dataclass
 

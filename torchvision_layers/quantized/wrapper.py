@@ -1,4 +1,4 @@
-"""What the models of both engines share: their stage, and a ``state_dict`` in the keys of the float model."""
+"""The base class of the models of both engines: their stage, and a ``state_dict`` in the keys of the float model."""
 
 from collections.abc import Callable
 from enum import Enum

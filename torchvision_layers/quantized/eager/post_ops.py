@@ -95,7 +95,7 @@ def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor)
 
 
 class _ConvolutionAndOperation(nn.Module):
-    """What a convolution with a post-operation computes, in float."""
+    """The float computation of a convolution with a post-operation."""
 
     def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
         super().__init__()

@@ -1,0 +1,212 @@
+"""The command that writes a checkpoint to a file that runs without this package."""
+
+import textwrap
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import deploy, quantized
+from .._utils.command import exit_status
+from .._utils.importing import factory
+from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
+from .formats.table import FORMATS, Format, default_format, find_format
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Writes a trained model to a file that runs without torchvision_layers: in Python or C++, on phones, in ONNX Runtime.
+The model is folded first (batch norms become part of the weights). The file is loaded and compared with the model on
+several batch and image sizes before it gets its name, so an earlier file survives every error.
+"""
+
+_EPILOG = """\
+formats:
+{formats}
+All of them load with torchvision_layers.deploy.load(path) too. An error names any missing package.
+
+examples:
+  a checkpoint of references/classification/train.py, which contains its classes and its image size:
+    %(prog)s references/classification/models/resnet.py:resnet18 outputs/resnet18/model.pth --output resnet18.onnx
+
+  a model of torchvision, or of any package, with a state_dict:
+    %(prog)s torchvision.models:resnet18 resnet18.pth --output resnet18.pt --image-size 224 \\
+        --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+
+  int8, for servers and for phones; inputs.npy contains about 100 normalized images, N×3×H×W:
+    %(prog)s model.py:build weights.pth --output model.pt --int8 --calibration inputs.npy
+    %(prog)s model.py:build weights.pth --output model.pte --int8 --calibration inputs.npy
+
+Exit status: 0, or 2 with one line that describes the error, or 130 when interrupted.
+"""
+
+_BATCH_SIZE = 32
+_DEFAULT_IMAGE_SIZE = 224
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status. Default: the arguments of the process."""
+    args = _parser().parse_args(argv)
+    return exit_status(partial(_run, args), ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m torchvision_layers.deploy",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(formats="\n".join(_help_of(format) for format in FORMATS.values())),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="FILE.py:FUNCTION or package.module:FUNCTION; the function returns the model, and is called with "
+        "num_classes=N and model_arguments if the checkpoint contains them",
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a model.pth or checkpoint.pth of references/classification/train.py, or a state_dict saved by torch.save",
+    )
+    parser.add_argument("--output", metavar="PATH", required=True, help="the file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="see below; default: chosen by the suffix of --output")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument(
+        "--image-size",
+        type=_positive,
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one number for both, to test the file with; default: that of the calibration, of "
+        f"the checkpoint, or {_DEFAULT_IMAGE_SIZE}",
+    )
+    inputs.add_argument("--channels", type=_positive, default=3, metavar="N", help="default: 3")
+    inputs.add_argument(
+        "--num-classes", type=_positive, metavar="N", help="passed to FUNCTION; default: the number in the checkpoint"
+    )
+    for option, meaning in (
+        ("mean", "value to subtract from each channel"),
+        ("std", "value to divide each channel by"),
+    ):
+        inputs.add_argument(
+            f"--{option}",
+            type=float,
+            nargs="+",
+            default=(),
+            metavar="X",
+            help=f"{meaning}, for the metadata; the file does not do it",
+        )
+    conversion = parser.add_argument_group("conversion")
+    conversion.add_argument(
+        "--no-fold", dest="fold", action="store_false", help="keep the layers as they are, including batch norms"
+    )
+    conversion.add_argument("--int8", action="store_true", help="quantize the model; needs --calibration")
+    conversion.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="inputs to calibrate int8 ranges with: one float32 tensor N×C×H×W, saved by torch.save, or by numpy.save "
+        "as .npy",
+    )
+    conversion.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="backend for int8: x86, or for torchscript also onednn and qnnpack; default: x86, but onnxruntime for "
+        "onnx-qdq and xnnpack for executorch",
+    )
+    return parser
+
+
+def _help_of(format: Format) -> str:
+    prefix = f"  {format.name:<12} {format.suffix:<6} "
+    return textwrap.fill(format.summary, 116, initial_indent=prefix, subsequent_indent=" " * len(prefix))
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return number
+
+
+def _run(args: Namespace) -> None:
+    """Folds, quantizes and exports the model, and prints a line about the file.
+
+    Errors: ``ValueError`` for options and files that do not fit together; ``OSError`` for files that cannot be read or
+    written; and the errors of ``fold``, ``quantize`` and ``export``.
+    """
+    output = Path(args.output)
+    format, is_int8 = _format(args.format, output, args.int8)
+    _check_options(args, format, is_int8)
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output must be in an existing folder, got {output}")
+    checkpoint = load_checkpoint(args.checkpoint)
+    calibration = load_calibration(args.calibration, args.channels) if is_int8 else None
+    example = _example(args, checkpoint, calibration)
+    with factory(args.model) as function:
+        model = checkpoint.build_model(function, args.model, args.num_classes)
+        if args.fold:
+            model = deploy.fold(model, example)
+            print("folded: batch norms and other constants are now part of the weights", flush=True)
+        if calibration is not None:
+            assert format.engine is not None
+            backend = args.backend or format.backend
+            batches = list(calibration.split(_BATCH_SIZE))
+            model = quantized.quantize(model, batches, backend=backend, engine=format.engine)
+            print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)
+        exported = deploy.export(
+            model,
+            example,
+            output,
+            format=format.name,
+            classes=checkpoint.classes,
+            mean=args.mean,
+            std=args.std,
+            about=checkpoint.about,
+        )
+    shapes = ", ".join("×".join(map(str, shape)) for shape in exported.shapes)
+    print(
+        f"{exported.path}: {exported.format}, {exported.size / 1e6:.1f} MB, differs from the model by at most "
+        f"{exported.difference:.1e} of the largest output, compared on {shapes}"
+    )
+
+
+def _format(name: str | None, output: Path, is_int8: bool) -> tuple[Format, bool]:
+    """The format, and whether the model will be int8."""
+    by_suffix = default_format(output.suffix, is_int8)
+    format = by_suffix if name is None else find_format(name)
+    if format is None:
+        suffixes = ", ".join(sorted({format.suffix for format in FORMATS.values()}))
+        raise ValueError(f"--output must end in {suffixes}, or pass --format; got {output}")
+    if is_int8 and format.engine is None:
+        remedy = default_format(format.suffix, is_int8=True)
+        raise ValueError(f"--format {format.name} supports float only: pass --format {remedy and remedy.name} for int8")
+    return format, is_int8 or not format.supports_float
+
+
+def _check_options(args: Namespace, format: Format, is_int8: bool) -> None:
+    if is_int8 and args.calibration is None:
+        option = "--int8" if args.int8 else f"--format {format.name}"
+        raise ValueError(
+            f"{option} needs --calibration FILE: about 100 typical, normalized inputs in one float32 tensor N×C×H×W, "
+            "saved by torch.save or numpy.save"
+        )
+    if args.image_size is not None and len(args.image_size) > 2:
+        raise ValueError(f"--image-size must be one or two numbers, got {len(args.image_size)}")
+    for option in ("calibration", "backend"):
+        if not is_int8 and getattr(args, option) is not None:
+            raise ValueError(f"--{option} is for int8 models: pass --int8 too")
+
+
+def _example(args: Namespace, checkpoint: Checkpoint, calibration: Tensor | None) -> Tensor:
+    """Two inputs of the size that the model is for: calibration inputs, or random ones."""
+    size = None if args.image_size is None else [args.image_size[0], args.image_size[-1]]
+    if calibration is not None:
+        calibration_size = list(calibration.shape[2:])
+        if size is not None and size != calibration_size:
+            raise ValueError(f"--image-size must equal that of the calibration, {calibration_size}, got {size}")
+        return calibration[:2].clone()
+    if size is None:
+        size = [checkpoint.image_size or _DEFAULT_IMAGE_SIZE] * 2
+    return torch.randn(2, args.channels, *size, generator=torch.Generator().manual_seed(0))

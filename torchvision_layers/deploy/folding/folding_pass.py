@@ -1,0 +1,154 @@
+"""The pass over a model that moves everything constant in inference into the weights."""
+
+from collections import Counter
+
+from torch import Tensor, nn
+
+from ..._utils.modules import replace_module_
+from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
+from ..._utils.tracing import ForwardTrace, find_producer, trace_forward
+from ...layers.layer_norm import LayerScale
+from ...layers.positional_conv import PositionalConv2d
+from ...quantized.eager.support import is_unit
+from .replacement import float_class_of, fold_itself
+from .rules import channels_dim, is_identity, is_opaque, is_weighted, runs_in_order, scale_and_shift
+
+__all__ = ["FoldingPass"]
+
+
+class FoldingPass:
+    """Folds a model in place, and records which other parts of the model depend on each module.
+
+    Every module stays the same object, because a ``forward`` may reach it by other ways than its name.
+
+    Args:
+        model: the model, in eval mode.
+        is_compared: whether the result will be compared with the original. Then a ``forward`` that cannot be traced is
+            assumed to call its children as wholes.
+    """
+
+    def __init__(self, model: nn.Module, is_compared: bool) -> None:
+        self.is_compared = is_compared
+        #: How many times each module is registered.
+        self.registrations = Counter[nn.Module]()
+        self.folded_modules = set[nn.Module]()
+        #: Modules whose parts or parameters a ``forward`` above them uses directly.
+        self.entered = set[nn.Module]()
+        #: The trace of each ``forward``.
+        self.traces: dict[nn.Module, ForwardTrace] = {}
+        #: For each module below a ``forward`` that cannot be traced, the path of that ``forward``.
+        self.untraced: dict[nn.Module, str] = {}
+        self._trace(model, "")
+
+    def _trace(self, model: nn.Module, path: str) -> None:
+        self.registrations |= Counter(
+            child for module in model.modules() for child in module._modules.values() if child is not None
+        )
+        if model in self.untraced:
+            self._mark_untraced(model, self.untraced[model])
+        for name, module in model.named_modules(prefix=path):
+            if is_opaque(module) or type(module).forward is nn.Module.forward:  # an nn.ModuleList has no forward
+                continue
+            trace = self.traces[module] = trace_forward(module)
+            self.entered.update(module.get_submodule(part) for part in trace.parts)
+            if not trace.is_traced:
+                self._mark_untraced(module, name or "model")
+
+    def _mark_untraced(self, module: nn.Module, path: str) -> None:
+        for child in module.modules():
+            if child is not module:
+                self.untraced.setdefault(child, path)
+
+    def fold(self, module: nn.Module, path: str = "") -> None:
+        """Folds ``module`` and its children.
+
+        Errors: ``ValueError`` if there is something to fold below a ``forward`` that cannot be traced, and the result
+        will not be compared.
+        """
+        if module in self.folded_modules or module in self.entered:
+            return
+        self.folded_modules.add(module)
+        if fold_itself(module, path or "model"):
+            self._trace(module, path)
+        if is_opaque(module):
+            return
+        trace = self.traces.get(module) or trace_forward(module)
+        for name in trace.whole:
+            self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
+        for chain in trace.chains:
+            self._fold_chain(module, chain, path)
+        if trace.is_traced and (self.is_compared or module not in self.untraced):
+            for name in trace.whole:
+                if is_identity(module.get_submodule(name)):
+                    replace_module_(module.get_submodule(name), nn.Identity())
+            if runs_in_order(module):
+                for name, child in [*module._modules.items()]:
+                    if child is not None and is_identity(child):
+                        del module._modules[name]  # the other children keep their names
+
+    def _fold_chain(self, parent: nn.Module, names: list[str], path: str) -> None:
+        """Folds norms and scales into the weighted layers next to them.
+
+        Args:
+            parent: the module that the names belong to.
+            names: names of modules, each of which feeds only the next.
+            path: the path of ``parent``.
+        """
+        for i, name in enumerate(names):
+            module = parent.get_submodule(name)
+            if self._is_shared(module):
+                continue
+            if not self._fold_back(parent, names[:i], module) and not self._fold_ahead(parent, names[i + 1 :], module):
+                continue
+            if parent in self.untraced and not self.is_compared:
+                raise ValueError(
+                    f"batch is required: the forward of {self.untraced[parent]} cannot be traced, so only a comparison "
+                    f"can show whether it calls {path or 'model'} as a whole; call deploy.fold(model, batch)"
+                )
+            replace_module_(module, nn.Identity())
+
+    def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
+        """Folds ``module`` into the weighted layer before it, if possible."""
+        last = find_producer(parent, names, matches=is_weighted, is_identity=is_identity, is_opaque=self._is_shared)
+        if last is None:
+            return False
+        layer = parent.get_submodule(last)
+        factors = None if self._is_shared(layer) else scale_and_shift(module, layer)
+        if factors is None:
+            return False
+        if isinstance(layer, PositionalConv2d):
+            scale_outputs(layer.conv, *factors)
+            scale_outputs(layer.position.conv, factors[0])
+        else:
+            scale_outputs(layer, *factors)
+        return True
+
+    def _fold_ahead(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
+        """Folds a layer scale into the weighted layer after it, if possible."""
+        if float_class_of(module) is not LayerScale:
+            return False
+        layer = self._first_weighted(parent, names)
+        if isinstance(layer, PositionalConv2d):
+            layer = layer.conv
+        if layer is None or in_channels(layer) != module.dim or channels_dim(layer) != module.channels_dim:
+            return False
+        assert isinstance(module.weight, Tensor)
+        scale_inputs(layer, module.weight)  # exact for padding, because scaled zeros are zeros
+        return True
+
+    def _first_weighted(self, parent: nn.Module, names: list[str]) -> nn.Module | None:
+        """The weighted layer that receives the input of a chain, perhaps within an ``nn.Sequential``."""
+        for name in names:
+            module = parent.get_submodule(name)
+            if is_identity(module):
+                continue
+            if self._is_shared(module):
+                return None
+            if runs_in_order(module):
+                return self._first_weighted(module, list(module._modules))
+            return module if is_weighted(module) else None
+        return None
+
+    def _is_shared(self, module: nn.Module) -> bool:
+        """Whether something else depends on the weights of the module."""
+        return is_unit(module) or self.registrations[module] > 1

@@ -1,0 +1,1 @@
+"""File formats: ``table`` lists them, and each other module writes and reads one of them."""

@@ -1,0 +1,199 @@
+"""The table of file formats, and the lookups in it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+
+from .._subject import Subject
+from ..integrity.archive import Archive
+from ..integrity.checksum import Container, container_of
+from . import aoti, executorch, onnx, pt2, torchscript
+
+__all__ = ["FORMATS", "Format", "check_support", "default_format", "find_format", "format_of"]
+
+# Float kernels may sum a convolution in another order.
+_FLOAT_TOLERANCE = 1e-4
+# Int8 kernels occasionally round a value between two steps to the other step. On trained networks, outputs differed by
+# up to 2.4 % of the largest output, after the 50 layers of a ResNet with group norms.
+_INT8_KERNEL_TOLERANCE = 0.05
+# TorchScript runs the kernels of the eager model itself. A graph of pt2e computes int8 values in float.
+_INT8_GRAPH_TOLERANCE = {"eager": 0.0, "pt2e": 1e-5}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is named, written and read, which models it supports, and what it requires."""
+
+    name: str
+    #: The suffix that the command chooses the format by.
+    suffix: str
+    #: For the help of the command.
+    summary: str
+    container: Container
+    #: The bytes of a file without checksum, for a model and its metadata.
+    serialize: Callable[[Subject, str], bytes]
+    #: The model in the bytes of a file, and its metadata; the path is for error messages.
+    deserialize: Callable[[bytes, Path], tuple[Callable[[Tensor], Tensor], str]]
+    supports_float: bool = True
+    #: The engine of int8 models; ``None`` if only float is supported.
+    engine: str | None = None
+    #: The default backend of int8 models, and whether it is the only one.
+    backend: str = "x86"
+    is_backend_fixed: bool = False
+    #: Whether int8 runs on other kernels than the model's, which may round differently.
+    has_int8_kernels: bool = False
+    is_suffix_required: bool = False
+    max_weight_bytes: int | None = None
+    #: How the names of the records of a zip file begin by which the format is recognized.
+    marker: str = ""
+    #: Packages for writing and for reading, and the command that installs them.
+    writer_packages: tuple[str, ...] = ()
+    reader_packages: tuple[str, ...] = ()
+    install: str = ""
+
+    def supports(self, engine: str | None, backend: str | None) -> bool:
+        """Whether it supports float models, for ``engine=None``, or int8 models of an engine and a backend."""
+        if engine is None:
+            return self.supports_float
+        return engine == self.engine and (backend == self.backend or not self.is_backend_fixed)
+
+    def tolerance(self, subject: Subject) -> float:
+        """The largest difference that rounding can cause, relative to the largest output."""
+        if subject.engine is None:
+            return _FLOAT_TOLERANCE
+        return _INT8_KERNEL_TOLERANCE if self.has_int8_kernels else _INT8_GRAPH_TOLERANCE[subject.engine]
+
+    def require(self, packages: Iterable[str]) -> None:
+        """Errors: ``ImportError`` if one of ``packages`` is not installed."""
+        for package in packages:
+            if find_spec(package) is None:
+                raise ImportError(f"format={self.name!r} needs {package}: {self.install}")
+
+
+_ONNX = Format(
+    "onnx",
+    ".onnx",
+    "float. Loads with ONNX Runtime and other ONNX runtimes.",
+    Container.ONNX,
+    onnx.serialize,
+    onnx.deserialize,
+    max_weight_bytes=onnx.MAX_WEIGHT_BYTES,
+    writer_packages=("onnx", "onnxscript"),
+    reader_packages=("onnxruntime",),
+    install='pip install "torchvision_layers[onnx]"',
+)
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format(
+            "torchscript",
+            ".pt",
+            "float or int8. Loads with torch.jit.load, in Python and in C++ (libtorch).",
+            Container.ZIP,
+            torchscript.serialize,
+            torchscript.deserialize,
+            engine="eager",
+            marker="constants.pkl",
+        ),
+        Format(
+            "pt2",
+            ".pt2",
+            "float or int8. Loads with torch.export.load, to run in Python or to compile.",
+            Container.ZIP,
+            pt2.serialize,
+            pt2.deserialize,
+            engine="pt2e",
+            marker="models/",
+        ),
+        Format(
+            "aoti",
+            ".pt2",
+            "float or int8, compiled for this kind of processor; needs a C++ compiler. Loads with "
+            "torch._inductor.aoti_load_package, or in C++.",
+            Container.ZIP,
+            aoti.serialize,
+            aoti.deserialize,
+            engine="pt2e",
+            has_int8_kernels=True,
+            is_suffix_required=True,  # by the loader of torch
+            marker="data/aotinductor/",
+        ),
+        _ONNX,
+        replace(
+            _ONNX,
+            name="onnx-qdq",
+            summary="int8, as QuantizeLinear and DequantizeLinear; always with --calibration. Loads with ONNX Runtime.",
+            supports_float=False,
+            engine="pt2e",
+            backend="onnxruntime",
+            has_int8_kernels=True,
+        ),
+        Format(
+            "executorch",
+            ".pte",
+            "float or int8, for batches of up to 16 and images of up to twice the size. Loads with the ExecuTorch "
+            "runtimes on phones and boards.",
+            Container.EXECUTORCH,
+            executorch.serialize,
+            executorch.deserialize,
+            engine="pt2e",
+            backend="xnnpack",
+            is_backend_fixed=True,  # XNNPACK would run the unsigned activations of other backends in float
+            has_int8_kernels=True,
+            reader_packages=("executorch",),
+            install="pip install executorch",
+        ),
+    )
+}
+
+
+def find_format(name: str) -> Format:
+    """Errors: ``ValueError`` for an unknown name."""
+    if not isinstance(name, str) or name not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]
+
+
+def default_format(suffix: str, is_int8: bool) -> Format | None:
+    """The first format with ``suffix`` that supports float or int8 models."""
+    for format in FORMATS.values():
+        if format.suffix == suffix and (format.engine if is_int8 else format.supports_float):
+            return format
+    return None
+
+
+def format_of(content: bytes, path: Path) -> Format:
+    """The format of a file, or another one with the same reader.
+
+    Errors: ``ValueError`` if no format matches.
+    """
+    container = container_of(content)
+    names = list(Archive(content, path)) if container is Container.ZIP else [""]
+    for format in FORMATS.values():
+        if format.container is container and any(name.startswith(format.marker) for name in names):
+            return format
+    raise ValueError(f"{path} was not written by deploy.export: it matches none of the formats {', '.join(FORMATS)}")
+
+
+def check_support(format: Format, subject: Subject) -> None:
+    """Errors: ``TypeError`` for a model that ``format`` does not support; ``ValueError`` for one that is too large."""
+    engine, backend = subject.engine, subject.backend
+    if not format.supports(engine, backend):
+        kind = "float" if engine is None else f"int8 of engine={engine!r} and backend={backend!r}"
+        others = [repr(other.name) for other in FORMATS.values() if other.supports(engine, backend)]
+        remedy = f"use format={' or '.join(others)}"
+        if format.engine is not None:
+            remedy += (
+                f", or call quantized.quantize(model, batches, engine={format.engine!r}, backend={format.backend!r})"
+            )
+        raise TypeError(f"format={format.name!r} does not support a model that is {kind}: {remedy}")
+    size = sum(tensor.nbytes for tensor in (*subject.model.parameters(), *subject.model.buffers()))
+    if format.max_weight_bytes is not None and size > format.max_weight_bytes:
+        raise ValueError(
+            f"format={format.name!r} holds at most {format.max_weight_bytes / 1e9:.1f} GB of weights, model has "
+            f"{size / 1e9:.1f} GB: use format='pt2'"
+        )
