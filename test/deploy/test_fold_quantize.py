@@ -13,7 +13,7 @@ from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.layers.positional_conv import PositionalConv2d, PositionMap
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import randomize, relative_error
 
