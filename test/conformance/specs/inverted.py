@@ -53,7 +53,7 @@ def _inputs(channels: int) -> tuple[BadInput, ...]:
             InvalidInput.RESIDUAL,
             (2, channels, 3, 3),
             ValueError,
-            rf"output of conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
+            rf"conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
             {"conv_layer": invalid_inputs.unpadded},
         ),
     )

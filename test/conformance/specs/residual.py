@@ -60,7 +60,7 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
             InvalidInput.RESIDUAL,
             shape,
             ValueError,
-            rf"output of conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
+            rf"conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
             {"conv_layer": invalid_inputs.unpadded},
         ),
     )
