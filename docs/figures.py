@@ -1,4 +1,4 @@
-"""Tables of the benchmark page, from the JSON files that the benchmark scripts write."""
+"""The figures of the page on benchmarks: tables of what the scripts have written as JSON."""
 
 import json
 import sys
@@ -20,55 +20,57 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def layers(report: dict[str, Any]) -> str:
-    """One row per case: our layer in inference (folded, if it folds) and in training, with targets; its peers."""
-    return _table(report, ("layer; input; bound", "inference", "training", "others"), map(_layer, report["rows"]))
+    """Table of our figures in inference (folded, if it folds) and in training with targets, and of others' figures."""
+    return _table(report, ("layer; input; baseline", "inference", "training", "others"), map(_layer, report["rows"]))
 
 
 def _layer(row: dict[str, Any]) -> tuple[str, ...]:
     candidates = dict(row["candidates"])
-    del candidates[row["bound"]]
+    del candidates[row["baseline"]]
     ours = candidates.pop("ours")
     training = ours["training"]
-    if "folded" in candidates:  # the target in inference is for the folded layer
-        folded = candidates.pop("folded")
-        ours, candidates = folded, {"ours, not folded": {**ours, "training": None}, **candidates}
+    if "folded" in candidates:  # the target in inference applies to it
+        ours, candidates = candidates.pop("folded"), {"ours, not folded": {**ours, "training": None}, **candidates}
     others = [
         f"{name} {_ratio(other['inference'])}" + (f" / {_ratio(other['training'])}" if other["training"] else "")
         for name, other in candidates.items()
     ]
     options = "".join(f", ``{name}={value}``" for name, value in row["options"].items())
     size = "×".join(map(str, row["shape"]))
-    case = [f"``{row['layer']}``{options}", f"{size}, {row['format'].replace('_', ' ')}", f"``{row['bound']}``"]
-    figures = _with_target(ours["inference"], row["aim"]["inference"]), _with_target(training, row["aim"]["training"])
+    case = [f"``{row['layer']}``{options}", f"{size}, {row['format'].replace('_', ' ')}", f"``{row['baseline']}``"]
+    figures = (
+        _with_target(ours["inference"], row["target"]["inference"]),
+        _with_target(training, row["target"]["training"]),
+    )
     return _lines(case), *figures, _lines(others or [NONE])
 
 
 def models(report: dict[str, Any]) -> str:
-    """One row per int8 model, with times relative to torchvision's."""
+    """Int8 models, as multiples of the time of torchvision's."""
     rows = []
     for row in report["rows"]:
         case = [f"``{row['model']}``", f"{row['backend']}, images: {row['images']}"]
         decibels = " / ".join(f"{value:.1f}" for value in row["decibels"])
-        rows.append((_lines(case), _with_target(row["ours"], row["aim"]), _ratio(row["float"]), decibels))
+        rows.append((_lines(case), _with_target(row["ours"], row["target"]), _ratio(row["float"]), decibels))
     return _table(report, ("model", "ours", "float", "dB, ours / theirs"), rows)
 
 
-def _ratio(figure: dict[str, Any] | None) -> str:
-    """A ratio as the scripts print it."""
-    return NONE if figure is None else str(Ratio(figure["ratio"], *figure["quartiles"]))
+def _ratio(ratio: dict[str, Any] | None) -> str:
+    """As the scripts print it."""
+    return NONE if ratio is None else str(Ratio(ratio["ratio"], *ratio["quartiles"]))
 
 
-def _with_target(figure: dict[str, Any] | None, target: float | None) -> str:
-    return _ratio(figure) if target is None else f"{_ratio(figure)} ({target:.2f})"
+def _with_target(ratio: dict[str, Any] | None, target: float | None) -> str:
+    return _ratio(ratio) if target is None else f"{_ratio(ratio)} ({target:.2f})"
 
 
 def _lines(parts: Sequence[str]) -> str:
-    """A table cell of several lines."""
+    """A cell of some lines."""
     return "\n       ".join(f"| {part}" for part in parts)
 
 
 def _table(report: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The table, after a line with the machine and versions of the measurement."""
+    """The table, after a line on what it was found on."""
     lines = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), ""]
     lines += [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):
