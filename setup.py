@@ -18,10 +18,10 @@ REFERENCES = [
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
 PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
-RUFF = ["ruff>=0.9"]
+STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
 MYPY = ["mypy>=1.11"]
-TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *RUFF, *PT2E, *ONNX]
-LINT = ["pre-commit>=3.5", *MYPY, *RUFF]
+TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX]
+LINT = ["pre-commit>=3.5", *MYPY, *STANDALONE]
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 # With what the page on moving from timm compares with.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
@@ -42,6 +42,7 @@ setup(
         "demo": [*REFERENCES, *PT2E, *ONNX],
         "pt2e": PT2E,
         "onnx": ONNX,
+        "standalone": STANDALONE,
         "test": [*TEST, *REFERENCES, *DOCS],
         "docs": DOCS,
         "lint": LINT,

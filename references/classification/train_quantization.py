@@ -1,37 +1,49 @@
-"""Takes a trained reference model to int8: after training, or with some epochs of quantization-aware training.
+"""Takes a trained reference model to int8, by calibration or by quantization-aware training.
 
 python references/classification/train_quantization.py --model resnet18 --weights outputs/resnet18/model.pth
 """
 
 import hashlib
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import presets
 import torch
-from checkpoints import model_arguments, read_resumable, resumed, save_checkpoint
-from engine import Options, train_one_epoch
-from evaluation import evaluate
-from loading import ImageLoader, left_out, load_data
-from options import add_data_arguments
-from torch import Tensor, nn
-from trained import build_trained, read_trained
-from training import Training
-from utils import (
-    HelpFormatter,
-    check_numbers,
-    check_output_dir,
-    run_as_script,
-    seed_everything,
-)
+from common.cli import HelpFormatter, add_data_arguments, check_numbers, run_as_script
+from common.data.loading import ImageLoader, load_data, skipped_images
+from common.exporting import export_model
+from common.quantization import calibrate, fold_unsupported
+from common.runs.checkpoints import load_resumable, model_arguments, read_resume, save_checkpoint
+from common.runs.files import check_output_dir
+from common.runs.reproducibility import seed_everything
+from common.runs.restore import build_trained, read_trained
+from common.settings import DataSettings, EpochSettings, ModelCard, Settings
+from common.training.engine import train_one_epoch
+from common.training.evaluation import evaluate
+from common.training.state import TrainingState
+from torch import nn
 
-from torchvision_layers import deploy, quantized
+from torchvision_layers import quantized
 
-# Quantization-aware training can only be resumed with the same.
-SETTINGS = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs", "frozen_epochs", "lr", "seed")
+# Quantization-aware training can be resumed only with equal values of these.
+FIXED = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs", "frozen_epochs", "lr", "seed")
+
+
+@dataclass(frozen=True)
+class QuantizationSettings(Settings):
+    """Engine, calibration and quantization-aware training."""
+
+    engine: str
+    backend: str
+    calibration_batches: int
+    qat: bool
+    epochs: int
+    frozen_epochs: int
+    lr: float
+    seed: int
+    resume: str | None
 
 
 def get_parser() -> ArgumentParser:
@@ -43,143 +55,118 @@ def get_parser() -> ArgumentParser:
     parser.add_argument(
         "--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86, onnxruntime or xnnpack"
     )
-    parser.add_argument("--calibration-batches", type=int, default=8, help="training batches to observe")
+    parser.add_argument("--calibration-batches", type=int, default=8, help="training batches to calibrate on")
     parser.add_argument("--qat", action="store_true", help="train with fake quantization instead of calibrating")
-    parser.add_argument("--epochs", type=int, default=2, help="of quantization-aware training")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of quantization-aware training")
     parser.add_argument(
         "--frozen-epochs",
         type=int,
         default=1,
-        help="the last of them, in which ranges and batch statistics stay as they are; never the first",
+        help="final epochs with frozen ranges and batch statistics; the first epoch is never frozen",
     )
-    parser.add_argument("--lr", type=float, default=1e-3, help="of quantization-aware training")
-    parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of quantization-aware training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images")
     parser.add_argument(
-        "--resume", metavar="PATH", help="a checkpoint_qat.pth to go on from; auto: the last good one, if any"
+        "--resume", metavar="PATH", help="checkpoint_qat.pth to resume; auto: the last good one, or a new run"
     )
-    parser.add_argument("--output-dir", help="where the int8 model goes; without it, outputs/MODEL")
-    parser.add_argument("--report", action="store_true", help="print what became of each module")
+    parser.add_argument("--output-dir", help="directory of the int8 model; by default, outputs/MODEL")
+    parser.add_argument("--report", action="store_true", help="print the quantization report of all modules")
     return parser
 
 
-def check_engine(args: Namespace) -> None:
-    """Quantizes a convolution alone, so that what does not work here is named before there is anything to lose."""
+def main(args: Namespace) -> dict[str, float]:
+    """Quantizes a model and exports it; returns the test accuracy in float and in int8."""
+    check_numbers(args)
+    if args.resume is not None and not args.qat:
+        raise ValueError("resume needs qat: calibration has nothing to resume")
+    data, settings = DataSettings.from_args(args), QuantizationSettings.from_args(args)
+    check_engine(settings)
+    train_loader, test_loader, classes = load_data(data)
+    seed_everything(settings.seed)
+    card = ModelCard(args.model, data.dataset, data.image_size, classes)
+    checkpoint = read_trained(args.weights, card)
+    model = build_trained(checkpoint)
+    output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
+
+    float_accuracy = evaluate(model, test_loader, len(classes)).accuracy
+    if settings.qat:
+        fixed = {name: getattr(args, name) for name in FIXED}
+        fixed |= {"training images": len(train_loader.dataset), "weights": fingerprint(model)}
+        about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": fixed}
+        about |= {"kind": "quantization-aware", "model_arguments": model_arguments(checkpoint)}
+        int8 = train_quantized(model, train_loader, settings, about, output_dir / "checkpoint_qat.pth")
+    else:
+        int8 = calibrate(
+            model, train_loader, engine=settings.engine, backend=settings.backend, batches=settings.calibration_batches
+        )
+    int8_accuracy = evaluate(int8, test_loader, len(classes)).accuracy
+    if args.report:
+        print(quantized.report(int8))
+
+    suffix, format = ("pt2", "pt2") if settings.engine == "pt2e" else ("pt", "torchscript")
+    path = output_dir / f"int8{'_qat' if settings.qat else ''}.{suffix}"
+    images, _ = next(iter(train_loader))
+    export_model(int8, images[:2], path, card, format)
+    method = "quantization-aware" if settings.qat else "post-training"
+    print(
+        f"{args.model} in {settings.engine} on {settings.backend}, {method}: test accuracy float {float_accuracy:.2%}, "
+        f"int8 {int8_accuracy:.2%}; {path}{skipped_images(train_loader, test_loader)}"
+    )
+    return {"float": float_accuracy, "int8": int8_accuracy}
+
+
+def check_engine(settings: QuantizationSettings) -> None:
+    """Quantizes a single convolution, so that an engine or backend that does not work here fails at once."""
     model, images = nn.Conv2d(3, 4, 3), torch.rand(2, 3, 8, 8)
     try:
-        if args.qat:
-            quantized.prepare_qat(model, images, engine=args.engine, backend=args.backend)
+        if settings.qat:
+            quantized.prepare_qat(model, images, engine=settings.engine, backend=settings.backend)
         else:
-            quantized.quantize(model, [images], engine=args.engine, backend=args.backend)
+            quantized.quantize(model, [images], engine=settings.engine, backend=settings.backend)
     except ImportError as error:
         raise ValueError(str(error)) from error
 
 
-def with_twins(model: nn.Module) -> nn.Module:
-    """``model``; where it has a layer without a twin, such as ``WSConv2d``, a folded copy, in which that is plain."""
-    try:
-        quantized.quantizable(model)
-    except TypeError:
-        return deploy.fold(model)
-    return model
-
-
-def calibrate(
-    model: nn.Module, loader: ImageLoader, *, engine: str = "eager", backend: str = "x86", batches: int = 8
-) -> nn.Module:
-    """The int8 form of a trained model, its ranges observed on the first ``batches`` of ``loader``."""
-    return quantized.quantize(with_twins(model), islice(loader, batches), engine=engine, backend=backend)
-
-
-def train_aware(model: nn.Module, loader: ImageLoader, about: dict[str, Any], args: Namespace, path: Path) -> nn.Module:
-    """The int8 form of a trained model after ``args.epochs`` of training with fake quantization.
-
-    Each epoch leaves a checkpoint at ``path``, from which ``args.resume`` goes on.
-    """
-    images, _ = next(iter(loader), (None, None))
-    if images is None:
-        raise ValueError("none of the training images can be read")
-    prepared = quantized.prepare_qat(
-        with_twins(model).requires_grad_(True), images, engine=args.engine, backend=args.backend
-    )
-    training = Training(prepared, torch.optim.SGD(prepared.parameters(), lr=args.lr, momentum=0.9))
-    state = resumed(args.resume, path, partial(read_resumable, about=about))
-    if state is not None:
-        with torch.no_grad():
-            prepared.eval()(images)  # convert wants it to have seen some; what this changes is loaded next
-        training.load(state, args.seed)
-
-    while training.epoch <= args.epochs:
-        epoch = training.epoch
-        is_frozen = epoch > max(args.epochs - args.frozen_epochs, 1)
-        if is_frozen and not prepared.is_frozen:  # a resumed model does not know that it was
-            quantized.freeze(prepared)
-        trained = train_one_epoch(training, loader, Options(seed=args.seed))
-        training.end_epoch(
-            {"epoch": epoch, "train_loss": trained.loss, "train_accuracy": trained.accuracy, "is_frozen": is_frozen}
-        )
-        # Testing here would let the ranges see the test images.
-        print(
-            f"epoch {epoch}/{args.epochs}{', frozen' if is_frozen else ''}: "
-            f"loss {trained.loss:.3f}, accuracy {trained.accuracy:.2%}{left_out(loader)}"
-        )
-        save_checkpoint({**about, **training.state()}, path)
-    return quantized.convert(prepared)
-
-
-def main(args: Namespace) -> dict[str, float]:
-    """Quantizes as ``args`` of :func:`get_parser` say; returns the test accuracy in float and in int8."""
-    check_numbers(args)
-    if args.resume is not None and not args.qat:
-        raise ValueError("resume needs qat: there is nothing to resume without training")
-    check_engine(args)
-    train_loader, test_loader, classes = load_data(args)
-    seed_everything(args.seed)
-    checkpoint = read_trained(args.weights, args, classes)
-    model = build_trained(checkpoint)
-    output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
-
-    in_float = evaluate(model, test_loader, len(classes)).accuracy
-    if args.qat:
-        settings = {name: getattr(args, name) for name in SETTINGS}
-        settings |= {"training images": len(train_loader.dataset), "weights": fingerprint(model)}
-        about = {"model_name": args.model, "num_classes": len(classes), "classes": classes, "settings": settings}
-        about["kind"] = "quantization-aware"
-        about["model_arguments"] = model_arguments(checkpoint)
-        converted = train_aware(model, train_loader, about, args, output_dir / "checkpoint_qat.pth")
-    else:
-        converted = calibrate(
-            model, train_loader, engine=args.engine, backend=args.backend, batches=args.calibration_batches
-        )
-    in_int8 = evaluate(converted, test_loader, len(classes)).accuracy
-    if args.report:
-        print(quantized.report(converted))
-
-    path = output_dir / f"int8{'_qat' if args.qat else ''}.{'pt2' if args.engine == 'pt2e' else 'pt'}"
-    images, _ = next(iter(train_loader))
-    write(converted, images[:2], path, args, classes, "pt2" if args.engine == "pt2e" else "torchscript")
-    how = "quantization-aware" if args.qat else "post-training"
-    print(
-        f"{args.model} in {args.engine} on {args.backend}, {how}: test accuracy float {in_float:.2%}, "
-        f"int8 {in_int8:.2%}; {path}{left_out(train_loader, test_loader)}"
-    )
-    return {"float": in_float, "int8": in_int8}
-
-
 def fingerprint(model: nn.Module) -> str:
-    """Tells weights from others."""
+    """A hash of the weights."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def write(
-    model: nn.Module, images: Tensor, path: Path, args: Namespace, classes: list[str], format: str
-) -> deploy.Exported:
-    """Exports a model of these scripts, with what one must know to use it."""
-    mean, std = presets.normalization(args.dataset)
-    about = {"model_name": args.model, "dataset": args.dataset, "image_size": args.image_size}
-    return deploy.export(model, images, path, format=format, classes=classes, mean=mean, std=std, about=about)
+def train_quantized(
+    model: nn.Module, loader: ImageLoader, settings: QuantizationSettings, about: dict[str, Any], path: Path
+) -> nn.Module:
+    """Trains with fake quantization, then converts to int8. Each epoch writes a checkpoint to ``path``."""
+    images, _ = next(iter(loader), (None, None))
+    if images is None:
+        raise ValueError("none of the training images can be read")
+    model = fold_unsupported(model).requires_grad_(True)
+    prepared = quantized.prepare_qat(model, images, engine=settings.engine, backend=settings.backend)
+    state = TrainingState(prepared, torch.optim.SGD(prepared.parameters(), lr=settings.lr, momentum=0.9))
+    checkpoint = read_resume(settings.resume, path, partial(load_resumable, about=about))
+    if checkpoint is not None:
+        with torch.no_grad():
+            prepared.eval()(images)  # convert() requires that images were observed; the next line undoes the changes
+        state.load_state_dict(checkpoint, settings.seed)
+
+    while state.epoch <= settings.epochs:
+        epoch = state.epoch
+        is_frozen = epoch > max(settings.epochs - settings.frozen_epochs, 1)
+        if is_frozen and not prepared.is_frozen:  # checkpoints do not hold whether the model is frozen
+            quantized.freeze(prepared)
+        result = train_one_epoch(state, loader, EpochSettings(seed=settings.seed))
+        state.end_epoch(
+            {"epoch": epoch, "train_loss": result.loss, "train_accuracy": result.accuracy, "is_frozen": is_frozen}
+        )
+        # No test here: the ranges would observe the test images.
+        print(
+            f"epoch {epoch}/{settings.epochs}{', frozen' if is_frozen else ''}: "
+            f"loss {result.loss:.3f}, accuracy {result.accuracy:.2%}{skipped_images(loader)}"
+        )
+        save_checkpoint({**about, **state.state_dict()}, path)
+    return quantized.convert(prepared)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Makes the table of all models that have a recipe: each trained with several seeds, taken to int8, and timed.
+"""Compares all models that have a recipe: trains each with several seeds, takes it to int8, and times its steps.
 
 python references/classification/variants.py --seeds 3 --jobs 2 --machine "two cores of a server CPU with VNNI"
 python references/classification/variants.py --render
 
-Interrupted, the same command goes on where it was. The second makes the pages again from the results of the last run.
+The first command resumes if it was interrupted. The second generates the pages again from the last results.
 """
 
 import os
@@ -13,31 +13,48 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
-import options
 import torch
-from checkpoints import load_checkpoint, model_arguments
-from evaluation import evaluate
-from interruption import Stopped, StopRequest
-from loading import load_data
+from common.cli import HelpFormatter, RecipeParser, check_numbers, run_as_script, training_parser
+from common.data.loading import load_data
+from common.distributed import world_size
+from common.quantization import calibrate
+from common.runs.checkpoints import load_checkpoint, model_arguments
+from common.runs.files import check_output_dir
+from common.runs.reproducibility import deterministic_algorithms, seed_everything
+from common.runs.restore import load_trained
+from common.runs.signals import Stopped, StopRequest
+from common.settings import ModelCard, Settings, TrainingSettings
+from common.tables.variants import Pages, write_pages, write_results
+from common.timing import median_seconds
+from common.training.evaluation import evaluate
+from common.training.optimization import make_optimizer, make_schedule
 from models import build_model
-from optimization import make_optimizer, make_schedule
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from train_quantization import calibrate
-from trained import load_trained
-from utils import HelpFormatter, check_numbers, check_output_dir, deterministic_algorithms, run_as_script
-from utils import seed_everything as seed
-from variants_pages import Pages, write_pages, write_results
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parents[1]
-BASE = "resnet18"  # the model to whose step the others are compared
-WARM_UP = 3  # rounds that are not counted
+BASELINE = "resnet18"  # steps of the other models are timed relative to its steps
+
+
+@dataclass(frozen=True)
+class MeasurementSettings(Settings):
+    """How to measure, which the results record."""
+
+    seeds: int
+    jobs: int
+    rounds: int
+    machine: str
+
+    def command(self) -> str:
+        """The command, without the paths that it reads and writes."""
+        argv = ["--seeds", str(self.seeds), "--jobs", str(self.jobs), "--rounds", str(self.rounds)]
+        return shlex.join(["python", "references/classification/variants.py", *argv, "--machine", self.machine])
 
 
 class Run(NamedTuple):
@@ -47,66 +64,68 @@ class Run(NamedTuple):
     seed: int
     folder: Path
 
-    def words(self) -> list[str]:
-        """Arguments of train.py."""
-        place = ["--output-dir", str(self.folder), "--resume", "auto", "--device", "cpu"]
-        return [f"@{self.recipe}", "--seed", str(self.seed), *place]
-
-    def arguments(self) -> Namespace:
-        return options.get_parser().parse_args(self.words())
-
+    @property
     def name(self) -> str:
-        return f"{self.recipe.stem} with the seed {self.seed}"
+        return f"{self.recipe.stem} with seed {self.seed}"
+
+    @property
+    def stderr(self) -> Path:
+        return self.folder / "errors.txt"
+
+    def argv(self) -> list[str]:
+        """Arguments of train.py."""
+        options = ["--output-dir", str(self.folder), "--resume", "auto", "--device", "cpu"]
+        return [f"@{self.recipe}", "--seed", str(self.seed), *options]
+
+    def settings(self) -> TrainingSettings:
+        return TrainingSettings.from_args(training_parser().parse_args(self.argv()))
 
 
 def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model, with the seeds 0, 1, ...")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
+    parser.add_argument("--jobs", type=int, default=2, help="runs in parallel, each on one thread")
     parser.add_argument("--rounds", type=int, default=11, help="rounds of the timing")
-    parser.add_argument("--machine", default="a machine that was not described", help="what it runs on, in words")
-    parser.add_argument("--output-dir", default="outputs/variants", help="where the runs go")
-    parser.add_argument("--recipes", metavar="DIR", help="without it, those beside this script")
-    parser.add_argument("--docs", metavar="DIR", help="of page, picture and results; without it, docs/source")
-    parser.add_argument("--readme", metavar="PATH", help="of the table; without it, that beside this script")
-    parser.add_argument("--render", action="store_true", help="make the pages from the last results, and run nothing")
+    parser.add_argument("--machine", default="a machine that was not described", help="description of the machine")
+    parser.add_argument("--output-dir", default="outputs/variants", help="directory of the runs")
+    parser.add_argument("--recipes", metavar="DIR", help="directory of the recipes; by default, recipes")
+    parser.add_argument("--docs", metavar="DIR", help="directory of page, picture and results; by default, docs/source")
+    parser.add_argument("--readme", metavar="PATH", help="file with the table; by default, README.md of the scripts")
+    parser.add_argument("--render", action="store_true", help="only generate the pages, from the last results")
     return parser
 
 
 def main(args: Namespace) -> None:
-    """Trains and measures what ``args`` of :func:`get_parser` say, and writes results, pages and picture."""
+    """Trains and measures all models, and writes the results, the pages and the picture."""
     check_numbers(args)
     pages = Pages(Path(args.docs or ROOT / "docs" / "source"), Path(args.readme or SCRIPTS / "README.md"))
     if not args.render:
+        settings = MeasurementSettings.from_args(args)
         folder = check_output_dir(args.output_dir)
         recipes = find_recipes(Path(args.recipes or SCRIPTS / "recipes"))
-        runs = [
-            Run(recipe, number, folder / recipe.stem / f"seed{number}")
-            for number in range(args.seeds)
-            for recipe in recipes
-        ]
-        train_all(runs, args.jobs)
-        write_results(pages.results, measure(runs, args))
+        runs = [Run(r, seed, folder / r.stem / f"seed{seed}") for seed in range(settings.seeds) for r in recipes]
+        train_all(runs, settings.jobs)
+        write_results(pages.results, measure(runs, settings))
     write_pages(pages)
-    print(f"written: {', '.join(path.name for path in pages.written())}")
+    print(f"written: {', '.join(path.name for path in pages.outputs())}")
 
 
 def find_recipes(folder: Path) -> list[Path]:
-    """The recipes in ``folder``; ``ValueError`` without the one that the others are compared to."""
+    """The recipes in ``folder``; ``ValueError`` if the one of the baseline is missing."""
     recipes = sorted(folder.glob("*.txt"))
-    if BASE not in [recipe.stem for recipe in recipes]:
-        raise ValueError(f"recipes must hold {BASE}.txt, to which the others are compared; {folder} does not")
+    if BASELINE not in [recipe.stem for recipe in recipes]:
+        raise ValueError(f"recipes must hold {BASELINE}.txt, the baseline of the timing; {folder} does not")
     return recipes
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> None:
-    """Trains what is not yet trained, ``jobs`` runs at a time; each is taken up where an earlier command left it.
+    """Trains or resumes the unfinished runs, ``jobs`` at a time.
 
     Raises:
-        Stopped: on Ctrl-C or SIGTERM, once all runs have saved what they had.
-        ValueError: if a run fails, with its last line.
+        Stopped: on SIGINT or SIGTERM, after all runs have saved their state.
+        ValueError: if a run fails; the message ends with the last line of its output.
     """
-    waiting = [run for run in runs if tested_accuracy(run) is None]
+    waiting = [run for run in runs if test_accuracy(run) is None]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are trained", flush=True)
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     with StopRequest() as stop:
@@ -115,7 +134,7 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
                 while waiting and len(running) < jobs and not stop.signum:
                     running.append((waiting[0], start(waiting.pop(0))))
                 if stop.signum:
-                    raise Stopped("stopped; the same command goes on", stop.signum)
+                    raise Stopped("stopped; run the same command again to resume", stop.signum)
                 for run, process in list(running):
                     if process.poll() is not None:
                         running.remove((run, process))
@@ -130,149 +149,133 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
 
 def start(run: Run) -> "subprocess.Popen[bytes]":
     check_output_dir(run.folder)
-    command = [sys.executable, str(SCRIPTS / "train.py"), *run.words()]
-    with open(errors_of(run), "wb") as errors:
+    command = [sys.executable, str(SCRIPTS / "train.py"), *run.argv()]
+    with open(run.stderr, "wb") as stderr:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
-
-
-def errors_of(run: Run) -> Path:
-    return run.folder / "errors.txt"
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
 
 
 def report(run: Run, status: int) -> None:
-    """Says how a run ended; ``ValueError`` if it has no result."""
-    accuracy = tested_accuracy(run) if status == 0 else None
+    """Prints the result of a run; ``ValueError`` if it has none."""
+    accuracy = test_accuracy(run) if status == 0 else None
     if accuracy is None:
-        lines = errors_of(run).read_text(encoding="utf-8", errors="replace").splitlines()
-        raise ValueError(f"{run.name()} ended with status {status}: {lines[-1] if lines else 'it says nothing'}")
-    print(f"{run.name()}: test accuracy {accuracy:.2%}", flush=True)
+        lines = run.stderr.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise ValueError(f"{run.name} ended with status {status}: {lines[-1] if lines else 'no output'}")
+    print(f"{run.name}: test accuracy {accuracy:.2%}", flush=True)
 
 
-def tested_accuracy(run: Run) -> float | None:
-    """What a finished run reached; ``None`` if there is none with the settings of the recipe as it is now."""
-    path, args = run.folder / "model.pth", run.arguments()
+def test_accuracy(run: Run) -> float | None:
+    """The test accuracy of a run; ``None`` if it is not finished, or had other settings than the recipe has now."""
+    path, settings = run.folder / "model.pth", run.settings()
     if not path.exists():
         return None
-    loader, _, classes = load_data(args)
+    loader, _, classes = load_data(settings.data)
     try:
-        checkpoint = load_checkpoint(path, args.model, len(classes))
-    except ValueError as error:  # train.py writes it again
+        checkpoint = load_checkpoint(path, settings.model.model, len(classes))
+    except ValueError as error:  # train.py will replace the file
         print(f"warning: {error}", file=sys.stderr)
         return None
-    settings = options.settings_of(args, len(loader.dataset))
-    is_same = checkpoint["settings"] == settings and model_arguments(checkpoint) == options.sizes_of(args)
-    return checkpoint["test_accuracy"] if is_same else None
+    is_current = checkpoint["settings"] == settings.fixed(world_size(), len(loader.dataset))
+    is_current = is_current and model_arguments(checkpoint) == settings.model.arguments
+    return checkpoint["test_accuracy"] if is_current else None
 
 
-def measure(runs: Sequence[Run], args: Namespace) -> dict[str, Any]:
-    """The results of finished runs: what stands in the table, and what they were made with."""
+def measure(runs: Sequence[Run], settings: MeasurementSettings) -> dict[str, Any]:
+    """The results of finished runs, and how they were measured."""
     torch.set_num_threads(1)
-    first = [run for run in runs if run.seed == 0]
+    first_runs = [run for run in runs if run.seed == 0]
     print("taking the models to int8", flush=True)
-    models = {run.recipe.stem: describe([other for other in runs if other.recipe == run.recipe]) for run in first}
+    models = {run.recipe.stem: describe([r for r in runs if r.recipe == run.recipe]) for run in first_runs}
     print("timing", flush=True)
-    seconds = time_in_turn([training_step(run.arguments()) for run in first], args.rounds)
-    base = seconds[[run.recipe.stem for run in first].index(BASE)]
-    for entry, found in zip(models.values(), seconds, strict=True):
-        entry["step"] = round(found / base, 3)
+    seconds = step_seconds([training_step(run.settings()) for run in first_runs], settings.rounds)
+    baseline = seconds[list(models).index(BASELINE)]
+    for entry, model_seconds in zip(models.values(), seconds, strict=True):
+        entry["step"] = round(model_seconds / baseline, 3)
     return {
-        "command": command_of(args),
-        "machine": args.machine,
+        "command": settings.command(),
+        "machine": settings.machine,
         "torch": torch.__version__.partition("+")[0],
-        "seeds": args.seeds,
-        "rounds": args.rounds,
-        "test_images": len(load_data(first[0].arguments())[1].dataset),
+        "seeds": settings.seeds,
+        "rounds": settings.rounds,
+        "test_images": len(load_data(first_runs[0].settings().data)[1].dataset),
         "models": models,
     }
 
 
-def command_of(args: Namespace) -> str:
-    """The command, without the places that it reads and writes."""
-    words = ["--seeds", str(args.seeds), "--jobs", str(args.jobs), "--rounds", str(args.rounds)]
-    return shlex.join(["python", "references/classification/variants.py", *words, "--machine", args.machine])
-
-
 def describe(runs: Sequence[Run]) -> dict[str, Any]:
-    """What one recipe gave with each seed, and the size of its model."""
-    in_float, in_int8, problem = [], [], ""
+    """The accuracies of one recipe with each seed, and the size of its model."""
+    float_accuracies, int8_accuracies, problem = [], [], ""
     for run in runs:
-        args = run.arguments()
-        train_loader, test_loader, classes = load_data(args)
-        model = load_trained(run.folder / "model.pth", args, classes).eval()
-        in_float.append(evaluate(model, test_loader, len(classes)).accuracy)
-        seed(args.seed)
+        settings = run.settings()
+        train_loader, test_loader, classes = load_data(settings.data)
+        card = ModelCard(settings.model.model, settings.data.dataset, settings.data.image_size, classes)
+        model = load_trained(run.folder / "model.pth", card).eval()
+        float_accuracies.append(evaluate(model, test_loader, len(classes)).accuracy)
+        seed_everything(run.seed)
         try:
-            converted = calibrate(model, train_loader)
-        except TypeError as error:  # names the layer that has no twin
+            int8 = calibrate(model, train_loader)
+        except TypeError as error:  # names the layer without a quantizable twin
             problem = str(error)
             continue
-        in_int8.append(evaluate(converted, test_loader, len(classes)).accuracy)
-    parameters, multiply_adds = size_of(build(args, classes), args.image_size)
+        int8_accuracies.append(evaluate(int8, test_loader, len(classes)).accuracy)
+    parameters, multiply_adds = model_size(build(settings, classes), settings.data.image_size)
     return {
-        "recipe": recipe_of(runs[0].recipe),
+        "recipe": recipe_arguments(runs[0].recipe),
         "parameters": parameters,
         "multiply_adds": multiply_adds,
-        "accuracy": in_float,
-        "int8": in_int8,
+        "accuracy": float_accuracies,
+        "int8": int8_accuracies,
         "problem": problem,
     }
 
 
-def recipe_of(path: Path) -> str:
+def recipe_arguments(path: Path) -> str:
     """The arguments in a recipe, in one line."""
-    words = map(options.RecipeParser().convert_arg_line_to_args, path.read_text(encoding="utf-8").splitlines())
-    return " ".join(chain.from_iterable(words))
+    arguments = map(RecipeParser().convert_arg_line_to_args, path.read_text(encoding="utf-8").splitlines())
+    return " ".join(chain.from_iterable(arguments))
 
 
-def size_of(model: nn.Module, image_size: int) -> tuple[int, int]:
-    """Parameters of a model, and its multiply-adds for one image: those of convolutions and matrix products."""
+def model_size(model: nn.Module, image_size: int) -> tuple[int, int]:
+    """Parameters of a model, and multiply-adds of its convolutions and matrix products for one image."""
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, image_size, image_size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
-def build(args: Namespace, classes: Sequence[str]) -> nn.Module:
-    return build_model(args.model, len(classes), **options.sizes_of(args))
+def build(settings: TrainingSettings, classes: Sequence[str]) -> nn.Module:
+    return build_model(settings.model.model, len(classes), **settings.model.arguments)
 
 
-def training_step(args: Namespace) -> Callable[[], None]:
-    """One step as training takes it, on one batch, at the learning rate that the schedule begins with."""
-    seed(args.seed)
-    loader, _, classes = load_data(args)
-    model = build(args, classes).train()
-    optimizer = make_optimizer(model, args)
-    make_schedule(optimizer, args, len(loader))
+def training_step(settings: TrainingSettings) -> Callable[[], None]:
+    """A function that takes one training step, always on the same batch and at the initial learning rate."""
+    seed_everything(settings.data.seed)
+    loader, _, classes = load_data(settings.data)
+    model = build(settings, classes).train()
+    optimizer = make_optimizer(model, settings.optimization)
+    make_schedule(optimizer, settings.optimization, len(loader))
     images, labels = next(iter(loader))
+    epoch = settings.epoch
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels, label_smoothing=args.label_smoothing).backward()
-        if args.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad_norm)
+        output = model(images)
+        nn.functional.cross_entropy(output, labels, label_smoothing=epoch.label_smoothing).backward()
+        if epoch.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), epoch.clip_grad_norm)
         optimizer.step()
 
     return step
 
 
-def time_in_turn(steps: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of computing of each, all taken in turn, so that a slow moment slows all of them.
+def step_seconds(steps: Sequence[Callable[[], None]], rounds: int) -> list[float]:
+    """Median processor time of each step, which does not include waiting for a busy machine.
 
-    Processor time, which waits of one thread for a busy machine do not lengthen. In its turn each is called twice and
-    timed the second time, as in training, where a step follows one of the same model: oneDNN keeps 1,024 kernels, and
-    all models together have more, so that the first call would compile its own again.
+    Each step runs twice in a row and the second one counts, since in training steps of one model follow each other.
+    oneDNN caches 1,024 kernels, fewer than all models together use, so the first step compiles its kernels again.
     """
-    seconds: list[list[float]] = [[] for _ in steps]
     with deterministic_algorithms():
-        for i in range(rounds + WARM_UP):
-            for step, times in zip(steps, seconds, strict=True):
-                step()
-                begin = time.process_time()
-                step()
-                if i >= WARM_UP:
-                    times.append(time.process_time() - begin)
-    return [median(times) for times in seconds]
+        return median_seconds(steps, rounds, clock=time.process_time, repeats=2)
 
 
 if __name__ == "__main__":

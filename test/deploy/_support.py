@@ -205,7 +205,7 @@ def fold_layer(layer: nn.Module) -> PositionalConv2d:
 def assert_up_to_date(layer: PositionalConv2d, x: Tensor) -> None:
     """The cached maps must give the same output as a copy with an empty cache."""
     fresh = copy.deepcopy(layer)
-    assert not fresh.position._kept
+    assert not fresh.position._cache
     with torch.no_grad():
         assert torch.equal(layer(x), fresh(x))
         assert torch.equal(layer(x), fresh(x))

@@ -259,7 +259,7 @@ def test_invalid_models(package: str, checkpoint: Path, tmp_path: Path, command_
     rest = (checkpoint, "--output", tmp_path / "a.pt")
     assert "must be FILE.py:FUNCTION or package.module:FUNCTION" in command_error(package, *rest)
     assert "none.py" in command_error("none.py:net", *rest)
-    assert "has no function 'net2', it has: Net, net, nothing" in command_error(f"{package}:net2", *rest)
+    assert "has no function 'net2'; its functions are: Net, net, nothing" in command_error(f"{package}:net2", *rest)
     assert "small.py:nothing must accept (num_classes=3)" in command_error(f"{package}:nothing", *rest)
     assert "none.such cannot be imported: ModuleNotFoundError" in command_error("none.such:net", *rest)
     (tmp_path / "bad.py").write_text("import torch\n1 / 0\n")

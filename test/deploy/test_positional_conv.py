@@ -108,7 +108,7 @@ def test_cache_size_is_limited() -> None:
     layer = fold_layer(coord_conv())
     for side in range(3, 40):
         layer(torch.randn(1, 4, side, 5))
-    assert len(layer.position._kept) == 16
+    assert len(layer.position._cache) == 16
     with convolutions(1):
         layer(torch.randn(1, 4, 39, 5))
     with convolutions(2):

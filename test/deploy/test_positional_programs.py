@@ -22,7 +22,7 @@ DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
 def test_copies_have_an_empty_cache() -> None:
     layer = fold_layer(coord_conv())
     expected = layer(IMAGES)
-    assert layer.position._kept
+    assert layer.position._cache
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -33,10 +33,10 @@ def test_copies_have_an_empty_cache() -> None:
         torch.load(file, weights_only=False),
     ):
         position = copied.position if isinstance(copied, PositionalConv2d) else copied
-        assert position._kept == {}
+        assert position._cache == {}
         if copied is not position:
             assert torch.equal(copied(IMAGES), expected)
-    assert layer.position._kept
+    assert layer.position._cache
     assert sum(isinstance(value, Tensor) for value in layer.state_dict().values()) == 3
 
 
@@ -63,7 +63,7 @@ def test_programs_accept_all_sizes(with_r: bool, has_run: bool) -> None:
     assert_runs_at_all_sizes(torch.jit.trace(plain, torch.randn(1, 4, 1, 1), check_trace=False), layer)
     assert_runs_at_all_sizes(torch.fx.symbolic_trace(plain), layer)
     if has_run:
-        assert len(plain.position._kept) == 1
+        assert len(plain.position._cache) == 1
 
 
 @pytest.mark.parametrize("strict", [False, True])

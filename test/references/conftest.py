@@ -1,4 +1,4 @@
-"""The scripts import each other by bare names, as they do when run; pictures to train on are drawn here."""
+"""Fixtures: the scripts, a host that forks runs, and images to train on."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ._support import SCRIPTS, Host, draw_pictures
+from ._support import SCRIPTS, Host, draw_images
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def scripts() -> Path:
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
     if not hasattr(os, "fork"):
-        pytest.skip("runs are forked, and killed, as POSIX does")
+        pytest.skip("needs POSIX to fork and kill runs")
     host = Host()
     yield host
     host.process.stdin.close()
@@ -36,12 +36,12 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture
 def draw() -> Callable[[Path, int], None]:
-    return draw_pictures
+    return draw_images
 
 
 @pytest.fixture
 def photos(tmp_path: Path, draw: Callable[[Path, int], None]) -> Path:
-    """A folder of two classes with 10 pictures each, of which 16 are for training and 4 for testing."""
+    """A folder of two classes with 10 images each, split into 16 for training and 4 for testing."""
     for name in ("blue", "red"):
         draw(tmp_path / "photos" / name, 10)
     return tmp_path / "photos"

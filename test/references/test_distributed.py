@@ -1,15 +1,15 @@
-"""What runs on a GPU alone, as far as it shows without one."""
+"""Code for GPUs, as far as it can be tested without one."""
 
-import distributed
 import pytest
 import torch
+from common import distributed
 
 
-def test_a_gpu_is_the_current_one_without_torchrun_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the current one a checkpoint holds the generator."""
-    gpu, chosen = torch.device("cuda", 1), []
+def test_gpu_becomes_current_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints hold the generator of the current GPU."""
+    gpu, current = torch.device("cuda", 1), []
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(distributed, "_device", lambda name: gpu)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    with distributed.processes("cuda:1") as device:
-        assert (device, chosen) == (gpu, [gpu])
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    with distributed.process_group("cuda:1") as device:
+        assert (device, current) == (gpu, [gpu])

@@ -1,15 +1,15 @@
-"""What is done with a reference model: traced, scripted, exported, quantized. Small ones, one of each family."""
+"""Reference models traced, scripted, exported and quantized: a small one of each family."""
 
 import pytest
 import torch
+from common.quantization import fold_unsupported
 from models import MODELS, build_model
 from torch import Tensor, nn
-from train_quantization import with_twins
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers.experimental import nn as enn
 
-from ._support import fill
+from ._support.pairs import fill
 
 NARROW, SHALLOW = {"width_mult": 0.25}, {"width_mult": 0.125, "depth_mult": 0.25}
 SIZES: dict[str, dict[str, float]] = {
@@ -21,11 +21,11 @@ SIZES: dict[str, dict[str, float]] = {
     "mobilenet_v3_large": NARROW,
     "mobilenet_v3_small": NARROW,
     "nf_resnet50": SHALLOW,
-    "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels for each head
+    "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels per head
     "resnet50_gn_ws": SHALLOW,
     "se_resnet50": SHALLOW,
 }
-# Another depth, width, or number of groups of what is above or in torch's own layers.
+# These differ only in depth, channels or groups from the models above or from torchvision's.
 VARIANTS = {"mobilenet_v2_half", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
 VARIANTS |= {"resnext50_32x4d", "se_resnet18", "wide_resnet50_2"}
 WITH_TWINS = [name for name in SIZES if name != "resnet26_sasa"]
@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return small(request.param)
 
 
-def test_every_family_is_here() -> None:
+def test_all_families_are_covered() -> None:
     assert set(SIZES) | VARIANTS == set(MODELS)
 
 
@@ -60,9 +60,9 @@ def test_scripted(model: nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
+def test_exported_with_any_batch_and_image_size(model: nn.Module) -> None:
     dynamic = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
-    # Below 65 pixels the last map of resnet26_sasa is one block of 4×4 queries, and to torch.export one is special.
+    # Below 65 pixels the last feature map of resnet26_sasa is one block of 4×4 queries; torch.export specializes on 1.
     program = torch.export.export(model, (images(2, 96, 96),), dynamic_shapes=(dynamic,)).module()
     for x in (images(), images(5, 70, 80)):
         torch.testing.assert_close(program(x), model(x))
@@ -71,17 +71,17 @@ def test_exported_with_any_batch_and_size(model: nn.Module) -> None:
 @pytest.mark.parametrize("backend", ["x86", pytest.param("onednn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WITH_TWINS)
 def test_quantized(name: str, backend: str) -> None:
-    """Close to float, and without a convolution or projection left in it."""
+    """The output is close to float, and no convolution or linear layer runs in float."""
     model, x = small(name), images(8, 64, 64)
-    int8 = quantized.quantize(with_twins(model), [x], backend=backend)
+    int8 = quantized.quantize(fold_unsupported(model), [x], backend=backend)
     rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
-    products = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert [row.runs_in for row in rows] == ["int8"] * len(products)
+    compute_ops = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert [row.runs_in for row in rows] == ["int8"] * len(compute_ops)
     assert_close_to_float(int8, model, x)
 
 
 def test_attention_stays_in_float() -> None:
-    """Its softmax and its products of two activations have no int8 kernels in eager; all around it is int8."""
+    """Its softmax and its products of two activations have no int8 kernels in eager mode; everything else is int8."""
     model, x = small("resnet26_sasa"), images(8, 64, 64)
     folded = deploy.fold(model)
     with pytest.raises(TypeError, match="layer1.0.conv2 is a MultiHeadedSpatialAttention, which has no quantizable"):
@@ -98,7 +98,7 @@ def test_attention_stays_in_float() -> None:
 
 
 @pytest.mark.slow
-def test_projections_of_attention_are_int8_in_a_graph() -> None:
+def test_linear_layers_of_attention_are_int8_in_pt2e() -> None:
     model, x = small("resnet26_sasa"), images(8, 64, 64)
     int8 = quantized.quantize(deploy.fold(model), [x], engine="pt2e")
     rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
@@ -111,4 +111,4 @@ def assert_close_to_float(int8: nn.Module, model: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
         expected = model(x)
         error = int8(x) - expected
-    assert error.square().mean() < 0.25 * expected.square().mean()  # wide: random weights amplify rounding
+    assert error.square().mean() < 0.25 * expected.square().mean()  # a wide tolerance: random weights amplify rounding

@@ -1,4 +1,4 @@
-"""The reference models that torchvision does not have, against what their papers say."""
+"""The reference models that torchvision lacks, compared with their papers."""
 
 from math import pi, sqrt
 
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchvision_layers import nn as tnn
 
-from ._support import fill
+from ._support.pairs import fill
 
 
 def parameters(model: nn.Module) -> int:
@@ -23,7 +23,7 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "width_mult", "millions"),
     [
-        ("mobilenet_v1", 1.0, 4.2),  # table 8 of arXiv 1704.04861, as those below
+        ("mobilenet_v1", 1.0, 4.2),  # table 8 of arXiv 1704.04861, as for the next three
         ("mobilenet_v1", 0.75, 2.6),
         ("mobilenet_v1", 0.5, 1.3),
         ("mobilenet_v1", 0.25, 0.5),
@@ -35,7 +35,7 @@ def test_parameters(name: str, width_mult: float, millions: float) -> None:
 
 
 def test_mobilenet_v1() -> None:
-    """Multiply-adds of its table 8, which has 569 millions, and the sizes of its table 1."""
+    """569 million multiply-adds as in table 8, and the sizes of table 1."""
     model, shapes = build_model("mobilenet_v1", 1000).eval(), []
     for layer in model.features:
         layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape[1:3])))
@@ -46,8 +46,8 @@ def test_mobilenet_v1() -> None:
     assert shapes == table
 
 
-def test_mobilenet_v2_coord_differs_in_its_first_convolution() -> None:
-    """By the weights of two more channels, and in nothing else."""
+def test_mobilenet_v2_coord() -> None:
+    """It differs only in the weights of two more channels of its first convolution."""
     plain, coord = (build_model(name, 10).state_dict() for name in ("mobilenet_v2", "mobilenet_v2_coord"))
     assert list(plain) == list(coord)
     differing = {key for key in plain if plain[key].shape != coord[key].shape}
@@ -56,10 +56,10 @@ def test_mobilenet_v2_coord_differs_in_its_first_convolution() -> None:
     assert coord["features.0.0.weight"].shape == (32, 5, 3, 3)
 
 
-def test_nf_resnet50_has_the_parameters_of_resnet50_but_for_its_norms() -> None:
-    """A bias where there was a shift, no gain where there was a scale, and one gain a block; the stem has neither.
+def test_parameters_of_nf_resnet50() -> None:
+    """It has the parameters of ResNet-50 without the scales of its norms, and one gain per block; the stem has no bias.
 
-    With 25.53 millions it lacks the 26,560 gains that filters have in the authors' code, though not in their equation.
+    These 25.53 million do not include the 26,560 gains of filters in the authors' code, which their equation lacks.
     """
     norms = [module for module in build_model("resnet50", 1000).modules() if isinstance(module, nn.BatchNorm2d)]
     scales = sum(norm.num_features for norm in norms)
@@ -68,36 +68,36 @@ def test_nf_resnet50_has_the_parameters_of_resnet50_but_for_its_norms() -> None:
     assert parameters(model) == parameters(build_model("resnet50", 1000)) - scales - 64 + blocks
 
 
-def test_variance_follows_the_schedule() -> None:
-    """That of each branch is one; that of the sum grows by alpha squared, and starts anew with each stage."""
+def test_variance_of_nf_resnet() -> None:
+    """The variance of each branch is one. That of the sum grows by alpha squared, and is reset by each stage."""
     torch.manual_seed(0)
-    alpha, branches, outputs = 1.0, [], []  # five times as large as in the paper, so that no beta can be missed
+    alpha, branches, outputs = 1.0, [], []  # five times that of the paper, so that a wrong beta shows
     model = NFResNet((3, 2, 4, 2), 10, alpha=alpha, stochastic_depth=0.0).eval()
     blocks = [module for module in model.modules() if isinstance(module, NFBlock)]
     for block in blocks:
         nn.init.ones_(block.skip_gain.gain)
-        block.conv2.padding_mode = "circular"  # zeros around small maps would take from the variance
+        block.conv2.padding_mode = "circular"  # zero padding of small feature maps would reduce the variance
         block.conv3.register_forward_hook(lambda _layer, _inputs, output: branches.append(variance(output)))
         block.register_forward_hook(lambda _layer, _inputs, output: outputs.append(variance(output)))
     with torch.no_grad():
         model(torch.randn(4, 3, 96, 96))
-    expected = [1 + alpha**2 * place for depth in (3, 2, 4, 2) for place in range(1, depth + 1)]
+    expected = [1 + alpha**2 * block for depth in (3, 2, 4, 2) for block in range(1, depth + 1)]
     torch.testing.assert_close(torch.tensor(branches), torch.ones(len(blocks)), rtol=0.15, atol=0)
     torch.testing.assert_close(torch.tensor(outputs), torch.tensor(expected), rtol=0.15, atol=0)
 
 
 def variance(x: Tensor) -> float:
-    """Of each channel over batch and pixels; the mean of all channels."""
+    """The variance over batch and pixels, as a mean of all channels."""
     return float(x.var(dim=(0, 2, 3)).mean())
 
 
-def test_an_untrained_nf_block_is_its_skip() -> None:
+def test_untrained_nf_block_is_its_skip() -> None:
     block, x = NFBlock(16, 4, stride=1, beta=1.2, alpha=0.2, stochastic_depth=0.0), torch.randn(2, 16, 6, 6)
     assert torch.equal(block(x), x)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_an_nf_block_is_that_of_the_paper(stride: int) -> None:
+def test_nf_block_equals_the_equation(stride: int) -> None:
     alpha, beta = 0.3, 1.7
     block = fill(NFBlock(8 if stride == 2 else 16, 4, stride, beta, alpha, stochastic_depth=0.0)).double().eval()
     x = torch.randn(2, 8 if stride == 2 else 16, 7, 6, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_an_nf_block_is_that_of_the_paper(stride: int) -> None:
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, (9, 6)), (2, (9, 6)), (2, (8, 10))])
-def test_an_attention_block_is_that_of_the_paper(stride: int, size: tuple[int, int]) -> None:
+def test_attention_block_equals_the_equation(stride: int, size: tuple[int, int]) -> None:
     planes = 16
     block = fill(tnn.Bottleneck(24, planes, stride, conv_layer=attention)).double().eval()
     x = torch.randn(2, 24, *size, dtype=torch.float64)
@@ -140,21 +140,23 @@ def spatial_attention(
 ) -> Tensor:
     """Equation 3, pixel by pixel and head by head."""
     _, channels, height, width = query.shape
-    output, half, width_of_head = torch.zeros_like(query), side // 2, channels // heads
+    output, half, head_channels = torch.zeros_like(query), side // 2, channels // heads
     for i in range(height):
         for j in range(width):
-            seen = [
+            neighbours = [
                 (a, b)
                 for a in range(max(0, i - half), min(height, i + half + 1))
                 for b in range(max(0, j - half), min(width, j + half + 1))
             ]
             for head in range(heads):
-                part = slice(head * width_of_head, (head + 1) * width_of_head)
+                part = slice(head * head_channels, (head + 1) * head_channels)
                 q = query[:, part, i, j]
-                offset = [torch.cat([rows[head, :, a - i + half], columns[head, :, b - j + half]]) for a, b in seen]
-                logits = [(q * (key[:, part, a, b] + r)).sum(1) for (a, b), r in zip(seen, offset, strict=True)]
+                offset = [
+                    torch.cat([rows[head, :, a - i + half], columns[head, :, b - j + half]]) for a, b in neighbours
+                ]
+                logits = [(q * (key[:, part, a, b] + r)).sum(1) for (a, b), r in zip(neighbours, offset, strict=True)]
                 shares = torch.stack(logits, 1).softmax(1)
-                values = torch.stack([value[:, part, a, b] for a, b in seen], 1)
+                values = torch.stack([value[:, part, a, b] for a, b in neighbours], 1)
                 output[:, part, i, j] = (shares[:, :, None] * values).sum(1)
     return output
 

@@ -1,6 +1,5 @@
-"""The way of a trained model to an int8 file, and the demo's pieces on a small budget."""
+"""train_quantization.py, artefact.py and the parts of demo.py, on a small model."""
 
-import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import models
 import pytest
 import train
 import train_quantization
-from checkpoints import save_atomically
+from common.runs.files import save_atomically
+from common.tables.files import FileRow, files_table
 from expecttest import assert_expected_inline
 from models import build_model
 from PIL import Image
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def small_model() -> Iterator[None]:
-    """A resnet18 of a sixteenth of the parameters."""
+    """Adds a resnet18 with a sixteenth of the parameters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "resnet18_tiny", tiny)
         yield
@@ -38,17 +38,17 @@ def tiny(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model after two epochs."""
+    """The folder of a model after two epochs."""
     folder = tmp_path_factory.mktemp("trained")
-    arguments = ["--model", "resnet18_tiny", "--epochs", "2", "--image-size", "32", "--output-dir", str(folder)]
-    train.main(train.get_parser().parse_args(arguments))
+    argv = ["--model", "resnet18_tiny", "--epochs", "2", "--image-size", "32", "--output-dir", str(folder)]
+    train.main(train.get_parser().parse_args(argv))
     return folder
 
 
 def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
-    arguments = ["--model", "resnet18_tiny", "--weights", str(trained / "model.pth"), "--image-size", "32"]
+    argv = ["--model", "resnet18_tiny", "--weights", str(trained / "model.pth"), "--image-size", "32"]
     parser = train_quantization.get_parser()
-    return train_quantization.main(parser.parse_args([*arguments, "--output-dir", str(output_dir), *extra]))
+    return train_quantization.main(parser.parse_args([*argv, "--output-dir", str(output_dir), *extra]))
 
 
 @pytest.mark.parametrize(
@@ -59,30 +59,31 @@ def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
     ],
 )
 def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str) -> None:
-    """The artefact, in a process that cannot import the package, has the accuracy that the script found."""
-    found = quantize(trained, tmp_path, "--calibration-batches", "2", "--engine", engine, "--backend", backend)
-    assert abs(found["int8"] - found["float"]) < 0.05
+    """The exported model has the accuracy that the script prints, in a process that cannot import the package."""
+    accuracies = quantize(trained, tmp_path, "--calibration-batches", "2", "--engine", engine, "--backend", backend)
+    assert abs(accuracies["int8"] - accuracies["float"]) < 0.05
     path = tmp_path / ("int8.pt2" if engine == "pt2e" else "int8.pt")
     assert list(tmp_path.iterdir()) == [path]
-    accuracy, outputs = demo.evaluate_elsewhere(path)
-    assert accuracy == found["int8"]
+    accuracy, outputs = demo.evaluate_in_new_process(path)
+    assert accuracy == accuracies["int8"]
     assert outputs.shape == (364, 10)
     assert path.stat().st_size < (trained / "model.pth").stat().st_size / (2.5 if engine == "pt2e" else 3.5)
 
 
 @pytest.mark.parametrize(("engine", "suffix"), [("eager", "pt"), pytest.param("pt2e", "pt2", marks=pytest.mark.slow)])
 def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: str) -> None:
-    found = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--engine", engine)
-    assert found["int8"] >= found["float"] - 0.02
-    accuracy, _ = demo.evaluate_elsewhere(tmp_path / f"int8_qat.{suffix}")
-    assert accuracy == found["int8"]
+    accuracies = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--engine", engine)
+    assert accuracies["int8"] >= accuracies["float"] - 0.02
+    accuracy, _ = demo.evaluate_in_new_process(tmp_path / f"int8_qat.{suffix}")
+    assert accuracy == accuracies["int8"]
 
 
-def test_the_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
-    """A module that it imports and that imports the package ends it; torchao is out of reach as well."""
-    for script in Path(artefact.__file__).parent.glob("*.py"):
-        shutil.copy(script, tmp_path)
-    with open(tmp_path / "presets.py", "a") as presets:
+def test_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
+    """It fails if a module that it imports imports the package; it cannot import torchao either."""
+    scripts = Path(artefact.__file__).parent
+    shutil.copy(scripts / "artefact.py", tmp_path)
+    shutil.copytree(scripts / "common", tmp_path / "common")
+    with open(tmp_path / "common" / "data" / "presets.py", "a") as presets:
         presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
     command = [sys.executable, str(tmp_path / "artefact.py"), "int8.pt"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -94,29 +95,29 @@ def test_the_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
     ("content", "error", "message"),
     [
         (None, FileNotFoundError, "int8.pt does not exist"),
-        (b"not a zip", ValueError, "int8.pt is not an artefact of these scripts, or a damaged one"),
+        (b"not a zip", ValueError, "int8.pt is damaged or not an exported model of these scripts"),
     ],
 )
-def test_files_that_are_no_artefact(tmp_path: Path, content: bytes | None, error: type, message: str) -> None:
+def test_files_that_are_not_exported_models(tmp_path: Path, content: bytes | None, error: type, message: str) -> None:
     path = tmp_path / "int8.pt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(error, match=message):
-        artefact.load_artefact(path)
+        artefact.load_exported(path)
 
 
-def test_a_state_dict_is_no_artefact(tmp_path: Path) -> None:
+def test_state_dict_is_not_an_exported_model(tmp_path: Path) -> None:
     save_atomically(build_model("mobilenet_v2", 10).state_dict(), tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="model.pth is not an artefact"):
-        artefact.load_artefact(tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth is damaged or not an exported model"):
+        artefact.load_exported(tmp_path / "model.pth")
 
 
-def test_a_truncated_artefact(trained: Path, tmp_path: Path) -> None:
+def test_truncated_exported_model(trained: Path, tmp_path: Path) -> None:
     quantize(trained, tmp_path, "--calibration-batches", "1")
     path = tmp_path / "int8.pt"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="int8.pt is not an artefact"):
-        artefact.load_artefact(path)
+    with pytest.raises(ValueError, match="int8.pt is damaged or not an exported model"):
+        artefact.load_exported(path)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
 
 @pytest.mark.parametrize("qat", [[], ["--qat"]])
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("options", "message"),
     [
         (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
         (["--backend", "xnnpack"], "backend must be one of x86, onednn.*got 'xnnpack'"),
@@ -148,31 +149,19 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
         (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 or onnxruntime to train"),
     ],
 )
-def test_what_cannot_be_done_here_is_named_first(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qat: list[str], flags: list[str], message: str
+def test_engine_is_checked_first(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qat: list[str], options: list[str], message: str
 ) -> None:
-    """Before the weights are read, which do not exist."""
+    """The check comes before the weights, which do not exist, are read."""
     monkeypatch.setitem(sys.modules, "executorch", None)
     with pytest.raises(ValueError, match=message):
-        quantize(trained, tmp_path, "--weights", "nowhere.pth", *qat, *flags)
+        quantize(trained, tmp_path, "--weights", "nowhere.pth", *qat, *options)
 
 
-def test_demo_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One epoch is too short for the promised accuracy, which the demo says; all else must hold."""
-    arguments = [
-        "--models",
-        "resnet18_tiny",
-        "--epochs",
-        "1",
-        "--image-size",
-        "32",
-        "--rounds",
-        "2",
-        "--files",
-        "torchscript",
-    ]
-    args = demo.get_parser().parse_args([*arguments, "--output-dir", str(tmp_path)])
-    row, files = demo.run("resnet18_tiny", tmp_path / "resnet18_tiny", args)
+def test_demo_for_one_model(tmp_path: Path) -> None:
+    """All promises except the accuracy hold after one epoch."""
+    settings = demo.DemoSettings(epochs=1, image_size=32, files=["torchscript"], rounds=2)
+    row, files = demo.run("resnet18_tiny", tmp_path / "resnet18_tiny", settings)
     assert [(file.model, file.file, file.problem) for file in files] == [("resnet18_tiny", "torchscript", "")]
     assert row.accuracy_fused == row.accuracy_float
     assert row.accuracy_reloaded == row.accuracy_int8
@@ -184,9 +173,9 @@ def test_demo_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         *("int8.pt", "model.pth", "curves.png", "predictions.png", "torchscript.pt")
     }
     for name in ("curves.png", "predictions.png"):
-        with Image.open(folder / name) as picture:
-            picture.load()
-            assert min(picture.size) > 300
+        with Image.open(folder / name) as image:
+            image.load()
+            assert min(image.size) > 300
     assert "fused into conv1" in (folder / "report.txt").read_text()
 
 
@@ -211,37 +200,37 @@ resnet18  11,181,642  99.44%  99.44%  99.17%    99.17%    yes     44.8 MB    11.
         ({"is_reload_equal": False}, "gives the same outputs"),
     ],
 )
-def test_demo_says_which_promise_broke(change: dict[str, float], promise: str) -> None:
-    assert ROW.broken_promises() == []
-    (broken,) = ROW._replace(**change).broken_promises()
-    assert promise in broken
+def test_demo_names_broken_promises(change: dict[str, float], promise: str) -> None:
+    assert ROW.failures() == []
+    (failure,) = ROW._replace(**change).failures()
+    assert promise in failure
 
 
-def test_demo_says_what_a_format_refused(
+def test_demo_fails_if_an_export_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After the tables, in which it stands with what is missing here, which breaks no promise."""
-    refused = deployment.Row("resnet18", "onnx", problem="the file gives other values")
-    missing = deployment.Row("resnet18", "executorch", problem="pip install executorch", is_missing=True)
-    monkeypatch.setattr(demo, "run", lambda *_: (ROW, [refused, missing]))
+    """The tables come first. A missing package does not fail the demo."""
+    failed = FileRow("resnet18", "onnx", problem="the file gives other values")
+    missing = FileRow("resnet18", "executorch", problem="pip install executorch", is_missing=True)
+    monkeypatch.setattr(demo, "run", lambda *_: (ROW, [failed, missing]))
     args = demo.get_parser().parse_args(["--models", "resnet18", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="^resnet18 was not written as onnx$"):
         demo.main(args)
     out = capsys.readouterr().out
     assert demo.table([ROW]) in out
-    assert deployment.table([refused, missing]) in out
+    assert files_table([failed, missing]) in out
     monkeypatch.setattr(demo, "run", lambda *_: (ROW, [missing]))
     assert demo.main(args) == [ROW]
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--models", "resnet19"), ("--files", "tflite")])
-def test_what_the_demo_does_not_know(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+@pytest.mark.parametrize(("option", "value"), [("--models", "resnet19"), ("--files", "tflite")])
+def test_unknown_choices_of_the_demo(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        demo.get_parser().parse_args([flag, value])
-    assert f"argument {flag}: invalid choice: '{value}'" in capsys.readouterr().err
+        demo.get_parser().parse_args([option, value])
+    assert f"argument {option}: invalid choice: '{value}'" in capsys.readouterr().err
 
 
-def test_the_demo_checks_numbers_before_it_trains(tmp_path: Path) -> None:
+def test_demo_checks_numbers_before_training(tmp_path: Path) -> None:
     args = demo.get_parser().parse_args(["--rounds", "0", "--output-dir", str(tmp_path / "outputs")])
     with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
         demo.main(args)
@@ -249,18 +238,11 @@ def test_the_demo_checks_numbers_before_it_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [artefact, demo, deployment, train, train_quantization])
-def test_helps(script: ModuleType) -> None:
-    """Show the command on a line of its own, what each option is for, and defaults where there are any."""
+def test_help(script: ModuleType) -> None:
+    """It shows a command on its own line, a help text for each option, and defaults other than None."""
     parser = script.get_parser()
     lines = parser.format_help().splitlines()
     assert any(line.startswith(f"python references/classification/{Path(script.__file__).name} ") for line in lines)
     assert "default: None" not in " ".join(lines)
     for action in parser._actions:
         assert action.help, action.dest
-
-
-def test_latencies_are_medians_taken_in_turn() -> None:
-    order: list[str] = []
-    seconds = demo.measure([lambda: order.append("a"), lambda: order.append("b")], rounds=4)
-    assert order == ["a", "b"] * 7
-    assert all(math.isfinite(second) and second > 0 for second in seconds)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from models import MODELS, build_model
 from models.mobilenet_v3 import LARGE, SMALL, Row, scale_rows
-from models.scaling import round_channels, scale_depth, scale_width
+from models.scaling import round_channels, scale_channels, scale_depth
 from torch import nn
 
 from torchvision_layers import nn as tnn
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_is_called_alike(name: str) -> None:
+def test_models_have_the_same_signature(name: str) -> None:
     arguments = inspect.signature(MODELS[name]).parameters
     assert {key: value.default for key, value in arguments.items()} == {
         "num_classes": 1000,
@@ -23,8 +23,8 @@ def test_every_model_is_called_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_sizes(name: str) -> None:
-    """The numbers of parameters tell that both multipliers arrive, and in this order."""
+def test_multipliers_change_the_size(name: str) -> None:
+    """The number of parameters grows with each multiplier."""
 
     def parameters(width_mult: float, depth_mult: float) -> int:
         with torch.device("meta"):
@@ -50,7 +50,7 @@ def test_multipliers_are_positive_and_finite(name: str, argument: str) -> None:
         ("resnet26_sasa", 0.3, "out_channels must be divisible by groups, got 19 and 8"),
     ],
 )
-def test_widths_that_a_layer_cannot_have(name: str, width_mult: float, message: str) -> None:
+def test_impossible_channels(name: str, width_mult: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, width_mult)
 
@@ -58,7 +58,7 @@ def test_widths_that_a_layer_cannot_have(name: str, width_mult: float, message: 
 def test_scaling_by_hand() -> None:
     assert [scale_depth(blocks, 0.5) for blocks in (1, 2, 3, 4)] == [1, 1, 2, 2]
     assert [scale_depth(3, mult) for mult in (0.01, 1 / 3, 0.34, 1.0, 1.1)] == [1, 1, 2, 3, 4]
-    assert [scale_width(64, mult) for mult in (0.001, 0.125, 0.51, 1.0)] == [1, 8, 33, 64]
+    assert [scale_channels(64, mult) for mult in (0.001, 0.125, 0.51, 1.0)] == [1, 8, 33, 64]
     assert [round_channels(channels) for channels in (1, 11, 12, 18, 32)] == [8, 16, 16, 24, 32]
 
 
@@ -67,15 +67,15 @@ def test_mobilenet_v3_of_other_depths(rows: tuple[Row, ...]) -> None:
     assert tuple(scale_rows(rows, 1.0)) == rows
     shallow, deep = tuple(scale_rows(rows, 0.01)), tuple(scale_rows(rows, 2.0))
     stages = [(row.kernel_size, row.channels) for row in shallow]
-    assert len(set(stages)) == len(stages)  # one block each
+    assert len(set(stages)) == len(stages)  # one block per stage
     assert all(row in rows for row in shallow)
     assert len(deep) == 2 * len(rows)
     assert [row for row in deep if row.stride == 2] == [row for row in rows if row.stride == 2]
     assert list(dict.fromkeys((row.kernel_size, row.channels) for row in deep)) == stages
 
 
-def test_a_deeper_stage_repeats_its_last_block() -> None:
-    """Whose skip is the identity then, and whose map keeps its size."""
+def test_deeper_stage_repeats_its_last_block() -> None:
+    """The repeated block has stride 1 and an identity skip."""
     model: nn.Module = build_model("mobilenet_v3_small", 10, 0.25, 2.0)
     blocks = [module for module in model.modules() if isinstance(module, tnn.InvertedResidual)]
     assert [block.stride for block in blocks[:4]] == [2, 1, 2, 1]

@@ -1,4 +1,4 @@
-"""A model or a layer as one file that needs torch only."""
+"""A model or a layer as one file that needs only torch."""
 
 from .write import source, write
 

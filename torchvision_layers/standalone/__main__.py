@@ -1,4 +1,4 @@
-"""The command ``python -m torchvision_layers.standalone``: a model becomes one file that needs torch only."""
+"""The command ``python -m torchvision_layers.standalone``: writes a model as one file that needs only torch."""
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -11,8 +11,8 @@ from .write import write
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Writes a model or a layer, with all code of torchvision_layers that it uses, to one readable file that needs torch only.
-Its state_dict is the same, its outputs are equal to the bit.
+Writes a model or a layer, with all code of torchvision_layers that it uses, to one readable file that needs only torch.
+It has the same state_dict, and its outputs are equal to the bit.
 """
 
 _EPILOG = """\
@@ -21,12 +21,12 @@ examples:
     %(prog)s references/classification/models/resnet.py:resnet18 -o resnet18_quantizable.py --quantizable
     %(prog)s torchvision_layers.nn:SqueezeExcitation -o squeeze_excitation.py
 
-Exit status: 0, or 2 with one line that says what is wrong, or 130 when interrupted.
+Exit status: 0; 2 after an error, with one line on stderr; 130 if interrupted.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status. Default: the arguments of the process."""
+    """Runs the command and returns its exit status. ``argv`` defaults to the arguments of the process."""
     args = _parser().parse_args(argv)
     return exit_status(partial(_run, args), ValueError, TypeError, OSError, ImportError)
 
@@ -46,13 +46,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="FILE.py:FUNCTION or package.module:FUNCTION, a function that makes a model, or a class",
+        help="FILE.py:FUNCTION or package.module:FUNCTION: a function that returns a model, or a class",
     )
     parser.add_argument("-o", "--output", metavar="PATH", required=True, help="the file to write")
-    parser.add_argument(
-        "--quantizable", action="store_true", help="with the quantizable twin in the place of each layer"
-    )
-    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    parser.add_argument("--quantizable", action="store_true", help="replace each layer by its quantizable twin")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     return parser
 
 

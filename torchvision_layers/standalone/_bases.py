@@ -1,4 +1,4 @@
-"""What stands below three layers of ours in a standalone file, where ``torchvision.ops`` does in the package."""
+"""Base classes that standalone files contain instead of those of ``torchvision.ops``."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["FixedStatistics", "RandomDepth", "Reordering", "stochastic_depth"]
 
 
 class FixedStatistics(nn.Module):
-    """The buffers of a batch norm that never change; a checkpoint of ``nn.BatchNorm2d`` loads."""
+    """The constant buffers of a frozen batch norm; checkpoints of ``nn.BatchNorm2d`` load."""
 
     def __init__(self, num_features: int, eps: float) -> None:
         super().__init__()
@@ -23,27 +23,16 @@ class FixedStatistics(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.weight)}, eps={self.eps})"
 
 
 class RandomDepth(nn.Module):
-    """The probability with which a branch is dropped, and whether that is for each sample or the whole batch."""
+    """The probability of dropping a branch, for each sample (``"row"``) or the whole batch (``"batch"``)."""
 
     def __init__(self, p: float, mode: str) -> None:
         super().__init__()
@@ -63,14 +52,14 @@ class Reordering(nn.Module):
 
 
 def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
-    """In training drops each sample, or the whole batch, with probability ``p`` and scales what stays."""
+    """In training drops each sample, or the whole batch, with probability ``p`` and scales the others."""
     if not training or p == 0.0:
         return input
-    kept = 1.0 - p
+    keep_prob = 1.0 - p
     size = [1] * input.dim()
     if mode == "row":
         size[0] = input.shape[0]
-    noise = torch.empty(size, dtype=input.dtype, device=input.device).bernoulli_(kept)
-    if kept > 0.0:
-        noise.div_(kept)
+    noise = torch.empty(size, dtype=input.dtype, device=input.device).bernoulli_(keep_prob)
+    if keep_prob > 0.0:
+        noise.div_(keep_prob)
     return input * noise

@@ -1,5 +1,6 @@
-"""What makes a standalone file quantizable: source for it to take along, on torch and its ``torch.ao.quantization``."""
+"""Source that quantizable files contain instead of ``quantized``: it needs only ``torch.ao.quantization``."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch.ao.quantization import DeQuantStub, QuantStub, fuse_modules, fuse_mod
 
 from .._utils.checks import check_same_shape
 
-__all__ = ["Addition", "DeQuantStub", "Multiplication", "QuantStub", "QuantizableLayer", "QuantizableModel"]
+__all__ = ["Addition", "Multiplication", "QuantizableLayer", "QuantizableModel"]
 
-# The batch norm that folds into each kind of convolution or projection.
+# The batch norm that folds into each type of convolution or linear layer.
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
@@ -20,7 +21,7 @@ _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
 }
 
-# Modules of torch that have an int8 form, or take int8 tensors as they are. All others run in float.
+# Modules of torch that have an int8 form or accept int8 tensors. All others run in float.
 _IN_INT8 = {
     *_NORMS,
     nn.AdaptiveAvgPool1d,
@@ -58,12 +59,12 @@ _IN_INT8 = {
 }
 
 
-# What a forward may raise when it is traced.
-_NOT_TRACED = (AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+# The errors that a forward may raise during tracing.
+_TRACING_ERRORS = (AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
 
 class Addition(nn.Module):
-    """The sum of two tensors of one shape, and its ReLU where one is fused into it."""
+    """The sum of two tensors of one shape, followed by a ReLU if one is fused into it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,8 +89,8 @@ class Multiplication(nn.Module):
         return self.functional.mul(input, other)
 
 
-class FloatIsland(nn.Module):
-    """Runs in float a module that has no int8 kernel."""
+class FloatFallback(nn.Module):
+    """Runs a module without an int8 kernel in float."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -104,22 +105,30 @@ class FloatIsland(nn.Module):
 
 
 class QuantizableLayer(nn.Module):
-    """Mixed into a float layer to make its twin: sums and products of tensors become modules, which can be observed."""
+    """Base class of quantizable twins, mixed into a float layer: the sums and products of the layer become modules."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # The constructor below accepts anything, but layers read the signature of those that they create.
+        init = next(vars(c)["__init__"] for c in cls.__mro__ if c is not QuantizableLayer and "__init__" in vars(c))
+        signature = inspect.signature(init)
+        parameters = list(signature.parameters.values())[1:]
+        cls.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self._add_functionals()
+        self._add_observed_ops()
 
-    def _add_functionals(self) -> None:
-        """Adds the modules that observe arithmetic between tensors."""
+    def _add_observed_ops(self) -> None:
+        """Creates the modules that observe arithmetic between tensors."""
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses its own children in place, and those below them, as :meth:`QuantizableModel.fuse_model` does."""
+        """Fuses the layer's children in place, as :meth:`QuantizableModel.fuse_model` does."""
         fuse_children(self, self.training if is_qat is None else is_qat)
 
 
 class QuantizableModel(nn.Module):
-    """A model between a stub that quantizes its input and one that dequantizes its output."""
+    """A model whose input is quantized and whose output is dequantized."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -132,21 +141,21 @@ class QuantizableModel(nn.Module):
         return self.exit(self.model(self.entry(input)))
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses convolutions with what follows them, and lets run in float what has no int8 form, in place.
+        """Fuses convolutions with the modules after them, and wraps modules without an int8 form to run in float.
 
-        ``torch.ao.quantization.prepare`` (or ``prepare_qat``) and ``convert`` come next. A second call changes nothing.
-        A ``forward`` that cannot be traced is taken to call its children as wholes.
+        Works in place; a second call changes nothing. Call ``torch.ao.quantization.prepare`` (or ``prepare_qat``) and
+        ``convert`` next.
 
         Args:
-            is_qat: ``True`` fuses for quantization-aware training, which keeps the batch norms; ``False`` folds them
-                and needs eval mode; ``None`` follows ``self.training``.
+            is_qat: ``True`` fuses for quantization-aware training and keeps the batch norms; ``False`` folds them and
+                needs eval mode; ``None`` follows ``self.training``. Default: ``None``.
         """
         fuse_children(self.model, self.training if is_qat is None else is_qat)
-        _add_islands(self)
+        _add_fallbacks(self)
 
 
 class _ShallowTracer(torch.fx.Tracer):
-    """Looks into no module below the one that it traces, but through one that is made in passing (a slice)."""
+    """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -158,10 +167,10 @@ class _ShallowTracer(torch.fx.Tracer):
 
 
 def _calls(module: nn.Module) -> tuple[list[list[str]], list[str]]:
-    """Names of modules of which each feeds the next and nothing else, and of all that a ``forward`` calls whole."""
+    """The chains of modules in which each feeds only the next, and the modules that ``forward`` calls as a whole."""
     try:
         graph = _ShallowTracer().trace(module)
-    except _NOT_TRACED:  # it is taken to call its children as wholes
+    except _TRACING_ERRORS:  # assume that it calls each child as a whole
         return [], [name for name, _ in module.named_children()]
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     touched = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -178,7 +187,7 @@ def _calls(module: nn.Module) -> tuple[list[list[str]], list[str]]:
 
 
 def fuse_children(module: nn.Module, is_qat: bool) -> None:
-    """Fuses the chains of modules that ``module.forward`` calls in place, then those below each of them."""
+    """Fuses the chains of modules that ``module.forward`` calls, in place, then those below each of them."""
     chains, whole = _calls(module)
     for names in chains:
         for start in range(len(names) - 1):
@@ -190,7 +199,7 @@ def fuse_children(module: nn.Module, is_qat: bool) -> None:
 
 
 def _fuse_first(parent: nn.Module, names: list[str], is_qat: bool) -> None:
-    """Fuses a convolution or projection with the norm and the ReLU that follow it, or a sum with its ReLU."""
+    """Fuses a convolution or linear layer with the norm and the ReLU that follow it, or a sum with its ReLU."""
     modules = [parent.get_submodule(name) for name in names]
     first = modules[0]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules[:2]):
@@ -205,7 +214,7 @@ def _fuse_first(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         if module._forward_hooks or module._forward_pre_hooks:
             break
         if type(module) is nn.Dropout and type(first) is nn.Linear:
-            can_take_norm = False  # the identity in eval; in training it commutes with ReLU, but not with a norm
+            can_take_norm = False  # identity in eval mode; in training it commutes with ReLU, but not with a norm
         elif can_take_norm and _folds(first, module):
             group.append(name)
             can_take_norm = False
@@ -215,9 +224,9 @@ def _fuse_first(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         elif type(module) is not nn.Identity:
             break
     if is_qat and type(first) is nn.Conv1d and len(group) == 2 and type(parent.get_submodule(group[1])) is nn.ReLU:
-        return  # torch has no such pair for training
+        return  # torch has no module for this pair in training
     fuse = fuse_modules_qat if is_qat else fuse_modules
-    if len(group) == 3 and type(first) is nn.Linear:  # torch fuses these in two steps, and not for training
+    if len(group) == 3 and type(first) is nn.Linear:  # torch fuses these in two steps, without the ReLU in training
         fuse(parent, group[:2], inplace=True)
         group = group[:1] if is_qat else [group[0], group[2]]
     if len(group) > 1:
@@ -225,23 +234,23 @@ def _fuse_first(parent: nn.Module, names: list[str], is_qat: bool) -> None:
 
 
 def _folds(first: nn.Module, norm: nn.Module) -> bool:
-    """Whether ``norm`` is a batch norm of what ``first`` gives."""
+    """Whether ``norm`` is a batch norm that folds into ``first``."""
     if type(norm) is not _NORMS[type(first)]:
         return False
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    width = first.out_features if isinstance(first, nn.Linear) else first.out_channels
-    return norm.num_features == width and norm.running_mean is not None and norm.affine
+    features = first.out_features if isinstance(first, nn.Linear) else first.out_channels
+    return norm.num_features == features and norm.running_mean is not None and norm.affine
 
 
-def _add_islands(module: nn.Module) -> None:
-    """Puts what has no int8 form between stubs: modules of torch, and those that hold parameters but no modules."""
+def _add_fallbacks(module: nn.Module) -> None:
+    """Wraps modules without an int8 form: those of torch, and those with parameters but no children."""
     for name, child in module.named_children():
         kind = type(child)
-        if isinstance(child, (FloatIsland, QuantStub, DeQuantStub)) or kind.__module__.startswith("torch.ao."):
+        if isinstance(child, (FloatFallback, QuantStub, DeQuantStub)) or kind.__module__.startswith("torch.ao."):
             continue
-        is_of_torch = kind.__module__.startswith("torch.nn.") and kind.__module__ != "torch.nn.modules.container"
-        holds = not child._modules and bool(child._parameters or child._buffers)
-        if kind not in _IN_INT8 and (is_of_torch or holds):
-            setattr(module, name, FloatIsland(child))
+        is_torch = kind.__module__.startswith("torch.nn.") and kind.__module__ != "torch.nn.modules.container"
+        has_tensors_only = not child._modules and bool(child._parameters or child._buffers)
+        if kind not in _IN_INT8 and (is_torch or has_tensors_only):
+            setattr(module, name, FloatFallback(child))
         elif kind not in _IN_INT8:
-            _add_islands(child)
+            _add_fallbacks(child)

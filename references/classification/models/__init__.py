@@ -33,16 +33,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
-    """The model called ``name``, untrained.
+    """Builds the untrained model ``name``.
 
     Args:
         name: a key of ``MODELS``.
         num_classes: size of the output.
-        width_mult: multiplies the channels. Default: ``1.0``, those of the paper.
-        depth_mult: multiplies the blocks of each stage, rounded up. Default: ``1.0``, those of the paper.
+        width_mult: multiplies the channels of the paper. Default: ``1.0``.
+        depth_mult: multiplies the blocks of each stage of the paper, rounded up. Default: ``1.0``.
 
-    Errors: ``ValueError`` for another name, a multiplier that is not positive and finite, or a width that a layer of
-    the model cannot have.
+    Errors: ``ValueError`` for an unknown name, a multiplier that is not positive and finite, or a number of channels
+    that a layer of the model cannot have.
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")

@@ -1,25 +1,25 @@
-"""ConvNeXt, written with the layers.
+"""ConvNeXt.
 
-`A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Names of the children are
-torchvision's, so its checkpoints load.
+`A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Child modules have
+torchvision's names, so its checkpoints load.
 """
 
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
 
 class ConvNeXt(nn.Module):
-    """A stem of patches, four stages of blocks, global pooling, layer norm and a linear classifier.
+    """A patch embedding, four stages of blocks, global pooling, layer norm and a linear classifier.
 
     Args:
         depths: blocks in each stage.
         num_classes: size of the output.
-        width_mult: multiplies the 96 channels of the first stage; each stage has twice those of the one before.
+        width_mult: multiplies the 96 channels of the first stage; each stage has twice those of the previous one.
         depth_mult: multiplies the blocks of every stage, rounded up.
-        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+        stochastic_depth: probability of dropping the last block's branch; increases linearly from zero.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class ConvNeXt(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(96, width_mult)
+        base_channels = scale_channels(96, width_mult)
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         features: list[nn.Module] = [
             tnn.ConvNormAct(
-                3, width, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
+                3, base_channels, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
             )
         ]
         index, step = 0, stochastic_depth / max(1, sum(blocks_of) - 1)
         for stage, depth in enumerate(blocks_of):
-            channels = width * 2**stage
+            channels = base_channels * 2**stage
             if stage > 0:
                 downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
                 features.append(nn.Sequential(tnn.LayerNorm2d(channels // 2), downsample))

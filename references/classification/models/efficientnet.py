@@ -1,7 +1,7 @@
-"""EfficientNet, written with the layers.
+"""EfficientNet.
 
 `EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks <https://arxiv.org/abs/1905.11946>`_, table 1.
-Names of the children are torchvision's, so its checkpoints load.
+Child modules have torchvision's names, so its checkpoints load.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ class EfficientNet(nn.Module):
         width_mult: multiplies the channels of every stage.
         depth_mult: multiplies the blocks of every stage, rounded up.
         dropout: probability of dropping a feature before the classifier.
-        stochastic_depth: a block is dropped with this probability times the share of blocks before it.
+        stochastic_depth: multiplied by the share of earlier blocks, the probability of dropping the branch of a block.
     """
 
     def __init__(

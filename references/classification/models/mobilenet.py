@@ -1,7 +1,7 @@
-"""MobileNetV2, written with the layers.
+"""MobileNetV2.
 
-`MobileNetV2: Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_, table 2. Names of the
-children are torchvision's, so its checkpoints load.
+`MobileNetV2: Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_, table 2. Child modules
+have torchvision's names, so its checkpoints load.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class MobileNetV2(nn.Module):
         width_mult: multiplies the channels of every stage.
         depth_mult: multiplies the blocks of every stage, rounded up.
         dropout: probability of dropping a feature before the classifier.
-        stem_layer: makes the first convolution, called as ``nn.Conv2d`` is.
+        stem_layer: constructor of the first convolution, with the signature of ``nn.Conv2d``.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ def mobilenet_v2(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: f
     return MobileNetV2(num_classes, width_mult, depth_mult)
 
 
-# Variants cost one line each.
+# Variants
 
 
 def mobilenet_v2_half(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV2:
@@ -87,5 +87,5 @@ def mobilenet_v2_half(num_classes: int = 1000, width_mult: float = 1.0, depth_mu
 
 
 def mobilenet_v2_coord(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> MobileNetV2:
-    """The first convolution sees where it is: arXiv 1807.03247."""
+    """CoordConv (arXiv 1807.03247): the first convolution has pixel coordinates as input."""
     return MobileNetV2(num_classes, width_mult, depth_mult, stem_layer=enn.CoordConv2d)

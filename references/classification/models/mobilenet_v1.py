@@ -1,8 +1,8 @@
-"""MobileNet, written with the layers.
+"""MobileNet.
 
 `MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications
-<https://arxiv.org/abs/1704.04861>`_, table 1. The last convolution has stride 1: with the 2 of the table its map would
-not have the size in the same row.
+<https://arxiv.org/abs/1704.04861>`_, table 1. The last convolution has stride 1: with the stride of 2 in the
+table, its output would not have the size in the same row.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""MobileNetV3, written with the layers.
+"""MobileNetV3.
 
-`Searching for MobileNetV3 <https://arxiv.org/abs/1905.02244>`_, tables 1 and 2. Names of the children are
-torchvision's, so its checkpoints load.
+`Searching for MobileNetV3 <https://arxiv.org/abs/1905.02244>`_, tables 1 and 2. Child modules have
+torchvision's names, so its checkpoints load.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ RE, HS = nn.ReLU, nn.Hardswish
 
 
 class Row(NamedTuple):
-    """A row of the tables: one block."""
+    """A row of the tables, which is one block."""
 
     kernel_size: int
     expanded: int
@@ -65,8 +65,8 @@ SMALL: tuple[Row, ...] = (
 def scale_rows(rows: tuple[Row, ...], depth_mult: float) -> Iterator[Row]:
     """The rows of a deeper or shallower model.
 
-    The tables list blocks, not repeats. Rows that follow each other with one kernel and one number of channels are
-    taken for a stage, whose blocks are multiplied and rounded up: its last rows go, or its last row is repeated.
+    The tables list blocks, not stages. Here, a stage is a sequence of rows with the same kernel size and channels. Its
+    number of blocks is multiplied and rounded up: its last rows are removed, or its last row is repeated.
     """
     for _, group in groupby(rows, key=lambda row: (row.kernel_size, row.channels)):
         stage = list(group)
@@ -81,7 +81,7 @@ class MobileNetV3(nn.Module):
         rows: ``LARGE`` or ``SMALL``.
         last_channels: features between the two layers of the classifier.
         num_classes: size of the output.
-        width_mult: multiplies the channels everywhere.
+        width_mult: multiplies all channels.
         depth_mult: multiplies the blocks of every stage, as :func:`scale_rows` does.
         dropout: probability of dropping a feature before the last layer.
     """
@@ -97,7 +97,7 @@ class MobileNetV3(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        # The paper averages batch statistics with a decay of 0.99; eps is the default of TensorFlow, which it used.
+        # The paper averages batch statistics with a decay of 0.99, and uses TensorFlow, whose default eps is 0.001.
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
         conv = partial(tnn.ConvNormAct, norm_layer=norm, activation_layer=nn.Hardswish)
         channels = round_channels(16 * width_mult)

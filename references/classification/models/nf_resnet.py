@@ -1,10 +1,10 @@
-r"""ResNet without normalization, written with the layers.
+r"""ResNet without normalization.
 
 `Characterizing signal propagation to close the performance gap in unnormalized ResNets
-<https://arxiv.org/abs/2101.08692>`_, sections 3 and 4. A block gives :math:`h + \alpha f(h / \beta)`. Filters are
-standardized and scaled so that :math:`f` keeps a variance of one; then :math:`\beta^2`, the variance of :math:`h`,
-grows by :math:`\alpha^2` with each block and need not be measured. It starts again at one where a block changes the
-shape, for there the skip is a convolution of :math:`h / \beta` too.
+<https://arxiv.org/abs/2101.08692>`_, sections 3 and 4. A block computes :math:`h + \alpha f(h / \beta)`. Filters
+are standardized and scaled so that :math:`f` preserves a variance of one. Then :math:`\beta^2`, the variance of
+:math:`h`, grows by :math:`\alpha^2` with each block and need not be measured. A block that changes the shape resets
+it to one, since its skip is a convolution of :math:`h / \beta` as well.
 """
 
 from math import pi
@@ -16,18 +16,18 @@ from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
-# Makes up for what ReLU takes from the variance of a standard normal variable (section 4.2).
+# Compensates for the variance that ReLU removes from a standard normal variable (section 4.2).
 GAMMA = (2 / (1 - 1 / pi)) ** 0.5
 
 
 class SkipGain(nn.Module):
-    r"""Multiplies a branch by :math:`\alpha` and by a learned number that starts at zero: a block begins as its skip.
+    r"""Multiplies a branch by :math:`\alpha` and by a learned gain, initially zero, so that a block starts as its skip.
 
     Args:
-        channels: width of the branch.
-        alpha: what the branch is multiplied by once the learned number is one.
+        channels: channels of the branch.
+        alpha: factor of the branch if the learned gain is one.
     """
 
     def __init__(self, channels: int, alpha: float) -> None:
@@ -39,21 +39,21 @@ class SkipGain(nn.Module):
         return x * (self.alpha * self.gain)
 
     def folded(self) -> nn.Module:
-        """A scale of each channel, which ``deploy.fold`` puts into the convolution before it."""
+        """A scale for each channel, which ``deploy.fold`` folds into the previous convolution."""
         scale = tnn.LayerScale(self.channels, device=self.gain.device, dtype=self.gain.dtype)
         nn.init.constant_(scale.weight, self.alpha * self.gain.item())
         return scale
 
 
 class NFBlock(nn.Module):
-    """A bottleneck whose activations stand before its convolutions.
+    """A bottleneck with activations before its convolutions.
 
     Args:
         in_channels: channels of the input.
         planes: a quarter of the channels of the output.
-        stride: step of the 3×3 convolution and of the projection.
+        stride: stride of the 3×3 convolution and of the convolution on the skip.
         beta: standard deviation of the input.
-        alpha: standard deviation of what the block adds once its gain is one.
+        alpha: standard deviation of the branch if its gain is one.
         stochastic_depth: probability of dropping the branch of a sample in training.
     """
 
@@ -64,7 +64,7 @@ class NFBlock(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = planes * self.expansion
-        # ReLU(h / β) = ReLU(h) / β: instead of the activations the filters that read them are divided.
+        # ReLU(h / β) = ReLU(h) / β, so the filters are divided by β instead of the activations.
         gamma = GAMMA / beta
         self.act1 = nn.ReLU()
         self.conv1 = enn.SWSConv2d(in_channels, planes, 1, gamma=gamma)
@@ -84,21 +84,21 @@ class NFBlock(nn.Module):
         branch = self.skip_gain(self.conv3(self.act3(branch)))
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
-        return self._join(branch, x if self.projection is None else self.projection(active))
+        return self._add_skip(branch, x if self.projection is None else self.projection(active))
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return branch + skip
 
 
 class QuantizableNFBlock(quantized.QuantizableLayer, NFBlock):
-    """:class:`NFBlock` whose addition is observed: all that it takes for int8."""
+    """:class:`NFBlock` with an observed addition, which is all that int8 needs."""
 
     float_class = NFBlock
 
-    def _add_functionals(self) -> None:
+    def _add_observed_ops(self) -> None:
         self.skip_add = quantized.Addition()
 
-    def _join(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)
 
 
@@ -108,10 +108,10 @@ class NFResNet(nn.Module):
     Args:
         depths: blocks in each stage.
         num_classes: size of the output.
-        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the one before.
+        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the previous one.
         depth_mult: multiplies the blocks of every stage, rounded up.
-        alpha: how much of a unit of standard deviation each block adds.
-        stochastic_depth: a block is dropped with this probability times the share of blocks before it.
+        alpha: standard deviation that each block adds.
+        stochastic_depth: multiplied by the share of earlier blocks, the probability of dropping the branch of a block.
     """
 
     def __init__(
@@ -126,14 +126,14 @@ class NFResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(64, width_mult)
-        self.conv1 = enn.SWSConv2d(3, width, 7, stride=2, padding=3, bias=False, activation=None)
+        base_channels = scale_channels(64, width_mult)
+        self.conv1 = enn.SWSConv2d(3, base_channels, 7, stride=2, padding=3, bias=False, activation=None)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index, variance = width, 0, 1.0
+        channels, index, variance = base_channels, 0, 1.0
         for stage, depth in enumerate(blocks_of):
-            planes, blocks = width * 2**stage, []
+            planes, blocks = base_channels * 2**stage, []
             for i in range(depth):
                 stride, drop = 2 if stage > 0 and i == 0 else 1, stochastic_depth * index / sum(blocks_of)
                 blocks.append(NFBlock(channels, planes, stride, variance**0.5, alpha, drop))

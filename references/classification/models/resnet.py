@@ -1,7 +1,7 @@
-"""ResNet and its variants, written with the layers.
+"""ResNet and its variants.
 
-`Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, table 1. Names of the children are
-torchvision's, so its checkpoints load.
+`Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, table 1. Child modules have
+torchvision's names, so its checkpoints load.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-from .scaling import check_multipliers, scale_depth, scale_width
+from .scaling import check_multipliers, scale_channels, scale_depth
 
 
 class ResNet(nn.Module):
@@ -24,15 +24,15 @@ class ResNet(nn.Module):
         block: ``tnn.BasicBlock`` or ``tnn.Bottleneck``.
         depths: blocks in each stage.
         num_classes: size of the output.
-        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the one before.
+        width_mult: multiplies the 64 channels of the stem; each stage has twice the planes of the previous one.
         depth_mult: multiplies the blocks of every stage, rounded up.
         groups: groups of the 3×3 convolutions.
         width_per_group: ``base_width`` of the blocks.
-        norm_layer: called with its channels.
-        conv_layer: makes the 3×3 convolutions, called as ``nn.Conv2d`` is.
-        stem_layer: makes the convolution of the stem; ``None`` for ``conv_layer``.
-        se_layer: channel attention in each block, called with its channels.
-        stochastic_depth: probability of dropping the last block's branch; grows linearly from zero.
+        norm_layer: constructor of the norms, called with their channels.
+        conv_layer: constructor of the 3×3 convolutions, with the signature of ``nn.Conv2d``.
+        stem_layer: constructor of the convolution in the stem; ``None`` for ``conv_layer``.
+        se_layer: constructor of the channel attention in each block, called with its channels.
+        stochastic_depth: probability of dropping the last block's branch; increases linearly from zero.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        width = scale_width(64, width_mult)
-        self.conv1 = (stem_layer or conv_layer)(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(width)
+        base_channels = scale_channels(64, width_mult)
+        self.conv1 = (stem_layer or conv_layer)(3, base_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(base_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index = width, 0
+        channels, index = base_channels, 0
         for stage, depth in enumerate(blocks_of):
-            planes, blocks = width * 2**stage, []
+            planes, blocks = base_channels * 2**stage, []
             for i in range(depth):
                 blocks.append(
                     block(
@@ -112,7 +112,7 @@ def resnet152(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: floa
     return ResNet(tnn.Bottleneck, (3, 8, 36, 3), num_classes, width_mult, depth_mult)
 
 
-# Variants cost one line each.
+# Variants
 
 
 def se_resnet18(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
@@ -124,9 +124,9 @@ def se_resnet50(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: fl
 
 
 def resnet50_gn_ws(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ResNet:
-    """Group normalization and Weight Standardization, which need no large batches: arXiv 1903.10520."""
+    """Group normalization and Weight Standardization (arXiv 1903.10520), which do not need large batches."""
     check_multipliers(width_mult, depth_mult)
-    norm = partial(nn.GroupNorm, gcd(32, scale_width(64, width_mult)))
+    norm = partial(nn.GroupNorm, gcd(32, scale_channels(64, width_mult)))
     return ResNet(
         tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, norm_layer=norm, conv_layer=enn.WSConv2d
     )

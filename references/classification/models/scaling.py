@@ -1,28 +1,28 @@
-"""How wide and how deep a model becomes with a multiplier."""
+"""Channels and depth of scaled models."""
 
 from math import ceil, isfinite
 
-__all__ = ["check_multipliers", "round_channels", "scale_depth", "scale_width"]
+__all__ = ["check_multipliers", "round_channels", "scale_channels", "scale_depth"]
 
 
 def check_multipliers(width_mult: float, depth_mult: float) -> None:
-    """Raises ``ValueError`` unless both are positive and finite."""
+    """Raises ``ValueError`` unless both multipliers are positive and finite."""
     for argument, value in (("width_mult", width_mult), ("depth_mult", depth_mult)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
             raise ValueError(f"{argument} must be a positive and finite number; got {value!r}")
 
 
-def scale_width(channels: int, width_mult: float) -> int:
-    """The nearest whole number of channels, at least one."""
+def scale_channels(channels: int, width_mult: float) -> int:
+    """The nearest integer number of channels, at least one."""
     return max(1, round(channels * width_mult))
 
 
 def scale_depth(blocks: int, depth_mult: float) -> int:
-    """Rounded up, so that no stage goes."""
+    """The number of blocks, rounded up so that no stage is empty."""
     return ceil(blocks * depth_mult)
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of ``divisor``, one higher where rounding would lose over a tenth of the channels."""
+    """The nearest multiple of ``divisor``, or the next one if rounding would lose over a tenth of the channels."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor

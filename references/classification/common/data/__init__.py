@@ -1,0 +1,1 @@
+"""Datasets, their transforms, and batches."""

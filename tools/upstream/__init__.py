@@ -1,0 +1,1 @@
+"""Adds a stable layer to a checkout of torchvision: ``make upstream LAYER=MBConv CHECKOUT=DIR``."""
