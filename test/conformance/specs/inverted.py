@@ -51,7 +51,7 @@ def _inputs(channels: int) -> tuple[BadInput, ...]:
             Misuse.RESIDUAL,
             (2, channels, 3, 3),
             ValueError,
-            rf"the output of conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
+            rf"conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
             {"conv_layer": misuse.unpadded},
         ),
     )
@@ -202,7 +202,7 @@ SPECS = (
             *misuse.widths("in_channels", "out_channels", "depth_multiplier"),
             *misuse.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(
-                Misuse.EVEN_KERNEL, {"kernel_size": 2}, ValueError, "kernel_size must be odd where padding=None.*got 2"
+                Misuse.EVEN_KERNEL, {"kernel_size": 2}, ValueError, "kernel_size must be odd if padding=None.*got 2"
             ),
             BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *misuse.norms(3),

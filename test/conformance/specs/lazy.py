@@ -92,7 +92,7 @@ SPECS: tuple[LayerSpec, ...] = (
             *misuse.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(Misuse.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
             BadArguments(
-                Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd where padding=None.*got 4"
+                Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd if padding=None.*got 4"
             ),
             BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *misuse.norms(5),

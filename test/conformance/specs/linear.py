@@ -30,8 +30,17 @@ def _inputs() -> tuple[BadInput, ...]:
         BadInput(Misuse.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
         BadInput(Misuse.RANK, (), ValueError, r"size 5 in dimension -1, got shape \[\]"),
         # Of a sequence nn.BatchNorm1d would normalize the steps, silently where they are as many as the features.
-        BadInput(Misuse.RANK, (4, 3, 5), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3", _NORM),
-        BadInput(Misuse.RANK, (4, 7, 5), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3", _NORM, training=True),
+        BadInput(
+            Misuse.RANK, (4, 3, 5), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3", _NORM
+        ),
+        BadInput(
+            Misuse.RANK,
+            (4, 7, 5),
+            ValueError,
+            "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3",
+            _NORM,
+            training=True,
+        ),
         BadInput(Misuse.RANK, (5,), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 1", _NORM),
         *misuse.no_tensors(),
         *misuse.types_of_torch((4, 5)),
@@ -139,7 +148,7 @@ SPECS = (
                     Misuse.CHANNELS,
                     {"hidden_channels": hidden},
                     ValueError,
-                    f"hidden_channels must be one int or more in a list, got {shown}",
+                    f"hidden_channels must be a non-empty sequence of ints, got {shown}",
                 )
                 for hidden, shown in (([], r"\[\]"), (None, "None"), (7, "7"), ("73", "'73'"))
             ),

@@ -61,7 +61,10 @@ def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
         for name in names
         for bad in (
             BadArguments(
-                Misuse.WINDOW, {name: too_many}, ValueError, rf"{name} must be an int or a tuple of length {dims}, got \(3, 3"
+                Misuse.WINDOW,
+                {name: too_many},
+                ValueError,
+                rf"{name} must be an int or a tuple of length {dims}, got \(3, 3",
             ),
             BadArguments(Misuse.WINDOW, {name: (0,) * dims}, ValueError, f"{name} must be at least 1, got 0"),
         )

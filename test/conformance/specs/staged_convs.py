@@ -42,10 +42,10 @@ _SINGLE = BadArguments(
     Misuse.WINDOW,
     {"in_channels": 2, "groups": 2, "kernel_size": 1},
     ValueError,
-    r"must leave each filter more than one weight to standardize, got 2 / 2 \* 1 \* 1",
+    r"must give each filter more than one weight, got 2 / 2 \* 1 \* 1",
 )
 _ZERO_EPS = BadArguments(
-    Misuse.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, or a filter of equal weights.*got 0"
+    Misuse.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, so that a filter of equal weights.*got 0"
 )
 _INPUTS = (*misuse.shapes(4, (7, 9)), *misuse.types_of_torch((2, 4, 7, 9)))
 _NO_PIXELS = BadInput(
@@ -113,16 +113,16 @@ SPECS = (
                 ValueError,
                 r"activation must have a finite variance above 0, got 0\.0",
             ),
-            BadArguments(
-                Misuse.CHOICE, {"activation": nn.GLU}, ValueError, "activation must work on each number alone, got.*GLU"
-            ),
+            BadArguments(Misuse.CHOICE, {"activation": nn.GLU}, ValueError, "activation must be elementwise, got.*GLU"),
             BadArguments(
                 Misuse.CHOICE,
                 {"activation": partial(nn.LogSoftmax, dim=0)},
                 ValueError,
-                "activation must work on each number alone, got.*LogSoftmax",
+                "activation must be elementwise, got.*LogSoftmax",
             ),
-            BadArguments(Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"),
+            BadArguments(
+                Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"
+            ),
             BadArguments(Misuse.CHOICE, {"gamma": 0.0}, ValueError, r"gamma must be above 0, got 0\.0"),
             BadArguments(Misuse.CHOICE, {"gamma": misuse.NAN}, ValueError, "gamma must be finite, got nan"),
             BadArguments(Misuse.CHOICE, {"gamma": "relu"}, TypeError, "gamma must be a number, got 'relu'"),
@@ -181,8 +181,10 @@ SPECS = (
         (
             *_arguments(4),
             BadArguments(Misuse.GROUPS, {"groups": 2}, ValueError, "out_channels / groups must be even.*got 6 / 2"),
-            BadArguments(Misuse.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, which.*got 2"),
-            BadArguments(Misuse.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, which.*got 3"),
+            BadArguments(Misuse.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, so that.*got 2"),
+            BadArguments(
+                Misuse.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, so that.*got 3"
+            ),
             BadArguments(Misuse.CHOICE, {"padding": "same"}, TypeError, "padding must be an int, got 'same'"),
         ),
         (
