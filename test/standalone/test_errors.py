@@ -111,7 +111,7 @@ def test_a_subclass_that_overrides_a_method_of_its_twin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("nowhere.py:net", FileNotFoundError, "must be in a file that exists, got nowhere.py"),
+        ("nowhere.py:net", FileNotFoundError, "must be in an existing file, got nowhere.py"),
         ("nowhere.module:net", ValueError, "nowhere.module cannot be imported"),
         ("resnet18", ValueError, "must be FILE.py:FUNCTION or package.module:FUNCTION, got 'resnet18'"),
         ("torchvision_layers.nn:Nothing", ValueError, "has no function 'Nothing'"),
