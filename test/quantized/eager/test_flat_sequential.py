@@ -1,7 +1,9 @@
 """Int8 containers run as a straight line of kernels, and nobody can tell but by the time."""
 
 import copy
+import functools
 import pickle
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -22,10 +24,20 @@ from ._support import X, body, called, is_flat, one_by_one
 USES_STORAGES = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 
 
+@functools.cache
+def int8_body(backend: str) -> quantized.QuantizableModel:
+    """Quantized once per backend, because calibration takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(post_ops, "_WORTHWHILE", 0)
+        return quantized.quantize(body(), [torch.randn(8, 3, 12, 10) for _ in range(2)], backend=backend)
+
+
 @pytest.fixture(params=["x86", "onednn"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
     monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
-    return quantized.quantize(body(), [torch.randn(8, 3, 12, 10) for _ in range(2)], backend=request.param)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+        return copy.deepcopy(int8_body(request.param))
 
 
 def test_same_bits_by_fewer_calls(model: quantized.QuantizableModel) -> None:

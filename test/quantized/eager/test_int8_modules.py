@@ -1,8 +1,10 @@
 """Int8 modules of our own: inputs they leave alone and refuse, files, copies and scripts, projections."""
 
 import copy
+import functools
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -37,13 +39,21 @@ def small_model() -> nn.Sequential:
     ).eval()
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
-    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
+@functools.cache
+def int8_model() -> quantized.QuantizableModel:
+    """Quantized once, because calibration takes longer than a test."""
     converted = quantized.quantize(small_model(), [torch.randn(8, 3, 16, 14)], backend="onednn")
     kinds = {type(module) for module in converted.modules()}
     assert {Int8Addition, Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear} < kinds
     return converted
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
+    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+        return copy.deepcopy(int8_model())
 
 
 def int8(x: Tensor, scale: float = 0.03, zero_point: int = 100) -> Tensor:

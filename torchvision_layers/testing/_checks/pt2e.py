@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._case import Case
+from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import lacks
 from ._quantization import (
     WEIGHTED,
-    PerLayerCache,
     assert_close,
     assert_copies_are_equal,
     assert_weighted_is_int8,
