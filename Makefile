@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table docs bench bench-int8 bench-deploy lint dist test-dist clean
+.PHONY: demo test test-all table docs upstream bench bench-int8 bench-deploy lint dist test-dist clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -31,6 +31,10 @@ table: .venv/test.stamp
 # The pages in docs/build/html; a warning is an error.
 docs: .venv/docs.stamp
 	$(VENV_PYTHON) -m sphinx -W --keep-going -n -q -E -b html docs/source docs/build/html
+
+# A stable layer as a change to a checkout of torchvision: `make upstream LAYER=MBConv CHECKOUT=DIR`.
+upstream: .venv/test.stamp
+	@$(VENV_PYTHON) -m tools.upstream "$(LAYER)" "$(CHECKOUT)"
 
 # The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp

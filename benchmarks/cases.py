@@ -1,4 +1,4 @@
-"""What is compared: each layer in its usual sizes, the bound that it is measured by, and others that do the same."""
+"""Cases of the layer benchmark: each layer in typical sizes, with its baseline and other implementations."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,21 +18,21 @@ __all__ = ["CASES", "Case"]
 
 
 class Candidate(NamedTuple):
-    """A module that is measured."""
+    """A module to measure."""
 
     module: nn.Module
-    #: Whether it computes what our layer does, with its weights.
+    #: Whether it has the weights and the outputs of our layer.
     is_equal: bool = True
-    #: Whether it is measured in training too.
+    #: Whether it is also measured in training.
     trains: bool = True
 
 
-#: The bound is the first; our layer is called "ours".
+#: The baseline comes first; our layer is called "ours".
 Candidates = dict[str, Candidate]
 
 
-class Aim(NamedTuple):
-    """Figures to stay at or below."""
+class Target(NamedTuple):
+    """Upper limits of the figures."""
 
     inference: float | None = None
     training: float | None = None
@@ -40,13 +40,13 @@ class Aim(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A layer in one size."""
+    """A layer and an input size."""
 
     layer: type[nn.Module]
     shape: tuple[int, ...]
-    #: Called with layer, shape and options.
+    #: Called with ``layer``, ``shape`` and ``options``.
     candidates: Callable[..., Candidates]
-    aim: Aim = Aim()
+    target: Target = Target()
     options: Mapping[str, Any] = MappingProxyType({})
 
     def build(self) -> Candidates:
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 class Formula(nn.Module):
-    """A function, called as a module is, with the parameters of ``owner``."""
+    """A function as a module, with the parameters of ``owner``."""
 
     def __init__(self, function: Callable[[Tensor], Any], owner: nn.Module | None = None) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class Formula(nn.Module):
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization that stays in eval mode, as one does that is not to be trained."""
+    """Batch normalization that always stays in eval mode."""
 
     def train(self, mode: bool = True) -> "EvalBatchNorm2d":
         return super().train(False)
 
 
 class ConcatenatedCoordConv2d(nn.Conv2d):
-    """CoordConv as published: channels of coordinates are appended to every image."""
+    """CoordConv as published, which appends coordinate channels to every image."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: int) -> None:
         super().__init__(in_channels + 2, out_channels, kernel_size, padding=padding)
@@ -90,7 +90,7 @@ class ConcatenatedCoordConv2d(nn.Conv2d):
 
 
 def timm_layers() -> ModuleType | None:
-    """``timm.layers`` where timm is installed; no sooner than it is needed, for it takes seconds."""
+    """``timm.layers`` if timm is installed; imported on demand, since that takes seconds."""
     try:
         return importlib.import_module("timm.layers")
     except ImportError:
@@ -106,30 +106,30 @@ def standardized(layer: type[enn.WSConv2d], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
     ours, plain, folded = (cls(channels, channels, 3, padding=1) for cls in (layer, nn.Conv2d, nn.Conv2d))
     folded.load_state_dict({"weight": ours.standardized_weight(), "bias": ours.bias})
-    found = {"nn.Conv2d": Candidate(plain, is_equal=False), "ours": Candidate(ours)}
-    found["folded"] = Candidate(folded, trains=False)
+    candidates = {"nn.Conv2d": Candidate(plain, is_equal=False), "ours": Candidate(ours)}
+    candidates["folded"] = Candidate(folded, trains=False)
     if timm := timm_layers():
         if layer is enn.SWSConv2d:
             peer = timm.ScaledStdConv2d(channels, channels, 3, padding=1, gamma=ours.gamma, eps=ours.eps)
         else:
             peer = timm.StdConv2d(channels, channels, 3, padding=1, bias=True, eps=ours.eps)
-        peer.load_state_dict(ours.state_dict(), strict=False)  # which has no gain, a factor that starts at 1
-        found["timm"] = Candidate(peer)
-    return found
+        peer.load_state_dict(ours.state_dict(), strict=False)  # our layer has no gain, which is 1 at first
+        candidates["timm"] = Candidate(peer)
+    return candidates
 
 
 def attention(layer: type[enn.MultiHeadedSpatialAttention], shape: Sequence[int], *, heads: int) -> Candidates:
     channels = shape[1]
     ours = layer(channels, channels, 7, padding=3, groups=heads)
-    projections = nn.ModuleList([ours.query, ours.key, ours.value])
-    bound = Formula(lambda x: tuple(projection(x) for projection in projections), projections)
-    found = {"three 1×1 convs": Candidate(bound, is_equal=False), "ours": Candidate(ours)}
+    convs = nn.ModuleList([ours.query, ours.key, ours.value])
+    baseline = Formula(lambda x: tuple(conv(x) for conv in convs), convs)
+    candidates = {"three 1×1 convs": Candidate(baseline, is_equal=False), "ours": Candidate(ours)}
     block = 8
     if (timm := timm_layers()) and all(side % block == 0 for side in shape[2:]):
-        # All queries of a block share one window, wider than 7, and beyond the border they see zeros.
+        # All queries of a block share one window of more than 7 pixels, padded with zeros.
         peer = timm.halo_attn.HaloAttn(channels, num_heads=heads, block_size=block, halo_size=3, qkv_bias=True)
-        found["timm, other windows"] = Candidate(peer, is_equal=False)
-    return found
+        candidates["timm, other windows"] = Candidate(peer, is_equal=False)
+    return candidates
 
 
 def normalization(
@@ -150,12 +150,12 @@ def normalization(
         weight, bias = (ours.weight, ours.bias) if affine else (None, None)
         return F.group_norm(input, groups, weight, bias, ours.eps)
 
-    found = {"F.group_norm": Candidate(Formula(group_norm, ours)), "ours": Candidate(ours)}
+    candidates = {"F.group_norm": Candidate(Formula(group_norm, ours)), "ours": Candidate(ours)}
     if 1 not in dims:
-        found["nn.InstanceNorm2d"] = Candidate(with_weights_of(ours, nn.InstanceNorm2d(channels, affine=affine)))
+        candidates["nn.InstanceNorm2d"] = Candidate(with_weights_of(ours, nn.InstanceNorm2d(channels, affine=affine)))
     elif timm := timm_layers():
-        found["timm"] = Candidate(with_weights_of(ours, timm.GroupNorm1(channels, affine=affine)))
-    return {**found, "equations": Candidate(Formula(equations, ours))}
+        candidates["timm"] = Candidate(with_weights_of(ours, timm.GroupNorm1(channels, affine=affine)))
+    return {**candidates, "equations": Candidate(Formula(equations, ours))}
 
 
 def coordinates(layer: type[enn.CoordConv2d], shape: Sequence[int]) -> Candidates:
@@ -176,13 +176,13 @@ def squeeze_excitation(layer: type[tnn.SqueezeExcitation], shape: Sequence[int])
     activation = type(ours.activation)
     scale = nn.Parameter(torch.rand(shape[0], channels, 1, 1))
     product = Formula(lambda x: x * scale, nn.ParameterList([scale]))
-    found = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
+    candidates = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
     peer = torchvision.ops.SqueezeExcitation(channels, squeeze, activation)
-    found["torchvision"] = Candidate(with_weights_of(ours, peer))
+    candidates["torchvision"] = Candidate(with_weights_of(ours, peer))
     if timm := timm_layers():
         peer = timm.SqueezeExcite(channels, rd_channels=squeeze, act_layer=activation)
-        found["timm"] = Candidate(with_weights_of(ours, peer))
-    return found
+        candidates["timm"] = Candidate(with_weights_of(ours, peer))
+    return candidates
 
 
 def mish(layer: type[nn.Mish], shape: Sequence[int]) -> Candidates:
@@ -214,8 +214,8 @@ def frozen_batch_norm(layer: type[tnn.FrozenBatchNorm2d], shape: Sequence[int]) 
 
 
 def mlp(layer: type[tnn.MLP], shape: Sequence[int]) -> Candidates:
-    width = shape[-1]
-    ours = layer(width, [4 * width, width])
+    features = shape[-1]
+    ours = layer(features, [4 * features, features])
     first, last = (child for child in ours if isinstance(child, nn.Linear))
 
     def two_linear(input: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def mlp(layer: type[tnn.MLP], shape: Sequence[int]) -> Candidates:
     return {
         "two F.linear": Candidate(Formula(two_linear, ours)),
         "ours": Candidate(ours),
-        "torchvision": Candidate(with_weights_of(ours, torchvision.ops.MLP(width, [4 * width, width]))),
+        "torchvision": Candidate(with_weights_of(ours, torchvision.ops.MLP(features, [4 * features, features]))),
     }
 
 
@@ -239,24 +239,24 @@ def layer_norm(layer: type[tnn.LayerNorm2d], shape: Sequence[int]) -> Candidates
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
-    Case(enn.WSConv2d, EARLY, standardized, Aim(1.00, 1.02)),
-    Case(enn.WSConv2d, (1, 512, 14, 14), standardized, Aim(1.00, 1.15)),
-    Case(enn.SWSConv2d, EARLY, standardized, Aim(1.00, 1.02)),
-    Case(enn.SWSConv2d, (1, 512, 14, 14), standardized, Aim(1.00, 1.15)),
-    Case(enn.MultiHeadedSpatialAttention, EARLY, attention, Aim(8, 14, 25), {"heads": 4}),
-    Case(enn.MultiHeadedSpatialAttention, LATE, attention, Aim(8, 14, 25), {"heads": 8}),
-    Case(enn.PFLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (1, 2, 3)}),
-    Case(enn.PFLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (2, 3)}),
-    Case(enn.CLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (1, 2, 3)}),
-    Case(enn.CLayerNorm, EARLY, normalization, Aim(1.05, 1.05), {"dims": (2, 3)}),
-    Case(enn.CoordConv2d, EARLY, coordinates, Aim(1.02, 1.10)),
-    Case(tnn.SqueezeExcitation, EARLY, squeeze_excitation, Aim(2.1, 1.9)),
-    Case(tnn.SqueezeExcitation, LATE, squeeze_excitation, Aim(2.1, 1.9)),
-    Case(enn.SEBlock, EARLY, squeeze_excitation, Aim(2.1, 1.9)),
-    Case(enn.SEBlock, LATE, squeeze_excitation, Aim(2.1, 1.9)),
-    Case(enn.Mish, EARLY, mish, Aim(1.00, 1.00)),
+    Case(enn.WSConv2d, EARLY, standardized, Target(1.00, 1.02)),
+    Case(enn.WSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
+    Case(enn.SWSConv2d, EARLY, standardized, Target(1.00, 1.02)),
+    Case(enn.SWSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
+    Case(enn.MultiHeadedSpatialAttention, EARLY, attention, Target(8, 14, 25), {"heads": 4}),
+    Case(enn.MultiHeadedSpatialAttention, LATE, attention, Target(8, 14, 25), {"heads": 8}),
+    Case(enn.PFLayerNorm, EARLY, normalization, Target(1.05, 1.05), {"dims": (1, 2, 3)}),
+    Case(enn.PFLayerNorm, EARLY, normalization, Target(1.05, 1.05), {"dims": (2, 3)}),
+    Case(enn.CLayerNorm, EARLY, normalization, Target(1.05, 1.05), {"dims": (1, 2, 3)}),
+    Case(enn.CLayerNorm, EARLY, normalization, Target(1.05, 1.05), {"dims": (2, 3)}),
+    Case(enn.CoordConv2d, EARLY, coordinates, Target(1.02, 1.10)),
+    Case(tnn.SqueezeExcitation, EARLY, squeeze_excitation, Target(2.1, 1.9)),
+    Case(tnn.SqueezeExcitation, LATE, squeeze_excitation, Target(2.1, 1.9)),
+    Case(enn.SEBlock, EARLY, squeeze_excitation, Target(2.1, 1.9)),
+    Case(enn.SEBlock, LATE, squeeze_excitation, Target(2.1, 1.9)),
+    Case(enn.Mish, EARLY, mish, Target(1.00, 1.00)),
     Case(tnn.ConvNormAct, EARLY, conv_norm_act),
-    Case(tnn.FrozenBatchNorm2d, EARLY, frozen_batch_norm, Aim(1.0, 0.7)),
-    Case(tnn.MLP, (8, 196, 256), mlp, Aim(1.0, 0.98)),
+    Case(tnn.FrozenBatchNorm2d, EARLY, frozen_batch_norm, Target(1.0, 0.7)),
+    Case(tnn.MLP, (8, 196, 256), mlp, Target(1.0, 0.98)),
     Case(tnn.LayerNorm2d, EARLY, layer_norm),
 ]

@@ -1,15 +1,16 @@
-"""Whole models in each runtime they can be deployed in, beside torchvision's of the same name.
+"""Speed of whole models in each deployment runtime, next to torchvision's models of the same name.
 
     python benchmarks/deploy.py
     python benchmarks/deploy.py --only resnet18 mobilenet_v3_large --runtimes folded onnx onnx-qdq --images 1
 
-Each cell is ``ours / torchvision's``: time of a forward, divided by that of torchvision's model as it is, in eager mode
-and NCHW; medians over rounds, in which the three take turns. Each runtime has a process of its own, because thread
-pools disturb each other: those of onnxruntime wait for work in a loop. Weights are the same, untrained, with batch
-statistics of noise. Int8 is calibrated on eight images. Float formats are written from the folded model.
+Each cell is ``ours / torchvision's``: the time of a forward pass relative to torchvision's unmodified model in eager
+mode and NCHW. Times are medians over rounds in which the three take turns. Each runtime has its own process, because
+thread pools disturb each other: onnxruntime's threads spin while they wait for work. Both models have the same random
+weights and batch statistics of noise. Int8 is calibrated on eight images. Float formats are exported from the folded
+model.
 
-Torchvision's side is what its users do: ``folded`` is our fold on its model, ``int8 eager`` its quantizable model where
-it has one (on the backend onednn, as ours), and for the rest its model takes the same road as ours.
+For torchvision, ``folded`` is our fold of its model and ``int8 eager`` is its quantizable model, if it has one, on the
+backend onednn like ours. In all other runtimes its model is converted like ours.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from layers import count, text
 from measure import Ratio, conditions, interleave, ratios
-from quantized import AIMS, SIZE, by_torchvision, float_pair, running_on
+from quantized import SIZE, TARGETS, by_torchvision, float_pair, running_on
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
@@ -56,7 +57,7 @@ def pt2e(model: nn.Module, batch: Tensor, backend: str = "x86") -> nn.Module:
     return quantized.quantize(deploy.fold(model), [batch], engine="pt2e", backend=backend)
 
 
-#: From a float model and a batch to what runs.
+#: Functions from a float model and a batch to the callable that is measured.
 RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
     "eager": lambda model, batch: model,
     "channels_last": lambda model, batch: in_channels_last(model),
@@ -71,37 +72,37 @@ RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
 
 
 def measure(name: str, runtime: str, images: int, rounds: int) -> dict[str, Ratio]:
-    """Of one model in one runtime, in this process."""
+    """Measures one model in one runtime, in this process."""
     ours, theirs = float_pair(name)
     batch, input = torch.randn(8, 3, SIZE, SIZE), torch.randn(images, 3, SIZE, SIZE)
-    # By freezing, the weights of what is compiled are packed.
+    # Freezing packs the weights of compiled models.
     with torch.no_grad(), torch._inductor.config.patch(freezing=True), running_on(BACKEND):
         calls: dict[str, Call] = {"torchvision, eager": theirs, "ours": RUNTIMES[runtime](ours, batch)}
         if runtime != "int8 eager":
             calls["torchvision"] = RUNTIMES[runtime](theirs, batch)
-        elif name in AIMS:  # of torchvision's, those that have a quantizable form
+        elif name in TARGETS:  # torchvision has a quantizable version
             calls["torchvision"] = by_torchvision(name, BACKEND, batch, theirs)
         return ratios(interleave({key: partial(call, input) for key, call in calls.items()}, rounds))
 
 
-def measure_elsewhere(name: str, runtime: str, args: argparse.Namespace) -> dict[str, Ratio]:
-    """The same in a process of its own."""
+def measure_in_subprocess(name: str, runtime: str, args: argparse.Namespace) -> dict[str, Ratio]:
+    """Measures one model in one runtime, in a separate process."""
     command = [sys.executable, __file__, "--only", name, "--runtimes", runtime, "--images", str(args.images), "--alone"]
     command += ["--rounds", str(args.rounds), "--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} in {runtime}: {done.stderr.strip()}")
-    return {key: Ratio(*value) for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{name} in {runtime}: {result.stderr.strip()}")
+    return {key: Ratio(*value) for key, value in json.loads(result.stdout.splitlines()[-1]).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models; all by default")
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="all by default")
-    parser.add_argument("--images", type=count, default=1, help="images in a batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=count, default=11, help="turns of each candidate (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--alone", action="store_true", help="one model in one runtime in this process, as JSON")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models (default: all)")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="default: all")
+    parser.add_argument("--images", type=count, default=1, help="batch size (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=11, help="rounds for each candidate (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--alone", action="store_true", help="measure one model in this process and print JSON")
     args = parser.parse_args(arguments)
 
     torch.set_num_threads(args.threads)
@@ -110,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(args.only[0], args.runtimes[0], args.images, args.rounds)))
         return
     print(*(f"{name}: {value}" for name, value in {**conditions(), "rounds": args.rounds}.items()), sep="\n")
-    print("Each cell: ours / torchvision's, of the time of torchvision's eager model")
+    print("Each cell: ours / torchvision's, relative to torchvision's eager model")
     print(f"\n{'':<20}" + "".join(f"{runtime:>16}" for runtime in args.runtimes))
     for name in args.only:
         print(f"{name:<20}", end="", flush=True)
         for runtime in args.runtimes:
-            found = measure_elsewhere(name, runtime, args)
-            print(f"{text(found['ours']):>8} /{text(found.get('torchvision')):>6}", end="", flush=True)
+            times = measure_in_subprocess(name, runtime, args)
+            print(f"{text(times['ours']):>8} /{text(times.get('torchvision')):>6}", end="", flush=True)
         print()
 
 

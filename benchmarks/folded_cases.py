@@ -1,9 +1,9 @@
-"""Folded blocks, and the bound of each: its folded convolutions and what is left between them, as plain functions."""
+"""Cases of folded blocks. Each baseline calls the folded convolutions and the remaining operations as functions."""
 
 from collections.abc import Callable, Sequence
 
 import torchvision.models
-from cases import Aim, Candidate, Candidates, Case, Formula
+from cases import Candidate, Candidates, Case, Formula, Target
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import efficientnet, resnet
@@ -17,8 +17,8 @@ __all__ = ["FOLDED_CASES"]
 Call = Callable[[Tensor], Tensor]
 
 
-def settled(layer: nn.Module) -> nn.Module:
-    """In eval mode, with statistics that are not those at the start."""
+def with_random_statistics(layer: nn.Module) -> nn.Module:
+    """The layer in eval mode, with random running statistics."""
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -35,59 +35,59 @@ def convs(folded: nn.Module) -> list[Call]:
     ]
 
 
-def candidates(bound: dict[str, Candidate], ours: nn.Module, theirs: nn.Module | None = None) -> Candidates:
-    """The bound, our layer folded and as it is, and torchvision's as it is and folded by us."""
-    found = {**bound, "ours": Candidate(deploy.fold(ours)), "ours, not folded": Candidate(ours)}
+def candidates(baseline: dict[str, Candidate], ours: nn.Module, theirs: nn.Module | None = None) -> Candidates:
+    """The baseline, our layer folded and unfolded, and torchvision's layer unfolded and folded."""
+    result = {**baseline, "ours": Candidate(deploy.fold(ours)), "ours, not folded": Candidate(ours)}
     if theirs is not None:
         theirs.load_state_dict(ours.state_dict())
         theirs.eval()
-        found |= {"torchvision": Candidate(theirs), "torchvision, folded": Candidate(deploy.fold(theirs))}
-    return {name: candidate._replace(trains=False) for name, candidate in found.items()}
+        result |= {"torchvision": Candidate(theirs), "torchvision, folded": Candidate(deploy.fold(theirs))}
+    return {name: candidate._replace(trains=False) for name, candidate in result.items()}
 
 
 def conv_norm_act(layer: type[tnn.ConvNormAct], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
-    ours = settled(layer(channels, channels))
+    ours = with_random_statistics(layer(channels, channels))
     folded = deploy.fold(ours)
     (conv,) = convs(folded)
-    bound = {"conv, relu_": Candidate(Formula(lambda x: conv(x).relu_(), folded))}
-    return candidates(bound, ours, torchvision.ops.Conv2dNormActivation(channels, channels))
+    baseline = {"conv, relu_": Candidate(Formula(lambda x: conv(x).relu_(), folded))}
+    return candidates(baseline, ours, torchvision.ops.Conv2dNormActivation(channels, channels))
 
 
 def basic_block(layer: type[tnn.BasicBlock], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
-    ours = settled(layer(channels, channels))
+    ours = with_random_statistics(layer(channels, channels))
     folded = deploy.fold(ours)
     first, last = convs(folded)
-    bound = {"convs, relu_, add_": Candidate(Formula(lambda x: last(first(x).relu_()).add_(x).relu_(), folded))}
-    return candidates(bound, ours, resnet.BasicBlock(channels, channels))
+    baseline = {"convs, relu_, add_": Candidate(Formula(lambda x: last(first(x).relu_()).add_(x).relu_(), folded))}
+    return candidates(baseline, ours, resnet.BasicBlock(channels, channels))
 
 
 def bottleneck(layer: type[tnn.Bottleneck], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
-    ours = settled(layer(channels, channels // 4))
+    ours = with_random_statistics(layer(channels, channels // 4))
     folded = deploy.fold(ours)
     first, spatial, last = convs(folded)
 
     def formula(x: Tensor) -> Tensor:
         return last(spatial(first(x).relu_()).relu_()).add_(x).relu_()
 
-    bound = {"convs, relu_, add_": Candidate(Formula(formula, folded))}
-    return candidates(bound, ours, resnet.Bottleneck(channels, channels // 4))
+    baseline = {"convs, relu_, add_": Candidate(Formula(formula, folded))}
+    return candidates(baseline, ours, resnet.Bottleneck(channels, channels // 4))
 
 
 def mb_conv(layer: type[tnn.MBConv], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
-    ours = settled(layer(channels, channels))
+    ours = with_random_statistics(layer(channels, channels))
     folded = deploy.fold(ours)
     first, spatial, _, _, last = convs(folded)
-    bound = {"three convs": Candidate(Formula(lambda x: last(spatial(first(x))), folded), is_equal=False)}
+    baseline = {"three convs": Candidate(Formula(lambda x: last(spatial(first(x))), folded), is_equal=False)}
     config = efficientnet.MBConvConfig(6, 3, 1, channels, channels, 1)
-    return candidates(bound, ours, efficientnet.MBConv(config, 0.0, nn.BatchNorm2d))
+    return candidates(baseline, ours, efficientnet.MBConv(config, 0.0, nn.BatchNorm2d))
 
 
 def depthwise(layer: type[tnn.DepthwiseSeparableConv], shape: Sequence[int]) -> Candidates:
-    ours = settled(layer(shape[1], shape[1]))
+    ours = with_random_statistics(layer(shape[1], shape[1]))
     folded = deploy.fold(ours)
     first, last = convs(folded)
     return candidates({"two convs": Candidate(Formula(lambda x: last(first(x)), folded), is_equal=False)}, ours)
@@ -107,18 +107,18 @@ def conv_next(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int]) -> Candidate
     def formula(x: Tensor) -> Tensor:
         return last(first(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
-    bound = {"three projections": Candidate(Formula(formula, folded), is_equal=False)}
-    return candidates(bound, ours, torchvision.models.convnext.CNBlock(shape[1], 1e-6, 0.0))
+    baseline = {"conv, two linears": Candidate(Formula(formula, folded), is_equal=False)}
+    return candidates(baseline, ours, torchvision.models.convnext.CNBlock(shape[1], 1e-6, 0.0))
 
 
 EARLY = (8, 64, 56, 56)
 
 FOLDED_CASES = [
-    Case(tnn.ConvNormAct, EARLY, conv_norm_act, Aim(1.01)),
-    Case(tnn.BasicBlock, EARLY, basic_block, Aim(1.02)),
-    Case(tnn.Bottleneck, (8, 256, 56, 56), bottleneck, Aim(1.02)),
-    Case(tnn.MBConv, (8, 40, 28, 28), mb_conv, Aim(1.35)),
-    Case(tnn.DepthwiseSeparableConv, EARLY, depthwise, Aim(1.05)),
-    Case(enn.CoordConv2d, EARLY, coord_conv, Aim(1.02)),
+    Case(tnn.ConvNormAct, EARLY, conv_norm_act, Target(1.01)),
+    Case(tnn.BasicBlock, EARLY, basic_block, Target(1.02)),
+    Case(tnn.Bottleneck, (8, 256, 56, 56), bottleneck, Target(1.02)),
+    Case(tnn.MBConv, (8, 40, 28, 28), mb_conv, Target(1.35)),
+    Case(tnn.DepthwiseSeparableConv, EARLY, depthwise, Target(1.05)),
+    Case(enn.CoordConv2d, EARLY, coord_conv, Target(1.02)),
     Case(tnn.ConvNeXtBlock, (8, 96, 28, 28), conv_next),
 ]

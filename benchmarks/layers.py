@@ -1,18 +1,18 @@
-"""Speed of the layers, as multiples of the time of a bound: what cannot be left out of the computation, and no more.
+"""Speed of the layers relative to a baseline: only the operations that cannot be left out of the computation.
 
     python benchmarks/layers.py
     python benchmarks/layers.py --only WSConv2d SqueezeExcitation --formats contiguous --json layers.json
 
-Each cell of the table is ``inference / training / saved``. The first two are times, divided by that of the bound in the
-same process: medians over many rounds, in which the candidates take turns. Training is forward and backward, to input
-and parameters. The third is what one training forward keeps for its backward, in sizes of the input, parameters and
-buffers left out. The aim is for our layer, in inference for its folded form where there is one. All on the CPU in
-float32.
+Each cell of the table is ``inference / training / saved``. The first two are times divided by the time of the baseline
+in the same process: medians over many rounds, in which the candidates take turns. Training is a forward and a backward
+pass, with gradients of input and parameters. The third is the memory that one training forward pass keeps for its
+backward pass, without parameters and buffers, in multiples of the input size. The target applies to our layer; in
+inference, to its folded form if there is one. Everything runs on the CPU in float32.
 
-1.00 is as fast as the bound. ``~`` marks a figure whose quartiles over the rounds lie further apart than a tenth of it:
-something else was running, or more rounds are needed. Figures found under different allocators do not compare. glibc
-gives large blocks back at once, and the page faults on fresh ones double some figures at random; with these settings it
-keeps what it has, as other allocators do:
+1.00 is as fast as the baseline. ``~`` marks a figure whose quartiles over the rounds differ by more than a tenth of it:
+something else was running, or more rounds are needed. Do not compare figures across allocators. glibc returns large
+blocks to the system at once, and page faults on new ones double some figures at random. With these settings it keeps
+them, as other allocators do:
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 python benchmarks/layers.py
 """
@@ -33,7 +33,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 class Figures(NamedTuple):
-    """What is found of one candidate; in inference alone for one that is not trained."""
+    """Measurements of one candidate; only inference if it is not trained."""
 
     inference: Ratio
     training: Ratio | None
@@ -42,7 +42,7 @@ class Figures(NamedTuple):
 
 
 def measure(case: Case, memory_format: torch.memory_format, rounds: int) -> dict[str, Figures]:
-    """The figures of all candidates, of the bound first."""
+    """Figures of all candidates, with the baseline first."""
     candidates = case.build()
     input = torch.randn(case.shape).contiguous(memory_format=memory_format)
     modules = {name: candidate.module.to(memory_format=memory_format) for name, candidate in candidates.items()}
@@ -70,35 +70,34 @@ def text(figure: Ratio | float | None) -> str:
 
 
 def record(case: Case, memory_format: str, figures: Mapping[str, Figures]) -> dict[str, Any]:
-    """What one row of the table says, and the spread, for JSON."""
-
+    """One row of the table, with quartiles, for JSON."""
     return {
         "layer": case.layer.__name__,
         "options": dict(case.options),
         "shape": case.shape,
         "format": memory_format,
-        "bound": next(iter(figures)),
-        "aim": case.aim._asdict(),
+        "baseline": next(iter(figures)),
+        "target": case.target._asdict(),
         "candidates": {
-            name: {"inference": spread(found.inference), "training": spread(found.training), "saved": found.saved}
-            for name, found in figures.items()
+            name: {"inference": as_json(own.inference), "training": as_json(own.training), "saved": own.saved}
+            for name, own in figures.items()
         },
     }
 
 
-def spread(found: Ratio | None) -> dict[str, Any] | None:
-    return found and {"ratio": found.value, "quartiles": [found.low, found.high]}
+def as_json(ratio: Ratio | None) -> dict[str, Any] | None:
+    return ratio and {"ratio": ratio.value, "quartiles": [ratio.low, ratio.high]}
 
 
 def json_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a file in an existing folder, got {text}")
     return path
 
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
-    """As JSON, under another name first: an interrupted run leaves an earlier file whole."""
+    """Writes JSON atomically, so that an interrupted run does not damage an earlier file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -108,14 +107,14 @@ def write(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def choose(names: Sequence[str], cases: Sequence[Case]) -> list[Case]:
-    """Cases of the layers of these names or, where a name is no layer's, of all layers whose name it is a part of."""
+    """Cases of the layers with these names. A name of no layer selects all layers whose names contain it."""
     layers = list(dict.fromkeys(case.layer.__name__ for case in cases))
     chosen: set[str] = set()
     for name in names:
-        found = [name] if name in layers else [layer for layer in layers if name.lower() in layer.lower()]
-        if not found:
+        matches = [name] if name in layers else [layer for layer in layers if name.lower() in layer.lower()]
+        if not matches:
             raise ValueError(f"no layer is called {name!r}; there are {', '.join(layers)}")
-        chosen.update(found)
+        chosen.update(matches)
     return [case for case in cases if case.layer.__name__ in chosen]
 
 
@@ -128,12 +127,12 @@ def count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="layers, or parts of their names; all by default")
-    parser.add_argument("--folded", action="store_true", help="folded blocks instead, in inference")
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write ratios and their spread there as well")
-    parser.add_argument("--rounds", type=count, default=21, help="turns of each candidate (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="both by default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="layers or parts of their names (default: all)")
+    parser.add_argument("--folded", action="store_true", help="measure folded blocks in inference instead")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="also write ratios and quartiles to this file")
+    parser.add_argument("--rounds", type=count, default=21, help="rounds for each candidate (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
     args = parser.parse_args(arguments)
     try:
         cases = FOLDED_CASES if args.folded else CASES
@@ -145,14 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     report: dict[str, Any] = {"conditions": {**conditions(), "rounds": args.rounds}, "rows": []}
     print(*(f"{name}: {value}" for name, value in report["conditions"].items()), sep="\n")
-    print("Each cell: inference / training, of the bound's time / saved for backward, of the input's size")
+    print("Each cell: inference / training time relative to the baseline / memory saved relative to the input")
     for case in cases:
         for number, name in enumerate(args.formats if len(case.shape) == 4 else ["contiguous"]):
             figures = measure(case, FORMATS[name], args.rounds)
             if number == 0:
-                bound, *others = figures
-                print(f"\n{case}", row("", [f"bound: {bound}", *others, "aim"]), sep="\n")
-            print(row(name, [cell(*map(text, found)) for found in (*figures.values(), case.aim)]), flush=True)
+                baseline, *others = figures
+                print(f"\n{case}", row("", [f"baseline: {baseline}", *others, "target"]), sep="\n")
+            print(row(name, [cell(*map(text, own)) for own in (*figures.values(), case.target)]), flush=True)
             report["rows"].append(record(case, name, figures))
     if args.json:
         write(args.json, report)

@@ -1,7 +1,7 @@
-"""Time and memory of modules beside each other, and the conditions under which they were found.
+"""Relative time and memory of modules, and the conditions of the measurement.
 
-Seconds belong to one machine on one day, so none leave this file: what is given back is time as a multiple of that of a
-bound, which ran in the same process and in turns with the rest.
+Seconds depend on the machine and the day, so this file returns only ratios to the time of a baseline, which takes turns
+with the other candidates in the same process.
 """
 
 import gc
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 __all__ = ["Ratio", "conditions", "inference_ratios", "interleave", "ratios", "saved_bytes", "training_ratios"]
 
-#: Seconds that a measurement takes, or more: far above what the clock and a call from Python cost.
+#: Minimum seconds of a measurement: far above the overhead of the clock and of a call from Python.
 AT_LEAST = 0.02
 
-#: Lists the files that are mapped into this process, on Linux.
+#: Files that are mapped into this process, on Linux.
 MAPS = Path("/proc/self/maps")
 
 ALLOCATORS = ("jemalloc", "mimalloc", "tcmalloc")
@@ -45,30 +45,30 @@ Clock = Callable[[], float]
 
 
 class Ratio(NamedTuple):
-    """Time as a multiple of the bound's."""
+    """Time relative to the baseline."""
 
-    #: Of the medians over all rounds.
+    #: Ratio of the medians over all rounds.
     value: float
-    #: Quartiles of the multiples that single rounds gave.
+    #: Quartiles of the ratios of single rounds.
     low: float
     high: float
 
     def __str__(self) -> str:
-        """With ``~`` where the quartiles lie further apart than a tenth of it."""
+        """The value, with ``~`` if the quartiles differ by more than a tenth of it."""
         return f"{'~' if self.high - self.low > self.value / 10 else ''}{self.value:.2f}"
 
 
 def interleave(
     calls: Mapping[str, Call], rounds: int, *, at_least: float = AT_LEAST, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds that one call takes, for each round; in a round each of the calls has its turn.
+    """Seconds per call in each round; in every round each of the calls has its turn.
 
-    Whatever else the machine does slows all of them down. Every other round runs backwards, so that one that warms up
-    or cools down favours none.
+    This way, other load on the machine slows all of them down. Every other round runs backwards, so that a machine that
+    warms up or cools down favours none of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with _no_collection():
-        counts = {name: _enough(call, at_least, clock) for name, call in calls.items()}
+        counts = {name: _call_count(call, at_least, clock) for name, call in calls.items()}
         for turn in range(rounds):
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
                 seconds[name].append(_seconds(calls[name], counts[name], clock) / counts[name])
@@ -76,55 +76,55 @@ def interleave(
 
 
 def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Ratio]:
-    """What :func:`interleave` gives, as multiples of the first, which is the bound."""
-    bound = next(iter(seconds.values()))
-    found = {}
+    """Results of :func:`interleave` relative to the first, the baseline."""
+    baseline = next(iter(seconds.values()))
+    result = {}
     for name, own in seconds.items():
-        rounds = torch.tensor([a / b for a, b in zip(own, bound, strict=True)], dtype=torch.float64)
+        rounds = torch.tensor([a / b for a, b in zip(own, baseline, strict=True)], dtype=torch.float64)
         low, high = rounds.quantile(rounds.new_tensor([0.25, 0.75])).tolist()
-        found[name] = Ratio(statistics.median(own) / statistics.median(bound), low, high)
-    return found
+        result[name] = Ratio(statistics.median(own) / statistics.median(baseline), low, high)
+    return result
 
 
 def inference_ratios(modules: Mapping[str, nn.Module], input: Tensor, rounds: int) -> dict[str, Ratio]:
-    """Time of the modules in eval mode without autograd; the first is the bound."""
+    """Time of the modules in eval mode, without autograd; the first is the baseline."""
     calls = {name: partial(module.eval(), input) for name, module in modules.items()}
     with torch.inference_mode():
         return ratios(interleave(calls, rounds))
 
 
 def training_ratios(modules: Mapping[str, nn.Module], input: Tensor, rounds: int) -> dict[str, Ratio]:
-    """Time of forward and backward, to the input and all parameters; the first of the modules is the bound."""
+    """Time of a training step, as in :func:`training_step`; the first module is the baseline."""
     calls = {name: training_step(module, input) for name, module in modules.items()}
     return ratios(interleave(calls, rounds))
 
 
 def training_step(module: nn.Module, input: Tensor) -> Call:
-    """Forward in training mode, and the gradients of the input and of all parameters."""
+    """Forward pass in training mode, and gradients of the input and all parameters."""
     module.train()
     input = input.detach().requires_grad_()
-    wanted = [input, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+    inputs = [input, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
     gradients = [torch.randn_like(output) for output in _outputs(module, input.detach())]
-    return lambda: torch.autograd.grad(_outputs(module, input), wanted, gradients)
+    return lambda: torch.autograd.grad(_outputs(module, input), inputs, gradients)
 
 
 def saved_bytes(module: nn.Module, input: Tensor) -> int:
-    """What a forward in training mode leaves in memory for its backward, without what the module holds anyway.
+    """Memory that a forward pass in training mode keeps for its backward pass, without parameters and buffers.
 
-    A storage counts in full, and once, however many tensors lie in it.
+    A storage counts once and in full, however many tensors share it.
     """
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Saved:
-        held = _Saved(tensor.detach())  # an output would hold its own graph, and the graph the output
-        saved.add(held)
-        return held
+        entry = _Saved(tensor.detach())  # an output and its graph would keep each other alive
+        saved.add(entry)
+        return entry
 
     module.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda entry: entry.tensor):
         outputs = _outputs(module, input.detach().requires_grad_())
-    # While the outputs live, so does their graph; what it has dropped by now is gone from the set.
-    storages = [held.tensor.untyped_storage() for held in saved]
+    # The outputs keep their graph alive; the weak set has lost the tensors that the graph has dropped.
+    storages = [entry.tensor.untyped_storage() for entry in saved]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     del outputs
     owned = {tensor.untyped_storage().data_ptr() for tensor in chain(module.parameters(), module.buffers())}
@@ -132,10 +132,10 @@ def saved_bytes(module: nn.Module, input: Tensor) -> int:
 
 
 def conditions() -> dict[str, str]:
-    """What the figures depend on besides the layers: versions, threads, instructions, allocator and its settings."""
+    """Conditions that affect the figures: versions, threads, instruction set, allocator and its settings."""
     settings = [f"{name}={os.environ[name]}" for name in ALLOCATOR_SETTINGS if name in os.environ]
     return {
-        "torch": str(torch.__version__),  # with what it was built for
+        "torch": str(torch.__version__),  # includes the build variant
         **{name: _version(name) for name in ("torchvision", "timm")},
         "threads": str(torch.get_num_threads()),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
@@ -144,17 +144,17 @@ def conditions() -> dict[str, str]:
 
 
 def allocator(maps: Path = MAPS) -> str:
-    """Whose ``malloc`` this process uses, as far as the files that are mapped into it show."""
+    """The memory allocator of this process, judging by the files that are mapped into it."""
     try:
         mapped = {Path(line.split(maxsplit=5)[-1]).name for line in maps.read_text(errors="replace").splitlines()}
     except OSError:
         mapped = set()
-    found = sorted(file for file in mapped if any(name in file for name in ALLOCATORS))
-    return ", ".join(found) or f"the C library's ({' '.join(platform.libc_ver()).strip() or platform.system()})"
+    libraries = sorted(file for file in mapped if any(name in file for name in ALLOCATORS))
+    return ", ".join(libraries) or f"the C library's ({' '.join(platform.libc_ver()).strip() or platform.system()})"
 
 
 class _Saved:
-    """A tensor in the place where autograd keeps it; unlike the tensor itself, nothing else refers to it."""
+    """Holder of a saved tensor; only autograd refers to it, unlike the tensor itself."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -165,8 +165,8 @@ def _outputs(module: nn.Module, input: Tensor) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _enough(call: Call, at_least: float, clock: Clock) -> int:
-    """So many calls that they take ``at_least`` seconds; they are warm then."""
+def _call_count(call: Call, at_least: float, clock: Clock) -> int:
+    """Number of calls that take ``at_least`` seconds; also warms them up."""
     call()
     count = 1
     while _seconds(call, count, clock) < at_least:
@@ -183,7 +183,7 @@ def _seconds(call: Call, count: int, clock: Clock) -> float:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """The garbage of one is not swept up in the time of another."""
+    """Context without garbage collection, which would charge one candidate for the garbage of another."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,15 +1,15 @@
-"""Speed of int8 models in eager mode, as multiples of the time of torchvision's quantizable model of the same name.
+"""Speed of int8 models in eager mode relative to torchvision's quantizable model of the same name.
 
     python benchmarks/quantized.py
     python benchmarks/quantized.py --only resnet50 --backends onednn --batches 8
     python benchmarks/quantized.py --compiled
 
-Both models have the same weights, are calibrated on the same batch of random images and run on the same backend of
-torch, one after the other in turns; the figure is that of the medians. 1.00 is as fast as torchvision's, and ``float``
-is torchvision's float model. With ``--compiled``, ``pt2e`` is our model by the other engine, compiled for each size of
-batch, which takes its time. ``~`` marks a figure whose quartiles over the rounds lie further apart than a tenth of it.
-``dB`` is signal to quantization noise against the float model, of ours and of torchvision's. All on the CPU. For the
-memory allocator see ``layers.py``.
+Both models have the same weights, are calibrated on the same batch of random images, and take turns on the same backend
+of torch; the figure is the ratio of the medians. 1.00 is as fast as torchvision's model, and ``float`` is torchvision's
+float model. With ``--compiled``, ``pt2e`` is our model from the other engine, compiled for each batch size, which takes
+long. ``~`` marks a figure whose quartiles over the rounds differ by more than a tenth of it. ``dB`` is the
+signal-to-quantization-noise ratio against the float model, for ours and torchvision's. Everything runs on the CPU. For
+the memory allocator see ``layers.py``.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from layers import count, json_file, spread, text, write
+from layers import as_json, count, json_file, text, write
 from measure import Ratio, conditions, interleave, ratios
 from torch import Tensor, nn
 
@@ -33,14 +33,14 @@ from torchvision_layers import quantized
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "references" / "classification"))
 from models import build_model  # the reference models are scripts, not a package
 
-#: At most so many times torchvision's time.
-AIMS = {"resnet18": 1.0, "resnet50": 0.85, "mobilenet_v2": 1.0, "mobilenet_v3_large": 0.9}
+#: Upper limits, relative to torchvision's time.
+TARGETS = {"resnet18": 1.0, "resnet50": 0.85, "mobilenet_v2": 1.0, "mobilenet_v3_large": 0.9}
 BACKENDS = ("x86", "onednn")
 SIZE = 224
 
 
 class Models(NamedTuple):
-    """The same model three times, or four."""
+    """The same model in three or four versions."""
 
     theirs: nn.Module
     ours: nn.Module
@@ -50,20 +50,20 @@ class Models(NamedTuple):
 
 @contextmanager
 def running_on(backend: str) -> Iterator[None]:
-    """Sets torch's engine for a while, and leaves out that torch's eager mode quantization is deprecated."""
+    """Context with another torch engine and without torch's warning that eager mode quantization is deprecated."""
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = backend
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*deprecated")
-            warnings.filterwarnings("ignore", message="must run observer")  # of a product that a block does not use
+            warnings.filterwarnings("ignore", message="must run observer")  # a block may not use its product
             yield
     finally:
         torch.backends.quantized.engine = engine
 
 
 def settle(model: nn.Module) -> None:
-    """Running statistics as a trained model has them: those of the images."""
+    """Sets the running statistics to those of random images."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -82,7 +82,7 @@ def float_pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def by_torchvision(name: str, backend: str, batch: Tensor, weights: nn.Module) -> nn.Module:
-    """Torchvision's quantizable model, its way."""
+    """Torchvision's quantizable model, quantized as torchvision does."""
     model = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
     model.load_state_dict(weights.state_dict())
     with running_on(backend), torch.no_grad():
@@ -107,10 +107,10 @@ def decibels(expected: Tensor, got: Tensor) -> float:
 
 def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
     images = torch.randn(batch, 3, SIZE, SIZE)
-    # Copies: oneDNN keeps kernels ready for the first size that they meet.
+    # Copies, because oneDNN caches kernels for the first input size.
     copies = {name: copy.deepcopy(model) for name, model in models._asdict().items() if name != "pt2e"}
     calls = {name: partial(model, images) for name, model in copies.items()}
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # by which int8 weights are packed
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # freezing packs int8 weights
         if models.pt2e is not None:
             torch.compiler.reset()
             calls["pt2e"] = partial(torch.compile(models.pt2e, dynamic=False), images)
@@ -120,20 +120,20 @@ def measure(models: Models, batch: int, rounds: int) -> dict[str, Ratio]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=AIMS, default=list(AIMS), help="models; all by default")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="both by default")
-    parser.add_argument("--batches", nargs="+", type=count, default=[1, 8], help="images in a batch (default: 1 8)")
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write ratios and their spread there as well")
-    parser.add_argument("--rounds", type=count, default=21, help="turns of each model (default: %(default)s)")
-    parser.add_argument("--compiled", action="store_true", help="also the PT2E engine's model, compiled")
-    parser.add_argument("--threads", type=count, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), help="models (default: all)")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="default: both")
+    parser.add_argument("--batches", nargs="+", type=count, default=[1, 8], help="batch sizes (default: 1 8)")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="also write ratios and quartiles to this file")
+    parser.add_argument("--rounds", type=count, default=21, help="rounds for each model (default: %(default)s)")
+    parser.add_argument("--compiled", action="store_true", help="also measure the compiled model of the PT2E engine")
+    parser.add_argument("--threads", type=count, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args(arguments)
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     report: dict[str, Any] = {"conditions": {**conditions(), "rounds": args.rounds}, "rows": []}
     print(*(f"{name}: {value}" for name, value in report["conditions"].items()), sep="\n")
-    head = "".join(f"{title:>8}" for title in ("ours", "aim", "float", "pt2e"))
+    head = "".join(f"{title:>8}" for title in ("ours", "target", "float", "pt2e"))
     print(f"\n{'model':<20}{'backend':<9}{'images':>6}{head}{'dB ours':>10}{'theirs':>8}")
     for name in args.only:
         for backend in args.backends:
@@ -142,14 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with torch.inference_mode():
                 expected, *outputs = (model(calibration) for model in (models.float, models.ours, models.theirs))
             noise = [decibels(expected, output) for output in outputs]
-            ending = "{:>10.1f}{:>8.1f}".format(*noise)
+            snr = "{:>10.1f}{:>8.1f}".format(*noise)
             for batch in args.batches:
                 with running_on(backend):
-                    found = measure(models, batch, args.rounds)
-                cells = (text(found["ours"]), f"{AIMS[name]:.2f}", text(found["float"]), text(found.get("pt2e")))
-                print(f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{ending}", flush=True)
-                figures = {key: spread(found.get(key)) for key in ("ours", "float", "pt2e")}
-                about = {"model": name, "backend": backend, "images": batch, "aim": AIMS[name], "decibels": noise}
+                    times = measure(models, batch, args.rounds)
+                cells = (text(times["ours"]), f"{TARGETS[name]:.2f}", text(times["float"]), text(times.get("pt2e")))
+                print(
+                    f"{name:<20}{backend:<9}{batch:>6}{''.join(f'{cell:>8}' for cell in cells)}{snr}",
+                    flush=True,
+                )
+                figures = {key: as_json(times.get(key)) for key in ("ours", "float", "pt2e")}
+                about = {"model": name, "backend": backend, "images": batch, "target": TARGETS[name], "decibels": noise}
                 report["rows"].append({**about, **figures})
     if args.json:
         write(args.json, report)

@@ -1,4 +1,4 @@
-"""What these pages need of Sphinx beyond its own: drawings, and names as this package writes them."""
+"""Sphinx extension of these pages: drawings, formulas, and links from short names."""
 
 import importlib
 
@@ -12,19 +12,19 @@ from sphinx.writers.html5 import HTML5Translator
 
 __all__ = ["setup"]
 
-#: What a layer argument may be, as signatures spell it out; docs/source/composing.rst tells it in words.
+#: Type of a layer argument, as signatures spell it out. docs/source/composing.rst describes it.
 _LAYER_ARGUMENT = (
     "~collections.abc.Callable[[...], ~torch.nn.modules.module.Module] | ~torch.nn.modules.module.Module",
     "LayerArgument",
 )
-#: Doors in the order in which a short name is looked for.
-_DOORS = ("nn", "experimental.nn", "quantized", "deploy", "testing")
-#: Modules of torch that classes say they are from, and where its pages have them.
-_HOMES = {"torch.nn.modules.": "torch.nn.", "torch.fx.graph_module.": "torch.fx."}
+#: Public packages, in the order in which a short name is looked up.
+_PACKAGES = ("nn", "experimental.nn", "quantized", "deploy", "testing")
+#: Modules that torch's classes name as their own, and the modules under which its documentation lists them.
+_DOCUMENTED_MODULES = {"torch.nn.modules.": "torch.nn.", "torch.fx.graph_module.": "torch.fx."}
 
 
 class DrawingDirective(SphinxDirective):
-    """``.. drawing:: name``: an image of docs/source/images, with the words it has for who cannot see it."""
+    """``.. drawing:: name``: an image of docs/source/images, with its alt text."""
 
     required_arguments = 1
 
@@ -35,30 +35,30 @@ class DrawingDirective(SphinxDirective):
         return [nodes.image(uri=f"/images/{name}.svg", alt=DRAWINGS[name].alt, classes=["drawing"])]
 
 
-def lead_names_home(app: Sphinx, doctree: nodes.document) -> None:
-    """Docstrings write ``:class:`ConvNormAct``` in every room; torch's classes say which file they are from."""
+def resolve_short_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Links ``:class:`ConvNormAct``` from any package, and torch's classes, whose module names an internal file."""
     names = {"LayerArgument": "torchvision_layers.nn.LayerArgument"}
-    for door in reversed(_DOORS):
-        path = f"torchvision_layers.{door}"
+    for package in reversed(_PACKAGES):
+        path = f"torchvision_layers.{package}"
         names.update({name: f"{path}.{name}" for name in importlib.import_module(path).__all__})
     for node in doctree.findall(pending_xref):
         target = node.get("reftarget", "")
         own = f"{node.get('py:module')}.{target}"
         if node.get("refdomain") != "py" or own in names.values():
             continue
-        if node["reftype"] == "mod" and target in _DOORS:
+        if node["reftype"] == "mod" and target in _PACKAGES:
             node["reftarget"] = f"torchvision_layers.{target}"
         if target in names:
             node["reftarget"] = names[target]
-        for prefix, home in _HOMES.items():
+        for prefix, documented in _DOCUMENTED_MODULES.items():
             if target.startswith(prefix):
-                node["reftarget"] = home + target.rsplit(".", 1)[1]
+                node["reftarget"] = documented + target.rsplit(".", 1)[1]
 
 
 def shorten_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Gives the union that a layer argument is its name."""
+    """Writes the union type of a layer argument as its name."""
     return signature and signature.replace(*_LAYER_ARGUMENT), returned
 
 
@@ -74,12 +74,12 @@ def write_formula(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 class AttributeComments:
-    """Keeps napoleon from reading ``#: a sentence: with a colon`` as a type and a description."""
+    """Prevents napoleon from reading ``#: a sentence: with a colon`` as a type and a description."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def keep(self, app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    def save(self, app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
         self.lines = list(lines)
 
     def restore(self, app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -90,10 +90,10 @@ class AttributeComments:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("drawing", DrawingDirective)
     app.add_html_math_renderer("mathml", (write_inline_formula, None), (write_formula, None))
-    app.connect("doctree-read", lead_names_home)
+    app.connect("doctree-read", resolve_short_names)
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-signature", shorten_signature)
     comments = AttributeComments()
-    app.connect("autodoc-process-docstring", comments.keep, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", comments.save, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", comments.restore, priority=600)
     return {"parallel_read_safe": True}

@@ -20,25 +20,28 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def layers(report: dict[str, Any]) -> str:
-    """Of each case ours in inference (folded, where it folds) and in training, with what we aim for, and its peers."""
-    return _table(report, ("layer; input; bound", "inference", "training", "others"), map(_layer, report["rows"]))
+    """Table of our figures in inference (folded, if it folds) and in training with targets, and of others' figures."""
+    return _table(report, ("layer; input; baseline", "inference", "training", "others"), map(_layer, report["rows"]))
 
 
 def _layer(row: dict[str, Any]) -> tuple[str, ...]:
-    found = dict(row["candidates"])
-    del found[row["bound"]]
-    ours = found.pop("ours")
+    candidates = dict(row["candidates"])
+    del candidates[row["baseline"]]
+    ours = candidates.pop("ours")
     training = ours["training"]
-    if "folded" in found:  # what is aimed at in inference
-        ours, found = found.pop("folded"), {"ours, not folded": {**ours, "training": None}, **found}
+    if "folded" in candidates:  # the target in inference applies to it
+        ours, candidates = candidates.pop("folded"), {"ours, not folded": {**ours, "training": None}, **candidates}
     others = [
         f"{name} {_ratio(other['inference'])}" + (f" / {_ratio(other['training'])}" if other["training"] else "")
-        for name, other in found.items()
+        for name, other in candidates.items()
     ]
     options = "".join(f", ``{name}={value}``" for name, value in row["options"].items())
     size = "×".join(map(str, row["shape"]))
-    case = [f"``{row['layer']}``{options}", f"{size}, {row['format'].replace('_', ' ')}", f"``{row['bound']}``"]
-    figures = _with_aim(ours["inference"], row["aim"]["inference"]), _with_aim(training, row["aim"]["training"])
+    case = [f"``{row['layer']}``{options}", f"{size}, {row['format'].replace('_', ' ')}", f"``{row['baseline']}``"]
+    figures = (
+        _with_target(ours["inference"], row["target"]["inference"]),
+        _with_target(training, row["target"]["training"]),
+    )
     return _lines(case), *figures, _lines(others or [NONE])
 
 
@@ -48,17 +51,17 @@ def models(report: dict[str, Any]) -> str:
     for row in report["rows"]:
         case = [f"``{row['model']}``", f"{row['backend']}, images: {row['images']}"]
         decibels = " / ".join(f"{value:.1f}" for value in row["decibels"])
-        rows.append((_lines(case), _with_aim(row["ours"], row["aim"]), _ratio(row["float"]), decibels))
+        rows.append((_lines(case), _with_target(row["ours"], row["target"]), _ratio(row["float"]), decibels))
     return _table(report, ("model", "ours", "float", "dB, ours / theirs"), rows)
 
 
-def _ratio(found: dict[str, Any] | None) -> str:
+def _ratio(ratio: dict[str, Any] | None) -> str:
     """As the scripts print it."""
-    return NONE if found is None else str(Ratio(found["ratio"], *found["quartiles"]))
+    return NONE if ratio is None else str(Ratio(ratio["ratio"], *ratio["quartiles"]))
 
 
-def _with_aim(found: dict[str, Any] | None, aim: float | None) -> str:
-    return _ratio(found) if aim is None else f"{_ratio(found)} ({aim:.2f})"
+def _with_target(ratio: dict[str, Any] | None, target: float | None) -> str:
+    return _ratio(ratio) if target is None else f"{_ratio(ratio)} ({target:.2f})"
 
 
 def _lines(parts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of other projects that signatures link to, as inventories that Sphinx reads without a network."""
+"""Intersphinx inventories of the external names in signatures, written here so that builds need no network."""
 
 import zlib
 from pathlib import Path
@@ -8,7 +8,7 @@ __all__ = ["PROJECTS", "write_inventories"]
 _PYTHON = "https://docs.python.org/3/"
 _TORCH = "https://docs.pytorch.org/docs/stable/"
 
-#: By project: where its pages are, and where there each name that we link to stands, with its role.
+#: By project: the address of its pages, and the role and page of each name that signatures link to.
 PROJECTS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "python": (
         _PYTHON,
@@ -47,12 +47,12 @@ PROJECTS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 
 
 def write_inventories(folder: Path) -> dict[str, tuple[str, str]]:
-    """Writes an inventory for each project and gives what Sphinx wants as ``intersphinx_mapping``."""
+    """Writes an inventory for each project, and returns Sphinx's ``intersphinx_mapping``."""
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {}
     for project, (address, names) in PROJECTS.items():
         lines = [f"{name} py:{role} 1 {page} -\n" for name, (role, page) in names.items()]
-        # A page ends in $ where the name follows; we write names out, which is allowed.
+        # In an address, $ is the name. The format abbreviates it at the end only, so names are written out.
         text = "".join(line.replace("$", line.split()[0]) for line in lines)
         header = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n"
         header += "# The remainder of this file is compressed using zlib.\n"

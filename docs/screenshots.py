@@ -1,8 +1,8 @@
-"""Pages as a browser shows them: whether anything is wider than the window, and pictures to look at.
+"""Screenshots of the pages, and a search for content that is wider than the window.
 
     python docs/screenshots.py --output-dir outputs/pages
 
-takes every page of docs/build/html at the width of a telephone and of a desk, in Chromium without a window.
+takes a screenshot of every page of docs/build/html at phone and desktop width, in headless Chromium.
 """
 
 import argparse
@@ -28,17 +28,17 @@ _MARK = "measured:"
 
 
 class Measured(NamedTuple):
-    """A page at a width: how wide its content is, and what sticks out."""
+    """A page at one window width: the width of its content, and the elements wider than the window."""
 
     page: str
     width: int
     content: int
     offenders: tuple[str, ...]
-    #: Pictures that were not found, or have no words for who cannot see them.
+    #: Images that did not load, or have no alt text.
     bad_images: tuple[str, ...]
 
 
-# A window of Chromium is never narrower than 500 pixels; a frame may be. What is in it sees the width of the frame.
+# A Chromium window is at least 500 pixels wide, a frame may be narrower. Its page sees the width of the frame.
 _FRAME = """<!doctype html><body style="margin:0"><iframe id="f" style="border:0"></iframe><pre id="r"></pre><script>
 const jobs = %s, found = [], frame = document.getElementById("f");
 function next() {
@@ -98,10 +98,10 @@ def _served(folder: Path, frame: str) -> Iterator[str]:
 def _run(folder: Path, frame: str, budget: int, *options: str) -> str:
     chromium = browser()
     if chromium is None:
-        raise FileNotFoundError("chromium must be installed to look at pages, found none")
+        raise FileNotFoundError("chromium must be on the path to take screenshots: apt-get install chromium")
     with tempfile.TemporaryDirectory() as profile, _served(folder, frame) as address:
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        # Nothing but the pages is asked for: the formulas come from elsewhere.
+        # Only the local server resolves, so pages load nothing from the network.
         command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--hide-scrollbars"]
         command += [f"--virtual-time-budget={budget}", *options, address]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
@@ -119,7 +119,7 @@ def measure(folder: Path, pages: Sequence[str], widths: Sequence[int] = WIDTHS) 
 
 
 def take(folder: Path, page: str, width: int, path: Path, *, theme: str = "light", height: int = 900) -> None:
-    """Writes a picture of the upper part of a page."""
+    """Writes a screenshot of the top of a page."""
     frame = _FRAME % (json.dumps([(page, width)]), _MARK, theme, "")
     frame = frame.replace("frame.height = 900", f"frame.height = {height}")
     _run(folder, frame, 4000, f"--window-size={max(width, 500)},{height}", f"--screenshot={path}")
@@ -127,10 +127,10 @@ def take(folder: Path, page: str, width: int, path: Path, *, theme: str = "light
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True, help="where pictures are written")
-    parser.add_argument("--pages", nargs="+", help="addresses below docs/build/html; by default all")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the screenshots")
+    parser.add_argument("--pages", nargs="+", help="paths below docs/build/html; default: all pages")
     parser.add_argument("--theme", choices=("light", "dark"), default="light", help="default: light")
-    parser.add_argument("--height", type=int, default=1600, help="of a picture; default: 1600")
+    parser.add_argument("--height", type=int, default=1600, help="height of a screenshot; default: 1600")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for page in args.pages or sorted(str(path.relative_to(BUILT)) for path in BUILT.rglob("*.html")):

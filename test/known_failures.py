@@ -18,11 +18,11 @@ OLDEST_TORCH = {
     "experimental/test_spatial_attention.py::test_an_exported_program_serves_sizes_of_every_remainder[{'stride': 2": (
         "the exported program requires more pixels before its last blocks than sizes of any remainder have"
     ),
-    "quantized/pt2e/test_quantize.py::test_equal_to_the_plain_flow_of_torchao": (
-        "plain torchao leaves the model in float"
+    "quantized/pt2e/test_quantize.py::test_equal_to_torchao_workflow": (
+        "torchao leaves the model in float"
     ),
-    "quantized/pt2e/test_report.py::test_the_plain_flow_refuses_one_relu_at_many_places": (
-        "plain torchao leaves the model in float"
+    "quantized/pt2e/test_report.py::test_torchao_workflow_fails_on_reused_relu": (
+        "torchao leaves the model in float"
     ),
 }
 OLDEST_ONNXRUNTIME = {  # 1.23 is the newest onnxruntime for Python 3.10

@@ -1,4 +1,4 @@
-"""Layers for computer vision, with quantizable twins that fuse themselves."""
+"""Computer vision layers, and a path to int8 for any model."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -8,5 +8,5 @@ __all__ = ["__version__", "nn"]
 
 try:
     __version__ = version("torchvision_layers")
-except PackageNotFoundError:  # a checkout on the path, not installed
+except PackageNotFoundError:  # a checkout that is on the path but not installed
     __version__ = "0+unknown"

@@ -1,4 +1,4 @@
-"""The drawings of the documentation, each made from what it shows. ``python docs/drawings`` writes them all."""
+"""Diagrams of the documentation, drawn from the code they show. ``python docs/drawings`` writes them all."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from torch import nn
 from torchvision_layers import nn as tnn
 
 from .blocks import draw_block
-from .diagrams import draw_fusing, draw_rooms
+from .diagrams import draw_fusing, draw_packages
 from .figures import draw_activations, draw_attention_window, draw_coordinates
 from .svg import Sheet
 
@@ -17,7 +17,7 @@ __all__ = ["DRAWINGS", "Drawing"]
 
 
 class Drawing(NamedTuple):
-    """What draws it, and what it shows in words, for who cannot see it."""
+    """A function that draws, and the alt text."""
 
     draw: Callable[[], Sheet]
     alt: str
@@ -30,12 +30,12 @@ def _block(make: Callable[[], nn.Module]) -> Callable[[], Sheet]:
     return lambda: draw_block(make())
 
 
-#: By the name of the file; where that is the name of a layer, the drawing stands on its page.
+#: By file name. A drawing with the name of a layer appears on the page of that layer.
 DRAWINGS: dict[str, Drawing] = {
-    "rooms": Drawing(
-        draw_rooms,
-        "The rooms of the package. Your model imports nn; deploy and testing import quantized; nn, quantized and "
-        "experimental import layers; layers imports _utils.",
+    "packages": Drawing(
+        draw_packages,
+        "Packages and their imports. Your model imports nn; deploy, testing and standalone import quantized; "
+        "standalone imports _source; nn, quantized and experimental import layers; layers and _source import _utils.",
     ),
     "fusing": Drawing(
         draw_fusing,
@@ -49,18 +49,18 @@ DRAWINGS: dict[str, Drawing] = {
     ),
     "MultiHeadedSpatialAttention": Drawing(
         draw_attention_window,
-        "The pixels that a query sees with a window of 5×5: all 25 around a pixel inside of the image, and at the "
-        "border those 12 of the window that lie in the image.",
+        "The pixels that a query sees with a window of 5×5: all 25 around a pixel inside the image, and at the "
+        "border the 12 pixels of the window that are inside the image.",
     ),
     "CoordConv2d": Drawing(
         draw_coordinates,
-        "The added channels on an image of 5×5: i goes from -1 in the first row to 1 in the last, j from -1 in the "
+        "The added channels on an image of 5×5: i ranges from -1 in the first row to 1 in the last, j from -1 in the "
         "first column to 1 in the last, r is 0 in the centre and 1.4 in the corners.",
     ),
     "BasicBlock": Drawing(
         _block(partial(tnn.BasicBlock, 64, 128, stride=2)),
         "BasicBlock of 64 to 128 channels with stride 2: two convolutions of 3×3, each with batch norm, a ReLU between "
-        "them; beside them a strided 1×1 convolution with batch norm; their sum goes through a ReLU.",
+        "them; in parallel, a strided 1×1 convolution with batch norm; a ReLU follows their sum.",
     ),
     "Bottleneck": Drawing(
         _block(partial(tnn.Bottleneck, 256, 64)),
@@ -80,6 +80,7 @@ DRAWINGS: dict[str, Drawing] = {
     "ConvNeXtBlock": Drawing(
         _block(partial(tnn.ConvNeXtBlock, 96)),
         "ConvNeXtBlock of 96 channels: a depthwise 7×7 convolution, a change to channels last, layer norm, a "
-        "projection to 384, GELU, one back to 96, a change to channels first, layer scale; added to the input.",
+        "linear layer to 384, GELU, a linear layer back to 96, a change to channels first, layer scale; added to the "
+        "input.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Writes the drawings to where the pages look for them."""
+"""Writes the drawings to docs/source/images."""
 
 import sys
 from pathlib import Path

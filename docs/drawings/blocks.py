@@ -1,4 +1,4 @@
-"""Blocks, drawn from what tracing finds in them."""
+"""Diagrams of blocks, drawn from a trace."""
 
 import operator
 
@@ -16,7 +16,7 @@ _SUMS = (operator.add, operator.iadd)
 
 
 class _Tracer(torch.fx.Tracer):
-    """Stops at what a reader takes for one thing."""
+    """Treats squeeze-excitation as one module."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, tnn.SqueezeExcitation) or not any(module.children())
@@ -27,19 +27,19 @@ def draw_block(block: nn.Module) -> Sheet:
     graph = _Tracer().trace(block.eval())
     modules = dict(block.named_modules())
     join = next(node for node in graph.nodes if node.target in _SUMS)
-    branch, skip = sorted((_way_to(arg) for arg in join.args), key=len, reverse=True)
-    after = [node for node in _way_to(next(n for n in graph.nodes if n.op == "output").args[0]) if node > join]
+    branch, skip = sorted((_path_to(arg) for arg in join.args), key=len, reverse=True)
+    after = [node for node in _path_to(next(n for n in graph.nodes if n.op == "output").args[0]) if node > join]
 
     x, right = 24 + _BOX / 2, 24 + _BOX + 40 + _SKIP_BOX / 2
     width = right + _SKIP_BOX / 2 + 24 if skip else right
-    sheet = Sheet(width, 0)  # as high as what is drawn, in the end
+    sheet = Sheet(width, 0)  # the height is set after drawing
     y = 28.0
     sheet.words(x, y, "input", bold=True)
     fork = y + 18
     lane = right if skip else x + _BOX / 2 + 36
     places = [fork + 22 + _HEIGHT / 2 + _STEP * i for i in range(len(branch))]
     joint = places[-1] + _STEP
-    # The skip first: boxes lie over lines.
+    # Draw the skip first, so that boxes cover lines.
     sheet.line([(x, fork), (lane, fork), (lane, joint), (x + 15, joint)], arrow=True)
     sheet.line([(x, y + 10), (x, places[0] - _HEIGHT / 2)], arrow=True)
     for node, place in zip(branch, places, strict=True):
@@ -66,13 +66,13 @@ def draw_block(block: nn.Module) -> Sheet:
     return sheet
 
 
-def _way_to(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """What runs between the input and ``node``, itself included, along first inputs."""
-    way = []
+def _path_to(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The nodes from the input to ``node``, inclusive, along first inputs."""
+    path = []
     while node.op != "placeholder":
-        way.append(node)
+        path.append(node)
         node = next(n for n in reversed(node.all_input_nodes) if n.op != "get_attr")
-    return way[::-1]
+    return path[::-1]
 
 
 def _box(sheet: Sheet, x: float, y: float, width: float, title: str, detail: str, fill: str) -> None:
@@ -93,7 +93,7 @@ def _label(node: torch.fx.Node, modules: dict[str, nn.Module]) -> tuple[str, str
         is_depthwise = module.groups == module.in_channels > 1
         step = f", stride {module.stride[0]}" if module.stride[0] > 1 else ""
         channels = (
-            f"{module.in_channels} channels, each by itself"
+            f"{module.in_channels} channels, depthwise"
             if is_depthwise
             else f"{module.in_channels} → {module.out_channels}{step}"
         )

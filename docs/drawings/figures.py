@@ -1,4 +1,4 @@
-"""Curves and grids: numbers that the layers themselves give."""
+"""Curves and grids, computed by the layers themselves."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ __all__ = ["draw_activations", "draw_attention_window", "draw_coordinates"]
 
 
 def draw_activations() -> Sheet:
-    """Mish and Swish beside ReLU."""
+    """Curves of Mish, Swish and ReLU."""
     sheet = Sheet(440, 330)
     left, right, top, bottom = -5.0, 3.0, 3.0, -0.5
     unit = 48.0
@@ -53,7 +53,7 @@ def _grid(sheet: Sheet, x: float, y: float, cell: float, fills: list[list[str]],
 
 
 def draw_attention_window() -> Sheet:
-    """The pixels that a query sees, found by the gradient of what comes out there."""
+    """The pixels that a query attends to: those with a gradient from its output."""
     side, cell = 9, 20
     torch.manual_seed(0)
     layer = enn.MultiHeadedSpatialAttention(2, 2, 5, padding=2).double()
@@ -62,12 +62,12 @@ def draw_attention_window() -> Sheet:
         image = torch.randn(1, 2, side, side, dtype=torch.float64, requires_grad=True)
         layer(image)[0, :, row, column].sum().backward()
         assert image.grad is not None
-        seen = (image.grad[0].abs().sum(0) > 0).tolist()
-        seen_fills = [[CONV if is_seen else "#ffffff" for is_seen in line] for line in seen]
-        seen_fills[row][column] = "#f5a55a"
+        attended = (image.grad[0].abs().sum(0) > 0).tolist()
+        attended_fills = [[CONV if is_attended else "#ffffff" for is_attended in line] for line in attended]
+        attended_fills[row][column] = "#f5a55a"
         x = 24 + panel * (side * cell + 24)
-        _grid(sheet, x, 44, cell, seen_fills, [[""] * side] * side)
-        count = sum(sum(line) for line in seen)
+        _grid(sheet, x, 44, cell, attended_fills, [[""] * side] * side)
+        count = sum(sum(line) for line in attended)
         middle = x + side * cell / 2
         sheet.words(middle, 24, "inside" if panel == 0 else "at the border", bold=True)
         sheet.words(middle, 44 + side * cell + 18, f"softmax over {count} pixels", size=12)
@@ -79,7 +79,7 @@ def draw_attention_window() -> Sheet:
 
 
 def draw_coordinates() -> Sheet:
-    """The channels that a CoordConv2d adds, on an image of five by five."""
+    """The channels that a CoordConv2d adds to a 5×5 image."""
     side, cell = 5, 36
     channels = coordinates(torch.zeros(1, 1, side, side), with_r=True)[0]
     names = ("i", "j", "r = √(i² + j²)")
@@ -94,7 +94,7 @@ def draw_coordinates() -> Sheet:
 
 
 def _shade(value: float) -> str:
-    """Blue below zero, white at it, orange above."""
+    """Blue for negative values, white for zero, orange for positive values."""
     end = (245, 165, 90) if value > 0 else (120, 165, 235)
     share = min(abs(value) / 1.5, 1.0)
     return "#" + "".join(f"{round(255 + (channel - 255) * share):02x}" for channel in end)

@@ -1,11 +1,11 @@
-"""A sheet to draw on: shapes and words, written out as SVG that is the same on every machine."""
+"""Shapes and text, written as SVG that is identical on every machine."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 __all__ = ["ACTIVATION", "CONV", "INK", "MUTED", "NORM", "PLAIN", "Sheet"]
 
-# Fills that dark words can be read on; the sheet brings its own light ground, for readers of dark pages.
+# Fills light enough for dark text. The sheet has its own light background, for pages in dark mode.
 CONV, NORM, ACTIVATION, PLAIN = "#cfe2ff", "#d8f0d8", "#ffe3c2", "#eef0f3"
 INK, MUTED = "#1f2933", "#5b6673"
 _GROUND = "#ffffff"
@@ -19,7 +19,7 @@ def _number(value: float) -> str:
 
 
 class Sheet:
-    """A drawing of so many pixels; later shapes lie over earlier ones."""
+    """A drawing with a size in pixels; later shapes cover earlier ones."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width = width
@@ -47,7 +47,7 @@ class Sheet:
         bold: bool = False,
         mono: bool = False,
     ) -> None:
-        """A line of text whose middle is at the height ``y``."""
+        """A line of text, vertically centered at ``y``."""
         style = ' font-weight="600"' if bold else ""
         style += f' font-family="{_MONO}" xml:space="preserve"' if mono else ""
         where = f'x="{_number(x)}" y="{_number(y + 0.35 * size)}" font-size="{_number(size)}" text-anchor="{anchor}"'
@@ -62,7 +62,7 @@ class Sheet:
         width: float = 1.5,
         dash: str = "",
     ) -> None:
-        """A line through ``points``, with a head at its end where it is an arrow."""
+        """A line through ``points``; an arrow has a head at its end."""
         where = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
         style = f' stroke-dasharray="{dash}"' if dash else ""
         style += ' marker-end="url(#head)"' if arrow else ""
@@ -71,7 +71,7 @@ class Sheet:
         )
 
     def svg(self, title: str) -> str:
-        """The text of the file; ``title`` says in words what it shows."""
+        """The text of the SVG file; ``title`` is its alt text."""
         size = f'width="{_number(self.width)}" height="{_number(self.height)}"'
         box = f'viewBox="0 0 {_number(self.width)} {_number(self.height)}"'
         head = (

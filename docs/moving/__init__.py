@@ -1,4 +1,4 @@
-"""From the layers of other libraries to these, argument by argument."""
+"""Tables from the layers of other libraries to ours, argument by argument."""
 
 from . import from_timm, from_torchvision
 from .peer import Peer, check, table

@@ -1,4 +1,4 @@
-"""Layers of ``timm.layers``."""
+"""Pairs with layers of ``timm.layers``."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ __all__ = ["PEERS"]
 
 _PLACE = ("device", "dtype")
 _PADDING = (
-    '``padding``: ``""`` is ``None`` here; the ``"same"`` of TensorFlow, which is computed at each call, is not there'
+    '``padding``: ``""`` is ``None`` here; TensorFlow\'s ``"same"``, which is computed at each call, is not supported'
 )
 
 PEERS = (
@@ -44,8 +44,8 @@ PEERS = (
             "norm_kwargs": "``norm_layer``, a ``partial``",
             "act_kwargs": "``activation_layer``, a ``partial``",
         },
-        absent={"aa_layer": "a layer of its own after this one", "drop_layer": "a layer of its own after this one"},
-        note="The default of ``kernel_size`` is 3 here, 1 there; names of arguments are safer than their order.",
+        absent={"aa_layer": "add the layer after this one", "drop_layer": "add the layer after this one"},
+        note="``kernel_size`` defaults to 3 here, to 1 in timm. Pass arguments by name, because their order differs.",
     ),
     Peer(
         "timm.layers.SEModule",
@@ -57,17 +57,17 @@ PEERS = (
         renamed={
             "channels": "``input_channels``",
             "rd_channels": "``squeeze_channels``",
-            "rd_ratio": "``squeeze_channels``, the width itself",
-            "rd_divisor": "``squeeze_channels``, the width itself",
+            "rd_ratio": "``squeeze_channels``, the number of channels",
+            "rd_divisor": "``squeeze_channels``, the number of channels",
             "act_layer": "``activation``",
             "gate_layer": "``scale_activation``, a constructor",
         },
         absent={
-            "add_maxpool": "not there",
-            "bias": "there is always one",
-            "norm_layer": "not there",
+            "add_maxpool": "not supported",
+            "bias": "always enabled",
+            "norm_layer": "not supported",
         },
-        note="``SqueezeExcite`` is the same class. A ratio of channels: "
+        note="``SqueezeExcite`` is the same class. For a reduction ratio, use "
         ":class:`~torchvision_layers.experimental.nn.SEBlock`.",
     ),
     Peer(
@@ -78,7 +78,7 @@ PEERS = (
         {"p": 0.2, "mode": "row"},
         (2, 3),
         renamed={"drop_prob": '``p``, with ``mode="row"``'},
-        absent={"scale_by_keep": "what is kept is always scaled"},
+        absent={"scale_by_keep": "always enabled"},
     ),
     Peer(
         "timm.layers.FrozenBatchNormAct2d",
@@ -88,11 +88,11 @@ PEERS = (
         {"num_features": 6, "eps": 1e-3},
         (2, 6, 4, 5),
         absent={
-            "apply_act": "the activation is a layer of its own: ``ConvNormAct(..., norm_layer=FrozenBatchNorm2d)``",
+            "apply_act": "use ``ConvNormAct(..., norm_layer=FrozenBatchNorm2d)``, which has its own activation",
             "act_layer": "see ``apply_act``",
             "act_kwargs": "see ``apply_act``",
             "inplace": "see ``apply_act``",
-            "drop_layer": "a layer of its own",
+            "drop_layer": "add the layer after this one",
         },
     ),
     Peer(
@@ -109,8 +109,8 @@ PEERS = (
             "act_layer": "``activation_layer``, ReLU by default",
             "drop": "``dropout``",
         },
-        absent={"use_conv": "not there"},
-        note="With a norm the order differs: here it stands before the activation, there after it.",
+        absent={"use_conv": "not supported"},
+        note="The norm is before the activation here, and after it in timm.",
     ),
     Peer(
         "timm.layers.LayerNorm2d",
@@ -129,7 +129,7 @@ PEERS = (
         {"dim": 6, "init_value": 0.1, "channels_dim": -1},
         (2, 3, 6),
         renamed={"init_values": "``init_value``, 1e-6 by default"},
-        absent={"inplace": "not there"},
+        absent={"inplace": "not supported"},
         note="With ``channels_dim=-1``.",
     ),
     Peer(
@@ -140,7 +140,7 @@ PEERS = (
         {"dim": 6, "init_value": 0.1},
         (2, 6, 3, 4),
         renamed={"init_values": "``init_value``, 1e-6 by default"},
-        absent={"inplace": "not there"},
+        absent={"inplace": "not supported"},
     ),
     Peer(
         "timm.layers.StdConv2d",
@@ -168,7 +168,7 @@ PEERS = (
         },
         (2, 4, 9, 8),
         renamed={"in_channel": "``in_channels``", "padding": "``padding``, 0 by default as in ``nn.Conv2d``"},
-        note="``bias`` is ``True`` by default here, as in ``nn.Conv2d``; ``eps`` is 1e-10.",
+        note="``bias`` defaults to ``True`` here, as in ``nn.Conv2d``, and ``eps`` to 1e-10.",
     ),
     Peer(
         "timm.layers.ScaledStdConv2d",
@@ -178,8 +178,8 @@ PEERS = (
         {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 2, "gamma": 1.7, "eps": 1e-6},
         (2, 4, 9, 8),
         renamed={"padding": "``padding``, 0 by default as in ``nn.Conv2d``"},
-        absent={"gain_init": "there is no learned gain"},
+        absent={"gain_init": "not supported: there is no learned gain"},
         lost_keys=("gain",),
-        note="``gamma`` follows from ``activation`` here.",
+        note="By default, ``gamma`` is computed from ``activation``.",
     ),
 )

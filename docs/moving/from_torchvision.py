@@ -1,4 +1,4 @@
-"""Layers and blocks of torchvision."""
+"""Pairs with layers and blocks of torchvision."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "gro
 _CONV = (*_CONV, "norm_layer", "activation_layer", "dilation", "inplace", "bias")
 _RESIDUAL = ("inplanes", "planes", "stride", "downsample", "groups", "base_width", "dilation", "norm_layer")
 _MLP = ("in_channels", "hidden_channels", "norm_layer", "activation_layer", "inplace", "bias", "dropout")
-_ELSE = "an even kernel needs ``padding`` here: there is no symmetric one that keeps the size."
-_CONFIGURED = "Give the values of the configuration themselves."
+_EVEN = "An even kernel needs ``padding``, because no symmetric padding keeps the size."
+_CONFIGURED = "Pass the fields of the configuration as arguments."
 
 
 def _alike(
     theirs: str, ours: str, same: tuple[str, ...], call: dict[str, object], shape: tuple[int, ...], note: str = ""
 ) -> Peer:
-    """A layer that is called as theirs is."""
+    """A pair with the same signature."""
     return Peer(theirs, ours, same, call, call, shape, note=note)
 
 
@@ -32,10 +32,10 @@ _EFFICIENTNET = {
     "stochastic_depth_prob": "``stochastic_depth``",
 }
 _SCALES = {
-    "cnf.num_layers": "of a model, not of a block",
-    "cnf.width_mult": "of a model, not of a block",
-    "cnf.depth_mult": "of a model, not of a block",
-    "cnf.block": "of a model, not of a block",
+    "cnf.num_layers": "a setting of the model, not of the block",
+    "cnf.width_mult": "a setting of the model, not of the block",
+    "cnf.depth_mult": "a setting of the model, not of the block",
+    "cnf.block": "a setting of the model, not of the block",
 }
 _EFFICIENTNET_CALL = {
     "cnf.expand_ratio": 3,
@@ -76,7 +76,7 @@ PEERS = (
             "bias": True,
         },
         (2, 4, 12, 11),
-        f"What differs: {_ELSE}",
+        _EVEN,
     ),
     _alike(
         "torchvision.ops.Conv3dNormActivation",
@@ -84,7 +84,7 @@ PEERS = (
         _CONV,
         {"in_channels": 4, "out_channels": 8, "kernel_size": 5, "stride": 2, "groups": 2, "activation_layer": nn.SiLU},
         (1, 4, 5, 6, 7),
-        f"What differs: {_ELSE}",
+        _EVEN,
     ),
     _alike(
         "torchvision.ops.SqueezeExcitation",
@@ -128,7 +128,7 @@ PEERS = (
         _RESIDUAL,
         {"inplanes": 8, "planes": 8, "norm_layer": partial(nn.GroupNorm, 2)},
         (2, 8, 6, 5),
-        "Where shapes differ and ``downsample`` is not given, it is made.",
+        "``downsample`` is created if the shapes of input and output differ and it is ``None``.",
     ),
     _alike(
         "torchvision.models.resnet.Bottleneck",
@@ -136,7 +136,7 @@ PEERS = (
         _RESIDUAL,
         {"inplanes": 16, "planes": 4, "groups": 2, "base_width": 32, "dilation": 2},
         (2, 16, 6, 5),
-        "Where shapes differ and ``downsample`` is not given, it is made.",
+        "``downsample`` is created if the shapes of input and output differ and it is ``None``.",
     ),
     _alike(
         "torchvision.models.mobilenetv2.InvertedResidual",
@@ -186,7 +186,7 @@ PEERS = (
         {"num_channels": 6, "eps": 1e-3},
         (2, 6, 4, 5),
         renamed={"normalized_shape": "``num_channels``"},
-        absent={"bias": "there is one wherever there is a weight"},
-        note="The default of ``eps`` is 1e-6 here, what ConvNeXt gives.",
+        absent={"bias": "always enabled with ``elementwise_affine``"},
+        note="``eps`` defaults to 1e-6, the value that ConvNeXt uses.",
     ),
 )

@@ -1,4 +1,4 @@
-"""A layer of another library and the one here that takes its place: what is called what, and the proof."""
+"""Pairs of a layer of another library and its replacement here: the table of arguments, and its verification."""
 
 import importlib
 import inspect
@@ -21,18 +21,18 @@ class Peer:
     ours: str
     #: Arguments that both have under one name.
     same: tuple[str, ...]
-    #: Arguments both are called with for the proof, in values that are no defaults, and the shape of an input.
+    #: Non-default arguments to verify the pair with, and the shape of an input.
     call: Mapping[str, Any]
     our_call: Mapping[str, Any]
     shape: tuple[int, ...]
-    #: Their argument, and ours with what to mind.
+    #: Their argument, and ours with remarks.
     renamed: Mapping[str, str] = field(default_factory=dict)
-    #: Their arguments that ours has not, and what to do instead.
+    #: Their arguments without a counterpart, and the alternative.
     absent: Mapping[str, str] = field(default_factory=dict)
-    #: Keys of their ``state_dict`` that ours has not.
+    #: Keys of their ``state_dict`` without a counterpart.
     lost_keys: tuple[str, ...] = ()
     note: str = ""
-    #: Where their first argument is a configuration: its class, the values of which are in ``call``.
+    #: Class of their first argument, if that is a configuration; ``call`` has its fields.
     config: str = ""
 
     @property
@@ -56,9 +56,9 @@ def _their_parameters(peer: Peer) -> list[str]:
     return [f"cnf.{name}" for name in _parameters(find(peer.config))] + names[1:] if peer.config else names
 
 
-def _ours(words: str) -> str:
-    """The argument that a remark on a renamed one begins with."""
-    return words.split("``")[1].split("=")[0]
+def _ours(remark: str) -> str:
+    """The argument at the start of a remark."""
+    return remark.split("``")[1].split("=")[0]
 
 
 def _make_theirs(peer: Peer) -> nn.Module:
@@ -72,7 +72,7 @@ def _make_theirs(peer: Peer) -> nn.Module:
 
 
 def check(peer: Peer) -> None:
-    """Raises ``AssertionError`` unless each argument is where the table says, and both layers compute the same."""
+    """Raises ``AssertionError`` unless the arguments exist as listed and both layers give the same result."""
     listed = [*peer.same, *peer.renamed, *peer.absent]
     theirs, ours = _their_parameters(peer), _parameters(find(peer.ours))
     assert sorted(listed) == sorted(theirs), (peer.theirs, set(listed) ^ set(theirs))
@@ -81,9 +81,9 @@ def check(peer: Peer) -> None:
     torch.manual_seed(0)
     left, right = _make_theirs(peer).eval(), find(peer.ours)(**peer.our_call).eval()
     state = {key: value for key, value in left.state_dict().items() if key not in peer.lost_keys}
-    state = {key: _drawn(key, value) for key, value in state.items()}
+    state = {key: _randomized(key, value) for key, value in state.items()}
     left.load_state_dict(state, strict=not peer.lost_keys)
-    # Keys may differ, their order does not.
+    # Keys may differ, but not their order.
     assert len(state) == len(right.state_dict()), (peer.theirs, list(state), list(right.state_dict()))
     right.load_state_dict(
         {
@@ -96,8 +96,8 @@ def check(peer: Peer) -> None:
         torch.testing.assert_close(right(input.clone()), left(input.clone()), rtol=1e-4, atol=1e-5)
 
 
-def _drawn(key: str, value: torch.Tensor) -> torch.Tensor:
-    """Numbers that no default could give; positive ones for what may be a variance."""
+def _randomized(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Random values that differ from any default, positive because one may be a variance."""
     return torch.rand_like(value) + 0.5 if value.is_floating_point() and value.dim() < 2 else value
 
 
@@ -106,15 +106,15 @@ def _code(names: list[str]) -> str:
 
 
 def table(peer: Peer) -> str:
-    """The section of a page on this pair, in reStructuredText."""
+    """The page section for this pair, in reStructuredText."""
     theirs, ours = find(peer.theirs), find(peer.ours)
     heading = peer.theirs.removeprefix(peer.library + ".")
-    defaults = {_ours(words) for words in peer.renamed.values()}
+    defaults = {_ours(remark) for remark in peer.renamed.values()}
     added = [name for name in _parameters(ours) if name not in {*peer.same, *defaults}]
-    rows = [(_code(list(peer.same)), "the same")] if peer.same else []
-    rows += [(f"``{name}``", words) for name, words in {**peer.renamed, **peer.absent}.items()]
-    rows += [("", f"further: {_code(added)}")] if added else []
-    lines = [heading, "~" * len(heading), "", f"becomes :class:`~{peer.ours}`. {peer.note}".rstrip(), ""]
+    rows = [(_code(list(peer.same)), "unchanged")] if peer.same else []
+    rows += [(f"``{name}``", remark) for name, remark in {**peer.renamed, **peer.absent}.items()]
+    rows += [("", f"additional: {_code(added)}")] if added else []
+    lines = [heading, "~" * len(heading), "", f"Replacement: :class:`~{peer.ours}`. {peer.note}".rstrip(), ""]
     lines += [".. list-table::", "   :header-rows: 1", "   :widths: 40 60", ""]
     for left, right in [(f"``{theirs.__name__}``", f"``{ours.__name__}``"), *rows]:
         lines += [f"   * - {left}", f"     - {right}"]

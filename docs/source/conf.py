@@ -1,4 +1,4 @@
-"""Settings of the documentation: ``make docs`` builds it, with warnings as errors and without a network."""
+"""Sphinx settings. ``make docs`` builds the pages, with warnings as errors and without a network."""
 
 import sys
 from pathlib import Path
@@ -24,32 +24,32 @@ extensions = [
     "directives",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.doctest",  # for `testsetup`: what the examples of a page need and a reader does not
+    "sphinx.ext.doctest",  # for `testsetup`: code that examples need but readers do not
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
 ]
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 
-# Pages of the names: the docstring, with the types as the signature has them.
+# API pages: the docstring, with the types in the signature.
 autosummary_generate = True
 autosummary_context = {
     "drawings": set(DRAWINGS),
     "twins": set(quantized.__all__),
 }
-# Of two names that differ in nothing but case, one page would overwrite the other where file names have none.
+# The pages of two names that differ only in case would overwrite each other on file systems that ignore case.
 autosummary_filename_map = {
     "torchvision_layers.quantized.report": "torchvision_layers.quantized.report-function",
-    "torchvision_layers.testing.row": "torchvision_layers.testing.row-function",
+    "torchvision_layers.testing.check": "torchvision_layers.testing.check-function",
 }
-autodoc_preserve_defaults = True  # nn.ReLU, not what it prints as
-autodoc_inherit_docstrings = False  # of nn.Module, which every layer would repeat
+autodoc_preserve_defaults = True  # nn.ReLU instead of its repr
+autodoc_inherit_docstrings = False  # every layer would repeat those of nn.Module
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 add_module_names = False
 
-# What each argument of another library is called here. A pair that does not compute the same ends the build.
+# Argument tables. The build fails if a pair of layers gives different results.
 for library in ("torchvision", "timm"):
     peers = [peer for peer in PEERS if peer.library == library]
     for peer in peers:
@@ -60,10 +60,10 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
     measured = figures.load(SOURCE / f"benchmarks_{name}.json")
     (GENERATED / f"benchmarks_{name}.txt").write_text(make(measured), encoding="utf-8")
 
-# Links to other projects come from inventories that are written here, of the names in inventories.py and no others.
+# Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
-# What folding makes of a CoordConv2d is no public name; torch has no page of what load_state_dict returns.
+# The folded form of CoordConv2d is not public; torch has no page for the return type of load_state_dict.
 nitpick_ignore = [
     ("py:class", "PositionalConv2d"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
@@ -71,7 +71,7 @@ nitpick_ignore = [
     ("py:class", "torch.nn._IncompatibleKeys"),
 ]
 
-html_math_renderer = "mathml"  # of directives.py: browsers show it without a script from elsewhere
+html_math_renderer = "mathml"  # in directives.py: browsers render MathML without an external script
 html_theme = "pydata_sphinx_theme"
 html_title = "torchvision_layers"
 html_css_files = ["layout.css"]

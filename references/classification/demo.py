@@ -73,7 +73,7 @@ class Row(NamedTuple):
             "int8 test accuracy is within 1 point of float": abs(self.accuracy_int8 - self.accuracy_float) <= 0.01,
             "the reloaded int8 model gives the same outputs": self.is_reload_equal,
         }
-        return [f"{self.model}: not true that {promise}" for promise, is_kept in promises.items() if not is_kept]
+        return [f"{self.model} breaks a promise: {promise}" for promise, is_kept in promises.items() if not is_kept]
 
 
 def get_parser() -> ArgumentParser:

@@ -97,11 +97,7 @@ def main(args: Namespace) -> dict[str, float]:
         int8 = train_quantized(model, train_loader, settings, about, output_dir / "checkpoint_qat.pth")
     else:
         int8 = calibrate(
-            model,
-            train_loader,
-            engine=settings.engine,
-            backend=settings.backend,
-            batches=settings.calibration_batches,
+            model, train_loader, engine=settings.engine, backend=settings.backend, batches=settings.calibration_batches
         )
     int8_accuracy = evaluate(int8, test_loader, len(classes)).accuracy
     if args.report:

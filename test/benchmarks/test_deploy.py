@@ -1,4 +1,4 @@
-"""Each runtime of the benchmark of whole models computes what the float model does."""
+"""Every runtime of the whole-model benchmark computes the same as the float model."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as for the script itself
+    patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # the benchmarks are scripts, not a package
     bench, int8 = importlib.import_module("deploy"), importlib.import_module("quantized")
 
 FAST = ("eager", "channels_last", "folded", "int8 eager")
@@ -21,21 +21,21 @@ CASES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) fo
 @pytest.mark.parametrize("runtime", CASES)
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @torch.no_grad()
-def test_runtimes_compute_what_the_model_does(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtimes_compute_the_same_as_the_model(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "SIZE", 64)
     pair = int8.float_pair("resnet18")
-    for model in pair if runtime != "int8 eager" else pair[:1]:  # torchvision has a quantizable model of its own
+    for model in pair if runtime != "int8 eager" else pair[:1]:  # torchvision has its own quantizable model
         batch = torch.randn(8, 3, 64, 64)
         expected = model(batch)
         noise = (bench.RUNTIMES[runtime](model, batch)(batch) - expected).norm() / expected.norm()
         assert noise < (0.2 if "int8" in runtime or "qdq" in runtime else 1e-5)
-        assert model(batch).equal(expected), "the model itself was changed"
+        assert model(batch).equal(expected), "the runtime changed the model"
 
 
 @pytest.mark.slow
-def test_the_script_measures_in_processes_of_their_own() -> None:
+def test_the_script_measures_in_separate_processes() -> None:
     command = [sys.executable, str(BENCHMARKS / "deploy.py"), "--only", "resnet18", "--runtimes", "folded", "--alone"]
-    done = subprocess.run([*command, "--rounds", "1"], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert list(found) == ["torchvision, eager", "ours", "torchvision"]
-    assert found["torchvision, eager"][0] == 1
+    result = subprocess.run([*command, "--rounds", "1"], capture_output=True, text=True, check=True)
+    ratios = json.loads(result.stdout.splitlines()[-1])
+    assert list(ratios) == ["torchvision, eager", "ours", "torchvision"]
+    assert ratios["torchvision, eager"][0] == 1

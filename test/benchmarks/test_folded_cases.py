@@ -1,4 +1,4 @@
-"""The candidates of the folded benchmarks compute what they claim."""
+"""Candidates of the folded benchmarks compute the same as the layer, unless they are marked as different."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,8 @@ from folded_cases import FOLDED_CASES  # the benchmarks are scripts, not a packa
 
 @pytest.mark.parametrize("case", FOLDED_CASES, ids=str)
 @torch.no_grad()
-def test_candidates_that_claim_it_compute_what_the_layer_does(case) -> None:
-    """In float64, which leaves no doubt; the layer as it is has tests of its own."""
+def test_equal_candidates_compute_the_same_as_the_layer(case) -> None:
+    """Compares in float64; the unfolded layer has its own tests."""
     torch.set_default_dtype(torch.float64)
     try:
         candidates = case.build()
@@ -27,10 +27,10 @@ def test_candidates_that_claim_it_compute_what_the_layer_does(case) -> None:
         output = module(x)
         assert output.shape == expected.shape, name
         is_close = torch.allclose(output, expected, rtol=1e-10, atol=1e-10)
-        assert is_close == is_equal, name  # a bound that does less gives something else
+        assert is_close == is_equal, name  # a baseline that computes less has other outputs
 
 
 @pytest.mark.parametrize("case", FOLDED_CASES, ids=str)
-def test_nothing_is_left_to_normalize(case) -> None:
+def test_no_batch_norm_remains(case) -> None:
     folded = [module for name, (module, _, _) in case.build().items() if name in ("ours", "torchvision, folded")]
     assert not [module for layer in folded for module in layer.modules() if "BatchNorm" in type(module).__name__]

@@ -1,4 +1,4 @@
-"""What the benchmark compares, counts and says; how long anything takes is not tested."""
+"""Candidates, counting and output of the layer benchmark; the timings themselves are not tested."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as for the script itself
+    patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # the benchmarks are scripts, not a package
     layers, cases, folded_cases, measure = (
         importlib.import_module(name) for name in ("layers", "cases", "folded_cases", "measure")
     )
@@ -34,7 +34,7 @@ def standardized_conv(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
 
 
 def attention(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
-    """Of every pixel the 49 neighbours, of which those beyond the border are left out."""
+    """Attention of every pixel to its 49 neighbours, without those outside the image."""
     heads, channels, (rows, columns) = ours.groups, ours.head_channels, x.shape[2:]
     query, key, value = (F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"]) for name in ("query", "key", "value"))
     query = query.view(heads, channels, 1, rows * columns)
@@ -53,9 +53,9 @@ def normalized(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
 
 
 def coordinates(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
-    place = torch.arange(56, dtype=torch.float64) / 27.5 - 1
-    seen = torch.cat([x, place.view(1, 1, 56, 1).repeat(1, 1, 1, 56), place.repeat(1, 1, 56, 1)], 1)
-    return F.conv2d(seen, w["weight"], w["bias"], padding=1)
+    position = torch.arange(56, dtype=torch.float64) / 27.5 - 1
+    concatenated = torch.cat([x, position.view(1, 1, 56, 1).repeat(1, 1, 1, 56), position.repeat(1, 1, 56, 1)], 1)
+    return F.conv2d(concatenated, w["weight"], w["bias"], padding=1)
 
 
 def squeeze_excitation(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
@@ -64,7 +64,7 @@ def squeeze_excitation(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
 
 
 def conv_norm_act(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
-    # The statistics are still 0 and 1, and so are shift and scale.
+    # Mean and shift are still 0, variance and scale 1.
     return F.conv2d(x, w["0.weight"], padding=1).div(math.sqrt(1 + 1e-5)).clamp(min=0)
 
 
@@ -105,7 +105,7 @@ FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
 
 @pytest.mark.parametrize("case", cases.CASES, ids=str)
 @torch.no_grad()
-def test_candidates_that_claim_it_compute_what_the_layer_does(case) -> None:
+def test_equal_candidates_compute_the_same_as_the_layer(case) -> None:
     candidates = case.build()
     ours = candidates["ours"].module
     assert isinstance(ours, case.layer)
@@ -122,7 +122,7 @@ def test_candidates_that_claim_it_compute_what_the_layer_does(case) -> None:
 
 @pytest.mark.parametrize("case", cases.CASES, ids=str)
 def test_all_candidates_train(case) -> None:
-    """All parameters take part, or autograd refuses; one image is enough for that."""
+    """Autograd raises an error for unused parameters, even with a single image."""
     input = torch.randn(1, *case.shape[1:])
     for candidate in case._replace(shape=tuple(input.shape)).build().values():
         if candidate.trains:
@@ -131,13 +131,13 @@ def test_all_candidates_train(case) -> None:
             assert len(others) == len(list(candidate.module.parameters()))
 
 
-def test_a_frozen_batch_norm_is_compared_with_one_in_eval_mode() -> None:
+def test_frozen_batch_norm_is_compared_with_batch_norm_in_eval_mode() -> None:
     (case,) = layers.choose(["FrozenBatchNorm2d"], cases.CASES)
-    bound = next(iter(case.build().values())).module
-    assert not any(module.training for module in bound.train().modules())
+    baseline = next(iter(case.build().values())).module
+    assert not any(module.training for module in baseline.train().modules())
 
 
-def test_without_timm_the_others_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_other_candidates_remain(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("timm", "timm.layers"):
         monkeypatch.setitem(sys.modules, name, None)
     for case in cases.CASES:
@@ -147,7 +147,7 @@ def test_without_timm_the_others_are_left(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Clock:
-    """Time that passes in calls alone."""
+    """Clock that only advances during calls."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -157,12 +157,12 @@ class Clock:
         return self.now
 
     def call(self, name: str, *durations: float) -> Callable[[], None]:
-        """Takes as long as ``durations`` say, and as the last of them from then on."""
-        left = list(durations)
+        """A call that takes each of ``durations`` in turn, then always the last."""
+        remaining = list(durations)
 
         def call() -> None:
             self.called.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
+            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
         return call
 
@@ -170,7 +170,7 @@ class Clock:
 def test_candidates_take_turns() -> None:
     clock = Clock()
     seconds = measure.interleave({"a": clock.call("a", 1), "b": clock.call("b", 2)}, 3, at_least=1, clock=clock)
-    assert "".join(clock.called) == "aabb" + "ab" + "ba" + "ab"  # warm, then round by round
+    assert "".join(clock.called) == "aabb" + "ab" + "ba" + "ab"  # warm-up, then the rounds
     assert seconds == {"a": [1, 1, 1], "b": [2, 2, 2]}
 
 
@@ -188,16 +188,16 @@ def test_the_first_calls_are_not_counted() -> None:
     assert seconds == {"a": [1, 1, 1]}
 
 
-def test_an_outlier_does_not_matter() -> None:
-    found = measure.ratios({"bound": [2, 2, 2, 90, 2], "ours": [3, 70, 3, 3, 3]})
-    assert found["bound"] == (1, 1, 1)
-    assert found["ours"] == (1.5, 1.5, 1.5)
+def test_an_outlier_does_not_change_the_ratio() -> None:
+    result = measure.ratios({"baseline": [2, 2, 2, 90, 2], "ours": [3, 70, 3, 3, 3]})
+    assert result["baseline"] == (1, 1, 1)
+    assert result["ours"] == (1.5, 1.5, 1.5)
 
 
-def test_quartiles_are_of_the_multiples_in_each_round() -> None:
-    # All is twice as slow in the second half; each round says 1.0, 1.1, 1.2, 1.3 or 1.4 all the same.
-    found = measure.ratios({"bound": [1, 1, 2, 2, 2], "ours": [1.0, 1.1, 2.4, 2.6, 2.8]})
-    assert found["ours"] == pytest.approx((1.2, 1.1, 1.3))
+def test_quartiles_are_those_of_the_ratios_of_rounds() -> None:
+    # Everything is twice as slow in the later rounds, but the ratios are still 1.0, 1.1, 1.2, 1.3 and 1.4.
+    result = measure.ratios({"baseline": [1, 1, 2, 2, 2], "ours": [1.0, 1.1, 2.4, 2.6, 2.8]})
+    assert result["ours"] == pytest.approx((1.2, 1.1, 1.3))
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_quartiles_are_of_the_multiples_in_each_round() -> None:
         (None, "–"),
     ],
 )
-def test_a_figure_that_differs_between_rounds_is_marked(figure, text: str) -> None:
+def test_a_noisy_figure_is_marked(figure, text: str) -> None:
     assert layers.text(figure) == text
 
 
 def test_one_round_is_enough() -> None:
-    assert measure.ratios({"bound": [2], "ours": [3]})["ours"] == (1.5, 1.5, 1.5)
+    assert measure.ratios({"baseline": [2], "ours": [3]})["ours"] == (1.5, 1.5, 1.5)
 
 
 class Toy(nn.Module):
@@ -224,7 +224,7 @@ class Toy(nn.Module):
         self.function = function
         self.weight = nn.Parameter(torch.rand(4, 6))
         self.register_buffer("fixed", torch.rand(4, 6))
-        self.other = [torch.rand(4, 6, requires_grad=True)]  # in a list, no part of the state
+        self.other = [torch.rand(4, 6, requires_grad=True)]  # in a list, so not part of the state
 
     def forward(self, input: Tensor) -> Tensor:
         return self.function(input, self)
@@ -240,21 +240,21 @@ def drop(x: Tensor, toy: Toy) -> Tensor:
     [
         (lambda x, toy: x + 1, 0),
         (lambda x, toy: x * toy.other[0], 2),
-        (lambda x, toy: x * x, 1),  # twice, of one storage
+        (lambda x, toy: x * x, 1),  # twice the same storage
         (lambda x, toy: x[:2] * x[2:], 1),  # two halves of one storage
         (lambda x, toy: x * x.t().reshape(4, 6), 2),  # the second is a copy
         (lambda x, toy: x * toy.weight, 1),
         (lambda x, toy: x * toy.fixed, 0),
         (lambda x, toy: x.exp(), 1),  # its own output
-        (drop, 0),  # of a graph that is gone
+        (drop, 0),  # its graph is gone
     ],
 )
-def test_saved_bytes_of_what_is_known_by_hand(function, inputs: int) -> None:
+def test_saved_bytes_of_known_functions(function, inputs: int) -> None:
     input = torch.rand(4, 6)
     assert measure.saved_bytes(Toy(function), input) == inputs * input.nbytes
 
 
-def test_saved_bytes_leaves_the_hooks_as_they_were() -> None:
+def test_saved_bytes_restores_the_hooks() -> None:
     toy = Toy(lambda x, toy: x * toy.weight)
     measure.saved_bytes(toy, torch.rand(4, 6))
     toy(torch.rand(4, 6)).sum().backward()
@@ -263,7 +263,7 @@ def test_saved_bytes_leaves_the_hooks_as_they_were() -> None:
 
 @pytest.fixture
 def maps(tmp_path: Path) -> Callable[..., Path]:
-    """Writes what Linux says of a process that has these files mapped."""
+    """Writes a file like Linux's ``/proc/self/maps`` of a process with these files mapped."""
 
     def write(*files: str) -> Path:
         lines = [f"7f3c1a000000-7f3c1a028000 r-xp 00001000 08:01 {i:<26}{file}" for i, file in enumerate(files)]
@@ -276,34 +276,34 @@ def maps(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     "file", ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2.1", "libjemalloc.so.2 (deleted)"]
 )
-def test_an_allocator_that_is_preloaded_is_named(maps, file: str) -> None:
+def test_a_preloaded_allocator_is_named(maps, file: str) -> None:
     assert measure.allocator(maps("/usr/lib/libc.so.6", f"/opt/a folder/{file}")) == file
 
 
-def test_otherwise_it_is_that_of_the_c_library(maps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_allocator_is_that_of_the_c_library(maps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     mapped = maps("/usr/lib/libc.so.6", "/home/jemalloc/lib/libtorch.so", "[heap]")
     for file in (mapped, tmp_path / "not there"):
         assert measure.allocator(file) == "the C library's (glibc 2.36)"
 
 
-def test_a_system_without_glibc_has_an_allocator_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_without_glibc_is_named_by_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert measure.allocator(tmp_path / "not there") == "the C library's (Darwin)"
 
 
-def test_settings_of_the_allocator_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_include_settings_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in measure.ALLOCATOR_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1000000")
     monkeypatch.setenv("MALLOC_CONF", "dirty_decay_ms:-1")
-    said = measure.conditions()
-    assert said["allocator"].endswith(" MALLOC_CONF=dirty_decay_ms:-1 MALLOC_TOP_PAD_=1000000")
-    assert said["threads"] == "1"
+    conditions = measure.conditions()
+    assert conditions["allocator"].endswith(" MALLOC_CONF=dirty_decay_ms:-1 MALLOC_TOP_PAD_=1000000")
+    assert conditions["threads"] == "1"
 
 
-def test_names_choose_layers() -> None:
+def test_names_select_layers() -> None:
     def chosen(*names: str) -> set[str]:
         return {case.layer.__name__ for case in layers.choose(names, cases.CASES)}
 
@@ -320,20 +320,20 @@ def test_names_choose_layers() -> None:
         (["--rounds", "0"], "--rounds: must be at least 1, got 0"),
         (["--threads", "some"], "--threads: invalid count value: 'some'"),
         (["--formats", "NHWC"], "--formats: invalid choice: 'NHWC'"),
-        (["--json", "no such folder/file.json"], "--json: must be a file in a folder that exists, got no such folder"),
-        (["--json", "."], "--json: must be a file in a folder that exists, got ."),
+        (["--json", "no such folder/file.json"], "--json: must be a file in an existing folder, got no such folder"),
+        (["--json", "."], "--json: must be a file in an existing folder, got ."),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_runs(arguments, message, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_arguments_raise_errors_before_anything_runs(arguments, message, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         layers.main(arguments)
     assert caught.value.code == 2
-    said = capsys.readouterr()
-    assert re.search(message, said.err)
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert captured.out == ""
 
 
-def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text("earlier")
     with pytest.raises(UnicodeEncodeError):
@@ -345,18 +345,24 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["layers", "folded"])
-def test_the_docs_have_figures_of_the_cases_as_they_are(name: str) -> None:
+def test_the_figures_in_the_docs_match_the_cases(name: str) -> None:
     rows = json.loads((BENCHMARKS.parent / f"docs/source/benchmarks_{name}.json").read_text())["rows"]
-    found = [(row["layer"], row["options"], row["shape"], row["format"], row["aim"]["inference"]) for row in rows]
+    recorded = [(row["layer"], row["options"], row["shape"], row["format"], row["target"]["inference"]) for row in rows]
     expected = [
-        (case.layer.__name__, json.loads(json.dumps(dict(case.options))), list(case.shape), format, case.aim.inference)
+        (
+            case.layer.__name__,
+            json.loads(json.dumps(dict(case.options))),
+            list(case.shape),
+            format,
+            case.target.inference,
+        )
         for case in (cases.CASES if name == "layers" else folded_cases.FOLDED_CASES)
         for format in (("contiguous", "channels_last") if len(case.shape) == 4 else ("contiguous",))
     ]
-    assert found == expected
+    assert recorded == expected
 
 
-def test_the_command_prints_a_table_and_writes_the_same(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", BENCHMARKS / "layers.py", "--only", "Mish", "--rounds", "1"]
     result = subprocess.run([*command, "--json", tmp_path / "a.json"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -367,9 +373,9 @@ def test_the_command_prints_a_table_and_writes_the_same(tmp_path: Path) -> None:
     assert lines[0] == f"torch: {written['conditions']['torch']}"
     assert max(map(len, lines)) <= 140
     assert lines[-4] == "Mish, 8×64×56×56"
-    assert lines[-3].split() == ["bound:", "F.mish", "ours", "aim"]
+    assert lines[-3].split() == ["baseline:", "F.mish", "ours", "target"]
     for line, row, name in zip(lines[-2:], written["rows"], ("contiguous", "channels_last"), strict=True):
-        assert (row["layer"], row["format"], row["bound"]) == ("Mish", name, "F.mish")
+        assert (row["layer"], row["format"], row["baseline"]) == ("Mish", name, "F.mish")
         ours = row["candidates"]["ours"]
         figures = [ours["inference"]["ratio"], ours["training"]["ratio"], ours["saved"]]
         label, *numbers = line.replace("/", "").split()
@@ -378,7 +384,7 @@ def test_the_command_prints_a_table_and_writes_the_same(tmp_path: Path) -> None:
         assert row["candidates"]["F.mish"]["inference"] == {"ratio": 1, "quartiles": [1, 1]}
 
 
-def test_an_input_that_is_no_image_has_one_layout(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+def test_inputs_other_than_images_have_one_layout(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     once = measure.Ratio(1, 1, 1)
     monkeypatch.setattr(layers, "measure", lambda case, memory_format, rounds: {"a": layers.Figures(once, None, None)})
     layers.main(["--only", "MLP", "--formats", "channels_last"])
@@ -386,9 +392,9 @@ def test_an_input_that_is_no_image_has_one_layout(capsys: pytest.CaptureFixture,
 
 
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.py")), ids=lambda file: file.name)
-def test_benchmarks_use_public_doors_only(file: Path) -> None:
-    doors = {"torchvision_layers", "torchvision_layers.experimental"}
+def test_benchmarks_use_the_public_api_only(file: Path) -> None:
+    packages = {"torchvision_layers", "torchvision_layers.experimental"}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torchvision_layers"):
-            assert node.module in doors
+            assert node.module in packages
             assert {alias.name for alias in node.names} <= {"deploy", "nn", "quantized"}

@@ -1,4 +1,4 @@
-"""What the benchmark of int8 models compares and says; how long anything takes is not tested."""
+"""Models and output of the int8 benchmark; the timings themselves are not tested."""
 
 import importlib
 import json
@@ -16,16 +16,16 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    """The script, on small images."""
+    """The script with small images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # as for the script itself
+        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # the benchmarks are scripts, not a package
         module = importlib.import_module("quantized")
         patch.setattr(module, "SIZE", 64)
         yield module
 
 
-def test_the_models_are_the_same_but_for_rounding(benchmark: ModuleType) -> None:
-    """Same weights, int8 both, close to the float model, which has statistics that no default could give."""
+def test_the_models_differ_only_by_rounding(benchmark: ModuleType) -> None:
+    """Both are int8 and close to the float model, whose statistics differ from the defaults."""
     torch.manual_seed(0)
     batch = torch.randn(4, 3, 64, 64)
     engine = torch.backends.quantized.engine
@@ -40,16 +40,16 @@ def test_the_models_are_the_same_but_for_rounding(benchmark: ModuleType) -> None
             assert 15 < benchmark.decibels(expected, model(batch)) < 60
 
 
-def test_the_table_names_model_backend_batch_and_aim(
+def test_the_table_names_model_backend_batch_and_target(
     benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(benchmark, "interleave", lambda calls, rounds: {name: [1.0] for name in calls})
     threads = torch.get_num_threads()
-    words = ["--only", "mobilenet_v3_large", "--backends", "x86", "--batches", "1", "2", "--rounds", "1"]
-    benchmark.main([*words, "--json", str(tmp_path / "int8.json")])
+    argv = ["--only", "mobilenet_v3_large", "--backends", "x86", "--batches", "1", "2", "--rounds", "1"]
+    benchmark.main([*argv, "--json", str(tmp_path / "int8.json")])
     torch.set_num_threads(threads)
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert head == ["model", "backend", "images", "ours", "aim", "float", "pt2e", "dB", "ours", "theirs"]
+    assert head == ["model", "backend", "images", "ours", "target", "float", "pt2e", "dB", "ours", "theirs"]
     assert [row[:7] for row in rows] == [
         ["mobilenet_v3_large", "x86", "1", "1.00", "0.90", "1.00", "–"],
         ["mobilenet_v3_large", "x86", "2", "1.00", "0.90", "1.00", "–"],
@@ -60,27 +60,29 @@ def test_the_table_names_model_backend_batch_and_aim(
         assert [f"{value:.1f}" for value in written["decibels"]] == row[7:]
 
 
-def test_the_docs_have_figures_of_the_models_as_they_are(benchmark: ModuleType) -> None:
+def test_the_figures_in_the_docs_match_the_models(benchmark: ModuleType) -> None:
     rows = json.loads((BENCHMARKS.parent / "docs/source/benchmarks_int8.json").read_text())["rows"]
-    found = {(row["model"], row["backend"], row["images"]): row["aim"] for row in rows}
+    recorded = {(row["model"], row["backend"], row["images"]): row["target"] for row in rows}
     expected = {
-        (name, backend, batch): aim
-        for name, aim in benchmark.AIMS.items()
+        (name, backend, batch): target
+        for name, target in benchmark.TARGETS.items()
         for backend in benchmark.BACKENDS
         for batch in (1, 8)
     }
-    assert found == expected
+    assert recorded == expected
 
 
-def test_bound_comes_first(benchmark: ModuleType) -> None:
-    """The figures are multiples of the time of torchvision's model."""
-    found = benchmark.ratios({"theirs": [2.0, 2.0], "ours": [1.0, 1.0], "float": [6.0, 6.0]})
+def test_baseline_comes_first(benchmark: ModuleType) -> None:
+    """The figures are relative to the time of torchvision's model."""
+    ratios = benchmark.ratios({"theirs": [2.0, 2.0], "ours": [1.0, 1.0], "float": [6.0, 6.0]})
     assert benchmark.Models._fields[0] == "theirs"
-    assert (found["ours"].value, found["float"].value) == (0.5, 3.0)
+    assert (ratios["ours"].value, ratios["float"].value) == (0.5, 3.0)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # inductor's own, of packed weights
+@pytest.mark.filterwarnings(
+    "ignore:To copy construct from a tensor:UserWarning"
+)  # from inductor
 def test_the_compiled_graph_runs_beside_the_others(benchmark: ModuleType) -> None:
     models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), compiled=True)
     assert list(benchmark.measure(models, 2, 1)) == ["theirs", "ours", "float", "pt2e"]

@@ -219,7 +219,7 @@ def folded(layer: nn.Module) -> PositionalConv2d:
 def assert_up_to_date(layer: PositionalConv2d, x: Tensor) -> None:
     """Whatever it keeps, it gives what a copy gives, which keeps nothing."""
     fresh = copy.deepcopy(layer)
-    assert not fresh.position._kept
+    assert not fresh.position._cache
     with torch.no_grad():
         assert torch.equal(layer(x), fresh(x))
         assert torch.equal(layer(x), fresh(x))

@@ -259,7 +259,7 @@ def test_models_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, 
     rest = (checkpoint, "--output", tmp_path / "a.pt")
     assert "must be FILE.py:FUNCTION or package.module:FUNCTION" in refused(package, *rest)
     assert "none.py" in refused("none.py:net", *rest)
-    assert "has no function 'net2', it has: Net, net, nothing" in refused(f"{package}:net2", *rest)
+    assert "has no function 'net2'; its functions are: Net, net, nothing" in refused(f"{package}:net2", *rest)
     assert "small.py:nothing must take (num_classes=3)" in refused(f"{package}:nothing", *rest)
     assert "none.such cannot be imported: ModuleNotFoundError" in refused("none.such:net", *rest)
     (tmp_path / "bad.py").write_text("import torch\n1 / 0\n")

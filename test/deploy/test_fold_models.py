@@ -13,7 +13,7 @@ from torchvision_layers import deploy
 from torchvision_layers.testing import LayerSpec, Sample
 
 from ..conformance.specs import SPECS
-from ..quantized._support import build_model, settled
+from ..quantized._support import build_model, with_running_stats
 from ._support import assert_folds, relative, trained
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, torchvision.ops.FrozenBatchNorm2d)
@@ -94,7 +94,7 @@ def test_a_model_of_torchvision(name: str, size: int, norms_left: int) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # of another initialization to come
         arguments = ARGUMENTS.get(name, {})
         model = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
-    assert_model_folds(settled(model, size), size, norms_left)
+    assert_model_folds(with_running_stats(model, size), size, norms_left)
 
 
 REFERENCES = [
@@ -108,4 +108,4 @@ REFERENCES = [
     ["mobilenet_v3_small", "se_resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in REFERENCES)],
 )
 def test_a_reference_model(name: str) -> None:
-    assert_model_folds(settled(build_model(name, 10), 32), 32)
+    assert_model_folds(with_running_stats(build_model(name, 10), 32), 32)

@@ -108,7 +108,7 @@ def test_few_sizes_are_kept() -> None:
     layer = folded(coord_conv())
     for side in range(3, 40):
         layer(torch.randn(1, 4, side, 5))
-    assert len(layer.position._kept) == 16
+    assert len(layer.position._cache) == 16
     with convolutions(1):
         layer(torch.randn(1, 4, 39, 5))
     with convolutions(2):

@@ -22,7 +22,7 @@ DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
 def test_copies_take_no_maps_along() -> None:
     layer = folded(coord_conv())
     expected = layer(IMAGES)
-    assert layer.position._kept
+    assert layer.position._cache
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -33,10 +33,10 @@ def test_copies_take_no_maps_along() -> None:
         torch.load(file, weights_only=False),
     ):
         position = made.position if isinstance(made, PositionalConv2d) else made
-        assert position._kept == {}
+        assert position._cache == {}
         if made is not position:
             assert torch.equal(made(IMAGES), expected)
-    assert layer.position._kept
+    assert layer.position._cache
     assert sum(isinstance(value, Tensor) for value in layer.state_dict().values()) == 3
 
 
@@ -63,7 +63,7 @@ def test_programs_serve_all_sizes(with_r: bool, has_run: bool) -> None:
     assert_runs_at_all_sizes(torch.jit.trace(plain, torch.randn(1, 4, 1, 1), check_trace=False), layer)
     assert_runs_at_all_sizes(torch.fx.symbolic_trace(plain), layer)
     if has_run:
-        assert len(plain.position._kept) == 1
+        assert len(plain.position._cache) == 1
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -1,4 +1,4 @@
-"""The pages as Sphinx makes them, without a warning, and as a browser shows them."""
+"""Sphinx builds the pages without a warning, and they fit into the window of a browser."""
 
 import subprocess
 import sys
@@ -15,19 +15,8 @@ ROOT = Path(torchvision_layers.__file__).parent.parent
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("pages")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-n",
-        "-q",
-        "-b",
-        "html",
-        "docs/source",
-        str(target),
-    ]
+    options = ["-W", "--keep-going", "-n", "-q", "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *options, "docs/source", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     return target
@@ -38,10 +27,10 @@ def pages(built: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_page_is_made(built: Path) -> None:
-    made = {page.removesuffix(".html") for page in pages(built)}
-    assert {path.stem for path in (ROOT / "docs" / "source").glob("*.rst")} <= made
-    assert "generated/torchvision_layers.nn.BasicBlock" in made
+def test_every_source_has_a_page(built: Path) -> None:
+    names = {page.removesuffix(".html") for page in pages(built)}
+    assert {path.stem for path in (ROOT / "docs" / "source").glob("*.rst")} <= names
+    assert "generated/torchvision_layers.nn.BasicBlock" in names
 
 
 @pytest.mark.slow
@@ -49,13 +38,13 @@ def test_every_page_is_made(built: Path) -> None:
     screenshots.browser() is None, reason=f"no Chromium on the path: shutil.which finds none of {screenshots.BROWSERS}"
 )
 class TestInABrowser:
-    def test_no_page_is_wider_than_a_telephone_or_a_desk(self, built: Path) -> None:
+    def test_every_page_fits_on_a_phone_and_on_a_desktop(self, built: Path) -> None:
         measured = screenshots.measure(built, pages(built))
         assert len(measured) == len(pages(built)) * len(screenshots.WIDTHS)
         assert [page for page in measured if page.content > page.width] == []
         assert [page for page in measured if page.bad_images] == []
 
-    def test_a_page_that_is_too_wide_is_seen(self, tmp_path: Path) -> None:
+    def test_a_page_that_is_too_wide_is_reported(self, tmp_path: Path) -> None:
         body = '<!doctype html><body><div class="wide" style="width:800px">x</div><img src="none.png" alt="">'
         (tmp_path / "page.html").write_text(body)
         narrow, wide = screenshots.measure(tmp_path, ["page.html"])
@@ -64,6 +53,6 @@ class TestInABrowser:
         assert wide.content == 1440
         assert len(wide.bad_images) == 1
 
-    def test_a_picture_is_taken(self, built: Path, tmp_path: Path) -> None:
+    def test_a_screenshot_is_written(self, built: Path, tmp_path: Path) -> None:
         screenshots.take(built, "index.html", 390, tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000

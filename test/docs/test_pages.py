@@ -1,4 +1,4 @@
-"""The pages: their code runs, their names are all names there are, their drawings and links are as they should be."""
+"""Code on the pages runs, every public name is documented, diagrams are current, and links resolve."""
 
 import importlib
 import pkgutil
@@ -16,9 +16,9 @@ import torchvision_layers
 ROOT = Path(torchvision_layers.__file__).parent.parent
 SOURCE = ROOT / "docs" / "source"
 PAGES = sorted(SOURCE.glob("*.rst"))
-# `testsetup` holds what the examples of a page need and a reader does not.
+# `testsetup` has code that examples need but readers do not.
 BLOCK = re.compile(r"^( *)\.\. (?:testsetup::|code-block:: python)\n((?:\1 +\S.*\n|[ \t]*\n)+)", re.MULTILINE)
-# The page of check_layer is run in test/conformance/test_check_layer.py, which also looks at what comes out.
+# test/conformance/test_check_layer.py runs the code of check_layer.rst and compares its output.
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8")) and page.stem != "check_layer"]
 SLOW = {"deploying"}  # compiles
 
@@ -27,55 +27,55 @@ def blocks(page: Path) -> list[str]:
     return [textwrap.dedent(match[2]) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
 
 
-# torch's own, of what the pages show how to call.
+# Warnings of torch functions that the pages call.
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch.load of int8 weights
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else [], id=p.stem) for p in WITH_CODE]
 )
 def test_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where the examples may write
+    monkeypatch.chdir(tmp_path)  # examples write files to the current folder
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), names)
 
 
 def test_no_block_is_missed() -> None:
-    """As many blocks are found as the pages announce, nested ones too."""
+    """The pattern matches every block, including nested ones."""
     for page in PAGES:
         announced = re.findall(r"code-block:: *py|sourcecode|testsetup|>>>", page.read_text(encoding="utf-8"))
         assert len(blocks(page)) == len(announced), page.name
 
 
 def documented() -> dict[str, list[str]]:
-    """Names by door that pages have an entry for: in an autosummary, or written out."""
-    found: dict[str, list[str]] = {}
+    """Names by package that have an entry on a page: in an autosummary, or as a directive."""
+    entries: dict[str, list[str]] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        door = re.search(r"^\.\. module:: (\S+)$", text, re.MULTILINE)
-        if door is None:
+        package = re.search(r"^\.\. module:: (\S+)$", text, re.MULTILINE)
+        if package is None:
             continue
         names = re.findall(r"^\.\. py:\w+:: (\w+)$", text, re.MULTILINE)
-        for entries in re.findall(r"^\.\. autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", text, re.MULTILINE):
-            names += entries.split()
-        found.setdefault(door[1], []).extend(names)
-    return found
+        for summary in re.findall(r"^\.\. autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", text, re.MULTILINE):
+            names += summary.split()
+        entries.setdefault(package[1], []).extend(names)
+    return entries
 
 
-def doors() -> list[str]:
-    """Rooms that users import from: all but those with an underscore, and layers, whose door is nn."""
-    rooms = [info.name for info in pkgutil.iter_modules(torchvision_layers.__path__) if info.ispkg]
-    public = [room for room in rooms if not room.startswith("_") and room not in ("layers", "experimental")]
-    return sorted(f"torchvision_layers.{room}" for room in [*public, "experimental.nn"])
+def public_packages() -> list[str]:
+    """Every package except those with an underscore, and ``layers``, which users import as ``nn``."""
+    packages = [info.name for info in pkgutil.iter_modules(torchvision_layers.__path__) if info.ispkg]
+    public = [name for name in packages if not name.startswith("_") and name not in ("layers", "experimental")]
+    return sorted(f"torchvision_layers.{name}" for name in [*public, "experimental.nn"])
 
 
 def test_every_public_name_is_documented_once() -> None:
-    found = documented()
-    assert sorted(found) == doors()
-    for door in doors():
-        # A union of types that signatures refer to; there is nothing to import.
-        names = [name for name in found[door] if (door, name) != ("torchvision_layers.nn", "LayerArgument")]
-        assert sorted(names) == sorted(importlib.import_module(door).__all__), door
+    entries = documented()
+    assert sorted(entries) == public_packages()
+    for package in public_packages():
+        # LayerArgument is a union type in signatures, not a name to import.
+        names = [name for name in entries[package] if (package, name) != ("torchvision_layers.nn", "LayerArgument")]
+        assert sorted(names) == sorted(importlib.import_module(package).__all__), package
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -84,26 +84,26 @@ def test_drawings_are_current(name: str) -> None:
     assert DRAWINGS[name].svg() == (SOURCE / "images" / f"{name}.svg").read_text(encoding="utf-8")
 
 
-def test_each_drawing_stands_on_a_page_and_has_words() -> None:
+def test_each_drawing_is_on_a_page_and_has_an_alt_text() -> None:
     drawn = set(
         re.findall(r"^\.\. drawing:: (\w+)$", "\n".join(p.read_text(encoding="utf-8") for p in PAGES), re.MULTILINE)
     )
-    of_layers = {name for names in documented().values() for name in names}
-    assert set(DRAWINGS) == drawn | (of_layers & set(DRAWINGS))
+    documented_names = {name for names in documented().values() for name in names}
+    assert set(DRAWINGS) == drawn | (documented_names & set(DRAWINGS))
     assert {path.stem for path in (SOURCE / "images").glob("*.svg")} == set(DRAWINGS)
     assert all(len(drawing.alt) > 40 for drawing in DRAWINGS.values())
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.theirs)
-def test_a_layer_from_elsewhere_computes_the_same_as_ours(peer: Peer) -> None:
+def test_peer_gives_the_same_results(peer: Peer) -> None:
     check(peer)
 
 
-def test_names_that_signatures_link_to_exist() -> None:
+def test_external_names_exist() -> None:
     for project, (_, names) in PROJECTS.items():
         for name in names:
             module, _, attribute = name.rpartition(".")
-            if (project, name) != ("python", "typing.Self"):  # of Python 3.11
+            if (project, name) != ("python", "typing.Self"):  # new in Python 3.11
                 assert attribute == "None" or hasattr(importlib.import_module(module or "builtins"), attribute), name
 
 
@@ -111,13 +111,13 @@ MARKDOWN = [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", "build"
 
 
 def anchors(page: Path) -> set[str]:
-    """What headings are linked by on a forge."""
+    """Anchors of the headings, as GitHub generates them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_of_markdown_pages_lead_somewhere(page: Path) -> None:
+def test_markdown_links_resolve(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:|mailto:", target):
@@ -129,9 +129,8 @@ def test_links_of_markdown_pages_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), target
 
 
-def test_readme_comes_in_its_order() -> None:
+def test_readme_begins_with_the_readers_model() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    landmarks = ["# torchvision_layers", "![", "make demo", "quantized.quantize(", "## Where to go next"]
-    places = [text.index(landmark) for landmark in landmarks]
-    assert places == sorted(places)
-    assert re.findall(r"^## .*$", text, re.MULTILINE)[2] == "## Where to go next"
+    assert "a model from torchvision or timm" in "".join(text.splitlines()[:10])
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings[:4] == ["Install", "Ten lines", "A model from torchvision or timm", "Two commands"]

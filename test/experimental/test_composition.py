@@ -1,4 +1,4 @@
-"""Staged layers as the convolutions and gates of the stable blocks."""
+"""Experimental layers as convolutions and channel attention of the stable blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from torch import nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-# A block, the arguments that put the staged layer into it, and each place where it must then be, with what it holds.
+# A block built with an experimental layer, the class of that layer, and its expected attributes by path.
 Composition = tuple[Callable[..., nn.Module], type[nn.Module], dict[str, dict[str, Any]]]
 COMPOSITIONS: dict[str, Composition] = {
     "ConvNormAct": (
@@ -55,12 +55,12 @@ COMPOSITIONS: dict[str, Composition] = {
                 "stride": (2, 2),
                 "padding": (1, 1),
                 "dilation": (1, 1),
-                "groups": 8,  # of the partial, though the block asks for 1
+                "groups": 8,  # bound by the partial; the block passes 1
                 "head_channels": 2,
             }
         },
     ),
-    "Bottleneck of wide windows": (
+    "Bottleneck with wide windows": (
         partial(
             tnn.Bottleneck,
             8,
@@ -70,31 +70,31 @@ COMPOSITIONS: dict[str, Composition] = {
         enn.MultiHeadedSpatialAttention,
         {"conv2": {"kernel_size": (7, 7), "padding": (3, 3), "stride": (1, 1), "groups": 4}},
     ),
-    "BasicBlock with a gate": (
+    "BasicBlock with attention": (
         partial(tnn.BasicBlock, 8, 32, se_layer=enn.SEBlock),
         enn.SEBlock,
         {"se": {"input_channels": 32, "squeeze_channels": 2, "ratio": 16}},
     ),
-    "Bottleneck with a gate": (
+    "Bottleneck with attention": (
         partial(tnn.Bottleneck, 8, 16, se_layer=partial(enn.SEBlock, ratio=4, activation=nn.ReLU)),
         enn.SEBlock,
         {"se": {"input_channels": 64, "squeeze_channels": 16, "ratio": 4}},
     ),
 }
-SHAPES = {  # of the output for an input of (2, 8, 12, 12)
+SHAPES = {  # output shapes for an input of shape (2, 8, 12, 12)
     "ConvNormAct": (2, 16, 6, 6),
     "ConvNormAct without norm": (2, 16, 12, 12),
     "BasicBlock": (2, 16, 6, 6),
     "Bottleneck": (2, 64, 6, 6),
-    "Bottleneck of wide windows": (2, 64, 12, 12),
-    "BasicBlock with a gate": (2, 32, 12, 12),
-    "Bottleneck with a gate": (2, 64, 12, 12),
+    "Bottleneck with wide windows": (2, 64, 12, 12),
+    "BasicBlock with attention": (2, 32, 12, 12),
+    "Bottleneck with attention": (2, 64, 12, 12),
 }
 each_composition = pytest.mark.parametrize("name", COMPOSITIONS)
 
 
 @each_composition
-def test_the_layer_stands_in_its_place_with_the_numbers_of_it(name: str) -> None:
+def test_the_block_passes_its_arguments_to_the_layer(name: str) -> None:
     make, cls, places = COMPOSITIONS[name]
     block = make()
     assert [path for path, module in block.named_modules() if isinstance(module, cls)] == list(places)
@@ -118,7 +118,7 @@ def test_the_block_calls_the_layer(name: str) -> None:
 
 
 @each_composition
-def test_a_step_trains_every_parameter(name: str) -> None:
+def test_training_changes_every_parameter(name: str) -> None:
     block = COMPOSITIONS[name][0]()
     x = torch.randn(4, 8, 12, 12)
     target = torch.randn_like(block(x))
@@ -132,16 +132,16 @@ def test_a_step_trains_every_parameter(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    unmoved = [key for key, value in block.named_parameters() if torch.equal(value, before[key])]
-    assert unmoved == []
+    unchanged = [key for key, value in block.named_parameters() if torch.equal(value, before[key])]
+    assert unchanged == []
 
 
 @each_composition
-def test_weights_go_to_another_block_and_back(name: str) -> None:
+def test_weights_load_into_another_block(name: str) -> None:
     make = COMPOSITIONS[name][0]
     x = torch.randn(2, 8, 12, 12)
     block, other = make(), make()
-    block(x)  # moves running statistics
+    block(x)  # changes the running statistics
     other.load_state_dict(block.state_dict(), strict=True)
     assert torch.equal(other.eval()(x), block.eval()(x))
     assert list(other.state_dict()) == list(block.state_dict())
@@ -160,14 +160,14 @@ def test_checkpoints_of_plain_convolutions_load(cls: type[nn.Conv2d], bias: bool
     block.load_state_dict(tnn.ConvNormAct(4, 6).state_dict(), strict=True)
 
 
-def test_a_gate_is_the_squeeze_excitation_of_its_width() -> None:
-    gate, plain = enn.SEBlock(32, ratio=4), tnn.SqueezeExcitation(32, 8, activation=nn.SiLU)
-    plain.load_state_dict(gate.state_dict(), strict=True)
+def test_se_block_equals_squeeze_excitation_with_the_same_channels() -> None:
+    block, plain = enn.SEBlock(32, ratio=4), tnn.SqueezeExcitation(32, 8, activation=nn.SiLU)
+    plain.load_state_dict(block.state_dict(), strict=True)
     x = torch.randn(2, 32, 5, 5)
-    assert torch.equal(gate(x), plain(x))
+    assert torch.equal(block(x), plain(x))
 
 
-def test_names_of_torch() -> None:
+def test_aliases_of_torch() -> None:
     assert enn.Flatten is nn.Flatten
     assert enn.Mish is nn.Mish
     assert enn.Swish is nn.SiLU
@@ -175,7 +175,7 @@ def test_names_of_torch() -> None:
     assert type(block[2]) is nn.Mish
 
 
-def test_a_subclass_of_the_gate_keeps_its_class() -> None:
+def test_a_subclass_of_se_block_keeps_its_class() -> None:
     class Doubled(enn.SEBlock):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
@@ -186,5 +186,5 @@ def test_a_subclass_of_the_gate_keeps_its_class() -> None:
     plain = enn.SEBlock(8, ratio=4)
     plain.load_state_dict(block.state_dict())
     torch.testing.assert_close(block(x), 2 * plain(x))
-    with pytest.raises(TypeError, match="in_channels must be given to a subclass of SEBlock, Doubled got None"):
+    with pytest.raises(TypeError, match="in_channels must be an int in a subclass of SEBlock, Doubled got None"):
         Doubled(ratio=4)

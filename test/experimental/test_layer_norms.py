@@ -1,4 +1,4 @@
-"""PFLayerNorm and CLayerNorm against torch's normalizations in float64, and how exact they are in other types."""
+"""PFLayerNorm and CLayerNorm against torch's normalizations in float64, and their accuracy in other dtypes."""
 
 import numpy as np
 import pytest
@@ -18,25 +18,25 @@ def formula(x: Tensor, dims: tuple[int, ...], eps: float = 1e-5) -> Tensor:
     return (x - mean) / ((x - mean).square().mean(dims, keepdim=True) + eps).sqrt()
 
 
-def with_numbers(layer: nn.Module) -> nn.Module:
-    """Random scales and shifts in place of ones and zeros."""
+def randomized(layer: nn.Module) -> nn.Module:
+    """Replaces scales of one and shifts of zero by random numbers."""
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     return layer
 
 
-# What they equal
+# Equivalence
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @each_layout
 @each_dims
-def test_they_are_the_norms_of_torch(
+def test_they_equal_the_norms_of_torch(
     dims: tuple[int, ...], layout: torch.memory_format, shape: tuple[int, int, int, int]
 ) -> None:
     x = torch.randn(*shape, dtype=torch.float64) * 3 - 2
     groups = 1 if dims == (1, 2, 3) else 6
-    affine = with_numbers(nn.GroupNorm(groups, 6, eps=0.1, dtype=torch.float64))
+    affine = randomized(nn.GroupNorm(groups, 6, eps=0.1, dtype=torch.float64))
     plain: list[nn.Module] = [nn.GroupNorm(groups, 6, eps=0.1, affine=False)]
     if dims == (1, 2, 3):
         plain.append(nn.LayerNorm(shape[1:], eps=0.1, elementwise_affine=False))
@@ -44,17 +44,17 @@ def test_they_are_the_norms_of_torch(
         plain.append(nn.InstanceNorm2d(6, eps=0.1))
     pf, c = enn.PFLayerNorm(dims, eps=0.1), enn.CLayerNorm(6, dims, eps=0.1, dtype=torch.float64)
     c.load_state_dict(affine.state_dict())
-    given = x.to(memory_format=layout)
+    x_in_layout = x.to(memory_format=layout)
     for norm in plain:
-        torch.testing.assert_close(pf(given), norm(x), rtol=0, atol=1e-12)
-    torch.testing.assert_close(c(given), affine(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(pf(x_in_layout), norm(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(c(x_in_layout), affine(x), rtol=0, atol=1e-12)
 
 
 @each_dims
-def test_they_are_the_formula(dims: tuple[int, ...]) -> None:
-    """With the biased variance, and epsilon inside of the root; of strides that are of neither layout, too."""
+def test_they_equal_the_formula(dims: tuple[int, ...]) -> None:
+    """The variance is biased and epsilon is inside the root, also for strides of neither layout."""
     whole = torch.randn(3, 5, 9, 12, dtype=torch.float64)
-    layer = with_numbers(enn.CLayerNorm(4, dims, eps=0.5, dtype=torch.float64))
+    layer = randomized(enn.CLayerNorm(4, dims, eps=0.5, dtype=torch.float64))
     for x in (whole[:, 1:], whole[:, 1:, ::2, 1::3], whole[:, 1:].transpose(2, 3)):
         expected = np.empty(x.shape)
         for n, channel in np.ndindex(3, 4):
@@ -68,28 +68,28 @@ def test_they_are_the_formula(dims: tuple[int, ...]) -> None:
         torch.testing.assert_close(layer(x).detach(), torch.from_numpy(scaled), rtol=0, atol=1e-12)
 
 
-def test_a_scale_or_shift_of_an_image_changes_nothing() -> None:
+def test_invariance_to_scale_and_shift_of_an_image() -> None:
     x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
-    moved = x * torch.tensor([0.5, 3.0, 100.0]).view(-1, 1, 1, 1) + torch.tensor([-7.0, 0.0, 9.0]).view(-1, 1, 1, 1)
+    scaled = x * torch.tensor([0.5, 3.0, 100.0]).view(-1, 1, 1, 1) + torch.tensor([-7.0, 0.0, 9.0]).view(-1, 1, 1, 1)
     for dims in DIMS:
         layer = enn.PFLayerNorm(dims, eps=0.0)
-        torch.testing.assert_close(layer(moved), layer(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer(scaled), layer(x), rtol=0, atol=1e-12)
 
 
-# How exact they are. torch's own kernel for channels_last is not, on the CPU: of float32 with mean 1e4 and standard
-# deviation 4 it keeps no digit.
+# Accuracy. On the CPU, torch's own kernel for channels_last keeps no correct digit of float32 values with mean 1e4 and
+# standard deviation 4.
 
 MOMENTS = [(0.0, 1.0), (1000.0, 4.0), (1e4, 4.0), (-1e4, 100.0)]
 each_moments = pytest.mark.parametrize(("mean", "std"), MOMENTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 
 
-def drawn(mean: float, std: float, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+def sample(mean: float, std: float, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     return (torch.randn(2, 8, 12, 10) * std + mean).to(dtype).to(memory_format=layout)
 
 
 def tolerance(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A few roundings of the type, and what float32 loses of a mean that is so many deviations away from 0."""
+    """A few roundings of the dtype, plus the digits that float32 loses to a mean many deviations away from 0."""
     images = x.detach().double()
     deviations = images.mean(dims, keepdim=True).abs() / (images.var(dims, correction=0, keepdim=True) + 1e-5).sqrt()
     return 4 * (torch.finfo(x.dtype).eps + torch.finfo(torch.float32).eps * deviations)
@@ -102,7 +102,7 @@ def tolerance(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 def test_large_means_cost_no_more_than_rounding(
     dtype: torch.dtype, mean: float, std: float, dims: tuple[int, ...], layout: torch.memory_format
 ) -> None:
-    x = drawn(mean, std, dtype, layout)
+    x = sample(mean, std, dtype, layout)
     expected = formula(x.double(), dims)
     for layer in (enn.PFLayerNorm(dims), enn.CLayerNorm(8, dims, dtype=dtype), enn.CLayerNorm(8, dims)):
         output = layer(x)
@@ -111,18 +111,18 @@ def test_large_means_cost_no_more_than_rounding(
 
 
 def errors_of_gradients(layer: nn.Module, x: Tensor, dims: tuple[int, ...]) -> list[float]:
-    """Of input, scale and shift, against autograd of the formula in float64: the largest, by the largest gradient."""
+    """Largest errors relative to the largest gradient for input, scale and shift, against the formula in float64."""
     x.requires_grad_()
     upstream = torch.randn(x.shape).to(x.dtype)
     layer(x).backward(upstream)
-    given = [x, *layer.parameters()]
-    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    tensors = [x, *layer.parameters()]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     output = formula(exact[0], dims)
     if len(exact) == 3:
         output = output * exact[1].view(-1, 1, 1) + exact[2].view(-1, 1, 1)
     expected = torch.autograd.grad(output, exact, upstream.double())
     errors = []
-    for tensor, gradient in zip(given, expected, strict=True):
+    for tensor, gradient in zip(tensors, expected, strict=True):
         assert tensor.grad is not None
         errors.append(float((tensor.grad.double() - gradient).abs().max() / gradient.abs().max()))
     return errors
@@ -132,31 +132,31 @@ def errors_of_gradients(layer: nn.Module, x: Tensor, dims: tuple[int, ...]) -> l
 @each_dims
 @each_moments
 @each_dtype
-def test_gradients_of_large_means_too(
+def test_gradients_are_accurate_for_large_means(
     dtype: torch.dtype, mean: float, std: float, dims: tuple[int, ...], layout: torch.memory_format
 ) -> None:
-    """With parameters of float32, as under autocast."""
-    x = drawn(mean, std, dtype, layout)
-    errors = errors_of_gradients(with_numbers(enn.CLayerNorm(8, dims)), x, dims)
+    """The parameters are float32, as under autocast."""
+    x = sample(mean, std, dtype, layout)
+    errors = errors_of_gradients(randomized(enn.CLayerNorm(8, dims)), x, dims)
     assert max(errors) < 2 * float(tolerance(x, dims).max())
 
 
 @each_layout
 @pytest.mark.parametrize(("dtype", "mean", "std"), [(torch.float16, 1e4, 4.0), (torch.bfloat16, -1e4, 100.0)], ids=str)
-def test_gradients_all_in_half_precision(
+def test_gradients_are_accurate_in_half_precision(
     dtype: torch.dtype, mean: float, std: float, layout: torch.memory_format
 ) -> None:
-    """With half precision in the parameters, torch's own kernels lose the gradient in contiguous memory too."""
-    x = drawn(mean, std, dtype, layout)
+    """With half-precision parameters, torch's own kernels lose the gradient even in contiguous memory."""
+    x = sample(mean, std, dtype, layout)
     for dims in DIMS:
-        for layer in (enn.PFLayerNorm(dims), with_numbers(enn.CLayerNorm(8, dims, dtype=dtype))):
+        for layer in (enn.PFLayerNorm(dims), randomized(enn.CLayerNorm(8, dims, dtype=dtype))):
             errors = errors_of_gradients(layer, x.clone(), dims)
             assert max(errors) < 2 * float(tolerance(x, dims).max())
 
 
 @each_layout
 @each_dims
-def test_differences_beyond_the_range_of_the_type(dims: tuple[int, ...], layout: torch.memory_format) -> None:
+def test_differences_that_overflow_the_dtype(dims: tuple[int, ...], layout: torch.memory_format) -> None:
     x = torch.full((1, 8, 6, 6), 30000.0, dtype=torch.float16)
     x[:, :, 0] = -60000.0
     x = x.contiguous(memory_format=layout)
@@ -168,7 +168,7 @@ def test_differences_beyond_the_range_of_the_type(dims: tuple[int, ...], layout:
 
 
 @each_layout
-def test_each_channel_may_have_a_large_mean_of_its_own(layout: torch.memory_format) -> None:
+def test_each_channel_may_have_its_own_large_mean(layout: torch.memory_format) -> None:
     x = (torch.randn(2, 8, 9, 7) * 4 + 1e4 * torch.linspace(-1, 1, 8).view(-1, 1, 1)).contiguous(memory_format=layout)
     expected = formula(x.double(), (2, 3))
     for layer in (enn.PFLayerNorm((2, 3)), enn.CLayerNorm(8, (2, 3))):

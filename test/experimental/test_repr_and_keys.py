@@ -8,7 +8,7 @@ from ..conformance.specs import SPECS
 from ..layers.test_repr_and_keys import GOLDEN, described, golden
 
 
-def test_every_staged_layer_is_described() -> None:
+def test_every_experimental_layer_is_described() -> None:
     assert set(GOLDEN) >= {spec.name for spec in SPECS if spec.status == "experimental"}
 
 

@@ -1,4 +1,4 @@
-"""What the paper of stand-alone self-attention claims: softmax over neighbours, relative positions, few weights."""
+"""Softmax over neighbours, relative positions and parameter counts of stand-alone self-attention."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ Attention = enn.MultiHeadedSpatialAttention
 
 
 def window(layer: Attention, row: int, column: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Neighbours of a query inside of the image: their rows and columns, there and in the kernel."""
+    """Neighbours of a query inside the image: row and column in the image and in the kernel."""
     top = row * layer.stride[0] - layer.padding[0]
     left = column * layer.stride[1] - layer.padding[1]
     return [
@@ -41,9 +41,9 @@ def reference(layer: Attention, image: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def attention_weights(layer: Attention, input: Tensor) -> Tensor:
-    """What each query gives to each pixel: (batch, head, row, column, row of the pixel, its column).
+    """Weight of each query for each pixel: (batch, head, row, column, row of the pixel, column of the pixel).
 
-    Read off the output, where the values are an image of one pixel in each channel of a head.
+    If each channel of the values of a head is an image of a single pixel, the output is the weights.
     """
     height, width = input.shape[2:]
     assert layer.out_channels == layer.groups * height * width
@@ -71,8 +71,8 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", CASES, ids=str)
 @pytest.mark.parametrize("size", [(9, 7), (8, 12), (7, 5)], ids=str)
-def test_values_of_1_give_1_at_the_borders_too(arguments: dict[str, Any], size: tuple[int, int]) -> None:
-    """Zeros of a padding that took part would draw the mean down."""
+def test_values_of_1_give_1_even_at_the_borders(arguments: dict[str, Any], size: tuple[int, int]) -> None:
+    """Zero padding inside the softmax would reduce the mean."""
     layer = Attention(2, 8, **{**arguments, "bias": True}).double()
     nn.init.zeros_(layer.value.weight)
     nn.init.ones_(layer.value.bias)
@@ -139,11 +139,11 @@ def assert_equal_to_the_loop(in_channels: int, size: tuple[int, int], **argument
 
 @pytest.mark.parametrize("arguments", CASES, ids=str)
 @pytest.mark.parametrize("size", [(9, 7), (8, 8)], ids=str)
-def test_it_is_the_loop_over_pixels(arguments: dict[str, Any], size: tuple[int, int]) -> None:
+def test_it_equals_the_loop_over_pixels(arguments: dict[str, Any], size: tuple[int, int]) -> None:
     assert_equal_to_the_loop(4, size, out_channels=8, **arguments)
 
 
-def test_it_is_the_loop_on_a_single_pixel() -> None:
+def test_it_equals_the_loop_on_a_single_pixel() -> None:
     for kernel_size in (1, 3, (7, 5)):
         half = np.array(kernel_size) // 2
         padding = tuple(int(p) for p in np.broadcast_to(half, 2))
@@ -162,7 +162,7 @@ def axes(draw: st.DrawFn) -> tuple[int, ...]:
 
 @settings(max_examples=60, derandomize=True, deadline=None, database=None)
 @given(axes(), axes(), st.sampled_from([1, 2, 3]), st.sampled_from([2, 4]), st.booleans())
-def test_it_is_the_loop_for_any_geometry(
+def test_it_equals_the_loop_for_any_shape(
     vertical: tuple[int, ...], horizontal: tuple[int, ...], heads: int, head_channels: int, bias: bool
 ) -> None:
     torch.manual_seed(0)
@@ -184,16 +184,16 @@ def test_it_is_the_loop_for_any_geometry(
 
 
 @pytest.mark.parametrize("arguments", CASES, ids=str)
-def test_embeddings_of_offsets_that_occur_learn(arguments: dict[str, Any]) -> None:
+def test_embeddings_of_occurring_offsets_have_gradients(arguments: dict[str, Any]) -> None:
     layer = Attention(2, 4, **arguments).double()
     layer(torch.randn(2, 2, 12, 11, dtype=torch.float64)).square().sum().backward()
     for embedding in (layer.row_embedding, layer.column_embedding):
         assert embedding.grad is not None
-        # A single offset has nothing to be weighed against.
+        # The softmax over a single offset is constant.
         assert bool((embedding.grad.abs() > 1e-9).all()) == (embedding.shape[-1] > 1)
 
 
-def test_embeddings_of_offsets_that_do_not_occur_rest() -> None:
+def test_embeddings_of_other_offsets_have_no_gradients() -> None:
     layer = Attention(2, 4, 7, padding=3).double()
     layer(torch.randn(2, 2, 2, 12, dtype=torch.float64)).square().sum().backward()
     assert layer.row_embedding.grad is not None
@@ -201,8 +201,8 @@ def test_embeddings_of_offsets_that_do_not_occur_rest() -> None:
     assert occurs.tolist() == [False, False, True, True, True, False, False]
 
 
-def error_in_moving_an_image(offset: tuple[int, int], learns_positions: bool) -> float:
-    """Squared error, after training, in moving white noise by ``offset``; without positions all is equally likely."""
+def error_in_shifting_an_image(offset: tuple[int, int], learns_positions: bool) -> float:
+    """Squared error after training to shift white noise by ``offset``, which requires relative positions."""
     layer = Attention(1, 4, 3, padding=1)
     if not learns_positions:
         for embedding in (layer.row_embedding, layer.column_embedding):
@@ -220,12 +220,12 @@ def error_in_moving_an_image(offset: tuple[int, int], learns_positions: bool) ->
 
 
 @pytest.mark.parametrize("offset", [(0, 1), (1, 0), (-1, 1)], ids=str)
-def test_it_learns_to_move_an_image(offset: tuple[int, int]) -> None:
-    assert error_in_moving_an_image(offset, learns_positions=True) < 0.01
+def test_it_learns_to_shift_an_image(offset: tuple[int, int]) -> None:
+    assert error_in_shifting_an_image(offset, learns_positions=True) < 0.01
 
 
-def test_without_positions_it_does_not() -> None:
-    assert error_in_moving_an_image((0, 1), learns_positions=False) > 0.5
+def test_without_positions_it_does_not_learn_to_shift() -> None:
+    assert error_in_shifting_an_image((0, 1), learns_positions=False) > 0.5
 
 
 # Parameters
@@ -236,7 +236,7 @@ def parameters(*modules: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("kernel_size", [3, 7, (5, 2)])
-def test_parameters_by_the_formula(kernel_size: int | tuple[int, int]) -> None:
+def test_parameter_count_matches_the_formula(kernel_size: int | tuple[int, int]) -> None:
     height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
     for bias in (True, False):
         layer = Attention(18, 24, kernel_size, groups=3, bias=bias)
@@ -245,28 +245,28 @@ def test_parameters_by_the_formula(kernel_size: int | tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("channels", [8, 64, 512])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_window_of_7_has_fewer_parameters_than_a_convolution_of_3(channels: int, bias: bool) -> None:
+def test_attention_over_7_pixels_has_fewer_parameters_than_a_3_convolution(channels: int, bias: bool) -> None:
     attention = Attention(channels, channels, 7, padding=3, groups=4, bias=bias, device="meta")
     assert parameters(attention) < parameters(nn.Conv2d(channels, channels, 3, bias=bias, device="meta"))
 
 
 def resnet(blocks: list[int], conv_layer: Callable[..., nn.Module]) -> nn.Sequential:
     stages: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
-    width = 64
+    channels = 64
     for stage, count in enumerate(blocks):
         for _ in range(count):
-            stages.append(tnn.Bottleneck(width, 64 * 2**stage, conv_layer=conv_layer))
-            width = 256 * 2**stage
-    return nn.Sequential(*stages, nn.Linear(width, 1000))
+            stages.append(tnn.Bottleneck(channels, 64 * 2**stage, conv_layer=conv_layer))
+            channels = 256 * 2**stage
+    return nn.Sequential(*stages, nn.Linear(channels, 1000))
 
 
-# Table 1: the rows of a convolutional stem.
+# Table 1, rows with a convolutional stem.
 @pytest.mark.parametrize(
     ("blocks", "convolutional", "attentive"),
     [([1, 2, 4, 1], 13.7, 10.3), ([2, 3, 5, 2], 19.6, 14.1), ([3, 4, 6, 3], 25.6, 18.0)],
     ids=["26", "38", "50"],
 )
-def test_parameters_of_the_paper(blocks: list[int], convolutional: float, attentive: float) -> None:
+def test_parameter_counts_of_the_paper(blocks: list[int], convolutional: float, attentive: float) -> None:
     with torch.device("meta"):
         plain = resnet(blocks, nn.Conv2d)
         attention = resnet(blocks, partial(Attention, kernel_size=7, padding=3, groups=8))
@@ -279,8 +279,8 @@ def test_parameters_of_the_paper(blocks: list[int], convolutional: float, attent
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("groups", "size"), [(1, (4, 3)), (2, (4, 3)), (1, (8, 12)), (1, (7, 9))], ids=str)
-def test_the_layout_is_kept(layout: torch.memory_format, groups: int, size: tuple[int, int]) -> None:
-    """Of a single block and head too, where all changes of order are views."""
+def test_memory_layout_is_preserved(layout: torch.memory_format, groups: int, size: tuple[int, int]) -> None:
+    """Also for a single block and head, where all permutations are views."""
     x = torch.randn(2, 4, *size).to(memory_format=layout)
     assert Attention(4, 8, 3, padding=1, groups=groups)(x).is_contiguous(memory_format=layout)
 
@@ -288,7 +288,7 @@ def test_the_layout_is_kept(layout: torch.memory_format, groups: int, size: tupl
 @pytest.mark.parametrize(
     "arguments", [{"stride": 1}, {"stride": 2}, {"stride": 2, "dilation": 2, "padding": 2}], ids=str
 )
-def test_an_exported_program_serves_sizes_of_every_remainder(arguments: dict[str, Any]) -> None:
+def test_an_exported_program_accepts_sizes_of_every_remainder(arguments: dict[str, Any]) -> None:
     layer = Attention(2, 4, 3, **{"padding": 1, **arguments}).eval()
     dims = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(layer, (torch.randn(2, 2, 19, 22),), dynamic_shapes=dims).module()

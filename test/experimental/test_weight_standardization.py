@@ -1,4 +1,4 @@
-"""What the papers of the two weight standardizations claim of filters; the signal is in test_signal_propagation.py."""
+"""Moments and invariances of standardized filters, and training on single images."""
 
 import math
 from collections.abc import Callable
@@ -48,9 +48,9 @@ def test_each_filter_has_mean_0_and_variance_1(
     scaled = scaled.to(memory_format=memory_format)
 
     _, raw = moments(layer.weight)
-    expected = raw / (raw + 1e-10)  # variance 1, but for eps under the root
+    expected = raw / (raw + 1e-10)  # variance 1, except for eps
     atol = 1e-12 if dtype == torch.float64 else 3e-6
-    if change == "large mean":  # the mean itself is only known to the rounding of 100
+    if change == "large mean":  # values near 100 are rounded more coarsely
         atol *= 100
     mean, variance = moments(layer.standardized_weight())
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=atol)
@@ -64,7 +64,7 @@ def test_each_filter_has_mean_0_and_variance_1(
 
 
 @pytest.mark.parametrize("make", [enn.WSConv2d, partial(enn.SWSConv2d, activation=None)], ids=["ws", "sws"])
-def test_a_step_of_the_optimizer_moves_filters_and_keeps_their_moments(make: Callable[..., enn.WSConv2d]) -> None:
+def test_an_optimizer_step_changes_filters_and_preserves_their_moments(make: Callable[..., enn.WSConv2d]) -> None:
     layer = make(4, 6, 3)
     before = layer.standardized_weight().detach()
     layer(torch.randn(2, 4, 8, 8)).square().mean().backward()
@@ -76,7 +76,7 @@ def test_a_step_of_the_optimizer_moves_filters_and_keeps_their_moments(make: Cal
     torch.testing.assert_close(variance, torch.full_like(variance, layer.scale**2), rtol=1e-6, atol=0)
 
 
-GEOMETRIES: list[dict[str, Any]] = [
+ARGUMENTS: list[dict[str, Any]] = [
     {},
     {"stride": (2, 1), "padding": 1, "bias": False},
     {"padding": "same", "dilation": 2},
@@ -84,10 +84,10 @@ GEOMETRIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("arguments", GEOMETRIES, ids=str)
-def test_it_is_the_convolution_by_filters_standardized_by_hand(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_it_equals_the_convolution_with_filters_standardized_by_hand(arguments: dict[str, Any]) -> None:
     x = torch.randn(2, 6, 9, 10, dtype=torch.float64)
-    eps = 1e-3  # large enough to be seen, where it stands
+    eps = 1e-3  # large enough to make a difference
     for make, scale in (
         (enn.WSConv2d, 1.0),
         (partial(enn.SWSConv2d, gamma=1.5), 1.5 / math.sqrt(6 // arguments.get("groups", 1) * 6)),
@@ -98,25 +98,25 @@ def test_it_is_the_convolution_by_filters_standardized_by_hand(arguments: dict[s
         with torch.no_grad():
             plain.weight.copy_(torch.from_numpy(standardized(layer.weight.detach().numpy(), eps, scale)))
         torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=1e-12)
-        layer, given = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(layer(given), plain(x), rtol=0, atol=1e-12)
+        output = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(output, plain(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
-def test_scale_and_shift_of_a_filter_change_nothing(cls: type[enn.WSConv2d]) -> None:
+def test_invariance_to_scale_and_shift_of_a_filter(cls: type[enn.WSConv2d]) -> None:
     layer = cls(5, 7, 3, bias=False, dtype=torch.float64)
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
     expected = layer(x)
     scales = torch.linspace(0.3, 40, 7, dtype=torch.float64)
-    scales[2] = -2.0  # turns the filter round
+    scales[2] = -2.0  # changes the sign of the filter
     with torch.no_grad():
         layer.weight.mul_(scales.view(-1, 1, 1, 1)).add_(torch.randn(7, 1, 1, 1))
     torch.testing.assert_close(layer(x), expected * scales.sign().view(-1, 1, 1), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
-def test_gradients_are_projected(cls: type[enn.WSConv2d]) -> None:
-    """What follows from the invariance, and by which the paper explains that the loss gets smoother (section 3.3)."""
+def test_gradients_are_orthogonal_to_constants_and_to_the_filter(cls: type[enn.WSConv2d]) -> None:
+    """This follows from the invariance; the paper explains the smoother loss by it (section 3.3)."""
     layer = cls(5, 7, 3, dtype=torch.float64)
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
     F.cross_entropy(layer(x).amax((2, 3)), torch.tensor([1, 4])).backward()
@@ -125,14 +125,14 @@ def test_gradients_are_projected(cls: type[enn.WSConv2d]) -> None:
     size = gradient.norm(dim=1) * weight.norm(dim=1)
     assert bool((size > 0).all())
     assert bool((gradient.sum(1).abs() < 1e-9 * size).all())
-    assert bool(((gradient * weight).sum(1).abs() < 1e-6 * size).all())  # but for eps
+    assert bool(((gradient * weight).sum(1).abs() < 1e-6 * size).all())  # not exactly, because of eps
 
 
 # Micro-batches
 
 
 def accuracy_after_single_images(conv_layer: type[nn.Conv2d], norm_layer: Callable[[int], nn.Module]) -> float:
-    """Trains a small network on one digit at a time; the share of other digits that it then gets right."""
+    """Accuracy on held-out digits of a small network trained on one digit at a time."""
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16).float().unsqueeze(1)
     labels = torch.from_numpy(digits.target)
@@ -142,7 +142,7 @@ def accuracy_after_single_images(conv_layer: type[nn.Conv2d], norm_layer: Callab
         stage(1, 16),
         stage(16, 16, stride=2),
         stage(16, 32, stride=2),
-        stage(32, 32, stride=(2, 1)),  # two pixels are left, which batch normalization sets to 1 and -1
+        stage(32, 32, stride=(2, 1)),  # leaves two pixels, which batch normalization sets to 1 and -1
         stage(32, 32),
         nn.Flatten(),
         nn.Linear(64, 10),
@@ -161,6 +161,6 @@ def accuracy_after_single_images(conv_layer: type[nn.Conv2d], norm_layer: Callab
         return float((net(images[held_out]).argmax(1) == labels[held_out]).float().mean())
 
 
-def test_it_trains_on_single_images_where_batch_normalization_cannot() -> None:
+def test_it_trains_on_single_images_and_batch_normalization_does_not() -> None:
     assert accuracy_after_single_images(enn.WSConv2d, partial(nn.GroupNorm, 4)) > 0.88
     assert accuracy_after_single_images(nn.Conv2d, nn.BatchNorm2d) < 0.3

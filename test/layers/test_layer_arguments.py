@@ -1,4 +1,4 @@
-"""Layers given as arguments: copied at each place, placed where the rest is, refused by name where they do not fit."""
+"""Layer arguments: copies for each use, device and dtype, and errors that name the argument."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,32 +21,33 @@ from torchvision_layers import nn as tnn
         lambda activation: tnn.MLP(3, [4, 4, 4], activation_layer=activation),
     ],
 )
-@pytest.mark.parametrize("as_function", [False, True], ids=["instance", "function that gives one instance"])
-def test_an_instance_is_copied_at_each_place(make: Callable[..., nn.Module], as_function: bool) -> None:
-    given = nn.PReLU()
-    layer = make((lambda: given) if as_function else given)
-    found = [module for module in layer.modules() if isinstance(module, nn.PReLU)]
-    assert len(found) >= 1
-    assert given not in found
+@pytest.mark.parametrize("as_function", [False, True], ids=["instance", "function that returns one instance"])
+def test_an_instance_is_copied_for_each_use(make: Callable[..., nn.Module], as_function: bool) -> None:
+    activation = nn.PReLU()
+    layer = make((lambda: activation) if as_function else activation)
+    copies = [module for module in layer.modules() if isinstance(module, nn.PReLU)]
+    assert len(copies) >= 1
+    assert activation not in copies
     names = [name for name, module in layer.named_modules(remove_duplicate=False) if isinstance(module, nn.PReLU)]
-    assert len(names) == len(found)
+    assert len(names) == len(copies)
 
 
-def test_a_given_projection_is_copied_and_placed() -> None:
-    projection = nn.Conv2d(3, 5, 1)
-    block = tnn.BasicBlock(3, 5, downsample=projection, device="meta", dtype=torch.float64)
+def test_downsample_is_copied_and_moved_to_device_and_dtype() -> None:
+    conv = nn.Conv2d(3, 5, 1)
+    block = tnn.BasicBlock(3, 5, downsample=conv, device="meta", dtype=torch.float64)
     assert (block.downsample.weight.device.type, block.downsample.weight.dtype) == ("meta", torch.float64)
-    assert projection.weight.device.type == "cpu"
+    assert conv.weight.device.type == "cpu"
 
 
-def test_a_projection_of_another_shape_is_named() -> None:
+def test_error_names_a_downsample_with_the_wrong_shape() -> None:
     block = tnn.BasicBlock(3, 5, downsample=nn.Conv2d(3, 1, 1))
-    with pytest.raises(ValueError, match=r"the output of downsample must have the shape of the branch \[2, 5, 4, 4\], got"):
+    message = r"the output of downsample must have the shape of the branch \[2, 5, 4, 4\], got"
+    with pytest.raises(ValueError, match=message):
         block(torch.randn(2, 3, 4, 4))
 
 
 class TwoConvolutions(nn.Module):
-    """What users of the original proposal write: one activation, given as an instance, to two layers in a chain."""
+    """Use of the original proposal: two layers share one activation instance."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class TwoConvolutions(nn.Module):
         return self.second(self.first(x))
 
 
-def test_two_layers_chained_with_one_activation_instance() -> None:
+def test_two_layers_do_not_share_an_activation_instance() -> None:
     model = TwoConvolutions(nn.ReLU(inplace=True)).eval()
     first, second = model.first, model.second
     assert first[2] is not second[2]
@@ -68,16 +69,16 @@ def test_two_layers_chained_with_one_activation_instance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "place", "groups"),
+    ("make", "path", "groups"),
     [
         (lambda conv: tnn.ConvNormAct(8, 8, 5, groups=2, conv_layer=conv), "0", 2),
         (lambda conv: tnn.BasicBlock(8, 8, dilation=2, conv_layer=conv), "conv2", 1),
         (lambda conv: tnn.Bottleneck(8, 8, stride=2, conv_layer=conv), "conv2", 1),
     ],
 )
-def test_what_a_partial_binds_stays(make: Callable[..., nn.Module], place: str, groups: int) -> None:
+def test_arguments_bound_by_a_partial_take_precedence(make: Callable[..., nn.Module], path: str, groups: int) -> None:
     plain, bound = (
-        make(conv).get_submodule(place)
+        make(conv).get_submodule(path)
         for conv in (nn.Conv2d, partial(nn.Conv2d, kernel_size=7, padding=3, groups=4, padding_mode="reflect"))
     )
     assert (bound.kernel_size, bound.padding, bound.groups, bound.padding_mode) == ((7, 7), (3, 3), 4, "reflect")

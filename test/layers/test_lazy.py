@@ -1,4 +1,4 @@
-"""Lazy layers before and at the first batch; the matrix checks what they become (``specs/lazy.py``)."""
+"""Lazy layers before and at the first batch; the conformance matrix checks the layers that they become."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing._checks.distributed import group
 
-# Arguments of the lazy layer, and the layer of 6 input channels that it should become.
+# Each lazy layer, and the layer with 6 input channels that it should become.
 CONV: dict[str, Any] = {"out_channels": 8, "groups": 2}
 GATE: dict[str, Any] = {"squeeze_channels": 4}
 STABLE = [
@@ -36,7 +36,7 @@ def batch(channels: int = 6) -> Tensor:
 
 
 def assert_same(layer: nn.Module, expected: nn.Module) -> None:
-    """Same class, attributes, children and numbers."""
+    """Checks that classes, attributes, children and values are equal."""
     assert str(layer) == str(expected)
     for (path, module), (_, other) in zip(layer.named_modules(), expected.named_modules(), strict=True):
         assert type(module) is type(other), path
@@ -47,7 +47,7 @@ def assert_same(layer: nn.Module, expected: nn.Module) -> None:
 
 
 @each_pair
-def test_it_becomes_the_layer_with_the_numbers_of_the_same_seed(make_lazy: Make, make_eager: Make) -> None:
+def test_it_becomes_the_layer_that_the_same_seed_initializes(make_lazy: Make, make_eager: Make) -> None:
     layer, x = make_lazy(), batch()
     assert isinstance(layer, LazyModuleMixin)
     assert layer.has_uninitialized_params()
@@ -61,7 +61,7 @@ def test_it_becomes_the_layer_with_the_numbers_of_the_same_seed(make_lazy: Make,
 
 @each_pair
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_hooks_and_parameters_stay(make_lazy: Make, make_eager: Make, training: bool) -> None:
+def test_first_batch_preserves_mode_hooks_and_parameters(make_lazy: Make, make_eager: Make, training: bool) -> None:
     layer = make_lazy().train(training)
     parameters, called = list(layer.parameters()), []
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
@@ -77,7 +77,7 @@ def test_mode_hooks_and_parameters_stay(make_lazy: Make, make_eager: Make, train
 
 @each_pair
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_dry_run_leaves_it_ready_to_train(make_lazy: Make, make_eager: Make, mode: Callable[[], Any]) -> None:
+def test_it_trains_after_a_dry_run(make_lazy: Make, make_eager: Make, mode: Callable[[], Any]) -> None:
     layer = make_lazy()
     with mode():
         layer(batch())
@@ -119,7 +119,7 @@ def test_a_dry_run_leaves_it_ready_to_train(make_lazy: Make, make_eager: Make, m
         ),
     ],
 )
-def test_a_bad_first_batch_leaves_it_lazy(make: Make, input: object, error: type[Exception], message: str) -> None:
+def test_a_bad_first_batch_keeps_it_lazy(make: Make, input: object, error: type[Exception], message: str) -> None:
     layer = make(8)
     before = repr(layer)
     with pytest.raises(error, match=message):
@@ -130,7 +130,7 @@ def test_a_bad_first_batch_leaves_it_lazy(make: Make, input: object, error: type
     assert not isinstance(layer, LazyModuleMixin)
 
 
-def test_a_slope_for_each_channel_fits_the_batch_that_has_them() -> None:
+def test_activation_parameters_match_the_channels_of_the_first_batch() -> None:
     layer = tnn.LazySqueezeExcitation(4, nn.PReLU(4), partial(nn.PReLU, 6))
     x = batch()
     layer(x)
@@ -139,8 +139,8 @@ def test_a_slope_for_each_channel_fits_the_batch_that_has_them() -> None:
     torch.testing.assert_close(layer(x), expected(x))
 
 
-def test_a_layer_inside_of_others_is_not_lazy() -> None:
-    with pytest.raises(TypeError, match="se_layer must not be lazy, since its channels are known, got LazySqueezeExcitation"):
+def test_layer_arguments_must_not_be_lazy() -> None:
+    with pytest.raises(TypeError, match="se_layer must not be lazy, since .*, got LazySqueezeExcitation"):
         tnn.BasicBlock(8, 8, se_layer=partial(tnn.LazySqueezeExcitation, 2))
     for layer in (tnn.LazySqueezeExcitation(2), nn.LazyBatchNorm2d()):
         with pytest.raises(TypeError, match=f"norm_layer must not be lazy.*got {type(layer).__name__}"):
@@ -164,7 +164,7 @@ def test_a_layer_inside_of_others_is_not_lazy() -> None:
 @pytest.mark.parametrize("before_first_batch", [True, False])
 def test_checkpoints_of_torchvision_load(make_lazy: Make, trained: nn.Module, before_first_batch: bool) -> None:
     trained, x = copy.deepcopy(trained), batch()
-    trained(x)  # moves the statistics
+    trained(x)  # changes the running statistics
     model = nn.Sequential(make_lazy())
     if not before_first_batch:
         model(x)
@@ -177,45 +177,47 @@ def test_checkpoints_of_torchvision_load(make_lazy: Make, trained: nn.Module, be
 
 
 @each_pair
-def test_a_lazy_state_goes_through_a_file(make_lazy: Make, make_eager: Make) -> None:
+def test_a_lazy_state_can_be_saved_and_loaded(make_lazy: Make, make_eager: Make) -> None:
     file = io.BytesIO()
     torch.save(make_lazy().state_dict(), file)
     file.seek(0)
     loaded = make_lazy()
-    loaded.load_state_dict(torch.load(file, weights_only=False), strict=True)  # torch has no safe way for these
+    loaded.load_state_dict(torch.load(file, weights_only=False), strict=True)  # torch cannot load these safely
     assert loaded.has_uninitialized_params()
     assert loaded(batch()).shape[0] == 2
 
 
 @each_pair
 @pytest.mark.parametrize(
-    "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+    "duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
 )
-def test_copies_before_and_after(make_lazy: Make, make_eager: Make, how: Callable[[nn.Module], nn.Module]) -> None:
+def test_copies_before_and_after_the_first_batch(
+    make_lazy: Make, make_eager: Make, duplicate: Callable[[nn.Module], nn.Module]
+) -> None:
     layer = make_lazy()
-    copied, x = how(layer), batch()
+    copied, x = duplicate(layer), batch()
     assert copied.has_uninitialized_params()
     for lazy in (layer, copied):
         torch.manual_seed(1)
         lazy(x)
     assert_same(copied, layer)
-    assert_same(how(copied), layer)
+    assert_same(duplicate(copied), layer)
     assert not {id(p) for p in copied.parameters()} & {id(p) for p in layer.parameters()}
 
 
 @each_pair
-def test_place_and_type_asked_for_before_the_first_batch(make_lazy: Make, make_eager: Make) -> None:
+def test_device_and_dtype_set_before_the_first_batch(make_lazy: Make, make_eager: Make) -> None:
     for layer in (make_lazy().double(), make_lazy(dtype=torch.float64)):
         assert layer(batch().double()).dtype is torch.float64
         assert all(parameter.dtype is torch.float64 for parameter in layer.parameters())
     with torch.device("meta"):
-        inside = make_lazy()
-    for layer in (inside, make_lazy(device="meta")):
+        on_meta = make_lazy()
+    for layer in (on_meta, make_lazy(device="meta")):
         assert layer(batch().to("meta")).is_meta
         assert all(parameter.is_meta for parameter in layer.parameters())
 
 
-def test_norms_may_be_converted_before_the_first_batch() -> None:
+def test_batch_norms_can_be_converted_before_the_first_batch() -> None:
     layer = nn.SyncBatchNorm.convert_sync_batchnorm(tnn.LazyConvNormAct(8))
     layer.eval()(batch())
     assert type(layer) is tnn.ConvNormAct
@@ -225,7 +227,7 @@ def test_norms_may_be_converted_before_the_first_batch() -> None:
 @each_pair
 def test_tracing_needs_a_batch_first(make_lazy: Make, make_eager: Make) -> None:
     model = nn.Sequential(make_lazy())
-    with pytest.raises(RuntimeError, match="must see one batch before it is traced"):
+    with pytest.raises(RuntimeError, match=r"must run once before it is traced: call model\(batch\)"):
         torch.fx.symbolic_trace(model)
     x = batch()
     expected = model.eval()(x)

@@ -1,6 +1,6 @@
 """The ``repr``, keys and shapes of each layer.
 
-``EXPECTTEST_ACCEPT=1`` rewrites the expected texts. Changed keys break the checkpoints of every user.
+``EXPECTTEST_ACCEPT=1`` updates the expected texts. Changed keys break the checkpoints of every user.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ def keys(layer: nn.Module) -> str:
 
 
 def described(layer: nn.Module) -> str:
-    """``repr`` and keys; what newer releases of torch print of a norm and older ones do not is left out."""
+    """``repr`` and keys, without an argument of norms that only newer releases of torch print."""
     return f"{layer}\n{keys(layer)}".rstrip().replace("affine=True, bias=True", "affine=True")
 
 
@@ -25,13 +25,13 @@ GOLDEN = {}
 
 
 def golden(cls: type[nn.Module]):
-    """Notes that a layer has a description here."""
+    """Records that a layer has a description here."""
 
-    def note(test):
+    def record(test):
         GOLDEN[cls.__name__] = test
         return test
 
-    return note
+    return record
 
 
 def test_every_public_layer_is_described() -> None:

@@ -1,4 +1,4 @@
-"""Statistics of the layers that draw random numbers in training."""
+"""Statistics of layers that draw random numbers in training."""
 
 import math
 
@@ -10,7 +10,7 @@ from torchvision_layers import nn as tnn
 
 
 def is_binomial(successes: int, trials: int, probability: float) -> bool:
-    """Whether a count lies within 3.3 standard deviations of its mean (p about 0.001)."""
+    """Whether a count is within 3.3 standard deviations of its mean (p about 0.001)."""
     return abs(successes - trials * probability) < 3.3 * math.sqrt(trials * probability * (1 - probability))
 
 
@@ -26,15 +26,15 @@ def test_stochastic_depth_drops_rows_independently(p: float) -> None:
     assert abs(pairs / 3999 - p * p) < 0.05
 
 
-def test_stochastic_depth_drops_the_batch_together() -> None:
+def test_stochastic_depth_drops_the_whole_batch() -> None:
     layer = tnn.StochasticDepth(0.5, "batch")
-    kept = [float(layer(torch.ones(7, 3)).unique()) for _ in range(400)]
-    assert set(kept) == {0.0, 2.0}
-    assert is_binomial(kept.count(0.0), 400, 0.5)
+    factors = [float(layer(torch.ones(7, 3)).unique()) for _ in range(400)]
+    assert set(factors) == {0.0, 2.0}
+    assert is_binomial(factors.count(0.0), 400, 0.5)
 
 
 @pytest.mark.parametrize("mode", ["row", "batch"])
-def test_stochastic_depth_at_its_ends(mode: str) -> None:
+def test_stochastic_depth_with_probability_0_and_1(mode: str) -> None:
     x = torch.randn(5, 3)
     assert torch.equal(tnn.StochasticDepth(0.0, mode)(x), x)
     assert torch.equal(tnn.StochasticDepth(1.0, mode)(x), torch.zeros_like(x))
@@ -42,7 +42,7 @@ def test_stochastic_depth_at_its_ends(mode: str) -> None:
 
 
 def test_blocks_drop_their_branch() -> None:
-    x = torch.rand(2000, 2, 1, 1) + 1.0  # positive, so that ReLU leaves the skip as it is
+    x = torch.rand(2000, 2, 1, 1) + 1.0  # positive, so that ReLU does not change the skip connection
     for block in (
         tnn.BasicBlock(2, 2, stochastic_depth=0.3),
         tnn.InvertedResidual(2, 2, 1, 2, stochastic_depth=0.3),
@@ -52,7 +52,7 @@ def test_blocks_drop_their_branch() -> None:
         assert not bool((block.eval()(x) == x).flatten(1).all(1).any())
 
 
-def test_a_block_without_skip_drops_nothing() -> None:
+def test_a_block_without_skip_connection_drops_nothing() -> None:
     block = tnn.InvertedResidual(2, 3, 1, 2, stochastic_depth=1.0)
     assert bool(block(torch.rand(50, 2, 3, 3)).any())
 

@@ -1,4 +1,4 @@
-"""Checkpoints of torchvision's blocks load into the layers of the same meaning and give the same outputs."""
+"""Checkpoints of torchvision's blocks load into the corresponding layers and give the same outputs."""
 
 from functools import partial
 
@@ -69,8 +69,8 @@ def test_checkpoints_load(name: str) -> None:
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-def test_depthwise_separable_convolution_has_the_weights_of_the_paper() -> None:
-    """C k² + C C' where a full convolution has C C' k² (MobileNets, section 3.1)."""
+def test_depthwise_separable_convolution_has_as_many_weights_as_in_the_paper() -> None:
+    """C k² + C C' weights; a full convolution has C C' k² (MobileNets, section 3.1)."""
     layer = tnn.DepthwiseSeparableConv(12, 20, kernel_size=5, norm_layer=None)
     weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
     assert weights == 12 * 5**2 + 12 * 20

@@ -1,7 +1,7 @@
-"""Checkpoints of whole torchvision models load into our layers and give the same numbers, bit for bit.
+"""Checkpoints of whole torchvision models load into our layers and give the same outputs, bit for bit.
 
-Each model is built twice: as torchvision writes it, and with every block of it rebuilt from our layers. Both run the
-same operations in the same order, so nothing here needs a tolerance.
+Each model is built twice: by torchvision, and with every block replaced by our layers. Both run the same operations in
+the same order, so the comparisons need no tolerance.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def norm_of(norm: nn.Module) -> Callable[[int], nn.Module]:
-    """A constructor of our norms like this one of theirs."""
+    """A constructor of our norm that corresponds to torchvision's ``norm``."""
     if isinstance(norm, nn.BatchNorm2d):
         return partial(nn.BatchNorm2d, eps=norm.eps, momentum=norm.momentum)
     assert isinstance(norm, convnext.LayerNorm2d)
@@ -52,7 +52,7 @@ def conv_norm_act(theirs: ops.Conv2dNormActivation) -> tnn.ConvNormAct:
 
 
 def basic_block(theirs: resnet.BasicBlock) -> tnn.BasicBlock:
-    """The projection on the skip is left to our block, here and below."""
+    """Our blocks build the skip connection themselves, here and below."""
     return tnn.BasicBlock(
         theirs.conv1.in_channels, theirs.conv2.out_channels, theirs.conv1.stride[0], norm_layer=norm_of(theirs.bn1)
     )
@@ -73,7 +73,7 @@ def bottleneck(theirs: resnet.Bottleneck) -> tnn.Bottleneck:
 
 
 def inverted(theirs: nn.Module) -> tuple[int, int, dict[str, Any]]:
-    """Widths of an inverted residual block, and the arguments that ours of all families share."""
+    """Channels of an inverted residual block, and the arguments that all our blocks of this kind share."""
     convs = [module for module in theirs.modules() if isinstance(module, nn.Conv2d)]
     depthwise = next(conv for conv in convs if conv.groups > 1)
     _, norm, activation = next(module for module in theirs.modules() if isinstance(module, ops.Conv2dNormActivation))
@@ -106,7 +106,7 @@ def inverted_residual(theirs: mobilenetv2.InvertedResidual | mobilenetv3.Inverte
 
 
 def mbconv(theirs: efficientnet.MBConv) -> tnn.MBConv:
-    """Channel attention is left to our block, whose default is that of EfficientNet."""
+    """Our block builds the channel attention itself; its default is that of EfficientNet."""
     in_channels, out_channels, arguments = inverted(theirs)
     return tnn.MBConv(in_channels, out_channels, stochastic_depth=theirs.stochastic_depth.p, **arguments)
 
@@ -117,7 +117,7 @@ def convnext_block(theirs: convnext.CNBlock) -> tnn.ConvNeXtBlock:
         conv.in_channels,
         kernel_size=conv.kernel_size[0],
         expansion=expansion.out_features // expansion.in_features,
-        layer_scale=1.0,  # which the checkpoint overwrites
+        layer_scale=1.0,  # the checkpoint overwrites it
         stochastic_depth=theirs.stochastic_depth.p,
         norm_layer=partial(nn.LayerNorm, eps=norm.eps),
         activation_layer=type(activation),
@@ -137,18 +137,19 @@ OURS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def rebuild(model: nn.Module) -> nn.Module:
-    """Puts our layers where torchvision's blocks stand, in place; nothing of the blocks but their numbers is kept."""
+    """Replaces torchvision's blocks by our layers, in place, from their numbers alone."""
     for name, child in model.named_children():
         setattr(model, name, OURS[type(child)](child) if type(child) in OURS else rebuild(child))
     return model
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
-    """A model of torchvision, and one with our layers that has loaded its checkpoint."""
-    with torch.device("meta"):  # all values are drawn below
+    """Our version of a model with the checkpoint of torchvision's loaded, and torchvision's."""
+    with torch.device("meta"):  # the values are drawn below
         theirs, ours = MODELS[name](), rebuild(MODELS[name]())
     theirs, ours = (model.to_empty(device="cpu") for model in (theirs, ours))
-    for key, value in theirs.state_dict().items():  # values that no constructor gives, and that keep what they are fed
+    # These values differ from the defaults of constructors, and keep the magnitude of activations.
+    for key, value in theirs.state_dict().items():
         if key.endswith("num_batches_tracked"):
             value.fill_(7)
         elif key.endswith(("bias", "running_mean")):
@@ -165,18 +166,18 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
 def test_a_checkpoint_loads_and_predicts_the_same(name: str) -> None:
     ours, theirs = (model.eval() for model in pair(name))
     of_torchvision = [type(module) for module in ours.modules() if type(module).__module__.startswith("torchvision.")]
-    assert of_torchvision == [type(theirs)]  # the model around the blocks, no block and no part of one
+    assert of_torchvision == [type(theirs)]  # only the model around the blocks
 
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = theirs(x)
-        assert (expected[0] - expected[1]).abs().mean() > 1e-3 * expected.std()  # the image has not drowned
+        assert (expected[0] - expected[1]).abs().mean() > 1e-3 * expected.std()  # the outputs depend on the images
         assert_same(ours(x), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_of_training_is_the_same(name: str) -> None:
-    """From one seed, so that dropout and stochastic depth draw the same numbers."""
+def test_a_training_step_is_the_same(name: str) -> None:
+    """With one seed, dropout and stochastic depth draw the same numbers."""
     x = torch.randn(4, 3, 64, 64)
     ours, theirs = (model.train() for model in pair(name))
     results = []
@@ -184,13 +185,13 @@ def test_a_step_of_training_is_the_same(name: str) -> None:
         torch.manual_seed(1)
         output = model(x)
         output.square().mean().backward()
-        # Gradients in order, as the checkpoint of an optimizer has them; the running statistics show the momentum.
+        # The order of gradients matters to optimizer checkpoints; the running statistics depend on the momentum.
         results.append([output, *(parameter.grad for parameter in model.parameters()), *model.buffers()])
     assert_same(*results)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "mobilenet_v3" not in name])
-def test_a_checkpoint_goes_back(name: str) -> None:
+def test_our_checkpoint_loads_into_torchvision(name: str) -> None:
     ours, theirs = pair(name)
     saved = {key: value.clone() for key, value in theirs.state_dict().items()}
     for value in theirs.state_dict().values():
@@ -199,7 +200,7 @@ def test_a_checkpoint_goes_back(name: str) -> None:
     assert_same(theirs.state_dict(), saved)
 
 
-def test_a_checkpoint_of_mobilenet_v3_does_not_go_back() -> None:
+def test_our_checkpoint_of_mobilenet_v3_does_not_load_into_torchvision() -> None:
     """Our block reads the keys ``block.*`` of torchvision and writes its own, ``conv.*``."""
     ours, theirs = pair("mobilenet_v3_small")
     with pytest.raises(RuntimeError, match=r"Missing key.*features\.1\.block\.0\.0\.weight"):

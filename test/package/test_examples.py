@@ -1,4 +1,4 @@
-"""The examples in docstrings and in the README run and print what they say."""
+"""The examples in docstrings and in the README run and print the output they show."""
 
 import doctest
 import importlib
@@ -28,6 +28,7 @@ def test_docstrings(name: str) -> None:
         "tnn": tnn,
         "enn": enn,
         "deploy": deploy,
+        "quantized": quantized,
         "partial": partial,
         **{n: getattr(quantized, n) for n in quantized.__all__},
     }
@@ -43,7 +44,7 @@ def test_every_layer_has_an_example() -> None:
 
 
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where the examples may write
+    monkeypatch.chdir(tmp_path)  # the examples may write files
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     names: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""The package as users get it: built, installed elsewhere, imported outside of the checkout."""
+"""The package is built, installed elsewhere and imported outside the checkout."""
 
 import shutil
 import subprocess

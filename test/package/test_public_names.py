@@ -1,7 +1,7 @@
-"""The public names and the arguments they take: a change fails here until it is recorded.
+"""Public names and their arguments: every change fails here until it is recorded.
 
-``EXPECTTEST_ACCEPT=1`` rewrites the expectations. A name or an argument that goes, moves or changes its default breaks
-the code of every user.
+``EXPECTTEST_ACCEPT=1`` updates the expected texts. Removing or moving a name or an argument, or changing a default,
+breaks the code of users.
 """
 
 import inspect
@@ -25,7 +25,7 @@ def signature(name: str, thing: object) -> str:
         return name
     try:
         parameters = inspect.signature(thing).parameters.values()
-    except (TypeError, ValueError):  # an enumeration of an older Python has none to read
+    except (TypeError, ValueError):  # enumerations have no signature in older Python versions
         return name
     words = []
     is_open = True
@@ -94,7 +94,7 @@ StochasticDepth(p, mode, *, device=None, dtype=None)""",
 
 
 def test_quantized() -> None:
-    """A twin's arguments are its layer's, which the matrix checks; the names and the functions are what is left."""
+    """Twins have the arguments of their layers, which another test checks, so only their names are recorded."""
     twins = [name for name in quantized.__all__ if isinstance(getattr(quantized, name), type)]
     functions = [signature(name, getattr(quantized, name)) for name in quantized.__all__ if name not in twins]
     assert_expected_inline(

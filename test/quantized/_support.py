@@ -1,4 +1,4 @@
-"""The reference models for tests of quantization, as trained as measured statistics make them."""
+"""Reference models for the quantization tests, with running statistics measured on random images."""
 
 import sys
 import warnings
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "references" / "classification"))
 from models import build_model  # the reference models are scripts, not a package
 
-__all__ = ["by_torchvision", "reference", "settled"]
+__all__ = ["reference_model", "torchvision_int8", "with_running_stats"]
 
 
-def settled(model: nn.Module, size: int) -> nn.Module:
-    """Running statistics as a trained model has them: those of images."""
+def with_running_stats(model: nn.Module, size: int) -> nn.Module:
+    """Set the running statistics to those of one batch, so that activations have the ranges of a trained model."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -24,12 +24,12 @@ def settled(model: nn.Module, size: int) -> nn.Module:
     return model.eval()
 
 
-def reference(name: str, size: int) -> nn.Module:
-    return settled(build_model(name, 1000), size)
+def reference_model(name: str, size: int) -> nn.Module:
+    return with_running_stats(build_model(name, 1000), size)
 
 
-def by_torchvision(name: str, state: dict[str, Tensor], batch: Tensor, backend: str) -> nn.Module:
-    """Torchvision's quantizable model, its way."""
+def torchvision_int8(name: str, state: dict[str, Tensor], batch: Tensor, backend: str) -> nn.Module:
+    """Quantize torchvision's quantizable model with torchvision's own workflow."""
     model = torchvision.models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
     model.load_state_dict(state)
     with warnings.catch_warnings(), torch.no_grad():

@@ -1,4 +1,4 @@
-"""The way of whole models to int8, and all that is refused on it."""
+"""The public calls on whole models: results, reports, and errors."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from torchvision_layers.experimental import nn as enn
 
 
 class Swish(nn.Module):
-    """A layer of a user's."""
+    """A user-defined layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x)
@@ -35,7 +35,7 @@ def batches() -> list[Tensor]:
     return [torch.randn(16, 3, 12, 10) for _ in range(2)]
 
 
-def test_quantizable_is_a_copy_with_the_same_keys_and_results() -> None:
+def test_quantizable_copy_has_the_same_keys_and_results() -> None:
     model, x = small_model(), torch.randn(2, 3, 12, 10)
     twin = quantized.quantizable(model)
     assert list(twin.state_dict()) == list(model.state_dict())
@@ -47,17 +47,17 @@ def test_quantizable_is_a_copy_with_the_same_keys_and_results() -> None:
     other = small_model()
     twin.load_state_dict(other.state_dict(), strict=True)
     assert torch.equal(twin(x), other(x))
-    again = quantized.quantizable(twin)
-    assert again is not twin
-    assert torch.equal(again(x), twin(x))
+    copied = quantized.quantizable(twin)
+    assert copied is not twin
+    assert torch.equal(copied(x), twin(x))
 
 
-def test_quantizable_of_a_single_layer() -> None:
+def test_quantizable_single_layer() -> None:
     layer, x = tnn.ConvNormAct(3, 4).eval(), torch.randn(2, 3, 5, 5)
     assert torch.equal(quantized.quantizable(layer)(x), layer(x))
 
 
-def test_the_float_model_is_left_as_it_was() -> None:
+def test_float_model_is_unchanged() -> None:
     model, x = small_model(), torch.randn(2, 3, 12, 10)
     expected, modules = model(x), [type(module) for module in model.modules()]
     quantized.quantize(model, batches())
@@ -67,7 +67,7 @@ def test_the_float_model_is_left_as_it_was() -> None:
     assert not model.training
 
 
-def test_report_of_every_stage() -> None:
+def test_report_at_each_stage() -> None:
     model = small_model(nn.SiLU)
     rows = {row.path: row for row in quantized.report(model).rows}
     assert (rows["0.0"].after, rows["0.0"].runs_in, rows["0.0"].why) == ("Conv2d", "float", "not converted yet")
@@ -99,7 +99,7 @@ def test_report_of_every_stage() -> None:
     assert len(lines) == len(report.rows) + 1
 
 
-def test_batches_may_carry_targets() -> None:
+def test_batches_with_targets() -> None:
     model = small_model()
     inputs = batches()
     expected = quantized.quantize(model, inputs)(inputs[0])
@@ -107,15 +107,15 @@ def test_batches_may_carry_targets() -> None:
     assert torch.equal(quantized.quantize(model, iter(pairs))(inputs[0]), expected)
 
 
-def test_a_fused_model_quantizes_to_the_same() -> None:
+def test_fused_model_gives_equal_int8_model() -> None:
     model, inputs = small_model(), batches()
     fused = quantized.quantizable(model)
     quantized.fuse_model(fused)
     assert torch.equal(quantized.quantize(fused, inputs)(inputs[0]), quantized.quantize(model, inputs)(inputs[0]))
 
 
-def test_int8_models_of_two_backends_do_not_disturb_each_other() -> None:
-    """Each keeps its kernels, whatever was converted, copied or loaded since."""
+def test_models_of_two_backends_are_independent() -> None:
+    """Each model keeps its backend's kernels after the other is converted or copied."""
     model, inputs = small_model(), batches()
     x86, expected = quantized.quantize(model, inputs, backend="x86"), {}
     qnnpack = quantized.quantize(model, inputs, backend="qnnpack")
@@ -125,8 +125,8 @@ def test_int8_models_of_two_backends_do_not_disturb_each_other() -> None:
     assert torch.equal(copy.deepcopy(x86)(inputs[0]), expected["x86"])
 
 
-def test_quantization_aware_training_resumes_from_its_state() -> None:
-    """Saved in the middle and loaded into a model prepared anew, training goes on as if nothing had happened."""
+def test_training_resumes_from_state_dict() -> None:
+    """Loaded into a newly prepared model, a state saved during training continues to an equal int8 model."""
     model, inputs = small_model(), batches()
     first, second = quantized.prepare_qat(model), quantized.prepare_qat(small_model())
 
@@ -145,12 +145,12 @@ def test_quantization_aware_training_resumes_from_its_state() -> None:
     assert torch.equal(*outputs)
 
 
-def poisoned(model: nn.Sequential) -> nn.Sequential:
+def with_nan_weight(model: nn.Sequential) -> nn.Sequential:
     nn.init.constant_(model[-1].weight, torch.nan)
     return model
 
 
-class NeverRuns(nn.Module):
+class UnusedChild(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body, self.spare = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
@@ -159,7 +159,7 @@ class NeverRuns(nn.Module):
         return self.body(x)
 
 
-class AddsItself(nn.Module):
+class PlainAddition(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 1)
@@ -182,16 +182,16 @@ class AddsItself(nn.Module):
         (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),
         (lambda m: quantized.quantize(m, [batches()[0] * torch.nan]), ValueError, "batch 0 holds NaN or infinity"),
         (lambda m: quantized.quantize(m, [batches()[0][:0]]), ValueError, r"batch 0 has shape \[0, 3, 12, 10\]"),
-        (lambda m: quantized.quantize(poisoned(m), batches()), ValueError, "model must give finite outputs"),
+        (lambda m: quantized.quantize(with_nan_weight(m), batches()), ValueError, "model must give finite outputs"),
         (
             lambda m: quantized.quantize(m.double(), batches()),
             TypeError,
             r"must be float32.*0\.0\.weight is torch.float64",
         ),
         (lambda m: quantized.quantize("resnet", batches()), TypeError, "model must be a module, got 'resnet'"),
-        (lambda m: quantized.quantize(NeverRuns(), batches()), ValueError, "no calibration batch reached spare"),
+        (lambda m: quantized.quantize(UnusedChild(), batches()), ValueError, "no calibration batch reached spare"),
         (
-            lambda m: quantized.quantize(AddsItself(), batches()),
+            lambda m: quantized.quantize(PlainAddition(), batches()),
             RuntimeError,
             "(?s)cannot run: .*in a forward that you wrote",
         ),
@@ -211,12 +211,12 @@ class AddsItself(nn.Module):
         (lambda m: quantized.prepare_qat(m, backend="fbgemm "), ValueError, "backend must be one of.*'fbgemm '"),
     ],
 )
-def test_refusals(call, error: type[Exception], message: str) -> None:
+def test_invalid_call_raises(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(small_model())
 
 
-def test_a_layer_of_ours_without_twin_is_named() -> None:
+def test_layer_without_twin_raises() -> None:
     class Gated(tnn.ConvNormAct):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input).sigmoid()
@@ -229,12 +229,12 @@ def test_a_layer_of_ours_without_twin_is_named() -> None:
         quantized.quantizable(nn.Sequential(Gated(3, 3)))
     assert type(quantized.quantizable(nn.Sequential(Renamed(3))).model[0]) is quantized.QuantizableConvNormAct
 
-    newcomer = type("Newcomer", (nn.Module,), {"__module__": "torchvision_layers.experimental.nn.newcomer"})
+    layer = type("Newcomer", (nn.Module,), {"__module__": "torchvision_layers.experimental.nn.newcomer"})
     with pytest.raises(TypeError, match="0 is a Newcomer, which has no quantizable twin"):
-        quantized.quantizable(nn.Sequential(newcomer()))
+        quantized.quantizable(nn.Sequential(layer()))
 
 
-def test_allow_float_makes_a_named_island() -> None:
+def test_allow_float_reports_fallback() -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
     converted = quantized.quantize(model, batches(), allow_float=True)
     rows = {row.path: row for row in quantized.report(converted).rows}
@@ -243,8 +243,8 @@ def test_allow_float_makes_a_named_island() -> None:
     assert rows["2"].runs_in == "int8"
 
 
-def test_layers_of_ours_without_a_twin_are_islands_where_allowed() -> None:
-    """As wholes, whatever they are made of; what is around them is int8."""
+def test_allow_float_keeps_layers_without_twin_whole() -> None:
+    """Each such layer is one float fallback, whatever its children; the layers around it run in int8."""
     staged = [enn.SEBlock(4, 2), enn.WSConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
     model = nn.Sequential(tnn.ConvNormAct(3, 4), *staged, nn.Conv2d(4, 4, 1)).eval()
     x = batches()[0]
@@ -259,7 +259,7 @@ def test_layers_of_ours_without_a_twin_are_islands_where_allowed() -> None:
         quantized.quantize(model, batches())
 
 
-def test_a_child_named_as_a_stub_is_refused() -> None:
+def test_child_named_entry_raises() -> None:
     model = nn.Sequential()
     model.entry = nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match="must not have a child named 'entry'"):

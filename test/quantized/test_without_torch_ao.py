@@ -1,4 +1,4 @@
-"""The package where torch.ao.quantization, which is deprecated, cannot be imported any more."""
+"""Behavior of the package without torch.ao.quantization, which torch has deprecated."""
 
 import subprocess
 import sys
@@ -11,29 +11,30 @@ import torchvision_layers
 
 ROOT = Path(torchvision_layers.__file__).parents[1]
 
-# Others import torch.ao while they are imported; so it is gone for imports by our own files only.
-FOR_US = """
+# torch, torchvision and torchao import torch.ao themselves, so only imports from this package fail.
+BLOCKED_IN_PACKAGE = """
     import builtins, sys
-    plain = builtins.__import__
+    original = builtins.__import__
     def without(name, globals=None, locals=None, fromlist=(), level=0):
         importer = (globals or {}).get("__name__", "")
         if importer.startswith("torchvision_layers") and level == 0 and (name + ".").startswith("torch.ao."):
-            raise ImportError(f"{name} is gone for {importer}")
-        return plain(name, globals, locals, fromlist, level)
+            raise ImportError(f"{name} is not available to {importer}")
+        return original(name, globals, locals, fromlist, level)
     builtins.__import__ = without
 """
 
-# Gone for everybody, torch among it.
-FOR_ALL = """
+# Fails every import of torch.ao, torch's own included.
+BLOCKED_EVERYWHERE = """
     import sys
-    class Gone:
+    class Blocked:
         def find_spec(self, name, path=None, target=None):
             if name.startswith("torch.ao.quantization") or name.startswith("torch.ao.nn"):
-                raise ImportError(f"{name} is gone")
-    sys.meta_path.insert(0, Gone())
+                raise ImportError(f"{name} is not available")
+    sys.meta_path.insert(0, Blocked())
 """
 
-AFTER_TORCHVISION = """
+# Imports torchvision first, then removes torch.ao for everything that is imported later.
+REMOVED_AFTER_TORCHVISION = """
     import sys, torch, torchvision
     for name in list(sys.modules):
         if name.startswith("torch.ao.quantization") or name.startswith("torch.ao.nn"):
@@ -50,9 +51,9 @@ SETUP = """
     from torchvision_layers.layers.positional_conv import PositionMap
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    def decibels(expected, got):
-        return float(10 * torch.log10(expected.square().sum() / (expected - got).square().sum()))
-    def refused(call):
+    def decibels(expected, output):
+        return float(10 * torch.log10(expected.square().sum() / (expected - output).square().sum()))
+    def import_error(call):
         try:
             call()
         except ImportError as error:
@@ -60,7 +61,7 @@ SETUP = """
         raise AssertionError("no ImportError")
     model = nn.Sequential(
         tnn.ConvNormAct(3, 8, activation_layer=nn.Hardswish), tnn.BasicBlock(8, 8, se_layer=tnn.SqueezeExcitation),
-        tnn.InvertedResidual(8, 8, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), tnn.LinearDropoutAct(8, 4),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), tnn.LinearDropoutAct(8, 4),
     ).eval()
     x = torch.randn(4, 3, 8, 8)
 """
@@ -70,7 +71,7 @@ FLOAT = """
     assert torch.equal(twin(x), model(x))
     assert list(twin.state_dict()) == list(model.state_dict())
     assert type(twin.model[1]) is quantized.QuantizableBasicBlock
-    made = [
+    twins = [
         quantized.QuantizableConvNormAct(3, 4), quantized.QuantizableConv1dNormAct(3, 4),
         quantized.QuantizableConv3dNormAct(3, 4), quantized.QuantizableConvNeXtBlock(4),
         quantized.QuantizableDepthwiseSeparableConv(3, 4), quantized.QuantizableInvertedResidual(4, 4, 1, 2),
@@ -80,25 +81,25 @@ FLOAT = """
         quantized.QuantizableBasicBlock(4, 4), quantized.QuantizableSqueezeExcitation(4, 2),
         quantized.QuantizablePositionalConv2d(nn.Conv2d(3, 4, 1), PositionMap(nn.Conv2d(2, 4, 1, bias=False), False)),
     ]
-    twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
-    twins -= {"QuantizableGraph", "QuantizableLayer", "QuantizableModel"}
-    assert {type(twin).__name__ for twin in made} == twins
+    names = {name for name in quantized.__all__ if name.startswith("Quantizable")}
+    names -= {"QuantizableGraph", "QuantizableLayer", "QuantizableModel"}
+    assert {type(twin).__name__ for twin in twins} == names
     for any_model in (model, twin):
         assert {row.why for row in quantized.report(any_model).rows} == {"not converted yet"}
 """
 
-REFUSED = """
+ERRORS = """
     for call in (
         lambda: quantized.quantize(model, [x], engine="eager"),
         lambda: quantized.prepare_qat(model, engine="eager"),
         lambda: quantized.fuse_model(model),
         lambda: quantized.fuse_model(twin),
     ):
-        text = refused(call)
+        text = import_error(call)
         assert text.startswith("fusing and engine='eager' need torch.ao.quantization, which cannot be imported"), text
         assert text.endswith("engine='pt2e' needs neither"), text
-        assert "gone" in text or "None in sys.modules" in text or "torch.ao" in text, text
-    assert torch.equal(twin(x), model(x)), "nothing was half fused"
+        assert "not available" in text or "None in sys.modules" in text or "torch.ao" in text, text
+    assert torch.equal(twin(x), model(x)), "the failed fuse_model changed the model"
 """
 
 GRAPHS = """
@@ -115,7 +116,7 @@ GRAPHS = """
     assert {row.path for row in quantized.report(trained).rows} == {row.path for row in quantized.report(int8).rows}
 """
 
-NEVER_LOADED = """
+NOT_LOADED = """
     assert "torchvision_layers.quantized.eager.torch_ao.fusing" not in sys.modules
 """
 
@@ -130,33 +131,35 @@ def assert_runs(*parts: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_gone_for_us() -> None:
-    """Everything in float, all of the engine on graphs; the other engine says what it misses."""
-    assert_runs(FOR_US, SETUP, FLOAT, REFUSED, GRAPHS, REFUSED, NEVER_LOADED)
+def test_package_without_torch_ao() -> None:
+    """Float twins and the pt2e engine work; the eager engine raises an error that names the missing module."""
+    assert_runs(BLOCKED_IN_PACKAGE, SETUP, FLOAT, ERRORS, GRAPHS, ERRORS, NOT_LOADED)
 
 
 @pytest.mark.slow
-def test_gone_for_all_after_torchvision() -> None:
-    assert_runs(AFTER_TORCHVISION, SETUP, FLOAT, REFUSED, NEVER_LOADED)
+def test_process_without_torch_ao() -> None:
+    assert_runs(REMOVED_AFTER_TORCHVISION, SETUP, FLOAT, ERRORS, NOT_LOADED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [FOR_US, AFTER_TORCHVISION], ids=["for us", "for all"])
-def test_the_block_holds(block: str) -> None:
-    """The eager engine itself cannot be imported, so the tests above are not of the usual ways."""
-    result = run(block, "\nimport torchvision_layers.quantized\nimport torchvision_layers.quantized.eager.torch_ao.fusing\n")
+@pytest.mark.parametrize("block", [BLOCKED_IN_PACKAGE, REMOVED_AFTER_TORCHVISION], ids=["package", "process"])
+def test_eager_engine_cannot_be_imported(block: str) -> None:
+    """Checks the import blocks themselves, without which the tests above would show nothing."""
+    result = run(
+        block, "\nimport torchvision_layers.quantized\nimport torchvision_layers.quantized.eager.torch_ao.fusing\n"
+    )
     assert result.returncode == 1
     assert "fusing.py" in result.stderr
-    assert "gone" in result.stderr or "torch.ao" in result.stderr
+    assert "not available" in result.stderr or "torch.ao" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch", "torchvision", "torchao"])
-def test_others_cannot_do_without(module: str) -> None:
-    """It is a file of theirs that asks for it. Where this fails, the tests above can block it for everybody."""
-    result = run(FOR_ALL, f"\nimport {module}\n")
+def test_dependency_imports_torch_ao(module: str) -> None:
+    """Once this fails for all three, the tests above can block torch.ao everywhere."""
+    result = run(BLOCKED_EVERYWHERE, f"\nimport {module}\n")
     assert result.returncode == 1
-    assert "is gone" in result.stderr
+    assert "is not available" in result.stderr
     files = [line for line in result.stderr.splitlines() if line.startswith("  File ") and "site-packages" in line]
     assert any(f"site-packages/{package}/" in files[-1] for package in ("torch", "torchao", "torchvision"))
     assert "torchvision_layers" not in result.stderr

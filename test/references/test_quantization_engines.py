@@ -60,7 +60,7 @@ def test_report(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_resumed_training_is_bit_equal(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """Resumes after each of three epochs, the last two of which are frozen."""
+    """Resumes after each of three epochs; the last two are frozen."""
     weights = train_small(photos, tmp_path)
     options = ["--qat", "--engine", engine, "--epochs", "3", "--frozen-epochs", "2", "--lr", "0.05"]
     copies: list[Path] = []

@@ -1,4 +1,4 @@
-"""Files of all models and layers, written once."""
+"""Fixtures with the files of all models and layers, which are written and run once."""
 
 import subprocess
 import sys
@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
 
-from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, run_alone, samples_of, size_of
+from . import _runner
+from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model and every stable layer in a file, those with twins in two."""
+    """A folder with a file for each model and stable layer, and a quantizable file for each that has twins."""
     folder = tmp_path_factory.mktemp("files")
     for name in MODELS:
         write(reference_to(name), folder / f"{name}.py")
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What all of them give where neither this package nor torchvision can be imported."""
+    """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
     images = batch_of((2, 3, 33, 40))
     for name in MODELS:
@@ -45,7 +47,11 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
             if name in LAYERS_WITH_TWINS:
                 twin = {**job, "path": str(folder / f"{name}_quantizable.py"), "name": f"Quantizable{name}"}
                 jobs[f"{name} {id} quantizable"] = {**twin, "batches": [job["batch"]]}
-    return run_alone(jobs, tmp_path_factory.mktemp("alone"))
+    paths = [str(tmp_path_factory.mktemp("alone") / name) for name in ("jobs.pt", "outcomes.pt")]
+    torch.save(jobs, paths[0])
+    subprocess.run([sys.executable, _runner.__file__, *paths], check=True)
+    outcomes: dict[str, dict[str, Any]] = torch.load(paths[1], weights_only=False)
+    return outcomes
 
 
 @pytest.fixture(scope="session")

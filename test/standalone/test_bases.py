@@ -1,4 +1,4 @@
-"""What stands in a file for torchvision's classes does what those do."""
+"""The base classes in a file are equivalent to those of torchvision that they replace."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_stochastic_depth(mode: str, p: float, training: bool) -> None:
     assert torch.equal(_bases.stochastic_depth(x, p, mode, training), expected)
 
 
-def test_frozen_statistics_load_a_batch_norm() -> None:
+def test_fixed_statistics_load_a_batch_norm() -> None:
     ours, theirs = _bases.FixedStatistics(3, 1e-5), torchvision.ops.FrozenBatchNorm2d(3)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert repr(ours) == repr(theirs).replace("FrozenBatchNorm2d", "FixedStatistics")
@@ -29,7 +29,7 @@ def test_frozen_statistics_load_a_batch_norm() -> None:
     assert torch.equal(ours.running_mean, norm.running_mean)
 
 
-def test_what_else_they_hold() -> None:
+def test_attributes_and_repr() -> None:
     for ours, theirs in (
         (_bases.RandomDepth(0.2, "row"), torchvision.ops.StochasticDepth(0.2, "row")),
         (_bases.Reordering([0, 2, 1]), torchvision.ops.Permute([0, 2, 1])),

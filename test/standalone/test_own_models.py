@@ -1,4 +1,4 @@
-"""Models of a user's own: names that clash, every way to import, what is not a plain function or class."""
+"""Users' models: equal names in several modules, all forms of import, and roots other than functions and classes."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,8 @@ import torch
 from torchvision_layers._utils.importing import factory
 from torchvision_layers.standalone import source, write
 
-from ._support import ROOT, batch_of, run_alone
+from ._runner import run
+from ._support import ROOT, batch_of
 
 PARTS = '''\
 from __future__ import annotations
@@ -31,18 +32,27 @@ T = TypeVar("T", bound=nn.Module)
 TABLE = {"a": 3}
 TABLE["b"] = 5
 TABLE.update(c=1)
+LOW, HIGH = 1, 9; import math; OFFSET = math.floor(0.5)
 UNUSED = {"never": 1}
 UNUSED["either"] = 2
 
 
 def check_int(value: Sequence[int]) -> int:
-    """Ours is another."""
+    """The package has a function of this name."""
     return sum(value)
 
 
 def round(value: float) -> int:
-    """Not the builtin, which the layers use."""
+    """The layers use the builtin of this name."""
     return int(value)
+
+
+def clamp(value: int) -> int:
+    match value:
+        case int() as number if (limits := [last for bound in (LOW, HIGH) if (last := bound)]):
+            return min(number, last, *limits[1:]) + OFFSET
+        case other:
+            return other
 
 
 def marked(cls: type[T]) -> type[T]:
@@ -50,24 +60,24 @@ def marked(cls: type[T]) -> type[T]:
     return cls
 
 
-# Kept: it stands right above.
+# This comment is directly above.
 @marked
 class ConvNormAct(layers.ConvNormAct):
-    """It has the name of what it derives from."""
+    """It has the name of its base class."""
 
     def __init__(self, channels: int, net: Net | None = None) -> None:
-        super().__init__(channels, channels, TABLE["a"])
+        super().__init__(channels, channels, clamp(TABLE["a"]))
 
 
 class Pool(nn.Module):
     def forward(self, x):
-        Permute = layers.Permute  # hides the name that the layer would have in the file
+        Permute = layers.Permute  # hides the name that the layer has by default
         assert Permute.__name__ in f"{layers.Permute.__name__} × {layers.Permute.__name__}"
         return func.adaptive_avg_pool2d(Permute([0, 1, 3, 2])(x), round(1.7))
 '''
 
 MODEL = '''\
-"""A model of somebody.
+"""A user's model.
 
 Its second paragraph, with a \\\\ in it.
 """
@@ -133,7 +143,7 @@ class Net(nn.Module):
 
 
 def make(channels: int = 8) -> Net:
-    """Makes it."""
+    """Returns the model."""
     return Net(channels)
 
 
@@ -147,7 +157,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package of two modules, and another beside it."""
+    """A package with two modules, and a module beside it."""
     folder = tmp_path / "own_models"
     (folder / "inner").mkdir(parents=True)
     (folder / "__init__.py").touch()
@@ -159,35 +169,36 @@ def package(tmp_path: Path) -> Path:
 
 
 def check_alone(reference: str, folder: Path, **options: Any) -> str:
-    """Writes a file, and checks that it gives what the package gives; returns its text."""
+    """Writes a file and checks that its model equals the original; returns the text."""
     path = write(reference, folder / "alone.py", force=True, **options)
     batch = batch_of((2, 3, 9, 8))
     name = reference.rpartition(":")[2]
     jobs = {"": {"path": str(path), "name": name if name != "renamed" else "make", "batch": batch}}
-    found = run_alone(jobs, folder)[""]
+    result = run(jobs)[""]
     with factory(reference) as function:
         torch.manual_seed(0)
         model = function()
         torch.manual_seed(1)
-        assert torch.equal(model.eval()(batch), found["eval"])
-        assert list(model.state_dict()) == list(found["state"])
+        assert torch.equal(model.eval()(batch), result["eval"])
+        assert list(model.state_dict()) == list(result["state"])
         torch.manual_seed(1)
-        assert torch.equal(model.train()(batch), found["train"])
+        assert torch.equal(model.train()(batch), result["train"])
     return path.read_text(encoding="utf-8")
 
 
-def test_a_package_with_clashing_names(package: Path, tmp_path: Path) -> None:
+def test_package_with_equal_names(package: Path, tmp_path: Path) -> None:
     text = check_alone(f"{package}/model.py:make", tmp_path)
-    assert '"""make in one file that needs torch only.' in text
-    assert "A model of somebody.\n\nIts second paragraph, with a \\ in it.\n" in text
+    assert '"""make in one file that needs only torch.' in text
+    assert "A user's model.\n\nIts second paragraph, with a \\ in it.\n" in text
     assert "from own_models/inner/model.py:make." in " ".join(text.split())
-    for kept in (
+    for code in (
         "def check_int(value: Sequence[int])",
         "def check_int_of_checks(argument: str",
         "class ConvNormAct(ConvNormActOfConv):",
         'TABLE["b"] = 5',
         "TABLE.update(c=1)",
-        "# Kept: it stands right above.\n@marked\nclass",
+        "# This comment is directly above.\n@marked\nclass",
+        "OFFSET = math.floor(0.5)\n",
         "Permute = PermuteOfPermute",
         "RATE, CLASSES = 0.1, 4",
         'T = TypeVar("T", bound=nn.Module)',
@@ -197,12 +208,12 @@ def test_a_package_with_clashing_names(package: Path, tmp_path: Path) -> None:
         "from __future__ import annotations\n",
         "SIZES = tuple(",
     ):
-        assert kept in text, kept
-    for left_out in ("UNUSED", "quantized.Q", "tnn", "layers.Conv", "deploy", "at_runtime", "print", "made ="):
-        assert left_out not in text, left_out
+        assert code in text, code
+    for code in ("UNUSED", "quantized.Q", "tnn", "layers.Conv", "deploy", "at_runtime", "print", "made ="):
+        assert code not in text, code
 
 
-def test_a_package_with_twins_of_its_own(package: Path, tmp_path: Path) -> None:
+def test_package_with_its_own_twins(package: Path, tmp_path: Path) -> None:
     path = write(f"{package}/model.py:make", tmp_path / "alone.py", quantizable=True)
     text = path.read_text(encoding="utf-8")
     assert "self.block = QuantizableBlock(channels)" in text
@@ -210,8 +221,8 @@ def test_a_package_with_twins_of_its_own(package: Path, tmp_path: Path) -> None:
     assert "float_class" not in text
     batch = batch_of((2, 3, 9, 8))
     job = {"path": str(path), "name": "make", "batch": batch, "batches": [batch]}
-    found = run_alone({"ptq": job, "qat": {**job, "is_qat": True}}, tmp_path)
-    for result in found.values():
+    results = run({"ptq": job, "qat": {**job, "is_qat": True}})
+    for result in results.values():
         _, expected, fused, int8, kinds = result["int8"]
         torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
         assert float((int8 - expected).abs().max()) < 0.2 * float(expected.abs().max())
@@ -220,12 +231,12 @@ def test_a_package_with_twins_of_its_own(package: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.py:made", "__init__.py:renamed"])
-def test_what_is_no_plain_function(name: str, package: Path, tmp_path: Path) -> None:
-    """A partial, and a name that another module imports under another."""
+def test_root_that_is_not_a_function_definition(name: str, package: Path, tmp_path: Path) -> None:
+    """A partial, and a function that a module imports under another name."""
     check_alone(f"{package}/{name}", tmp_path)
 
 
-def test_a_script_with_a_module_beside_it(tmp_path: Path) -> None:
+def test_script_with_a_module_beside_it(tmp_path: Path) -> None:
     (tmp_path / "beside_it.py").write_text("from torch import nn\n\n\ndef act():\n    return nn.ReLU6()\n")
     (tmp_path / "script.py").write_text(
         "import beside_it\nfrom torchvision_layers import nn as tnn\n\n\n"
@@ -236,8 +247,8 @@ def test_a_script_with_a_module_beside_it(tmp_path: Path) -> None:
     sys.modules.pop("beside_it", None)
 
 
-def test_all_models_at_once(tmp_path: Path, ruff: Any) -> None:
-    """Three of them have a table of the same name."""
+def test_all_models_in_one_file(tmp_path: Path, ruff: Any) -> None:
+    """Three of them define a table of the same name."""
     at = ROOT / "references" / "classification" / "models" / "__init__.py"
     path = write(f"{at}:build_model", tmp_path / "all.py")
     text = path.read_text(encoding="utf-8")
@@ -252,27 +263,27 @@ def test_all_models_at_once(tmp_path: Path, ruff: Any) -> None:
         }
         for name in ("efficientnet_b0", "mobilenet_v1", "mobilenet_v2_coord", "nf_resnet50")
     }
-    found = run_alone(jobs, tmp_path)
+    results = run(jobs)
     with factory(f"{at}:build_model") as build:
         for name, job in jobs.items():
             torch.manual_seed(0)
             model = build(*job["args"]).eval()
             torch.manual_seed(1)
-            assert torch.equal(model(job["batch"]), found[name]["eval"])
+            assert torch.equal(model(job["batch"]), results[name]["eval"])
     settings = str(ROOT / "pyproject.toml")
     assert ruff("check", "--config", settings, cwd=tmp_path) == ""
     assert ruff("format", "--check", "--diff", "--config", settings, cwd=tmp_path) == ""
 
 
-def test_a_staged_layer_keeps_what_its_class_needs() -> None:
-    """``SEBlock`` and its lazy form need each other: the class that is derived from stands first."""
+def test_classes_that_need_each_other() -> None:
+    """``SEBlock`` and its lazy form do: the base class comes first."""
     text = source("torchvision_layers.experimental.nn:SEBlock")
     assert text.index("class SEBlock(") < text.index("class _LazySEBlock(SEBlock")
     compile(text, "se_block.py", "exec")
 
 
 def test_modules_that_need_each_other(tmp_path: Path) -> None:
-    """Loading the file needs the class that is derived from before the one that the function makes."""
+    """The file can be loaded only if the base class comes before the derived class, and both before the function."""
     folder = tmp_path / "mutual_models"
     folder.mkdir()
     (folder / "__init__.py").touch()

@@ -1,16 +1,18 @@
-"""Fusing in quantizable files changes no result, whatever a ``forward`` does with the modules below it."""
+"""Twins in quantizable files: the signature of their layer, and the same results after fusion for any ``forward``."""
 
+import inspect
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import _twins
 
 
 class Model(nn.Module):
-    """Calls its parts as it is told."""
+    """Calls its children in the order of ``run``."""
 
     def __init__(self, run: Callable[["Model", Tensor], Tensor]) -> None:
         super().__init__()
@@ -56,12 +58,33 @@ def plain(model: Model, x: Tensor) -> Tensor:
     return model.relu(model.bn(model.conv(x)))
 
 
+class TwinOfBase(_twins.QuantizableLayer):
+    """Twins may share a base class."""
+
+
+class Twin(TwinOfBase, tnn.SqueezeExcitation):
+    pass
+
+
+class TwinWithConstructor(Twin):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels // 2)
+
+
+def test_signature_of_a_twin() -> None:
+    """Layers that create a twin read its required arguments, such as ``squeeze_channels``."""
+    assert inspect.signature(Twin) == inspect.signature(tnn.SqueezeExcitation)
+    assert list(inspect.signature(TwinWithConstructor).parameters) == ["channels"]
+    with pytest.raises(TypeError, match="required"):
+        Twin(4)
+
+
 RUNS = [twice, shared, sliced, stepped, branching, added, plain]
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("run", RUNS)
-def test_results_stay(run: Callable[[Model, Tensor], Tensor]) -> None:
+def test_fusion_keeps_results(run: Callable[[Model, Tensor], Tensor]) -> None:
     model = _twins.QuantizableModel(Model(run).eval())
     x = torch.randn(2, 3, 5, 5)
     expected = model(x)
@@ -74,19 +97,19 @@ def test_results_stay(run: Callable[[Model, Tensor], Tensor]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
-def test_hooks_are_called_as_before() -> None:
+def test_fusion_keeps_hooks() -> None:
     model = _twins.QuantizableModel(Model(plain).eval())
-    seen: list[Tensor] = []
-    model.model.conv.register_forward_hook(lambda module, args, output: seen.append(output))
+    outputs: list[Tensor] = []
+    model.model.conv.register_forward_hook(lambda module, args, output: outputs.append(output))
     x = torch.randn(2, 3, 5, 5)
     model(x)
     model.fuse_model()
     model(x)
-    assert torch.equal(*seen)
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
-def test_projections_and_dropout() -> None:
+def test_linear_layers_and_dropout() -> None:
     for training in (False, True):
         parts = nn.Sequential(
             nn.Linear(4, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()
@@ -99,7 +122,7 @@ def test_projections_and_dropout() -> None:
         assert type(model.model[0]).__name__ == "LinearReLU"
 
 
-def test_products_and_sums_are_those_of_torch() -> None:
+def test_arithmetic_equals_that_of_torch() -> None:
     a, b = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(_twins.Multiplication()(a, b), a * b)
     with pytest.raises(ValueError, match=r"input must have the shape of other \[2, 1\], got \[2, 3\]"):

@@ -1,14 +1,11 @@
-"""A tree with the layout of a torchvision checkout, made from the installed package."""
+"""A checkout of torchvision, made from the installed package."""
 
 import subprocess
 from pathlib import Path
 
 import torchvision
 
-__all__ = ["REPOSITORY", "commit", "git", "grow"]
-
-#: Of this package: the tests may run on an installed one.
-REPOSITORY = Path(__file__).parents[2]
+__all__ = ["commit", "git", "make_checkout", "status"]
 
 PACKAGE = Path(torchvision.__file__).parent
 
@@ -67,9 +64,9 @@ from torch import nn, Tensor
 from torchvision import ops
 
 
-class TestTree:
+class TestCheckout:
     def test_is_imported(self):
-        assert os.path.dirname(ops.__file__) == os.environ["TREE_OPS"]
+        assert os.path.dirname(ops.__file__) == os.environ["CHECKOUT_OPS"]
         assert_equal(ops.Permute([1, 0])(torch.ones(2, 3)), torch.ones(3, 2))
 
 
@@ -86,31 +83,36 @@ def assert_equal(actual, expected):
 """
 
 
-def git(tree: Path, *arguments: str) -> str:
+def git(checkout: Path, *args: str) -> str:
     identity = ("-c", "user.name=tests", "-c", "user.email=tests@example.invalid", "-c", "commit.gpgsign=false")
-    command = ["git", "-C", str(tree), *identity, *arguments]
+    command = ["git", "-C", str(checkout), *identity, *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def commit(tree: Path) -> None:
-    git(tree, "add", "--all")
-    git(tree, "commit", "--quiet", "--message", "a state of the tree")
+def status(checkout: Path) -> list[str]:
+    """The files that a commit would change."""
+    return [line[3:] for line in git(checkout, "status", "--porcelain", "--untracked-files=all").splitlines()]
 
 
-def grow(tree: Path) -> Path:
-    """A checkout of the installed package, compiled parts included; its operators are files of its own."""
-    ops = tree / "torchvision" / "ops"
+def commit(checkout: Path) -> None:
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message", "change")
+
+
+def make_checkout(path: Path) -> Path:
+    """Makes a checkout whose operators are copies of the installed ones and whose other code is linked to them."""
+    ops = path / "torchvision" / "ops"
     ops.mkdir(parents=True)
     for entry in PACKAGE.iterdir():
         if entry.name not in ("ops", "__pycache__"):
-            (tree / "torchvision" / entry.name).symlink_to(entry)
+            (path / "torchvision" / entry.name).symlink_to(entry)
     for file in (PACKAGE / "ops").glob("*.py"):
         (ops / file.name).write_bytes(file.read_bytes())
     files = {"docs/source/ops.rst": DOCS, "test/test_ops.py": TESTS, "test/common_utils.py": COMMON}
     for name, text in files.items():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_text(text, encoding="utf-8")
-    (tree / ".gitignore").write_text("__pycache__/\n.pytest_cache/\n")
-    git(tree, "init", "--quiet")
-    commit(tree)
-    return tree
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text, encoding="utf-8")
+    (path / ".gitignore").write_text("__pycache__/\n.pytest_cache/\n")
+    git(path, "init", "--quiet")
+    commit(path)
+    return path

@@ -1,12 +1,12 @@
-"""A fresh tree for each test that wants one."""
+"""A fresh checkout of torchvision for each test."""
 
 from pathlib import Path
 
 import pytest
 
-from ._support import grow
+from ._support import make_checkout
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return grow(tmp_path / "vision")
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "vision")

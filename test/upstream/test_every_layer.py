@@ -1,4 +1,4 @@
-"""Every stable layer: a change whose tests pass in a torchvision that has it, or a refusal that says why."""
+"""Every stable layer: a change whose tests pass in torchvision, or an error that gives the reason."""
 
 import json
 import os
@@ -15,26 +15,27 @@ import pytest
 import torch
 import torchvision
 
+from tools.upstream.proposal import propose
 from torchvision_layers import nn as tnn
-from torchvision_layers.upstream import Change, propose
 
-from ._support import REPOSITORY, commit, grow
+from ._support import commit, git, make_checkout
 
-#: What torchvision has, and what the refusal says of it.
-THERE = {
-    "Conv3dNormAct": "is torchvision.ops.Conv3dNormActivation already, by another name",
-    "ConvNormAct": "is torchvision.ops.Conv2dNormActivation already, by another name",
+#: Layers that torchvision has, with the error.
+EXISTING = {
+    "Conv3dNormAct": "is torchvision.ops.Conv3dNormActivation already, under another name",
+    "ConvNormAct": "is torchvision.ops.Conv2dNormActivation already, under another name",
     "FrozenBatchNorm2d": "is torchvision.ops.FrozenBatchNorm2d already",
     "Permute": "is torchvision.ops.Permute already",
     "StochasticDepth": "is torchvision.ops.StochasticDepth already",
 }
-#: Classes of torchvision that are replaced where they stand.
-REPLACED = ("SqueezeExcitation", "MLP")
-#: Those that others use first, so that these import them.
-ORDER = (*REPLACED, *(name for name in tnn.__all__ if name not in REPLACED))
+NEW = [name for name in tnn.__all__ if name not in EXISTING]
+#: Layers that replace a class of torchvision.
+REPLACEMENTS = ("SqueezeExcitation", "MLP")
+#: Layers that others import come first.
+ORDER = (*REPLACEMENTS, *(name for name in tnn.__all__ if name not in REPLACEMENTS))
 TESTS = {"values", "jit", "torch_fx", "export", "state_dict", "backward", "invalid_arguments", "invalid_inputs"}
 
-#: Models with the classes that are replaced, from weights of one seed; one of them in int8 as well.
+#: Models with the replaced classes and seeded weights, one of them in int8 as well.
 MODELS = """
 import json, warnings
 import torch, torchvision
@@ -47,13 +48,13 @@ torch.set_num_threads(1)
 
 def small_transformer():
     model = VisionTransformer(image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
-    model.heads = torch.nn.Identity()  # which begin with zeros
+    model.heads = torch.nn.Identity()  # the real ones start at zero
     return model
 
 def int8():
     model = mobilenet_v3_large().train()
     for norm in model.modules():
-        norm.momentum = 0.9  # or three batches would leave the statistics at their start
+        norm.momentum = 0.9  # so that three batches suffice
     model.fuse_model(is_qat=True)
     model.qconfig = get_default_qat_qconfig("x86")
     prepare_qat(model, inplace=True)
@@ -72,122 +73,124 @@ def outputs():
 """
 
 
-#: By class and test.
+#: Outcomes of test cases, by class and test.
 Outcomes: TypeAlias = dict[str, dict[str, list[str]]]
 
 
 @dataclass
-class Grown:
-    """A tree that has every layer, with what was proposed, refused, and what came out of its tests."""
+class Checkout:
+    """A checkout with every layer."""
 
-    tree: Path
-    changes: dict[str, Change] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
+    path: Path
+    descriptions: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    #: The commit of each layer.
+    commits: dict[str, str] = field(default_factory=dict)
+
+    def diff(self, name: str, mark: str) -> dict[str, list[str]]:
+        """The lines that the commit of a layer removes (``mark="-"``) or adds (``mark="+"``), by file."""
+        sections = git(self.path, "show", "--format=", "--unified=0", self.commits[name]).split("diff --git a/")[1:]
+        lines = {section.partition(" ")[0]: section.split("\n@@", 1)[1].splitlines()[1:] for section in sections}
+        return {file: [line[1:] for line in hunks if line[:1] == mark] for file, hunks in lines.items()}
 
 
-def run_in(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python so that ``torchvision`` is that of the tree."""
+def run_in(checkout: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the checkout's ``torchvision``."""
     environment = os.environ | {
-        "PYTHONPATH": str(tree),
-        "TREE_OPS": str(tree / "torchvision" / "ops"),
+        "PYTHONPATH": str(checkout),
+        "CHECKOUT_OPS": str(checkout / "torchvision" / "ops"),
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
-def run_tests(tree: Path, *arguments: str) -> Outcomes:
-    """Outcomes of the tests of a tree, by class and test."""
-    report = tree.parent / "report.xml"
-    done = run_in(
-        tree, "-m", "pytest", "test/test_ops.py", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments
+def run_tests(checkout: Path, *args: str) -> Outcomes:
+    report = checkout.parent / "report.xml"
+    result = run_in(
+        checkout, "-m", "pytest", "test/test_ops.py", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *args
     )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert result.returncode in (0, 1), result.stdout + result.stderr
     outcomes: Outcomes = {}
     for case in ET.parse(report).iter("testcase"):
         title = (case.get("classname") or "").rpartition(".")[2]
         test = (case.get("name") or "").partition("[")[0].removeprefix("test_")
-        failure = next((part.get("message") or "failed" for part in case), "passed")
-        outcomes.setdefault(title, {}).setdefault(test, []).append(failure)
+        outcome = next((part.get("message") or "failed" for part in case), "passed")
+        outcomes.setdefault(title, {}).setdefault(test, []).append(outcome)
     return outcomes
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Grown:
-    grown = Grown(grow(tmp_path_factory.mktemp("every") / "vision"))
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = Checkout(make_checkout(tmp_path_factory.mktemp("every") / "vision"))
     for name in ORDER:
         try:
-            change = propose(name, grown.tree, REPOSITORY)
+            checkout.descriptions[name] = propose(name, checkout.path)
         except ValueError as error:
-            grown.refusals[name] = str(error)
+            checkout.errors[name] = str(error)
             continue
-        change.write()
-        commit(grown.tree)
-        grown.changes[name] = change
-    return grown
+        commit(checkout.path)
+        checkout.commits[name] = git(checkout.path, "rev-parse", "HEAD").strip()
+    return checkout
 
 
 @pytest.fixture(scope="module")
-def outcomes(grown: Grown) -> Outcomes:
-    return run_tests(grown.tree)
+def outcomes(checkout: Checkout) -> Outcomes:
+    return run_tests(checkout.path)
 
 
 @pytest.mark.parametrize("name", tnn.__all__)
-def test_a_layer_is_proposed_or_there_already(
-    name: str, grown: Grown, outcomes: dict[str, dict[str, list[str]]]
-) -> None:
-    if name in THERE:
-        assert THERE[name] in grown.refusals[name]
+def test_a_layer_passes_its_tests_or_exists(name: str, checkout: Checkout, outcomes: Outcomes) -> None:
+    if name in EXISTING:
+        assert EXISTING[name] in checkout.errors[name]
         return
-    change = grown.changes[name]
-    counts = {test: Counter(found) for test, found in outcomes[f"Test{name}"].items()}
+    counts = {test: Counter(results) for test, results in outcomes[f"Test{name}"].items()}
     assert counts.keys() == TESTS
-    assert all(set(found) == {"passed"} for found in counts.values()), counts
-    samples = change.files["test/test_ops.py"][1].count(f"lambda: ops.{name}(")
-    assert samples >= counts["values"]["passed"] + counts["invalid_arguments"]["passed"]
+    assert all(set(results) == {"passed"} for results in counts.values()), counts
+    calls = "\n".join(checkout.diff(name, "+")["test/test_ops.py"]).count(f"lambda: ops.{name}(")
+    assert calls >= counts["values"]["passed"] + counts["invalid_arguments"]["passed"]
 
 
-def test_the_tests_run_on_the_tree(outcomes: Outcomes) -> None:
-    assert outcomes["TestTree"] == {"is_imported": ["passed"]}
+def test_the_tests_import_the_checkout(outcomes: Outcomes) -> None:
+    assert outcomes["TestCheckout"] == {"is_imported": ["passed"]}
 
 
-@pytest.mark.parametrize("name", [name for name in tnn.__all__ if name not in THERE])
-def test_a_change_has_the_form_of_torchvision(name: str, grown: Grown) -> None:
-    files = grown.changes[name].files
-    layer, *others = files
-    text = files[layer][1].split(f"\nclass {name}(")[1]
-    assert "        _log_api_usage_once(self)\n" in text
-    arguments = text.split("    Args:\n")[1].split("\n\n")[0]
+@pytest.mark.parametrize("name", NEW)
+def test_a_change_has_the_form_of_torchvision(name: str, checkout: Checkout) -> None:
+    additions = checkout.diff(name, "+")
+    others = {"test/test_ops.py"}
+    if name not in REPLACEMENTS:
+        others |= {"docs/source/ops.rst", "torchvision/ops/__init__.py"}
+        assert f'    "{name}",' in additions["torchvision/ops/__init__.py"]
+        assert f"    {name}" in additions["docs/source/ops.rst"]
+    (file,) = additions.keys() - others
+    assert additions.keys() == {file, *others}
+    assert (file == "torchvision/ops/misc.py") == (name in REPLACEMENTS)
+    text = (checkout.path / file).read_text()
+    assert "torchvision_layers" not in text
+    layer = text.split(f"\nclass {name}(")[1].split("\nclass ")[0]
+    assert "        _log_api_usage_once(self)\n" in layer
+    assert "tnn." not in layer
+    arguments = layer.split("    Args:\n")[1].split("\n\n")[0]
     assert all(line.startswith("            ") or " (" in line for line in arguments.splitlines()), arguments
-    assert "tnn." not in text
-    assert "torchvision_layers" not in files[layer][1]
-    if name in REPLACED:
-        assert layer == "torchvision/ops/misc.py"
-        assert others == ["test/test_ops.py"]
-    else:
-        assert others == ["torchvision/ops/__init__.py", "docs/source/ops.rst", "test/test_ops.py"]
-        assert f'    "{name}",\n]' in files["torchvision/ops/__init__.py"][1]
-        assert f"\n    {name}\n" in files["docs/source/ops.rst"][1]
-    for file in others:
-        before, after = (set(text.splitlines()) for text in files[file])
-        assert len(before - after) <= 1, "nothing goes but a line of imports"
-    added = {line for before, after in files.values() for line in {*after.splitlines()} - {*before.splitlines()}}
-    assert max(map(len, added)) <= 120
+    deletions = checkout.diff(name, "-")
+    assert all(len(deletions[other]) <= 1 for other in others), "a change removes one line of imports at most"
+    assert max(len(line) for lines in additions.values() for line in lines) <= 120
 
 
-@pytest.mark.parametrize("name", [name for name in tnn.__all__ if name not in THERE])
-def test_the_pull_request_has_the_checklist_filled_in(name: str, grown: Grown) -> None:
-    text = grown.changes[name].pull_request
-    assert text.startswith(f"# {'Replace' if name in REPLACED else 'Add'} `ops.{name}`\n")
+@pytest.mark.parametrize("name", NEW)
+def test_the_description_has_a_ticked_checklist(name: str, checkout: Checkout) -> None:
+    text = checkout.descriptions[name]
+    assert text.startswith(f"# {'Replace' if name in REPLACEMENTS else 'Add'} `ops.{name}`\n")
     items = [line for line in text.splitlines() if line.startswith("- [")]
     subjects = ("docs:", "tests:", "defaults kept", "torch.fx", "TorchScript", "torch.export", "values and accuracy")
     for subject in subjects:
         assert [item[:6] for item in items if item[6:].startswith(subject)] == ["- [x] "], subject
 
 
-def test_layers_that_are_there_are_imported(grown: Grown) -> None:
-    ops = grown.tree / "torchvision" / "ops"
+def test_layers_of_earlier_changes_are_imported(checkout: Checkout) -> None:
+    ops = checkout.path / "torchvision" / "ops"
     assert "\nfrom .misc import SqueezeExcitation\n" in (ops / "mbconv.py").read_text()
     assert "    cls_to_become = SqueezeExcitation\n" in (ops / "lazy_squeeze_excitation.py").read_text()
     assert "\nfrom .misc import Permute\nfrom .stochastic_depth import StochasticDepth\n" in (
@@ -196,27 +199,26 @@ def test_layers_that_are_there_are_imported(grown: Grown) -> None:
     assert (ops / "misc.py").read_text().count("class _Builder:") == 1
 
 
-def test_nothing_is_proposed_twice(grown: Grown) -> None:
-    with pytest.raises(ValueError, match="SqueezeExcitation of torchvision/ops/misc.py is this layer already"):
-        propose("SqueezeExcitation", grown.tree, REPOSITORY)
-    with pytest.raises(ValueError, match="LayerScale of torchvision/ops/layer_scale.py is this layer already"):
-        propose("LayerScale", grown.tree, REPOSITORY)
+def test_a_layer_is_proposed_once(checkout: Checkout) -> None:
+    for name, file in (("SqueezeExcitation", "misc"), ("LayerScale", "layer_scale")):
+        with pytest.raises(ValueError, match=f"torchvision/ops/{file}.py must not have {name} yet, it has this very"):
+            propose(name, checkout.path)
 
 
 @pytest.mark.slow
-def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
-    here: dict[str, Any] = {"__name__": "models"}
-    exec(MODELS, here)
+def test_models_of_torchvision_give_the_same_outputs(checkout: Checkout) -> None:
+    namespace: dict[str, Any] = {"__name__": "models"}
+    exec(MODELS, namespace)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, on its quantization in eager mode
-        before: dict[str, tuple[list[str], list[float]]] = here["outputs"]()
+        warnings.simplefilter("ignore")  # torch warns about quantization in eager mode
+        before: dict[str, tuple[list[str], list[float]]] = namespace["outputs"]()
     code = MODELS + "print(torchvision.ops.misc.__file__); print(json.dumps(outputs()))"
-    done = run_in(grown.tree, "-W", "ignore", "-c", code)
-    assert done.returncode == 0, done.stderr
-    file, text = done.stdout.strip().splitlines()
-    assert Path(file) == grown.tree / "torchvision" / "ops" / "misc.py"
+    result = run_in(checkout.path, "-W", "ignore", "-c", code)
+    assert result.returncode == 0, result.stderr
+    file, text = result.stdout.strip().splitlines()
+    assert Path(file) == checkout.path / "torchvision" / "ops" / "misc.py"
     assert Path(torchvision.ops.misc.__file__) != Path(file)
-    after = {name.replace("__main__", "models"): found for name, found in json.loads(text).items()}
+    after = {name.replace("__main__", "models"): output for name, output in json.loads(text).items()}
     assert after.keys() == before.keys()
     for model, (keys, values) in before.items():
         assert len(set(values)) > 5, model
@@ -226,8 +228,8 @@ def test_models_of_torchvision_compute_what_they_did(grown: Grown) -> None:
         )
 
 
-#: A line of a file, what it becomes, and the tests of which one must see that.
-BREAKS = {
+#: By file: a line, its replacement, and the layer and tests that must fail.
+MUTATIONS = {
     "misc.py": ("        return scale * input\n", "        return input\n", "SqueezeExcitation", ["values"]),
     "layer_scale.py": (
         "        _check_size(input, self.channels_dim, self.dim)\n",
@@ -269,19 +271,19 @@ BREAKS = {
 
 
 @pytest.mark.slow
-def test_a_broken_layer_fails_its_tests(grown: Grown) -> None:
-    ops = grown.tree / "torchvision" / "ops"
-    kept = {file: (ops / file).read_text() for file in BREAKS}
-    wanted = " or ".join(f"(Test{name} and test_{test})" for *_, name, tests in BREAKS.values() for test in tests)
+def test_a_broken_layer_fails_its_tests(checkout: Checkout) -> None:
+    ops = checkout.path / "torchvision" / "ops"
+    originals = {file: (ops / file).read_text() for file in MUTATIONS}
+    selection = " or ".join(f"(Test{name} and test_{test})" for *_, name, tests in MUTATIONS.values() for test in tests)
     try:
-        for file, (old, new, *_) in BREAKS.items():
-            assert kept[file].count(old) == 1, file
-            text = kept[file].replace(old, new)
+        for file, (old, new, *_) in MUTATIONS.items():
+            assert originals[file].count(old) == 1, file
+            text = originals[file].replace(old, new)
             (ops / file).write_text(text + "\n\nimport itertools\n_COUNT = itertools.count(1)\n")
-        found = run_tests(grown.tree, "-k", wanted)
+        outcomes = run_tests(checkout.path, "-k", selection)
     finally:
-        for file, text in kept.items():
+        for file, text in originals.items():
             (ops / file).write_text(text)
-    for *_, name, tests in BREAKS.values():
+    for *_, name, tests in MUTATIONS.values():
         for test in tests:
-            assert set(found[f"Test{name}"][test]) != {"passed"}, (name, test)
+            assert set(outcomes[f"Test{name}"][test]) != {"passed"}, (name, test)

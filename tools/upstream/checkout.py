@@ -32,15 +32,17 @@ class Checkout:
 
     def models_with(self, name: str) -> list[str]:
         """The files of ``torchvision.models`` that define a class ``name``."""
-        files = [path.relative_to(self.path).as_posix() for path in sorted(self.path.glob("torchvision/models/**/*.py"))]
+        files = [
+            path.relative_to(self.path).as_posix() for path in sorted(self.path.glob("torchvision/models/**/*.py"))
+        ]
         return [file for file in files if f"\nclass {name}(" in self.read(file)]
 
 
 def open_checkout(path: str | Path) -> Checkout:
     """Opens a checkout of torchvision.
 
-    Raises ``ValueError`` if ``path`` is not the top of a git repository, has another layout than torchvision 0.29, or has
-    uncommitted changes.
+    Raises ``ValueError`` if ``path`` is not the top folder of a git repository, has another layout than torchvision
+    0.29, or has uncommitted changes.
     """
     checkout = Checkout(Path(path).expanduser())
     for file in (INIT, DOCS, TESTS, _UTILS):

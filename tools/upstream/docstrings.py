@@ -17,7 +17,8 @@ EQUIVALENTS = {"ConvNormAct": "Conv2dNormActivation", "Conv3dNormAct": "Conv3dNo
 
 _ARGS = re.compile(r"^Args:\n(.+?)(?=\n\n|\Z)", re.M | re.S)
 _SAME_ARGS = re.compile(r"^Arguments, errors and source are those of :class:`(\w+)`.*?(?=\n\n|\Z)", re.M | re.S)
-_COMPATIBILITY = re.compile(r"\s+Calls and checkpoints of\s+``torchvision\.ops\.\w+``\s+fit\.")
+# A sentence that compares the layer with torchvision's.
+_COMPARISON = re.compile(r"(?:^|\s+)[A-Z][\w\s-]*``torchvision\.ops\.\w+``.*?\.(?=\s|\Z)", re.S)
 
 
 def layer_docstring(layer: type[nn.Module], operators: Collection[str]) -> str:
@@ -30,7 +31,7 @@ def layer_docstring(layer: type[nn.Module], operators: Collection[str]) -> str:
         doc = doc.replace(same[0], args[0])
     paragraphs = []
     for paragraph in doc.split("\n\n"):
-        text = _COMPATIBILITY.sub("", paragraph)
+        text = _COMPARISON.sub("", paragraph)
         for name in {*tnn.__all__} - {layer.__name__, *operators}:
             equivalent = EQUIVALENTS.get(name)
             text = text.replace(f":class:`{name}`", f":class:`{equivalent}`" if equivalent else f"``{name}``")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import libcst as cst
 from libcst import matchers as m
 
-__all__ = ["add_class", "add_imports", "add_page_entry", "add_public_name", "format_code", "sort_imports"]
+__all__ = ["add_class", "add_imports", "add_page_entry", "add_public_name", "sort_imports"]
 
 _IS_IMPORT = m.SimpleStatementLine([m.Import() | m.ImportFrom()])
 _ALL = m.Assign([m.AssignTarget(m.Name("__all__"))], m.List([m.AtLeastN(m.Element(), n=2)]))
@@ -20,25 +20,17 @@ _USORT = (
 )
 
 
-def format_code(text: str) -> str:
-    return _ruff(text, "format", "--line-length=120")
-
-
 def sort_imports(text: str) -> str:
     """Sorts and merges imports."""
     options = [f"--config={option}" for option in ("line-length=120", *_USORT)]
-    return _ruff(text, "check", "--select=I", "--fix-only", "--quiet", *options)
-
-
-def _ruff(text: str, command: str, *options: str) -> str:
-    args = [sys.executable, "-m", "ruff", command, "--isolated", *options, "-"]
-    return subprocess.run(args, input=text, capture_output=True, encoding="utf-8", check=True).stdout
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=I", "--fix-only", "--quiet", *options, "-"]
+    return subprocess.run(ruff, input=text, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def add_imports(text: str, imports: Iterable[str]) -> str:
     """Adds lines to the first block of imports."""
     module = cst.parse_module(text)
-    is_import = [m.matches(statement, _IS_IMPORT) for statement in module.body]
+    is_import = [*(m.matches(statement, _IS_IMPORT) for statement in module.body), False]
     start = is_import.index(True)
     stop = is_import.index(False, start)
     block = "".join(map(module.code_for_node, module.body[start:stop]))
@@ -52,10 +44,11 @@ def add_public_name(text: str, name: str) -> str:
     """
 
     def extend(node: cst.CSTNode, _: object) -> cst.CSTNode:
-        first, *others, last = cst.ensure_type(cst.ensure_type(node, cst.Assign).value, cst.List).elements
+        names = cst.ensure_type(cst.ensure_type(node, cst.Assign).value, cst.List)
+        first, *others, last = names.elements
         entry = last.with_changes(value=cst.SimpleString(f'"{name}"'))
         elements = [first, *others, last.with_changes(comma=first.comma), entry]
-        return node.with_deep_changes(node.value, elements=elements)
+        return node.with_changes(value=names.with_changes(elements=elements))
 
     module = cst.parse_module(text)
     if not m.findall(module, _ALL):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchvision_layers._source.formatting import formatted
+from torchvision_layers._source.formatting import format_code
 from torchvision_layers.testing import LayerSpec, Sample
 
 from .edits import add_class, add_imports
-from .values import UnwritableError, call_source, value_source
+from .values import UnwritableError, call_source
 
 __all__ = ["add_tests", "tests_of"]
 
@@ -114,7 +114,7 @@ def tests_of(spec: LayerSpec, title: str) -> str:
     parts += [f"\n@staticmethod\n{inspect.getsource(function)}" for function in (_fill, _fingerprint)]
     parts += [_SAMPLE_TESTS, _ARGUMENT_TESTS if arguments else ""]
     parts += [_INPUT_TESTS.format(call=call_source(f"ops.{spec.name}", spec.samples[0].kwargs)) if inputs else ""]
-    return formatted(f"class {title}:\n{textwrap.indent(''.join(parts), '    ')}")
+    return format_code(f"class {title}:\n{textwrap.indent(''.join(parts), '    ')}")
 
 
 def add_tests(text: str, code: str) -> str:

@@ -13,8 +13,8 @@ from torchvision_layers import nn as tnn
 from torchvision_layers._source.sources import Definition
 
 from .checkout import INIT, Checkout
-from .edits import add_imports, add_public_name
-from .source import LayerSource, layer_source
+from .edits import add_imports, add_public_name, sort_imports
+from .source import layer_source
 
 __all__ = ["is_torchvision_layer", "place"]
 
@@ -27,7 +27,9 @@ _BINDING = m.ClassDef(_NAME) | m.FunctionDef(_NAME) | m.SimpleStatementLine([_AS
 
 def is_torchvision_layer(layer: type[nn.Module]) -> bool:
     """Whether a layer derives from torchvision's layer of the same name."""
-    return any(cls.__module__.startswith("torchvision.ops.") and cls.__name__ == layer.__name__ for cls in layer.__mro__)
+    return any(
+        cls.__module__.startswith("torchvision.ops.") and cls.__name__ == layer.__name__ for cls in layer.__mro__
+    )
 
 
 def place(layer: type[nn.Module], checkout: Checkout) -> dict[str, str]:
@@ -42,18 +44,19 @@ def place(layer: type[nn.Module], checkout: Checkout) -> dict[str, str]:
     if name in checkout.operators:
         file = f"torchvision/ops/{checkout.operators[name]}.py"
         text = checkout.read(file)
-        source = layer_source(layer, module_of, checkout.operators, _private_methods(text))
-        return {file: _replace(text, name, source, file)}
+        imports, code = layer_source(layer, module_of, checkout.operators, _private_methods(text))
+        return {file: _replace(text, name, imports, code, file)}
     module = _snake_case(name)
     file = f"torchvision/ops/{module}.py"
     if (checkout.path / file).exists():
         raise ValueError(f"{file} must not exist yet")
+    imports, code = layer_source(layer, module_of, checkout.operators)
     public = add_public_name(add_imports(checkout.read(INIT), [f"from .{module} import {name}\n"]), name)
-    return {file: layer_source(layer, module_of, checkout.operators).text, INIT: public}
+    return {file: f"{sort_imports(''.join(imports))}\n\n{code}", INIT: public}
 
 
 def _search(checkout: Checkout) -> Callable[[Definition], str | None]:
-    """The search for the module of ``torchvision.ops`` that has a layer: torchvision's own, or ours in an earlier change."""
+    """A function that finds the module of ``torchvision.ops`` that has a layer, torchvision's own or ours."""
 
     @cache
     def module_of(definition: Definition) -> str | None:
@@ -64,7 +67,7 @@ def _search(checkout: Checkout) -> Callable[[Definition], str | None]:
         if is_torchvision_layer(layer):
             return module
         old = _class(checkout.read(f"torchvision/ops/{module}.py"), name)
-        new = _class(layer_source(layer, module_of, checkout.operators).code, name)
+        new = _class(layer_source(layer, module_of, checkout.operators)[1], name)
         return module if _code(old) == _code(new) else None
 
     return module_of
@@ -91,38 +94,33 @@ def _private_methods(text: str) -> set[str]:
     return {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
 
 
-def _replace(text: str, name: str, source: LayerSource, file: str) -> str:
+def _replace(text: str, name: str, imports: list[str], code: str, file: str) -> str:
     """Replaces a class of a file, and adds the helpers and imports that the new one needs."""
-    _check_contract(_class(text, name), _class(source.code, name), file)
+    _check_contract(_class(text, name), _class(code, name), file)
     module = cst.parse_module(text)
     body = list(module.body)
     position = next(i for i, node in enumerate(body) if isinstance(node, (cst.ClassDef, cst.FunctionDef)))
-    for node in cst.parse_module(source.text).body:
-        if (helper := _bound_name(node)) is None:  # an import
-            continue
-        index = next((i for i, other in enumerate(body) if _bound_name(other) == helper), None)
-        if index is None:
-            index = position
-            body.insert(index, node)
+    # The comments of a first statement would belong to the module.
+    for node in cst.parse_module(f"pass\n\n\n{code}").body[1:]:
+        names = list(map(_bound_name, body))
+        helper = _bound_name(node)
+        if helper not in names:
+            names.insert(position, helper)
+            body.insert(position, node)
         elif isinstance(node, cst.ClassDef):
-            body[index] = node
-        elif _syntax(node) != _syntax(body[index]):
+            body[names.index(helper)] = node
+        elif module.code_for_node(node).strip() != module.code_for_node(body[names.index(helper)]).strip():
             raise ValueError(f"{file} must not have another {helper} than {name} needs")
-        position = index + 1
+        position = names.index(helper) + 1
     aliases = [cst.ensure_type(alias, cst.ImportAlias) for alias in m.findall(module, m.ImportAlias())]
-    bound = {alias.evaluated_alias or alias.evaluated_name for alias in aliases} | set(map(_bound_name, body))
-    imports = [line for line in source.imports if line.split()[-1] not in bound]
-    return add_imports(module.with_changes(body=body).code, imports)
+    bound_names = {alias.evaluated_alias or alias.evaluated_name for alias in aliases} | set(map(_bound_name, body))
+    missing = [line for line in imports if line.split()[-1] not in bound_names]
+    return add_imports(module.with_changes(body=body).code, missing)
 
 
 def _bound_name(statement: cst.CSTNode) -> str | None:
     match = m.extract(statement, _BINDING)
     return cst.ensure_type(match["name"], cst.Name).value if match else None
-
-
-def _syntax(statement: cst.CSTNode) -> str:
-    """The code of a statement, whatever its formatting."""
-    return ast.unparse(ast.parse(cst.Module([]).code_for_node(statement)))
 
 
 def _check_contract(old: ast.ClassDef, new: ast.ClassDef, file: str) -> None:
@@ -150,5 +148,6 @@ def _methods(cls: ast.ClassDef) -> dict[str, list[str]]:
         if isinstance(node, ast.FunctionDef):
             names = [arg.arg for arg in [*node.args.posonlyargs, *node.args.args]]
             defaults = [f"={ast.unparse(default).removeprefix('torch.')}" for default in node.args.defaults]
-            methods[node.name] = [a + b for a, b in zip(names, [""] * (len(names) - len(defaults)) + defaults)]
+            defaults = [""] * (len(names) - len(defaults)) + defaults
+            methods[node.name] = [name + default for name, default in zip(names, defaults, strict=True)]
     return methods

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["pull_request"]
 
-#: What a reviewer looks for, and the checks that show it.
+#: The items of the checklist, and the checks that show each.
 _CHECKS = {
     "torch.fx": ("fx",),
     "TorchScript": ("script",),
@@ -51,8 +51,8 @@ def pull_request(
         f"- [x] defaults kept: {defaults}",
         *(_item(title, checks, record) for title, checks in _CHECKS.items()),
         "",
-        "Results from torch.fx on are those of the checks of `torchvision_layers`, where the layer was developed. A case "
-        "is one way to build the layer, in one variant of a check.",
+        "The results from torch.fx on are those of the checks of `torchvision_layers`, where the layer was developed. "
+        "A case is one way to build the layer, in one variant of a check.",
     ]
     if models:
         lines += ["", f"This change leaves classes of the same name in models alone: {_join(models)}."]

@@ -5,40 +5,25 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import libcst as cst
 from libcst import matchers as m
 from torch import nn
 
 from torchvision_layers._source.collecting import Unit, Use, collect
-from torchvision_layers._source.formatting import formatted
-from torchvision_layers._source.ordering import ordered
-from torchvision_layers._source.rewriting import rewritten
+from torchvision_layers._source.formatting import format_code
+from torchvision_layers._source.ordering import sort_units
+from torchvision_layers._source.rewriting import rewrite
 from torchvision_layers._source.sources import Definition, External, Origin, Sources
 
 from .docstrings import layer_docstring
-from .edits import sort_imports
 
-__all__ = ["LayerSource", "layer_source"]
+__all__ = ["layer_source"]
 
-# The sections of a helper's docstring, which are for users of this package.
-_SECTIONS = re.compile(r"\n\n(?:Args|Shape):\n.*", re.S)
 # A leading underscore alone would give it the name of its own base class.
 _PRIVATE = {"ConvNormAct": "_Conv2dNormAct"}
 _SUPER_INIT = m.SimpleStatementLine([m.Expr(m.Call(m.Attribute(m.Call(m.Name("super")), m.Name("__init__"))))])
-
-
-@dataclass(frozen=True)
-class LayerSource:
-    """The code of a layer and its helpers, with one line for each name that it imports."""
-
-    imports: list[str]
-    code: str
-
-    @property
-    def text(self) -> str:
-        return f"{sort_imports(''.join(self.imports))}\n\n{self.code}"
 
 
 def layer_source(
@@ -46,8 +31,8 @@ def layer_source(
     module_of: Callable[[Definition], str | None],
     operators: Collection[str],
     methods: Collection[str] = (),
-) -> LayerSource:
-    """Collects a layer and its helpers, which get private names.
+) -> tuple[list[str], str]:
+    """The imports of a layer, a line for each name, and its code with its helpers, which get private names.
 
     Args:
         layer: a stable layer.
@@ -66,24 +51,28 @@ def layer_source(
     def docstring(literal: str) -> str:
         text = inspect.cleandoc(ast.literal_eval(literal))
         is_layer = text == inspect.cleandoc(layer.__doc__ or "")
-        new = layer_docstring(layer, operators) if is_layer else _SECTIONS.sub("", text)
+        new = layer_docstring(layer, operators) if is_layer else _summary(text)
         end = "\n" if "\n" in new else ""
         return literal if new == text else f'{"r" * (chr(92) in new)}"""{new}{end}"""'
 
     collection = collect(Sources(sys.modules[root.module]), [root], choose, methods)
-    units = ordered(collection, [root])
+    units = sort_units(collection, [root])
     names: dict[Origin, str] = {use.origin: use.alias for unit in units for use in unit.uses}
-    names |= {definition: _private(definition.name) for definition in collection.definitions} | {root: root.name}
-    is_root = m.ClassDef(m.Name(root.name))
-    statements = [rewritten(unit, names, docstring) for unit in units]
-    code = cst.Module([node.visit(_UsageLog()) if m.matches(node, is_root) else node for node in statements]).code
-    code = re.sub(r"  # noqa: [\w, ]+(?=  #|$)", "", code, flags=re.M)
+    names.update((definition, _private(definition.name)) for definition in collection.definitions)
+    names[root] = root.name
+    module = cst.Module([rewrite(unit, names, docstring) for unit in units]).visit(_UsageLog(root.name))
+    code = re.sub(r"  # noqa: [\w, ]+(?=  #|$)", "", module.code, flags=re.M)
     imports = [_import(origin) for origin in names if isinstance(origin, External)]
-    return LayerSource(["from ..utils import _log_api_usage_once\n", *imports], formatted(code))
+    return ["from ..utils import _log_api_usage_once\n", *imports], format_code(code)
 
 
 def _private(name: str) -> str:
     return name if name.startswith("_") else _PRIVATE.get(name, f"_{name}")
+
+
+def _summary(text: str) -> str:
+    """The first paragraph of a docstring that has sections for users, and any other docstring unchanged."""
+    return text.partition("\n\n")[0] if "\n\nArgs:" in text else text
 
 
 def _import(origin: External) -> str:
@@ -93,7 +82,14 @@ def _import(origin: External) -> str:
 
 
 class _UsageLog(cst.CSTTransformer):
-    """Adds ``_log_api_usage_once(self)`` after ``super().__init__``."""
+    """Adds ``_log_api_usage_once(self)`` after the layer's ``super().__init__``."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def visit_ClassDef(self, node: cst.ClassDef) -> bool:
+        return node.name.value == self.layer
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine

@@ -52,11 +52,12 @@ def _module_source(module: nn.Module) -> str:
     cls = type(module)
     args, kwargs = [], {}
     for name, parameter in inspect.signature(cls).parameters.items():
-        value = getattr(module, name, parameter.default)
+        is_required = parameter.default is parameter.empty
+        value = getattr(module, name, None if is_required else parameter.default)
         value = value[0] if isinstance(value, tuple) and len({*value}) == 1 else value
-        if parameter.default is parameter.empty:
+        if is_required:
             args.append(value)
-        elif not isinstance(value, nn.Parameter) and value != parameter.default:  # `bias` is a flag here
+        elif not isinstance(value, nn.Parameter) and value != parameter.default:  # `bias` is a flag
             kwargs[name] = value
     if getattr(nn, cls.__name__, None) is not cls or repr(cls(*args, **kwargs)) != repr(module):
         raise UnwritableError(f"{module!r} has no short form")

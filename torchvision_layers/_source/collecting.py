@@ -6,11 +6,10 @@ from typing import TypeAlias, cast
 
 import libcst as cst
 from libcst import matchers as m
-from libcst.helpers import get_full_name_for_node
 from torch import nn
 
 from .module import Module, Statement
-from .references import Mentions, Reference, mentions
+from .references import Mentions, Reference, find_mentions
 from .sources import OURS, Definition, Origin, Sources
 
 __all__ = ["Choose", "Collection", "Unit", "Use", "collect"]
@@ -50,8 +49,8 @@ class Unit:
     #: The members that nothing needs yet, by name.
     pending: dict[str, list[cst.CSTNode]] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
-    #: The definitions for whose sake it is here, if it changes others.
-    changed: set[Definition] = field(default_factory=set)
+    #: The definitions that it changes, if it binds none itself.
+    targets: set[Definition] = field(default_factory=set)
     mentions: Mentions = field(default_factory=Mentions)
 
     @property
@@ -59,8 +58,11 @@ class Unit:
         return self.module.tree.body.index(self.statement)
 
     @property
-    def left_out(self) -> frozenset[cst.CSTNode]:
-        return frozenset(node for nodes in self.pending.values() for node in nodes)
+    def omissions(self) -> frozenset[cst.CSTNode]:
+        """The nodes that the file does not have: members that nothing needs, and imports on the same line."""
+        line = self.statement.body if isinstance(self.statement, cst.SimpleStatementLine) else []
+        imports = [part for part in line if isinstance(part, (cst.Import, cst.ImportFrom))]
+        return frozenset([*imports, *(node for nodes in self.pending.values() for node in nodes)])
 
 
 #: Returns a use with the origin that it has in the file, or raises ``ValueError``.
@@ -101,31 +103,24 @@ class Collection:
 
     def _read(self, unit: Unit) -> None:
         module = unit.module
-        unit.mentions = mentions(module, unit.statement, unit.left_out)
+        unit.mentions = find_mentions(module, unit.statement, unit.omissions)
         self.attributes |= unit.mentions.attributes
         unit.uses = []
         for reference in unit.mentions.references:
             try:
                 use = self._use(unit, reference)
             except ValueError as error:
-                line = module.line(reference.place)
-                raise ValueError(f"{error} (line {line} of module {module.name})") from error
+                raise ValueError(f"{error} ({module.place(reference.place)})") from error
             if use is None:
                 self.builtins.add(reference.names[0])
                 continue
             unit.uses.append(use)
             if isinstance(use.origin, Definition):
                 self._need(use.origin)
-        for node in unit.mentions.imports:
-            if isinstance(node, cst.Import):
-                modules = [alias.evaluated_name for alias in node.names]
-            else:
-                modules = ["." * len(node.relative) + (get_full_name_for_node(node.module or "") or "")]
-            if not all(map(self.sources.is_available, modules)):
-                place = f"line {module.line(node)} of module {module.name}"
-                raise ValueError(
-                    f"a function may import only torch and the standard library, got {modules[0]} ({place})"
-                )
+        for name, node in unit.mentions.imports:
+            if not self.sources.is_available(name):
+                place = module.place(node)
+                raise ValueError(f"a function may import only torch and the standard library, got {name} ({place})")
 
     def _use(self, unit: Unit, reference: Reference) -> Use | None:
         resolved = self.sources.resolve(unit.module, reference.names)
@@ -144,12 +139,12 @@ class Collection:
         before = len(self.units)
         for module in {unit.module.name: unit.module for unit in self.units.values()}.values():
             for statement, names in module.changes:
-                changed = {d for name in names if (d := self._collected(module, statement, name)) is not None}
-                if changed and statement not in self.units:
-                    self._unit(module, statement).changed = changed
+                targets = {d for name in names if (d := self._target(module, statement, name)) is not None}
+                if targets and statement not in self.units:
+                    self._unit(module, statement).targets = targets
         return len(self.units) > before
 
-    def _collected(self, module: Module, statement: Statement, name: str) -> Definition | None:
+    def _target(self, module: Module, statement: Statement, name: str) -> Definition | None:
         """The definition that a name in a statement refers to, if it is collected."""
         scope = module.scopes[module.tree]
         assert scope is not None
@@ -185,7 +180,7 @@ def _pending(statement: cst.ClassDef, definition: Definition) -> dict[str, list[
     """The members of a class that are left out unless something reads them.
 
     These are the hooks of the package. In its own classes they include private methods, and all methods of a class that
-    is not a module. Methods that override one of torch or Python are always kept.
+    is not a module. Methods that override one of torch or Python are never left out.
     """
     pending: dict[str, list[cst.CSTNode]] = {}
     value = definition.value

@@ -1,21 +1,27 @@
 """Formatting with ruff."""
 
+import os
+import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from pathlib import Path
 
-__all__ = ["WIDTH", "formatted"]
+__all__ = ["LINE_LENGTH", "format_code"]
 
-WIDTH = 120
-_OPTIONS = ["--quiet", "--isolated", f"--line-length={WIDTH}", "--target-version=py310", "-"]
+LINE_LENGTH = 120
+_OPTIONS = ["--quiet", "--isolated", f"--line-length={LINE_LENGTH}", "--target-version=py310", "-"]
 
 
-def formatted(text: str, *, sort_imports: bool = False) -> str:
+def format_code(text: str, *, sort_imports: bool = False) -> str:
     """Formats source with ruff; returns it unchanged if ruff is not installed."""
-    if find_spec("ruff") is None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    ruff = shutil.which("ruff", path=path)
+    if ruff is None:
         return text
     commands = [["check", "--select=I", "--fix", "--exit-zero"]] if sort_imports else []
     for command in [*commands, ["format"]]:
-        ruff = [sys.executable, "-m", "ruff", *command, *_OPTIONS]
-        text = subprocess.run(ruff, input=text, capture_output=True, check=True, encoding="utf-8").stdout
+        result = subprocess.run(
+            [ruff, *command, *_OPTIONS], input=text, capture_output=True, check=True, encoding="utf-8"
+        )
+        text = result.stdout
     return text

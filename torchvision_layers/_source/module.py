@@ -22,7 +22,7 @@ from libcst.metadata import (
     ScopeProvider,
 )
 
-__all__ = ["Imported", "Module", "Statement", "read"]
+__all__ = ["ImportedName", "Module", "Statement", "read"]
 
 Statement: TypeAlias = cst.SimpleStatementLine | cst.BaseCompoundStatement
 
@@ -35,7 +35,7 @@ _IDLE = m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.Ellipsis())]) | 
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedName:
     """The source of an imported name: ``from module import name``, or ``import module`` if ``name`` is ``None``."""
 
     module: str
@@ -56,7 +56,7 @@ class Module:
     annotations: dict[cst.CSTNode, str]
     #: Statements that bind each name, in source order.
     definitions: dict[str, list[Statement]] = field(default_factory=dict)
-    imports: dict[str, list[Imported]] = field(default_factory=dict)
+    imports: dict[str, list[ImportedName]] = field(default_factory=dict)
     #: Modules in ``from module import *``.
     stars: list[str] = field(default_factory=list)
     #: Statements that change objects bound elsewhere, each with the names of these objects.
@@ -73,8 +73,13 @@ class Module:
         while (node := self.parents[node]) is not self.tree:
             yield node
 
-    def line(self, node: cst.CSTNode) -> int:
-        return self.wrapper.resolve(PositionProvider)[node].start.line
+    def import_source(self, node: cst.ImportFrom) -> str:
+        """The absolute name of the module in ``from module import name``."""
+        return get_absolute_module_from_package_for_import(self.package, node) or ""
+
+    def place(self, node: cst.CSTNode) -> str:
+        """The place of a node, for error messages."""
+        return f"line {self.wrapper.resolve(PositionProvider)[node].start.line} of module {self.name}"
 
 
 def read(runtime: ModuleType) -> Module:
@@ -100,7 +105,7 @@ def _parsed(name: str, package: str, text: str) -> Module:
     annotations: dict[cst.CSTNode, str] = {node: str(node.evaluated_value) for node in strings}
     parents = cast(Mapping[cst.CSTNode, cst.CSTNode], metadata[ParentNodeProvider])
     module = Module(name, package, wrapper, scopes, parents, annotations)
-    bound = _bound(module)
+    bound = _bound_names(module)
     for statement in module.tree.body:
         _sort(module, statement, bound.get(statement, set()))
     return module
@@ -132,7 +137,7 @@ class _Bindings(cst.CSTVisitor):
         self._record(node, node.target)
 
 
-def _bound(module: Module) -> dict[Statement, set[str]]:
+def _bound_names(module: Module) -> dict[Statement, set[str]]:
     """The global names that each top-level statement binds when the module is loaded."""
     scope = module.scopes[module.tree]
     assert scope is not None
@@ -159,7 +164,7 @@ def _sort(module: Module, statement: Statement, bound: set[str]) -> None:
     is_update = m.matches(statement, m.SimpleStatementLine(body=[m.AugAssign()]))
     is_block = not isinstance(statement, (cst.SimpleStatementLine, cst.FunctionDef, cst.ClassDef))
     if is_update or is_block or not bound:
-        module.changes.append((statement, _changed(statement)))
+        module.changes.append((statement, _change_targets(statement)))
 
 
 def _is_import(statement: Statement) -> bool:
@@ -167,9 +172,7 @@ def _is_import(statement: Statement) -> bool:
 
 
 def _add_import(module: Module, node: cst.Import | cst.ImportFrom) -> None:
-    source = ""
-    if isinstance(node, cst.ImportFrom):
-        source = get_absolute_module_from_package_for_import(module.package, node) or ""
+    source = module.import_source(node) if isinstance(node, cst.ImportFrom) else ""
     if isinstance(node.names, cst.ImportStar):
         module.stars.append(source)
         return
@@ -178,15 +181,15 @@ def _add_import(module: Module, node: cst.Import | cst.ImportFrom) -> None:
         if source == "__future__":
             module.is_future |= name == "annotations"
         elif source:
-            module.imports.setdefault(bound or name, []).append(Imported(source, name))
+            module.imports.setdefault(bound or name, []).append(ImportedName(source, name))
         elif bound and "." in name:  # import a.b as c
             parent, _, child = name.rpartition(".")
-            module.imports.setdefault(bound, []).append(Imported(parent, child))
+            module.imports.setdefault(bound, []).append(ImportedName(parent, child))
         else:
-            module.imports.setdefault(bound or name.partition(".")[0], []).append(Imported(name))
+            module.imports.setdefault(bound or name.partition(".")[0], []).append(ImportedName(name))
 
 
-def _changed(statement: Statement) -> set[str]:
+def _change_targets(statement: Statement) -> set[str]:
     """The names of objects that a statement may change: its targets, or every name in it.
 
     The name can also be a string, as in ``torch.fx.wrap("stochastic_depth")``.

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from .collecting import Collection, Unit
 from .sources import Definition
 
-__all__ = ["ordered"]
+__all__ = ["sort_units"]
 
 
-def ordered(collection: Collection, roots: Sequence[Definition]) -> list[Unit]:
+def sort_units(collection: Collection, roots: Sequence[Definition]) -> list[Unit]:
     """Orders statements such that the file loads, as far as possible by module and as in the source."""
     modules: dict[str, list[Unit]] = {}
     for unit in sorted(collection.units.values(), key=lambda unit: unit.index):
@@ -48,5 +48,5 @@ def ordered(collection: Collection, roots: Sequence[Definition]) -> list[Unit]:
 
 def _needed(collection: Collection, unit: Unit, only_eager: bool) -> list[Unit]:
     uses = [use for use in unit.uses if use.reference.is_eager or not only_eager]
-    definitions = [*(use.origin for use in uses if isinstance(use.origin, Definition)), *unit.changed]
+    definitions = [*(use.origin for use in uses if isinstance(use.origin, Definition)), *unit.targets]
     return [other for d in definitions for other in collection.definitions[d] if other is not unit]

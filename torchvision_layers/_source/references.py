@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import libcst as cst
 from libcst.metadata import Assignment, GlobalScope, Scope
 
 from .module import Module, Statement
 
-__all__ = ["Mentions", "Reference", "mentions"]
+__all__ = ["Mentions", "Reference", "find_mentions"]
 
 _BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "methodcaller", "setattr"}
 
@@ -41,14 +42,14 @@ class Mentions:
     references: list[Reference] = field(default_factory=list)
     #: The attributes read from any object.
     attributes: set[str] = field(default_factory=set)
-    #: The imports inside the statement.
-    imports: list[cst.Import | cst.ImportFrom] = field(default_factory=list)
+    #: The modules imported inside the statement, each with the node of the import.
+    imports: list[tuple[str, cst.CSTNode]] = field(default_factory=list)
     #: The parsed form of each annotation that is a string literal.
     strings: dict[cst.CSTNode, cst.BaseExpression] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4096)
-def mentions(module: Module, statement: Statement, skip: frozenset[cst.CSTNode] = frozenset()) -> Mentions:
+def find_mentions(module: Module, statement: Statement, skip: frozenset[cst.CSTNode] = frozenset()) -> Mentions:
     """Finds the names that a top-level statement uses outside of the nodes in ``skip``."""
     visitor = _Visitor(module, statement, skip)
     statement.visit(visitor)
@@ -66,8 +67,6 @@ class _Visitor(cst.CSTVisitor):
         self.statement = statement
         self.skip = skip
         self.mentions = Mentions()
-        self.lazy = 0
-        self.base_of: str | None = None
         self.string: cst.CSTNode | None = None
 
     def on_visit(self, node: cst.CSTNode) -> bool:
@@ -79,37 +78,12 @@ class _Visitor(cst.CSTVisitor):
             return False
         return node not in self.skip and super().on_visit(node)
 
-    def visit_FunctionDef_body(self, node: cst.FunctionDef) -> None:
-        self.lazy += 1
-
-    def leave_FunctionDef_body(self, node: cst.FunctionDef) -> None:
-        self.lazy -= 1
-
-    def visit_Lambda_body(self, node: cst.Lambda) -> None:
-        self.lazy += 1
-
-    def leave_Lambda_body(self, node: cst.Lambda) -> None:
-        self.lazy -= 1
-
-    def visit_Annotation(self, node: cst.Annotation) -> None:
-        self.lazy += self.module.is_future
-
-    def leave_Annotation(self, original_node: cst.Annotation) -> None:
-        self.lazy -= self.module.is_future
-
-    def visit_ClassDef_bases(self, node: cst.ClassDef) -> None:
-        if node is self.statement:
-            self.base_of = node.name.value
-
-    def leave_ClassDef_bases(self, node: cst.ClassDef) -> None:
-        self.base_of = None
-
     def visit_Import(self, node: cst.Import) -> bool:
-        self.mentions.imports.append(node)
+        self.mentions.imports += [(alias.evaluated_name, node) for alias in node.names]
         return False
 
     def visit_ImportFrom(self, node: cst.ImportFrom) -> bool:
-        self.mentions.imports.append(node)
+        self.mentions.imports.append((self.module.import_source(node), node))
         return False
 
     def visit_Call(self, node: cst.Call) -> None:
@@ -150,10 +124,18 @@ class _Visitor(cst.CSTVisitor):
 
     def _add(self, nodes: Sequence[cst.CSTNode], scope: Scope | None) -> None:
         assert scope is not None
-        is_eager = not self.lazy and self.string is None
-        names = tuple(map(_last, nodes))
         place = self.string or nodes[0]
-        self.mentions.references.append(Reference(names, tuple(nodes), place, scope, is_eager, self.base_of))
+        path = [place, *self.module.ancestors(place)]
+        is_eager = self.string is None and not any(
+            (isinstance(parent, (cst.FunctionDef, cst.Lambda)) and child is parent.body)
+            or (isinstance(parent, cst.Annotation) and self.module.is_future)
+            for child, parent in pairwise(path)
+        )
+        base_of = None
+        if isinstance(self.statement, cst.ClassDef) and path[-2] in self.statement.bases:
+            base_of = self.statement.name.value
+        names = tuple(map(_last, nodes))
+        self.mentions.references.append(Reference(names, tuple(nodes), place, scope, is_eager, base_of))
 
 
 def _last(node: cst.CSTNode) -> str:

@@ -11,14 +11,14 @@ from .collecting import Unit
 from .module import Statement
 from .sources import Origin
 
-__all__ = ["code_of", "rewritten"]
+__all__ = ["rewrite"]
 
 _DOCSTRING = m.SimpleStatementLine(body=[m.Expr(m.SaveMatchedNode(m.SimpleString(), "docstring"))])
 _BODY = m.IndentedBlock(body=[_DOCSTRING, m.ZeroOrMore()])
 _DOCUMENTED = m.ClassDef(body=_BODY) | m.FunctionDef(body=_BODY)
 
 
-def rewritten(
+def rewrite(
     unit: Unit, names: Mapping[Origin, str], docstring: Callable[[str], str] = lambda literal: literal
 ) -> Statement:
     """Returns the statement for the file, with the comments directly above it.
@@ -37,22 +37,18 @@ def rewritten(
         code = cst.Module([]).code_for_node(cast(cst.CSTNode, expression.visit(_Rewriter(new))))
         if code != unit.module.annotations[string]:
             new[string] = cst.SimpleString(repr(code))
-    if unit.changed:
-        changed = {definition.name: names[definition] for definition in unit.changed}
+    if unit.targets:
+        targets = {definition.name: names[definition] for definition in unit.targets}
         for string in cast(list[cst.SimpleString], m.findall(unit.statement, m.SimpleString())):
-            if string.evaluated_value in changed:
-                new[string] = cst.SimpleString(f'"{changed[string.evaluated_value]}"')
+            if string.evaluated_value in targets:
+                new[string] = cst.SimpleString(f'"{targets[string.evaluated_value]}"')
     for string in _docstrings(unit.statement):
         if (literal := docstring(string.value)) != string.value:
             new[string] = cst.SimpleString(literal)
-    nodes = [node for node in (*new, *unit.left_out) if node in unit.module.parents]
+    nodes = [node for node in (*new, *unit.omissions) if node in unit.module.parents]
     path = {node for changed in nodes for node in unit.module.ancestors(changed)}
-    statement = cast(Statement, unit.statement.visit(_Rewriter(new, unit.left_out, path)))
+    statement = cast(Statement, unit.statement.visit(_Rewriter(new, unit.omissions, path)))
     return statement.with_changes(leading_lines=_comments(statement.leading_lines))
-
-
-def code_of(statement: Statement) -> str:
-    return cst.Module([statement]).code
 
 
 @lru_cache(maxsize=4096)
@@ -69,12 +65,12 @@ class _Rewriter(cst.CSTTransformer):
     def __init__(
         self,
         new: Mapping[cst.CSTNode, cst.BaseExpression],
-        left_out: Collection[cst.CSTNode] = (),
+        omissions: Collection[cst.CSTNode] = (),
         path: Collection[cst.CSTNode] | None = None,
     ) -> None:
         super().__init__()
         self.new = new
-        self.left_out = left_out
+        self.omissions = omissions
         self.path = path  # the nodes to visit: visiting all of them takes several times as long
 
     def on_visit(self, node: cst.CSTNode) -> bool:
@@ -83,7 +79,7 @@ class _Rewriter(cst.CSTTransformer):
     def on_leave(
         self, original_node: cst.CSTNodeT, updated_node: cst.CSTNodeT
     ) -> cst.CSTNodeT | cst.RemovalSentinel | cst.FlattenSentinel[cst.CSTNodeT]:
-        if original_node in self.left_out:
+        if original_node in self.omissions:
             return cst.RemoveFromParent()
         if original_node in self.new:
             old = cast(cst.BaseExpression, updated_node)
@@ -93,7 +89,7 @@ class _Rewriter(cst.CSTTransformer):
     def leave_IndentedBlock(
         self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
     ) -> cst.IndentedBlock:
-        if original_node.body[0] not in self.left_out or not updated_node.body:
+        if original_node.body[0] not in self.omissions or not updated_node.body:
             return updated_node
         first = cast(Statement, updated_node.body[0])
         return updated_node.with_deep_changes(first, leading_lines=_comments(first.leading_lines))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
 
-from .module import Imported, Module, read
+from .module import ImportedName, Module, read
 
 __all__ = ["OURS", "Definition", "External", "Origin", "Sources"]
 
@@ -108,8 +108,8 @@ class Sources:
         if not self._is_own(source):
             return External(source, names[0]), 1
         module = self.module(source)
-        imports = module.imports.get(names[0], [Imported(source, names[0])])
-        is_bound = names[0] in module.definitions or imports[-1] != Imported(source, names[0])
+        imports = module.imports.get(names[0], [ImportedName(source, names[0])])
+        is_bound = names[0] in module.definitions or imports[-1] != ImportedName(source, names[0])
         if not is_bound and f"{source}.{names[0]}" in sys.modules:
             return self._below(user, f"{source}.{names[0]}", names, 1)
         resolved = self.resolve(module, names)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writing of files."""
 
 import os
 import secrets
@@ -11,11 +11,11 @@ __all__ = ["atomic_path"]
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes ``path`` when the block ends without an error.
+    """Yields a temporary path to write to, and renames it to ``path`` if the block succeeds.
 
-    It lies in the same folder, for only within a file system a rename is whole or nothing, and keeps the suffix, by
-    which some writers know the format. After an error the temporary file is gone and an earlier one at ``path`` is as
-    it was. Where ``path`` is a symbolic link, the file it leads to is replaced.
+    The temporary file is in the same folder, because a rename is atomic only within a file system, and has the same
+    suffix, because some writers infer the format from it. After an error the temporary file is deleted, and an earlier
+    file at ``path`` is unchanged. If ``path`` is a symbolic link, its target is replaced.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name is on disk once its folder is
+    if os.name == "posix":  # the rename is durable only after its folder is synced
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

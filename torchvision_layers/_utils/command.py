@@ -1,4 +1,4 @@
-"""How commands of this package end."""
+"""Exit status of command-line programs."""
 
 import sys
 from collections.abc import Callable
@@ -7,9 +7,9 @@ __all__ = ["exit_status"]
 
 
 def exit_status(run: Callable[[], None], *errors: type[Exception]) -> int:
-    """Calls ``run``; returns 0, or 2 after one line on stderr for one of ``errors``, or 130 when interrupted.
+    """Calls ``run`` and returns 0, 2 for one of ``errors``, or 130 if interrupted.
 
-    ``errors`` are those that users can do something about; of any other the traceback is shown.
+    ``errors`` are the ones that users can fix; they print a single line to stderr. All others propagate.
     """
     try:
         run()

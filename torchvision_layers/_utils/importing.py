@@ -1,4 +1,4 @@
-"""The function or class that is named on a command line, out of a file or a module."""
+"""Imports a function or class named on the command line from a file or a module."""
 
 import importlib
 import importlib.util
@@ -15,9 +15,9 @@ __all__ = ["factory", "named_module"]
 
 @contextmanager
 def factory(reference: str) -> Iterator[Callable[..., nn.Module]]:
-    """The function that ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` names, while the context is open.
+    """Context in which ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` is imported; yields the function.
 
-    Errors: those of :func:`named_module`.
+    Errors: as in :func:`named_module`.
     """
     with named_module(reference) as (module, name):
         function: Callable[..., nn.Module] = getattr(module, name)
@@ -26,14 +26,14 @@ def factory(reference: str) -> Iterator[Callable[..., nn.Module]]:
 
 @contextmanager
 def named_module(reference: str) -> Iterator[tuple[ModuleType, str]]:
-    """The module of ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, and the name after the colon.
+    """Context in which the module of ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` is imported.
 
-    A file in a folder with an ``__init__.py`` is imported as part of that package. While the context is open, the
-    folder that holds the file or its package is the first in which modules are looked for; at its end ``sys.path`` and
-    the modules of that name are as they were.
+    Yields the module and the name after the colon. A file in a folder with an ``__init__.py`` is imported as part of
+    that package. Inside the context, the folder of the file or of its package comes first in ``sys.path``; afterwards
+    ``sys.path`` and the modules of that name are restored.
 
-    Errors: ``ValueError`` for another form, for what cannot be imported, or where it has no such function;
-    ``FileNotFoundError`` for no file.
+    Errors: ``ValueError`` for another form, a module that cannot be imported or has no such function;
+    ``FileNotFoundError`` if there is no such file.
     """
     source, separator, name = reference.rpartition(":")
     if not separator or not source or not name.isidentifier():
@@ -43,14 +43,14 @@ def named_module(reference: str) -> Iterator[tuple[ModuleType, str]]:
         return
     path = Path(source).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"the model must be in a file that exists, got {source}")
-    root, module = _place(path)
+        raise FileNotFoundError(f"the model must be in an existing file, got {source}")
+    root, module = _qualified_name(path)
     with _modules_of(module.partition(".")[0], root):
         yield _checked(_imported(module, source), name, source), name
 
 
-def _place(path: Path) -> tuple[Path, str]:
-    """The folder above the package of a file, and the name of its module from there."""
+def _qualified_name(path: Path) -> tuple[Path, str]:
+    """The folder that contains the package of a file, and the qualified name of its module."""
     root, parts = path.parent, [] if path.name == "__init__.py" else [path.stem]
     while (root / "__init__.py").is_file():
         root, parts = root.parent, [root.name, *parts]
@@ -59,16 +59,16 @@ def _place(path: Path) -> tuple[Path, str]:
 
 @contextmanager
 def _modules_of(top: str, root: Path) -> Iterator[None]:
-    """Within, the module or package ``top`` is that in ``root``, also where another one of this name is loaded."""
+    """Context in which ``import top`` imports from ``root``, even if another module of this name is loaded."""
     loaded = sys.modules.get(top)
     if loaded is not None and root in Path(getattr(loaded, "__file__", None) or "/").resolve().parents:
-        yield  # it is itself, and other modules know it
+        yield  # other modules may refer to the loaded one
         return
 
-    def ours() -> list[str]:
+    def loaded_names() -> list[str]:
         return [name for name in sys.modules if name.partition(".")[0] == top]
 
-    others = {name: sys.modules.pop(name) for name in ours()}
+    others = {name: sys.modules.pop(name) for name in loaded_names()}
     entry = str(root)
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
@@ -77,7 +77,7 @@ def _modules_of(top: str, root: Path) -> Iterator[None]:
     finally:
         if entry in sys.path:
             sys.path.remove(entry)
-        for name in ours():
+        for name in loaded_names():
             del sys.modules[name]
         sys.modules.update(others)
 
@@ -85,14 +85,14 @@ def _modules_of(top: str, root: Path) -> Iterator[None]:
 def _imported(module: str, source: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever the code there raises
+    except Exception as error:  # imported code may raise anything
         raise ValueError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _checked(module: ModuleType, name: str, source: str) -> ModuleType:
-    """The module, which has a function or class of that name."""
+    """Returns ``module`` if it has a function or class called ``name``."""
     if callable(getattr(module, name, None)):
         return module
-    own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-    names = ", ".join(key for key in own if callable(getattr(module, key)) and not key.startswith("_"))
-    raise ValueError(f"{source} has no function {name!r}, it has: {names or 'none'}")
+    own_names = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    names = ", ".join(key for key in own_names if callable(getattr(module, key)) and not key.startswith("_"))
+    raise ValueError(f"{source} has no function {name!r}; its functions are: {names or 'none'}")

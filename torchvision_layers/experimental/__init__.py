@@ -1,1 +1,1 @@
-"""Layers that are tried out before they become stable. The README.md here says what each of them waits for."""
+"""Layers that may become stable; README.md tracks the criteria for the promotion of each."""

@@ -1,1 +1,1 @@
-"""Stable layers, one family a file; ``torchvision_layers.nn`` is their public door."""
+"""Stable layers, one family per file. Import them from ``torchvision_layers.nn``."""

@@ -1,4 +1,4 @@
-"""Convolution, normalization and activation in a row, in one, two and three dimensions."""
+"""Convolution, normalization and activation in one, two and three dimensions."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ __all__ = ["Conv1dNormAct", "Conv3dNormAct", "ConvNormAct"]
 
 
 class _ConvNormAct(nn.Sequential):
-    """What the three have in common; ``dims`` counts the spatial dimensions."""
+    """The common base; ``dims`` is the number of spatial dimensions."""
 
     def __init__(
         self,
@@ -34,13 +34,14 @@ class _ConvNormAct(nn.Sequential):
         out_channels = check_int("out_channels", out_channels)
         groups = check_int("groups", groups)
         kernel = check_sizes("kernel_size", kernel_size, dims)
-        spacing = check_sizes("dilation", dilation, dims)
+        stride = check_sizes("stride", stride, dims)
+        dilation = check_sizes("dilation", dilation, dims)
         if padding is None:
             if any(k % 2 == 0 for k in kernel):
                 raise ValueError(
-                    f"kernel_size must be odd where padding=None keeps the size, got {kernel_size}: give padding"
+                    f"kernel_size must be odd if padding=None, got {kernel_size}: pass padding=0, for example"
                 )
-            padding = tuple((k - 1) // 2 * d for k, d in zip(kernel, spacing, strict=True))
+            padding = tuple((k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True))
         elif not isinstance(padding, str):
             padding = check_sizes("padding", padding, dims, minimum=0)
 
@@ -49,19 +50,10 @@ class _ConvNormAct(nn.Sequential):
             check_bool("inplace", inplace)
         build = Builder(device, dtype)
         conv = build.conv(
-            "conv_layer",
-            conv_layer,
-            in_channels,
-            out_channels,
-            kernel,
-            check_sizes("stride", stride, dims),
-            padding,
-            spacing,
-            groups,
-            needs_bias,
+            "conv_layer", conv_layer, in_channels, out_channels, kernel, stride, padding, dilation, groups, needs_bias
         )
         if bias is not None and hasattr(conv, "bias") and (conv.bias is not None) != bias:
-            raise ValueError(f"bias is {bias}, conv_layer has {'none' if bias else 'one'}")
+            raise ValueError(f"bias must match conv_layer, which has {'no' if bias else 'a'} bias, got {bias}")
         layers = [conv]
         if norm_layer is not None:
             layers.append(build.norm("norm_layer", norm_layer, out_channels))
@@ -82,29 +74,30 @@ class _ConvNormAct(nn.Sequential):
 class ConvNormAct(_ConvNormAct):
     r"""Convolution, normalization, activation: :math:`y = a(n(w * x + b))`.
 
-    The block of nearly every convolutional network since `Batch Normalization <https://arxiv.org/abs/1502.03167>`_
-    (section 3.2: the convolution needs no bias where a normalization follows). Calls and checkpoints of
-    ``torchvision.ops.Conv2dNormActivation`` fit, but for an even kernel without ``padding``, which is refused here.
+    The basic block of convolutional networks since `Batch Normalization <https://arxiv.org/abs/1502.03167>`_ (section
+    3.2: a convolution needs no bias if a normalization follows). Drop-in for
+    ``torchvision.ops.Conv2dNormActivation``: call signatures and checkpoints work unchanged, except that an even kernel
+    requires ``padding``.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: side of the kernel, or (height, width). Default: ``3``.
-        stride: step of the kernel. Default: ``1``.
-        padding: zeros on each side, or ``"same"`` or ``"valid"``. Default: ``None``, which keeps the size at stride 1:
-            :math:`\lfloor (k - 1) / 2 \rfloor \cdot d`; the kernel must then be odd.
-        groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
+        kernel_size: size of the kernel, an int or (height, width). Default: ``3``.
+        stride: stride of the convolution. Default: ``1``.
+        padding: zeros on each side, or ``"same"`` or ``"valid"``. Default: ``None``, which keeps the size at stride 1
+            with :math:`\lfloor (k - 1) / 2 \rfloor \cdot d` zeros; the kernel must then be odd.
+        groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
         norm_layer: called with ``out_channels``; ``None`` for none. Default: ``nn.BatchNorm2d``.
-        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        dilation: space between the elements of the kernel. Default: ``1``.
-        inplace: asks the activation to work in place; ``None`` leaves it its own default. Default: ``True``.
-        bias: bias in the convolution. Default: ``None``, where no normalization follows.
-        conv_layer: called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        activation_layer: called with ``inplace`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        dilation: spacing between kernel elements. Default: ``1``.
+        inplace: passed to the activation; ``None`` keeps the default of the activation. Default: ``True``.
+        bias: whether the convolution has a bias. Default: ``None``, which adds one only if there is no normalization.
+        conv_layer: called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
-    type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of the wrong
+    type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')`.
 
@@ -206,8 +199,8 @@ class Conv3dNormAct(_ConvNormAct):
     r""":class:`ConvNormAct` in three dimensions.
 
     Arguments, errors and source are those of :class:`ConvNormAct`, with ``nn.Conv3d`` and ``nn.BatchNorm3d`` as the
-    defaults of ``conv_layer`` and ``norm_layer``. Calls and checkpoints of ``torchvision.ops.Conv3dNormActivation``
-    fit.
+    defaults of ``conv_layer`` and ``norm_layer``. Drop-in for ``torchvision.ops.Conv3dNormActivation``: call signatures
+    and checkpoints work unchanged, except that an even kernel requires ``padding``.
 
     Shape: input :math:`(N, C_{in}, D, H, W)`, output :math:`(N, C_{out}, D', H', W')`.
 

@@ -1,4 +1,4 @@
-"""The building block of ConvNeXt."""
+"""ConvNeXt block."""
 
 import copy
 from functools import partial
@@ -16,28 +16,28 @@ __all__ = ["ConvNeXtBlock"]
 
 
 class ConvNeXtBlock(nn.Module):
-    r"""A large depthwise convolution, then layer norm and a two-layer perceptron on each pixel, scaled and added.
+    r"""The ConvNeXt block: depthwise convolution, layer norm, MLP on each pixel, layer scale and skip connection.
 
-    From `A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_ (figure 4). Checkpoints of torchvision's
-    ``CNBlock`` fit.
+    From `A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_ (figure 4). Loads checkpoints of torchvision's
+    ``CNBlock``.
 
     Args:
         dim: channels of the input and of the output.
-        kernel_size: side of the depthwise kernel, odd. Default: ``7``.
-        expansion: the perceptron's hidden layer has ``expansion * dim`` channels. Default: ``4``.
-        layer_scale: start of the learned scale of each channel of the branch. Default: ``1e-6``.
+        kernel_size: size of the depthwise kernel, odd. Default: ``7``.
+        expansion: the hidden layer of the MLP has ``expansion * dim`` channels. Default: ``4``.
+        layer_scale: initial value of the learned scale of each channel of the branch. Default: ``1e-6``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
-        norm_layer: called with ``dim``, sees channels last. Default: ``None``, which means ``nn.LayerNorm`` with
+        norm_layer: called with ``dim``; its input is :math:`(N, H, W, C)`. Default: ``None``, ``nn.LayerNorm`` with
             ``eps=1e-6`` as in torchvision.
-        activation_layer: of the perceptron; ``None`` for none. Default: ``nn.GELU``.
-        conv_layer: makes the depthwise convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        activation_layer: activation of the MLP; ``None`` for none. Default: ``nn.GELU``.
+        conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
-    type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of the wrong
+    type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
-    Shape: input and output are both :math:`(N, C, H, W)`, :math:`C` being ``dim``.
+    Shape: input and output are both :math:`(N, C, H, W)`, where :math:`C` is ``dim``.
 
     Examples::
 
@@ -66,7 +66,7 @@ class ConvNeXtBlock(nn.Module):
         check_probability("stochastic_depth", stochastic_depth)
         scale = check_number("layer_scale", layer_scale)
         build = Builder(device, dtype)
-        half = kernel_size // 2
+        padding = kernel_size // 2
         self.block = nn.Sequential(
             build.conv(
                 "conv_layer",
@@ -75,7 +75,7 @@ class ConvNeXtBlock(nn.Module):
                 dim,
                 kernel_size=(kernel_size, kernel_size),
                 stride=(1, 1),
-                padding=(half, half),
+                padding=(padding, padding),
                 dilation=(1, 1),
                 groups=dim,
                 bias=True,
@@ -98,11 +98,11 @@ class ConvNeXtBlock(nn.Module):
         return self._add_skip(branch, input)
 
     def folded(self) -> nn.Module:
-        """The same block, its scale in the weights of its last projection, if that still is an ``nn.Linear``."""
+        """A copy with the layer scale multiplied into the last linear layer, if that is a plain ``nn.Linear``."""
         block = copy.deepcopy(self)
-        projection = block.block.get_submodule("5")
-        if block.layer_scale is not None and type(projection) is nn.Linear and "forward" not in vars(projection):
-            scale_outputs(projection, block.layer_scale.flatten())
+        linear = block.block.get_submodule("5")
+        if block.layer_scale is not None and type(linear) is nn.Linear and "forward" not in vars(linear):
+            scale_outputs(linear, block.layer_scale.flatten())
             block.layer_scale = None
         return block
 

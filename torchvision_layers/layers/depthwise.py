@@ -1,4 +1,4 @@
-"""A convolution factored into one over space and one over channels."""
+"""Depthwise separable convolution."""
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +11,25 @@ __all__ = ["DepthwiseSeparableConv"]
 
 
 class DepthwiseSeparableConv(nn.Module):
-    r"""A depthwise convolution followed by a pointwise one, each with normalization and activation.
+    r"""A depthwise convolution followed by a pointwise convolution, each with normalization and activation.
 
-    From `MobileNets <https://arxiv.org/abs/1704.04861>`_ (section 3.1, figure 3 right): of :math:`C` channels to
-    :math:`C'` the two convolutions have :math:`C k^2 + C C'` weights where a full one has :math:`C C' k^2`.
+    From `MobileNets <https://arxiv.org/abs/1704.04861>`_ (section 3.1, figure 3 right). The two convolutions have
+    :math:`C k^2 + C C'` weights; a full convolution from :math:`C` to :math:`C'` channels has :math:`C C' k^2`.
 
     Args:
         in_channels: channels :math:`C` of the input.
         out_channels: channels :math:`C'` of the output.
-        kernel_size: side of the depthwise kernel :math:`k`, or (height, width). Default: ``3``.
-        stride: step of the depthwise kernel. Default: ``1``.
+        kernel_size: size :math:`k` of the depthwise kernel, an int or (height, width). Default: ``3``.
+        stride: stride of the depthwise convolution. Default: ``1``.
         padding: zeros on each side. Default: ``None``, which keeps the size at stride 1; the kernel must then be odd.
-        dilation: space between the elements of the depthwise kernel. Default: ``1``.
-        depth_multiplier: depthwise filters for each input channel. Default: ``1``.
-        norm_layer: called with its channels, after each convolution; ``None`` for none. Default: ``nn.BatchNorm2d``.
+        dilation: spacing between elements of the depthwise kernel. Default: ``1``.
+        depth_multiplier: number of depthwise filters per input channel. Default: ``1``.
+        norm_layer: called with its channels after each convolution; ``None`` for none. Default: ``nn.BatchNorm2d``.
         activation_layer: after each normalization; ``None`` for none. Default: ``nn.ReLU``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: those of
-    :class:`ConvNormAct`.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: as in :class:`ConvNormAct`.
 
     Shape: input :math:`(N, C, H, W)`, output :math:`(N, C', H', W')`.
 

@@ -1,4 +1,4 @@
-"""Batch normalization whose statistics and affine parameters never change."""
+"""Batch normalization with fixed statistics and affine parameters."""
 
 import torch
 import torchvision.ops
@@ -11,20 +11,21 @@ __all__ = ["FrozenBatchNorm2d"]
 
 
 class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
-    r"""Batch norm with everything fixed: :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+    r"""Batch norm with fixed statistics and parameters: :math:`y = w (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
 
-    What `Batch Normalization <https://arxiv.org/abs/1502.03167>`_ (algorithm 2) does in inference, also in training;
-    used where a pretrained backbone is tuned on batches too small for statistics. It is
-    ``torchvision.ops.FrozenBatchNorm2d`` with less to compute and its input checked.
+    Normalizes in training as `Batch Normalization <https://arxiv.org/abs/1502.03167>`_ does in inference (algorithm 2).
+    Use it to fine-tune a pretrained backbone on batches that are too small to estimate statistics. Computes the same as
+    ``torchvision.ops.FrozenBatchNorm2d``, faster, and checks its input.
 
     Args:
         num_features: channels :math:`C` of the input.
-        eps: added to the variance, not negative. Default: ``1e-5``.
-        device: where the buffers are made. Default: torch's.
-        dtype: type of the buffers. Default: torch's.
+        eps: added to the variance; not negative. Default: ``1e-5``.
+        device: device of the buffers. Default: ``None``, torch's default.
+        dtype: dtype of the buffers. Default: ``None``, torch's default.
 
-    Errors: ``ValueError`` for a width below 1, an ``eps`` that is negative or not finite, or an input of another rank
-    or width; ``TypeError`` for an input of another type than the buffers, but for half precision with float32.
+    Errors: ``ValueError`` for ``num_features`` below 1, an ``eps`` that is negative or not finite, or an input with
+    another number of dimensions or channels; ``TypeError`` for an input whose dtype differs from the buffers', except
+    half precision with float32.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -53,8 +54,8 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
         check_dtype(x, self.weight)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        # The backward of torch's kernel prepares gradients of the statistics, which nobody needs here.
+        # The backward pass of torch's kernel prepares gradients of the statistics, which are constants here.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         output = (x * scale.reshape(-1, 1, 1)).add_(shift.reshape(-1, 1, 1))
-        return output.to(x.dtype)  # as the kernel above, where half precision meets float32
+        return output.to(x.dtype)  # the kernel above also returns the dtype of x in mixed precision

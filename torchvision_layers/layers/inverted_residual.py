@@ -1,4 +1,4 @@
-"""The building block of MobileNetV2 and MobileNetV3."""
+"""Inverted residual block of MobileNetV2 and MobileNetV3."""
 
 from functools import partial
 from typing import Any
@@ -15,20 +15,20 @@ __all__ = ["InvertedResidual"]
 
 
 class InvertedBottleneck(nn.Module):
-    """What this block and those of EfficientNet have in common: the checks, and the addition to the input."""
+    """Base of this block and those of EfficientNet: argument checks and the skip connection."""
 
-    __constants__ = ["use_res_connect"]  # noqa: RUF012  # as torch.jit wants it
+    __constants__ = ["use_res_connect"]  # noqa: RUF012  # torch.jit requires a list
 
     def __init__(
         self,
-        in_name: str,
         in_channels: int,
-        out_name: str,
         out_channels: int,
         kernel_size: int,
         stride: int,
         expand_ratio: float,
         stochastic_depth: float,
+        in_name: str = "in_channels",
+        out_name: str = "out_channels",
     ) -> None:
         super().__init__()
         self.in_channels = check_int(in_name, in_channels)
@@ -66,34 +66,35 @@ class InvertedBottleneck(nn.Module):
 
 
 class InvertedResidual(InvertedBottleneck):
-    r"""Expansion, depthwise convolution and linear projection, added to the input where the shapes agree.
+    r"""Expanding pointwise, depthwise and linear pointwise convolution, added to the input if the shapes agree.
 
     From `MobileNetV2: Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_ (table 1,
-    section 3.3): no activation follows the projection or the addition. With ``se_layer`` and another activation it is
-    the block of `MobileNetV3 <https://arxiv.org/abs/1905.02244>`_ (section 5.3). Calls of torchvision's block of
-    MobileNetV2 fit, and checkpoints of both its blocks: the keys ``block.*`` of MobileNetV3 are read as the keys here.
+    section 3.3): no activation follows the last convolution or the addition. With ``se_layer`` and another activation
+    it is the block of `MobileNetV3 <https://arxiv.org/abs/1905.02244>`_ (section 5.3). Drop-in for torchvision's block
+    of MobileNetV2: call signatures and checkpoints work unchanged. Checkpoints of torchvision's MobileNetV3 block load
+    too: ``load_state_dict`` translates its keys ``block.*``.
 
     Args:
         inp: channels of the input.
         oup: channels of the output.
-        stride: step of the depthwise convolution, ``1`` or ``2``.
-        expand_ratio: the depthwise convolution has ``round(inp * expand_ratio)`` channels; ``1`` leaves the
-            expansion out.
-        norm_layer: called with its channels. Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision;
-            ``nn.Identity`` for none, which gives the convolutions a bias.
-        kernel_size: side of the depthwise kernel, odd. Default: ``3``.
-        dilation: space between the elements of the depthwise kernel. Default: ``1``.
-        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU6``.
-        se_layer: channel attention after the depthwise convolution, called with its channels (and
-            ``squeeze_channels``, a sixteenth of them, where it insists). Default: ``None``.
-        conv_layer: makes the depthwise convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
-        stochastic_depth: probability of dropping the branch of a sample in training, where there is a skip.
-            Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        stride: stride of the depthwise convolution, ``1`` or ``2``.
+        expand_ratio: the depthwise convolution has ``round(inp * expand_ratio)`` channels; ``1`` omits
+            the expanding convolution.
+        norm_layer: called with its channels; with ``nn.Identity`` the convolutions have a bias. Default: ``None``,
+            ``nn.BatchNorm2d`` as in torchvision.
+        kernel_size: size of the depthwise kernel, odd. Default: ``3``.
+        dilation: spacing between elements of the depthwise kernel. Default: ``1``.
+        activation_layer: called with ``inplace=True`` if it takes it; ``None`` for none. Default: ``nn.ReLU6``.
+        se_layer: channel attention after the depthwise convolution, called with its channels, and with
+            ``squeeze_channels``, a sixteenth of them, if it requires that. Default: ``None``.
+        conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
+            connection. Default: ``0.0``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
 
@@ -120,7 +121,7 @@ class InvertedResidual(InvertedBottleneck):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__("inp", inp, "oup", oup, kernel_size, stride, expand_ratio, stochastic_depth)
+        super().__init__(inp, oup, kernel_size, stride, expand_ratio, stochastic_depth, "inp", "oup")
         if norm_layer is None:
             norm_layer = nn.BatchNorm2d
         hidden = round(inp * expand_ratio)
@@ -161,13 +162,14 @@ class InvertedResidual(InvertedBottleneck):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        last = len(self.conv) - 2  # here convolution and norm of the projection stand side by side, there in one block
+        # The last convolution and its norm are siblings here, but one ConvNormAct in MobileNetV3.
+        last = len(self.conv) - 2
         for key in [key for key in state_dict if key.startswith(f"{prefix}block.")]:
-            place, _, name = key.removeprefix(f"{prefix}block.").partition(".")
-            if place == str(last):
+            index, _, name = key.removeprefix(f"{prefix}block.").partition(".")
+            if index == str(last):
                 part, _, name = name.partition(".")
-                place = str(last + int(part))
-            state_dict[f"{prefix}conv.{place}.{name}"] = state_dict.pop(key)
+                index = str(last + int(part))
+            state_dict[f"{prefix}conv.{index}.{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

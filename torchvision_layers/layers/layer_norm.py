@@ -1,4 +1,4 @@
-"""Layer normalization over the channels of an image, and a learned scale for each channel."""
+"""Layer normalization over channels, and a learned scale per channel."""
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,21 @@ __all__ = ["LayerNorm2d", "LayerScale"]
 class LayerNorm2d(nn.LayerNorm):
     r"""`Layer Normalization <https://arxiv.org/abs/1607.06450>`_ (eq. 4) of each pixel over its channels.
 
-    As `ConvNeXt <https://arxiv.org/abs/2201.03545>`_ uses it between stages. Checkpoints of torchvision's layer of that
-    name fit.
+    `ConvNeXt <https://arxiv.org/abs/2201.03545>`_ uses it between stages. Loads checkpoints of torchvision's
+    ``LayerNorm2d``.
 
     Args:
         num_channels: channels :math:`C` of the input.
-        eps: added to the variance, not negative. Default: ``1e-6``.
-        elementwise_affine: learned scale and shift of each channel. Default: ``True``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        eps: added to the variance; not negative. Default: ``1e-6``.
+        elementwise_affine: whether each channel has a learned scale and shift. Default: ``True``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: ``ValueError`` for a width below 1, an ``eps`` that is negative or not finite, or an input of another rank
-    or width; ``TypeError`` for an input of another type than the parameters, but for half precision with float32.
+    Errors: ``ValueError`` for ``num_channels`` below 1, an ``eps`` that is negative or not finite, or an input with
+    another number of dimensions or channels; ``TypeError`` for an input whose dtype differs from the parameters',
+    except half precision with float32.
 
-    Shape: input and output are both :math:`(N, C, H, W)`; a channels_last input is not copied.
+    Shape: input and output are both :math:`(N, C, H, W)`; a ``channels_last`` input is not copied.
 
     Examples::
 
@@ -55,19 +56,20 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    r"""Multiplies each channel by a learned number that starts small: :math:`y_c = \gamma_c x_c`.
+    r"""Multiplies each channel by a learned factor that starts small: :math:`y_c = \gamma_c x_c`.
 
     From `Going deeper with Image Transformers <https://arxiv.org/abs/2103.17239>`_ (eq. 4).
 
     Args:
         dim: channels of the input.
-        init_value: start of every :math:`\gamma_c`. Default: ``1e-6``.
-        channels_dim: where the channels stand: ``1`` in images, ``-1`` in sequences. Default: ``1``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        init_value: initial value of every :math:`\gamma_c`. Default: ``1e-6``.
+        channels_dim: dimension of the channels, ``1`` for images or ``-1`` for sequences. Default: ``1``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: ``ValueError`` for a width below 1, another ``channels_dim``, a start that is not finite, or an input of
-    another width; ``TypeError`` for an input of another type than the parameters, but for half precision with float32.
+    Errors: ``ValueError`` for ``dim`` below 1, another ``channels_dim``, an ``init_value`` that is not finite, or an
+    input with another number of channels; ``TypeError`` for an input whose dtype differs from the parameters', except
+    half precision with float32.
 
     Shape: input and output are both :math:`(N, C, *)`, or :math:`(*, C)` with ``channels_dim=-1``.
 
@@ -90,9 +92,9 @@ class LayerScale(nn.Module):
         self.dim = check_int("dim", dim)
         if check_int("channels_dim", channels_dim, minimum=-1) not in (1, -1):
             raise ValueError(f"channels_dim must be 1 or -1, got {channels_dim!r}")
-        start = check_number("init_value", init_value)
+        init_value = check_number("init_value", init_value)
         self.channels_dim = channels_dim
-        self.weight = nn.Parameter(torch.full((dim,), start, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.full((dim,), init_value, device=device, dtype=dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         check_size(input, self.channels_dim, self.dim)

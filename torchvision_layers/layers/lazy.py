@@ -1,4 +1,4 @@
-"""Layers that read their input channels from the first batch."""
+"""Layers that infer their input channels from the first batch."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ __all__ = ["LazyConvNormAct", "LazySqueezeExcitation"]
 
 
 class _LazyLayer(LazyModuleMixin, nn.Module):
-    """Mixed into the class of a layer whose convolutions are torch's lazy ones until the first batch."""
+    """Mixin for layers whose convolutions are torch's lazy ones until the first batch."""
 
     def has_uninitialized_params(self) -> bool:
-        """Whether a parameter in it still waits for its shape."""
+        """Whether a parameter of this layer or its children has no shape yet."""
         return any(is_lazy(parameter) for parameter in self.parameters())
 
     def _channels_of(self, input: Tensor, first: Any) -> int:
-        """Channels of the first batch, which must be those of a checkpoint that came before it."""
+        """Channels of the first batch, which must match a checkpoint loaded before it."""
         if not is_tensor(input):
-            raise RuntimeError(f"{type(self).__name__} must see one batch before it is traced")
+            raise RuntimeError(f"{type(self).__name__} must run once before it is traced: call model(batch)")
         check_dtype(input, first.weight)
         loaded = 0 if is_lazy(first.weight) else first.weight.shape[1] * first.groups
         check_input(input, 4, loaded or int(input.shape[1] if input.dim() > 1 else 0))
@@ -33,29 +33,30 @@ class _LazyLayer(LazyModuleMixin, nn.Module):
 
 
 class LazyConvNormAct(_LazyLayer, ConvNormAct):
-    r"""A :class:`ConvNormAct` that reads ``in_channels`` from the first batch, and is a :class:`ConvNormAct` from then.
+    r"""A :class:`ConvNormAct` that infers ``in_channels`` from the first batch.
 
-    Its convolution is an ``nn.LazyConv2d`` before that: run one batch before parameters are optimized or shared among
-    processes. A checkpoint of a :class:`ConvNormAct` may be loaded before, and settles the channels. There is no
-    ``conv_layer``: torch has lazy forms of its own convolutions only.
+    The first batch turns it into a :class:`ConvNormAct`. Until then its convolution is an ``nn.LazyConv2d``, so run one
+    batch before you create an optimizer or share parameters among processes. You may load a checkpoint of a
+    :class:`ConvNormAct` before the first batch; it then determines the channels. There is no ``conv_layer``, since
+    torch has lazy versions of its own convolutions only.
 
     Args:
         out_channels: channels of the output.
-        kernel_size: side of the kernel, or (height, width). Default: ``3``.
-        stride: step of the kernel. Default: ``1``.
+        kernel_size: size of the kernel, an int or (height, width). Default: ``3``.
+        stride: stride of the convolution. Default: ``1``.
         padding: zeros on each side, or ``"same"`` or ``"valid"``. Default: ``None``, which keeps the size at stride 1;
             the kernel must then be odd.
-        groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
+        groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
         norm_layer: called with ``out_channels``; ``None`` for none. Default: ``nn.BatchNorm2d``.
-        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        dilation: space between the elements of the kernel. Default: ``1``.
-        inplace: asks the activation to work in place; ``None`` leaves it its own default. Default: ``True``.
-        bias: bias in the convolution. Default: ``None``, where no normalization follows.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        activation_layer: called with ``inplace`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        dilation: spacing between kernel elements. Default: ``1``.
+        inplace: passed to the activation; ``None`` keeps the default of the activation. Default: ``True``.
+        bias: whether the convolution has a bias. Default: ``None``, which adds one only if there is no normalization.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: those of :class:`ConvNormAct`, at construction; at the first batch ``ValueError`` for one that is not 4-D,
-    has no channels, or channels that ``groups`` does not divide. The layer is then as lazy as before.
+    Errors: as in :class:`ConvNormAct` at construction. The first batch raises ``ValueError`` if it is not 4-D, has no
+    channels, or its channels are not divisible by ``groups``; the layer then remains lazy.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')`.
 
@@ -87,7 +88,7 @@ class LazyConvNormAct(_LazyLayer, ConvNormAct):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            check_int("groups", groups),  # the fewest channels that there can be: checks all the rest
+            check_int("groups", groups),  # the fewest possible channels, so that all other arguments are checked now
             out_channels,
             kernel_size,
             stride,
@@ -116,30 +117,30 @@ class LazyConvNormAct(_LazyLayer, ConvNormAct):
         self.in_channels = 0
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Makes the weights for the channels of ``input``."""
+        """Creates the weights for the channels of ``input``."""
         conv: Any = self[0]
         channels = check_int("in_channels", self._channels_of(input, conv))
         check_groups(conv.groups, in_channels=channels)
-        with torch.inference_mode(False):  # or a dry run would leave weights that cannot be trained
+        with torch.inference_mode(False):  # weights made in inference mode could never be trained
             conv.initialize_parameters(input)
         self.in_channels = conv.in_channels = channels
 
 
 class LazySqueezeExcitation(_LazyLayer, SqueezeExcitation):
-    r"""A :class:`SqueezeExcitation` that reads ``input_channels`` from the first batch, and is one from then on.
+    r"""A :class:`SqueezeExcitation` that infers ``input_channels`` from the first batch.
 
-    What :class:`LazyConvNormAct` says of parameters before the first batch holds here as well.
+    The first batch turns it into a :class:`SqueezeExcitation`. Until then, parameters and checkpoints behave as in
+    :class:`LazyConvNormAct`.
 
     Args:
-        squeeze_channels: channels between the two projections.
-        activation: after the first projection. Default: ``nn.ReLU``.
-        scale_activation: after the second projection. Default: ``nn.Sigmoid``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        squeeze_channels: channels between the two pointwise convolutions.
+        activation: follows the first pointwise convolution. Default: ``nn.ReLU``.
+        scale_activation: follows the second pointwise convolution. Default: ``nn.Sigmoid``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: those of :class:`SqueezeExcitation`, at construction; at the first batch ``ValueError`` for one that is not
-    4-D, has no channels or no pixels, or other channels than ``scale_activation`` was made for. The layer is then as
-    lazy as before.
+    Errors: as in :class:`SqueezeExcitation` at construction. The first batch raises ``ValueError`` if it is not 4-D,
+    has no channels or pixels, or its channels do not match ``scale_activation``; the layer then remains lazy.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -167,16 +168,16 @@ class LazySqueezeExcitation(_LazyLayer, SqueezeExcitation):
         build = Builder(device, dtype)
         self.scale_activation = build.module("scale_activation", scale_activation)
         self.fc1 = nn.LazyConv2d(squeeze_channels, 1, device=device, dtype=dtype)
-        self.fc2 = nn.LazyConv2d(0, 1, device=device, dtype=dtype)  # its outputs are the channels, unknown as well
+        self.fc2 = nn.LazyConv2d(0, 1, device=device, dtype=dtype)  # its output channels are unknown as well
         self.input_channels = 0
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Makes the weights for the channels of ``input``."""
+        """Creates the weights for the channels of ``input``."""
         fc1: Any = self.fc1
         fc2: Any = self.fc2
         channels = check_int("input_channels", self._channels_of(input, fc1))
         check_input(input, 4, channels, needs_pixels=True)
-        Builder().activation("scale_activation", self.scale_activation, channels)  # fits, or raises
+        Builder().activation("scale_activation", self.scale_activation, channels)  # raises if they do not match
         fc2.out_channels = channels
         with torch.inference_mode(False):
             fc1.initialize_parameters(input)

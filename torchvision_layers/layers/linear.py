@@ -1,4 +1,4 @@
-"""Fully connected projection with normalization, dropout and activation."""
+"""Linear layer with normalization, dropout and activation."""
 
 from collections import OrderedDict
 
@@ -13,25 +13,25 @@ __all__ = ["LinearDropoutAct"]
 
 
 class LinearDropoutAct(nn.Sequential):
-    r"""Linear projection, normalization, dropout, activation: :math:`y = a(d(n(x A^T + b)))`.
+    r"""Linear layer, normalization, dropout, activation: :math:`y = a(d(n(x A^T + b)))`.
 
-    Dropout as in `Srivastava et al. <https://jmlr.org/papers/v15/srivastava14a.html>`_ (section 4): in training each
-    value is zeroed with probability ``dropout`` and the rest is scaled up; in eval it is the identity.
+    Dropout as in `Srivastava et al. <https://jmlr.org/papers/v15/srivastava14a.html>`_ (section 4): in training it
+    zeroes each value with probability ``dropout`` and scales up the others; in eval mode it is the identity.
 
     Args:
         in_features: size of the last dimension of the input.
         out_features: size of the last dimension of the output.
-        bias: bias in the projection. Default: ``True``.
+        bias: whether the linear layer has a bias. Default: ``True``.
         dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
-        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        inplace: asks dropout and activation to work in place; ``None`` leaves them their own default.
-            Default: ``None``.
+        activation_layer: called with ``inplace`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        inplace: passed to dropout and activation; ``None`` keeps their defaults. Default: ``None``.
         norm_layer: called with ``out_features``; ``None`` for none. Default: ``None``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
-    type, ``ValueError`` for a number out of its range, an instance with another width, or an input of another shape.
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of the wrong
+    type; ``ValueError`` for a number out of range, an instance with the wrong number of features, or an input of the
+    wrong shape.
 
     Shape: input :math:`(*, F_{in})`, output :math:`(*, F_{out})`; with ``nn.BatchNorm1d`` :math:`(N, F_{in})`.
 

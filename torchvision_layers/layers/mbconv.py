@@ -1,4 +1,4 @@
-"""The building blocks of EfficientNet and EfficientNetV2."""
+"""Inverted residual blocks of EfficientNet and EfficientNetV2."""
 
 from functools import partial
 
@@ -14,31 +14,31 @@ __all__ = ["FusedMBConv", "MBConv"]
 
 
 class MBConv(InvertedBottleneck):
-    r"""The block of EfficientNet: expansion, depthwise convolution, channel attention, linear projection.
+    r"""The block of EfficientNet: expanding pointwise, depthwise, channel attention, linear pointwise convolution.
 
-    From `EfficientNet <https://arxiv.org/abs/1905.11946>`_ (table 1, after `MnasNet
-    <https://arxiv.org/abs/1807.11626>`_ figure 7). Checkpoints of torchvision's block fit.
+    From `EfficientNet <https://arxiv.org/abs/1905.11946>`_ (table 1), which takes it from `MnasNet
+    <https://arxiv.org/abs/1807.11626>`_ (figure 7). Loads checkpoints of torchvision's ``MBConv``.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: side of the depthwise kernel, odd. Default: ``3``.
-        stride: step of the depthwise convolution, ``1`` or ``2``. Default: ``1``.
-        expand_ratio: the depthwise convolution has ``round(in_channels * expand_ratio)`` channels; where that is
-            ``in_channels`` the expansion is left out. Default: ``6``.
+        kernel_size: size of the depthwise kernel, odd. Default: ``3``.
+        stride: stride of the depthwise convolution, ``1`` or ``2``. Default: ``1``.
+        expand_ratio: the depthwise convolution has ``round(in_channels * expand_ratio)`` channels; if that equals
+            ``in_channels``, the expanding convolution is omitted. Default: ``6``.
         norm_layer: called with its channels; ``None`` for none. Default: ``nn.BatchNorm2d``.
-        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.SiLU``.
-        se_layer: called with the expanded channels, and with ``squeeze_channels``, a quarter of ``in_channels``, and
-            ``activation``, that of the block, where it takes them; ``None`` for none. Default:
+        activation_layer: called with ``inplace=True`` if it takes it; ``None`` for none. Default: ``nn.SiLU``.
+        se_layer: called with the expanded channels; if it takes them, also with ``squeeze_channels``, a quarter of
+            ``in_channels``, and with the ``activation`` of the block. ``None`` for none. Default:
             :class:`SqueezeExcitation`.
-        conv_layer: makes the depthwise convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
-        stochastic_depth: probability of dropping the branch of a sample in training, where there is a skip.
-            Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
+            connection. Default: ``0.0``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
 
@@ -64,16 +64,7 @@ class MBConv(InvertedBottleneck):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            "in_channels",
-            in_channels,
-            "out_channels",
-            out_channels,
-            kernel_size,
-            stride,
-            expand_ratio,
-            stochastic_depth,
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth)
         hidden = round(in_channels * expand_ratio)
         conv = partial(ConvNormAct, norm_layer=norm_layer, device=device, dtype=dtype)
         layers: list[nn.Module] = []
@@ -103,27 +94,28 @@ class MBConv(InvertedBottleneck):
 
 
 class FusedMBConv(InvertedBottleneck):
-    r"""The block of the early stages of EfficientNetV2: one full convolution expands, a linear one projects.
+    r"""The block of early EfficientNetV2 stages: an expanding full convolution and a linear pointwise convolution.
 
-    From `EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_ (figure 2). Checkpoints of torchvision's block fit.
+    From `EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_ (figure 2). Loads checkpoints of torchvision's
+    ``FusedMBConv``.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: side of the kernel, odd. Default: ``3``.
-        stride: step of the convolution, ``1`` or ``2``. Default: ``1``.
-        expand_ratio: the convolution has ``round(in_channels * expand_ratio)`` channels; where that is
-            ``in_channels`` a single convolution with activation makes the whole block. Default: ``4``.
+        kernel_size: size of the kernel, odd. Default: ``3``.
+        stride: stride of the first convolution, ``1`` or ``2``. Default: ``1``.
+        expand_ratio: the first convolution has ``round(in_channels * expand_ratio)`` output channels; if that equals
+            ``in_channels``, the block is a single convolution with activation. Default: ``4``.
         norm_layer: called with its channels; ``None`` for none. Default: ``nn.BatchNorm2d``.
-        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.SiLU``.
-        conv_layer: makes the spatial convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
-        stochastic_depth: probability of dropping the branch of a sample in training, where there is a skip.
-            Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        activation_layer: called with ``inplace=True`` if it takes it; ``None`` for none. Default: ``nn.SiLU``.
+        conv_layer: first convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
+            connection. Default: ``0.0``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
 
@@ -148,16 +140,7 @@ class FusedMBConv(InvertedBottleneck):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            "in_channels",
-            in_channels,
-            "out_channels",
-            out_channels,
-            kernel_size,
-            stride,
-            expand_ratio,
-            stochastic_depth,
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth)
         hidden = round(in_channels * expand_ratio)
         conv = partial(ConvNormAct, norm_layer=norm_layer, device=device, dtype=dtype)
         spatial = partial(

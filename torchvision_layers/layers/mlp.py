@@ -12,26 +12,25 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
-    r"""Linear projections with normalization, activation and dropout between them; dropout alone follows the last.
+    r"""Linear layers, each but the last followed by normalization, activation and dropout, the last by dropout alone.
 
-    The feed-forward part of a `Transformer <https://arxiv.org/abs/1706.03762>`_ (eq. 2) in any depth. Calls and
-    checkpoints of ``torchvision.ops.MLP`` fit.
+    The feed-forward network of a `Transformer <https://arxiv.org/abs/1706.03762>`_ (eq. 2), of any depth. Drop-in for
+    ``torchvision.ops.MLP``: call signatures and checkpoints work unchanged.
 
     Args:
         in_channels: size of the last dimension of the input.
-        hidden_channels: sizes after each projection; the last is that of the output.
-        norm_layer: called with each hidden size; ``None`` for none. Default: ``None``.
-        activation_layer: called with ``inplace`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        inplace: asks the activation and the last dropout to work in place; ``None`` leaves them their own default.
-            Default: ``None``.
-        bias: bias in the projections. Default: ``True``.
+        hidden_channels: output features of each linear layer; the last entry is the size of the output.
+        norm_layer: called with the features of each hidden layer; ``None`` for none. Default: ``None``.
+        activation_layer: called with ``inplace`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        inplace: passed to the activations and the last dropout; ``None`` keeps their defaults. Default: ``None``.
+        bias: whether the linear layers have a bias. Default: ``True``.
         dropout: probability of zeroing a value, in [0, 1]. Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range, no hidden size, an instance with another width, or an
-    input of another shape.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range, empty ``hidden_channels``, an instance with the wrong
+    number of features, or an input of the wrong shape.
 
     Shape: input :math:`(*, C_{in})`, output :math:`(*, C_{out})`; with ``nn.BatchNorm1d`` :math:`(N, C_{in})`.
 
@@ -56,7 +55,7 @@ class MLP(nn.Sequential):
     ) -> None:
         channels = check_int("in_channels", in_channels)
         if isinstance(hidden_channels, str) or not isinstance(hidden_channels, Sequence) or not hidden_channels:
-            raise ValueError(f"hidden_channels must be one int or more in a list, got {hidden_channels!r}")
+            raise ValueError(f"hidden_channels must be a non-empty sequence of ints, got {hidden_channels!r}")
         probability = check_probability("dropout", dropout)
         check_bool("bias", bias)
         if inplace is not None:
@@ -71,7 +70,7 @@ class MLP(nn.Sequential):
                 if norm_layer is not None:
                     layers.append(build.norm("norm_layer", norm_layer, hidden))
                 layers.append(build.activation("activation_layer", activation_layer, hidden, inplace))
-            # Not in place behind an activation, whose backward needs its output as it was.
+            # The backward pass of an activation may need its output, so dropout must not overwrite it.
             layers.append(nn.Dropout(probability, inplace=bool(inplace) and is_last))
             channels = hidden
         super().__init__(*layers)

@@ -1,4 +1,4 @@
-"""Dimensions in another order, as a layer."""
+"""Permutation of dimensions as a layer."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,19 @@ __all__ = ["Permute"]
 
 
 class Permute(torchvision.ops.Permute):
-    r"""A view of the input with its dimensions in the order of ``dims``.
+    r"""Returns a view of the input with its dimensions permuted.
 
-    It is ``torchvision.ops.Permute`` with its argument and its input checked.
+    The same as ``torchvision.ops.Permute``, with checks of its argument and input.
 
     Args:
-        dims: each dimension of the input once; negative ones count from the end.
-        device: taken as everywhere; there is nothing to place.
-        dtype: taken as everywhere; there is nothing to type.
+        dims: order of the dimensions; negative ones count from the end.
+        device: accepted for a uniform signature; the layer has no parameters.
+        dtype: accepted for a uniform signature; the layer has no parameters.
 
-    Errors: ``ValueError`` where ``dims`` is not a permutation, or the input has another rank.
+    Errors: ``TypeError`` if ``dims`` is not a sequence of ints; ``ValueError`` if it is not a permutation or does not
+    match the number of dimensions of the input.
 
-    Shape: input of ``len(dims)`` dimensions, output the same sizes in another order.
+    Shape: input with ``len(dims)`` dimensions, output with the same sizes permuted.
 
     Examples::
 
@@ -42,7 +43,7 @@ class Permute(torchvision.ops.Permute):
             raise TypeError(f"dims must be a list or tuple of ints, got {dims!r}")
         order = [check_int("dims", d, minimum=-len(dims)) for d in dims]
         if not order or sorted(d % len(order) if d < len(order) else d for d in order) != list(range(len(order))):
-            raise ValueError(f"dims must hold each dimension once, got {dims!r}")
+            raise ValueError(f"dims must contain each dimension exactly once, got {dims!r}")
         super().__init__(order)
 
     def forward(self, x: Tensor) -> Tensor:

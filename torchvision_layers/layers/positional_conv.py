@@ -1,4 +1,4 @@
-"""A convolution plus a map of where each pixel is: what is left of a CoordConv that is folded."""
+"""A convolution plus a bias that depends on the position: the folded form of CoordConv."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from .._utils.checks import check_input, is_tensor
 
 __all__ = ["PositionMap", "PositionalConv2d", "coordinates"]
 
-#: Sizes of images for which a map is kept.
-_KEPT = 16
+#: Number of maps in the cache of a :class:`PositionMap`.
+_CACHE_SIZE = 16
 
 
 def coordinates(input: Tensor, with_r: bool) -> Tensor:
-    """The coordinates of the pixels of one image: row, column and, where asked for, distance from the centre."""
+    """Pixel coordinates of one image as channels: row, column and, with ``with_r``, distance from the centre."""
     rows, columns = input.shape[2], input.shape[3]
     i = _from_minus_one_to_one(input.new_ones(rows)).reshape(1, 1, -1, 1).expand(1, 1, rows, columns)
     j = _from_minus_one_to_one(input.new_ones(columns)).expand(1, 1, rows, columns)
@@ -24,68 +24,69 @@ def coordinates(input: Tensor, with_r: bool) -> Tensor:
 
 
 def _from_minus_one_to_one(ones: Tensor) -> Tensor:
-    """As many evenly spaced numbers, 0 if there is but one; of float32 where half precision could not count them."""
+    """``len(ones)`` evenly spaced numbers, 0 if there is only one; at least float32, so that counting is exact."""
     position = (ones * ones.new_ones(1, dtype=torch.float32)).cumsum(0) - 1
     last = position[-1:]
     return (2 * position - last) / last.clamp(min=1)
 
 
 class PositionMap(nn.Module):
-    """The convolution of the coordinates of each pixel, kept for the sizes of the last images.
+    """Convolution of the pixel coordinates, cached for the most recent image sizes.
 
-    A map is made anew when the weight was written to, but for writes through ``weight.data``, of which nobody knows.
+    The map is recomputed when the weight changes, except through ``weight.data``, which bypasses the version counter.
 
     Args:
-        conv: takes the channels of the coordinates; without a bias.
-        with_r: whether one of them is the distance from the centre.
+        conv: convolution of the coordinate channels, without a bias.
+        with_r: whether the distance from the centre is one of the channels.
 
-    Shape: input :math:`(N, C, H, W)`, of which only the size matters, output :math:`(1, C_{out}, H', W')`.
+    Shape: input :math:`(N, C, H, W)`, whose values are ignored; output :math:`(1, C_{out}, H', W')`.
     """
 
-    __jit_ignored_attributes__ = ("_kept",)  # it means nothing to TorchScript
+    __jit_ignored_attributes__ = ("_cache",)  # TorchScript cannot represent it
 
     def __init__(self, conv: nn.Conv2d, with_r: bool) -> None:
         super().__init__()
         self.conv = conv
         self.with_r = with_r
-        self._kept = dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
+        self._cache = dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or torch.compiler.is_compiling() or not is_tensor(input):
-            return self.conv(coordinates(input, self.with_r))  # a program serves more sizes than one
-        return self._keep(input)
+            return self.conv(coordinates(input, self.with_r))  # a compiled program serves many sizes
+        return self._cached_map(input)
 
     @torch.jit.unused
-    def _keep(self, input: Tensor) -> Tensor:
+    def _cached_map(self, input: Tensor) -> Tensor:
         weight = self.conv.weight
         image = torch.empty((1, 1, *input.shape[2:]), dtype=input.dtype, device=input.device)
         is_trained = torch.is_grad_enabled() and weight.requires_grad
-        # Of a tensor of inference mode nobody notes when it is written to.
+        # Tensors made in inference mode have no version counter.
         if is_trained or weight.is_inference() or _is_mixed(input) or _is_transformed():
             return self.conv(coordinates(image, self.with_r))
-        # Loading other values changes the version, giving the parameter other data the place.
+        # Loading new values changes the version; assigning new data changes the address.
         key = (*input.shape[2:], input.dtype, input.device, weight, weight.data_ptr(), weight._version)
-        if (kept := self._kept.get(key)) is not None:
-            return kept[0]
-        # Made in inference mode, it could not be added where gradients are recorded.
+        if (entry := self._cache.get(key)) is not None:
+            return entry[0]
+        # Autograd could not record an addition of a tensor made in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            made = self.conv(coordinates(image, self.with_r))
-        if type(made) is Tensor:  # and not of a mode that runs without numbers
-            for oldest in list(self._kept)[: 1 - _KEPT]:
-                self._kept.pop(oldest, None)  # another thread may have
-            self._kept[key] = made, weight.detach()  # while it is held, no other data gets its place
-        return made
+            position_map = self.conv(coordinates(image, self.with_r))
+        if type(position_map) is Tensor:  # a subclass, such as FakeTensor, may have no values
+            for oldest in list(self._cache)[: 1 - _CACHE_SIZE]:
+                self._cache.pop(oldest, None)  # another thread may have removed it
+            # A reference to the weight keeps its address from being reused.
+            self._cache[key] = position_map, weight.detach()
+        return position_map
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._kept.clear()  # of another device, or of weights in another type
+        self._cache.clear()  # the maps have the old device and dtype
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_cache": {}}
 
 
 def _is_transformed() -> bool:
-    """Whether this runs below a transform of ``torch.func``, whose tensors mean nothing after it."""
+    """Whether a ``torch.func`` transform is active, whose tensors must not outlive it."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -95,16 +96,16 @@ def _is_mixed(input: Tensor) -> bool:
 
 
 class PositionalConv2d(nn.Module):
-    """A convolution plus a map that depends on the size of the input alone.
+    """A convolution plus a map that depends only on the size of the input.
 
-    What ``experimental.nn.CoordConv2d`` becomes when it is folded: the part of its weight that meets the coordinates
-    gives the same for all images of a size.
+    The folded form of ``experimental.nn.CoordConv2d``: the coordinate part of its weight gives the same result for all
+    images of one size.
 
     Args:
-        conv: the convolution of the input.
-        position: what is added to the output for every image.
+        conv: convolution of the input.
+        position: map that is added to the output of every image.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``conv``.
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as for ``conv``.
     """
 
     def __init__(self, conv: nn.Conv2d, position: PositionMap) -> None:

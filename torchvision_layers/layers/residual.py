@@ -1,4 +1,4 @@
-"""The two building blocks of residual networks."""
+"""Basic and bottleneck blocks of residual networks."""
 
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ __all__ = ["BasicBlock", "Bottleneck"]
 
 
 class _ResidualBlock(nn.Module):
-    """What both blocks have in common: checks at the start, and all that stands after the last normalization."""
+    """Base of both blocks: argument checks, and everything after the last normalization."""
 
     expansion: ClassVar[int]
 
@@ -72,7 +72,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _needs_bias(norm: nn.Module) -> bool:
-    """A convolution carries a bias only where no normalization follows it."""
+    """A convolution needs a bias only if no normalization follows."""
     return isinstance(norm, nn.Identity)
 
 
@@ -106,32 +106,32 @@ def _conv3x3(
 
 
 class BasicBlock(_ResidualBlock):
-    r"""Two 3×3 convolutions added to their input: :math:`y = a(n(w_2 * a(n(w_1 * x))) + s(x))`.
+    r"""Two 3×3 convolutions with a skip connection: :math:`y = a(n(w_2 * a(n(w_1 * x))) + s(x))`.
 
     From `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_ (eq. 1 and 2, figure 5
-    left). Calls and checkpoints of torchvision's block fit.
+    left). Drop-in for torchvision's ``BasicBlock``: call signatures and checkpoints work unchanged.
 
     Args:
         inplanes: channels of the input.
         planes: channels of the output.
-        stride: step of the first convolution and of the projection. Default: ``1``.
-        downsample: module on the skip :math:`s`, which is copied. Default: ``None``, where the shapes differ a strided
-            1×1 convolution and a normalization (eq. 2), else the identity.
-        groups: must be ``1``; stands here for torchvision's order of arguments.
-        base_width: must be ``64``; stands here for torchvision's order of arguments.
-        dilation: space between the elements of both kernels. Default: ``1``.
-        norm_layer: called with its channels; ``nn.Identity`` for none, which gives the convolutions a bias.
-            Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision.
-        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        se_layer: channel attention at the end of the branch, called with ``planes`` (and ``squeeze_channels``, a
-            sixteenth of them, where it insists). Default: ``None``.
-        conv_layer: makes the 3×3 convolutions, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        stride: stride of the first convolution and of the skip connection. Default: ``1``.
+        downsample: module on the skip connection :math:`s`, which is copied. Default: ``None``, the identity, or a
+            strided 1×1 convolution with normalization if the shapes differ (eq. 2).
+        groups: must be ``1``; present for compatibility with torchvision.
+        base_width: must be ``64``; present for compatibility with torchvision.
+        dilation: spacing between elements of both kernels. Default: ``1``.
+        norm_layer: called with its channels; with ``nn.Identity`` the convolutions have a bias.
+            Default: ``None``, ``nn.BatchNorm2d`` as in torchvision.
+        activation_layer: called with ``inplace=True`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        se_layer: channel attention at the end of the branch, called with ``planes``, and with ``squeeze_channels``, a
+            sixteenth of ``planes``, if it requires that. Default: ``None``.
+        conv_layer: 3×3 convolutions, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
 
@@ -163,8 +163,7 @@ class BasicBlock(_ResidualBlock):
     ) -> None:
         super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
         if groups != 1 or base_width != 64:
-            given = f"{groups!r} and {base_width!r}"
-            raise ValueError(f"groups and base_width must be 1 and 64 in a BasicBlock, got {given}")
+            raise ValueError(f"groups and base_width must be 1 and 64 in BasicBlock, got {groups!r} and {base_width!r}")
         if norm_layer is None:
             norm_layer = nn.BatchNorm2d
         build = Builder(device, dtype)
@@ -185,37 +184,37 @@ class BasicBlock(_ResidualBlock):
 
 
 class Bottleneck(_ResidualBlock):
-    r"""A 3×3 convolution between two 1×1 ones, added to their input.
+    r"""A 3×3 convolution between two 1×1 convolutions, with a skip connection.
 
-    From `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_ (figure 5 right); the
-    stride stands in the 3×3 convolution, as in torchvision; grouped as in `ResNeXt
-    <https://arxiv.org/abs/1611.05431>`_ and widened as in `Wide ResNet <https://arxiv.org/abs/1605.07146>`_. Calls
-    and checkpoints of torchvision's block fit.
+    From `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_ (figure 5 right), with the
+    stride in the 3×3 convolution as in torchvision. ``groups`` makes it the block of `ResNeXt
+    <https://arxiv.org/abs/1611.05431>`_, ``base_width`` that of `Wide ResNet <https://arxiv.org/abs/1605.07146>`_.
+    Drop-in for torchvision's ``Bottleneck``: call signatures and checkpoints work unchanged.
 
     Args:
         inplanes: channels of the input.
-        planes: a quarter of the channels of the output (``expansion`` is 4).
-        stride: step of the 3×3 convolution and of the projection. Default: ``1``.
-        downsample: module on the skip, which is copied. Default: ``None``, where the shapes differ a strided 1×1
-            convolution and a normalization, else the identity.
+        planes: a quarter of the output channels (``expansion`` is 4).
+        stride: stride of the 3×3 convolution and of the skip connection. Default: ``1``.
+        downsample: module on the skip connection, which is copied. Default: ``None``, the identity, or a strided 1×1
+            convolution with normalization if the shapes differ.
         groups: groups of the 3×3 convolution. Default: ``1``.
         base_width: the 3×3 convolution has ``int(planes * base_width / 64) * groups`` channels. Default: ``64``.
-        dilation: space between the elements of the 3×3 kernel. Default: ``1``.
-        norm_layer: called with its channels; ``nn.Identity`` for none, which gives the convolutions a bias.
-            Default: ``None``, which means ``nn.BatchNorm2d`` as in torchvision.
-        activation_layer: called with ``inplace=True`` where it takes it; ``None`` for none. Default: ``nn.ReLU``.
-        se_layer: channel attention at the end of the branch, called with ``4 * planes`` (and ``squeeze_channels``, a
-            sixteenth of them, where it insists). Default: ``None``.
-        conv_layer: makes the 3×3 convolution, called as ``nn.Conv2d`` is. Default: ``nn.Conv2d``.
+        dilation: spacing between elements of the 3×3 kernel. Default: ``1``.
+        norm_layer: called with its channels; with ``nn.Identity`` the convolutions have a bias.
+            Default: ``None``, ``nn.BatchNorm2d`` as in torchvision.
+        activation_layer: called with ``inplace=True`` if it takes it; ``None`` for none. Default: ``nn.ReLU``.
+        se_layer: channel attention at the end of the branch, called with ``4 * planes``, and with ``squeeze_channels``,
+            a sixteenth of that, if it requires it. Default: ``None``.
+        conv_layer: 3×3 convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied at each place. Errors: ``TypeError`` for an argument
-    of another type, ``ValueError`` for a number out of its range or an instance with another width.
+    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument
+    of the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, 4 P, \lceil H/s \rceil, \lceil W/s \rceil)`, :math:`P`
-    being ``planes``.
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, 4 P, \lceil H/s \rceil, \lceil W/s \rceil)`, where
+    :math:`P` is ``planes``.
 
     Examples::
 
@@ -244,23 +243,23 @@ class Bottleneck(_ResidualBlock):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
-        width = int(planes * (check_int("base_width", base_width) / 64)) * groups
-        if width == 0:
+        channels = int(planes * (check_int("base_width", base_width) / 64)) * groups
+        if channels == 0:
             raise ValueError(f"base_width must leave at least one channel, got {base_width} for planes={planes}")
         if norm_layer is None:
             norm_layer = nn.BatchNorm2d
         out_channels = planes * self.expansion
         build = Builder(device, dtype)
-        norm1 = build.norm("norm_layer", norm_layer, width)
-        norm2 = build.norm("norm_layer", norm_layer, width)
+        norm1 = build.norm("norm_layer", norm_layer, channels)
+        norm2 = build.norm("norm_layer", norm_layer, channels)
         norm3 = build.norm("norm_layer", norm_layer, out_channels)
-        self.conv1 = _conv1x1(build, inplanes, width, 1, norm1)
+        self.conv1 = _conv1x1(build, inplanes, channels, 1, norm1)
         self.bn1 = norm1
-        self.act1 = build.activation("activation_layer", activation_layer, width, inplace=True)
-        self.conv2 = _conv3x3(build, conv_layer, width, width, stride, dilation, groups, norm2)
+        self.act1 = build.activation("activation_layer", activation_layer, channels, inplace=True)
+        self.conv2 = _conv3x3(build, conv_layer, channels, channels, stride, dilation, groups, norm2)
         self.bn2 = norm2
-        self.act2 = build.activation("activation_layer", activation_layer, width, inplace=True)
-        self.conv3 = _conv1x1(build, width, out_channels, 1, norm3)
+        self.act2 = build.activation("activation_layer", activation_layer, channels, inplace=True)
+        self.conv3 = _conv1x1(build, channels, out_channels, 1, norm3)
         self.bn3 = norm3
         self._build_tail(build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
 

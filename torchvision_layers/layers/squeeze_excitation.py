@@ -1,4 +1,4 @@
-"""Channel attention from globally pooled features."""
+"""Channel attention computed from globally pooled features."""
 
 import torch
 import torch.fx
@@ -10,13 +10,13 @@ from .._utils.construct import Builder, LayerArgument
 __all__ = ["SqueezeExcitation"]
 
 
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between types
+@torch.fx.wrap  # stays one node in a traced graph, so that the choice between dtypes survives
 def _mean_of_pixels(input: Tensor) -> Tensor:
-    """The mean over height and width; its gradient is a view, where that of torch's mean is a tensor of all pixels."""
-    if input.is_quantized:  # has no sum
+    """Mean over height and width whose gradient is an expanded view; torch's mean materializes it for every pixel."""
+    if input.is_quantized:  # quantized tensors have no sum
         return nn.functional.adaptive_avg_pool2d(input, 1)
     if input.dtype == torch.float16 or input.dtype == torch.bfloat16:
-        return input.mean((2, 3), keepdim=True)  # the sum might be beyond their range
+        return input.mean((2, 3), keepdim=True)  # a half-precision sum could overflow
     return input.sum((2, 3), keepdim=True) / (input.shape[2] * input.shape[3])
 
 
@@ -41,23 +41,23 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 class SqueezeExcitation(nn.Module):
-    r"""Scales each channel by what the image as a whole says of it: :math:`y = x \cdot \sigma(W_2 \delta(W_1 z))`.
+    r"""Scales each channel by a gate computed from all channel means: :math:`y = x \cdot \sigma(W_2 \delta(W_1 z))`.
 
-    From `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_: :math:`z` is the mean of each channel
-    (eq. 2), the gate eq. 3, the product eq. 4. Calls and checkpoints of ``torchvision.ops.SqueezeExcitation`` fit.
+    From `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_ (eq. 2 to 4); :math:`z` is the mean of
+    each channel. Drop-in for ``torchvision.ops.SqueezeExcitation``: call signatures and checkpoints work unchanged.
 
     Args:
         input_channels: channels of the input and of the output.
-        squeeze_channels: channels between the two projections.
+        squeeze_channels: channels between the two pointwise convolutions.
         activation: :math:`\delta`. Default: ``nn.ReLU``.
         scale_activation: :math:`\sigma`. Default: ``nn.Sigmoid``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of another
-    type, ``ValueError`` for a width below 1 or an input without pixels, whose mean would be NaN.
+    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of the wrong
+    type; ``ValueError`` for a number of channels below 1, or an input without pixels, whose mean would be NaN.
 
-    Shape: input and output are both :math:`(N, C, H, W)`, :math:`C` being ``input_channels``.
+    Shape: input and output are both :math:`(N, C, H, W)`, where :math:`C` is ``input_channels``.
 
     Examples::
 

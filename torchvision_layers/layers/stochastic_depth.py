@@ -1,4 +1,4 @@
-"""Residual branches dropped at random."""
+"""Random dropping of residual branches."""
 
 import torch
 import torch.fx
@@ -10,24 +10,24 @@ from .._utils.checks import check_floating, check_probability, is_tensor
 
 __all__ = ["StochasticDepth"]
 
-torch.fx.wrap("stochastic_depth")  # one node in a traced graph, as in torchvision's own layer
+torch.fx.wrap("stochastic_depth")  # stays one node in a traced graph, as in torchvision's own layer
 
 
 class StochasticDepth(torchvision.ops.StochasticDepth):
-    r"""In training zeroes a residual branch with probability ``p`` and scales it by :math:`1 / (1 - p)` otherwise.
+    r"""In training, zeroes a residual branch with probability ``p`` and scales it by :math:`1 / (1 - p)` otherwise.
 
-    From `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_ (eq. 2), with the scale in training
-    instead of in eval, where it is the identity. It is ``torchvision.ops.StochasticDepth`` with its arguments checked
-    at construction.
+    From `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_ (eq. 2), but with the scale applied
+    in training, so that the layer is the identity in eval mode. The same as ``torchvision.ops.StochasticDepth``, with
+    arguments checked at construction.
 
     Args:
-        p: probability of dropping, in [0, 1].
-        mode: ``"batch"`` drops the whole batch together, ``"row"`` each sample for itself.
-        device: taken as everywhere; there is nothing to place.
-        dtype: taken as everywhere; there is nothing to type.
+        p: probability of dropping the branch, in [0, 1].
+        mode: ``"batch"`` drops the branch for the whole batch, ``"row"`` independently for each sample.
+        device: accepted for a uniform signature; the layer has no parameters.
+        dtype: accepted for a uniform signature; the layer has no parameters.
 
-    Errors: ``ValueError`` for ``p`` outside [0, 1], another mode or an input without a batch; ``TypeError`` for an
-    input of integers.
+    Errors: ``ValueError`` for ``p`` outside [0, 1], another mode, or an input without a batch dimension; ``TypeError``
+    for an integer input.
 
     Shape: input and output are both :math:`(N, *)`.
 
@@ -50,7 +50,7 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         super().__init__(check_probability("p", p), mode)
 
     def forward(self, input: Tensor) -> Tensor:
-        check_floating(input)  # in eval as well: training would fail later
+        check_floating(input)  # also in eval mode, since training would fail later
         if is_tensor(input) and input.dim() == 0:
             raise ValueError("input must have at least 1 dimension, got 0")
         return stochastic_depth(input, self.p, self.mode, self.training)

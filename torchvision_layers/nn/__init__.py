@@ -1,4 +1,4 @@
-"""The public door to the stable layers: ``from torchvision_layers import nn as tnn``."""
+"""Stable layers: ``from torchvision_layers import nn as tnn``."""
 
 from ..layers.conv import Conv1dNormAct, Conv3dNormAct, ConvNormAct
 from ..layers.convnext import ConvNeXtBlock

@@ -61,7 +61,7 @@ def quantize(
             installed. Default: ``"x86"``.
         engine: ``"eager"`` returns modules with int8 weights, ready to run and to script; ``"pt2e"`` returns a graph
             of torchao, to compile and to export. Default: ``"eager"``.
-        allow_float: keeps in float what the engine is not known to run in int8, instead of raising. Default:
+        allow_float: keeps modules that the engine is not known to run in int8 in float, instead of raising. Default:
             ``False``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
@@ -69,9 +69,9 @@ def quantize(
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
     results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
     """
-    chosen = load_engine(engine)
-    chosen.check_backend(backend)
-    return chosen.quantize(model, _inputs(batches), backend, allow_float)
+    workflow = load_engine(engine)
+    workflow.check_backend(backend)
+    return workflow.quantize(model, _inputs(batches), backend, allow_float)
 
 
 def prepare_qat(
@@ -98,11 +98,11 @@ def prepare_qat(
     prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
     not float32; ``ImportError`` if the engine is not installed.
     """
-    chosen = load_engine(engine)
+    workflow = load_engine(engine)
     if example is not None:
         (example,) = _inputs([example])
-    chosen.check_backend(backend)
-    return chosen.prepare_qat(model, example, backend, allow_float)
+    workflow.check_backend(backend)
+    return workflow.prepare_qat(model, example, backend, allow_float)
 
 
 def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
@@ -137,8 +137,8 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     for i, batch in enumerate(batches):
         input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
         if not isinstance(input, Tensor) or input.dtype != torch.float32:
-            kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {kind}")
+            name = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {name}")
         if input.numel() == 0:
             raise ValueError(f"batches must not be empty, batch {i} has shape {list(input.shape)}")
         if not bool(torch.isfinite(input).all()):

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable
 
-__all__ = ["without_prefixes"]
+__all__ = ["adapt_docstring"]
 
 _PREFIXED = re.compile(r"\b(tnn|enn)\.(\w+)")
 _EXAMPLES = "Examples::"
 
 
-def without_prefixes(text: str, name_of: Callable[[str, str], str | None]) -> str:
+def adapt_docstring(text: str, name_of: Callable[[str, str], str | None]) -> str:
     """Adapts a docstring to the file.
 
     Args:

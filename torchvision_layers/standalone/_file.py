@@ -5,12 +5,12 @@ from libcst.codemod import CodemodContext
 from libcst.codemod.visitors import AddImportsVisitor, ImportItem
 
 from .._source.collecting import Collection, collect
-from .._source.formatting import formatted
-from .._source.ordering import ordered
-from .._source.rewriting import code_of, rewritten
+from .._source.formatting import format_code
+from .._source.ordering import sort_units
+from .._source.rewriting import rewrite
 from .._source.sources import OURS, Definition, External, Sources
 from .._utils.importing import named_module
-from ._docstrings import without_prefixes
+from ._docstrings import adapt_docstring
 from ._header import header, origin
 from ._naming import name_all
 from ._substitutes import BASES, QUANTIZABLE_MODEL, TWINS, Substitutes, with_twins
@@ -44,12 +44,12 @@ def text_of(reference: str, quantizable: bool) -> str:
         collection = collect(sources, roots, substitutes.choose)
         docstring = "" if root.is_ours else sources.module(root.module).tree.get_docstring() or ""
         docstring = header(root, origin(reference, runtime), docstring, quantizable)
-        return formatted(_file(collection, roots, docstring), sort_imports=True)
+        return format_code(_compose(collection, roots, docstring), sort_imports=True)
 
 
-def _file(collection: Collection, roots: list[Definition], docstring: str) -> str:
+def _compose(collection: Collection, roots: list[Definition], docstring: str) -> str:
     names = name_all(collection, roots[-1])
-    units = ordered(collection, roots)
+    units = sort_units(collection, roots)
 
     def name_of(prefix: str, name: str) -> str | None:
         module = collection.sources.module(_PREFIXES[prefix])
@@ -71,8 +71,8 @@ def _file(collection: Collection, roots: list[Definition], docstring: str) -> st
             parts.append(f"\n\n# {_TITLES.get(module, f'From {module}')}\n" + ("\n\n" if is_block else "\n"))
         else:
             parts.append("\n\n" if is_block or was_block else "\n")
-        statement = rewritten(unit, names, lambda text: without_prefixes(text, name_of))
-        parts.append(code_of(statement))
+        statement = rewrite(unit, names, lambda text: adapt_docstring(text, name_of))
+        parts.append(cst.Module([statement]).code)
         was_block = is_block
     return "".join(parts)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
-from .._source.formatting import WIDTH
+from .._source.formatting import LINE_LENGTH
 from .._source.sources import Definition
 
 __all__ = ["COPYRIGHT", "header", "origin"]
@@ -56,7 +56,8 @@ def header(root: Definition, reference: str, docstring: str, quantizable: bool) 
         *([_TWINS] if quantizable else []),
     ]
     parts = [
-        "\n".join(textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)) for text in paragraphs
+        "\n".join(textwrap.wrap(text, LINE_LENGTH, break_long_words=False, break_on_hyphens=False))
+        for text in paragraphs
     ]
     call = f"{root.name}(...)" if inspect.isclass(root.value) else f"{root.name}()"
     usage = f'model = {call}\nmodel.load_state_dict(torch.load("weights.pth", weights_only=True))'

@@ -27,21 +27,21 @@ def name_all(collection: Collection, root: Definition) -> dict[Origin, str]:
         *(definition for definition in definitions if definition.is_ours),
     ]
     names: dict[Origin, str] = {root: root.name}
-    taken = collection.builtins | {_top(origin) for origin in modules}
-    if root.name in taken:
+    used_names = collection.builtins | {_top(origin) for origin in modules}
+    if root.name in used_names:
         raise ValueError(f"the model must not have the name of a builtin or module that it uses, got {root.name}")
-    taken.add(root.name)
+    used_names.add(root.name)
     for origin in order:
         if origin in modules:
             name, candidates = _top(origin), [_top(origin)]
         else:
             name = origin.name if isinstance(origin, Definition) else uses[origin][0].alias
-            candidates = [c for c in (name, *_alternatives(origin.module, name)) if c not in taken]
+            candidates = [c for c in (name, *_alternatives(origin.module, name)) if c not in used_names]
         free = next((c for c in candidates if not _is_hidden(c, uses.get(origin, []))), None)
         if free is None:
             raise ValueError(f"{name} of module {origin.module} must not have the name of a local variable beside it")
         names[origin] = free
-        taken.add(free)
+        used_names.add(free)
     return names
 
 
@@ -50,7 +50,7 @@ def _top(origin: Origin) -> str:
 
 
 def _is_hidden(name: str, uses: Iterable[Use]) -> bool:
-    """Whether a local variable of this name is visible to a use that would be rewritten."""
+    """Whether a local variable of this name is visible to a use that would be rewrite."""
     return any(use.reference.hides(name) for use in uses if use.reference.names[: use.count] != (name,))
 
 

@@ -111,8 +111,9 @@ class QuantizableLayer(nn.Module):
         super().__init_subclass__()
         # The constructor below accepts anything, but layers read the signature of those that they create.
         init = next(vars(c)["__init__"] for c in cls.__mro__ if c is not QuantizableLayer and "__init__" in vars(c))
-        parameters = list(inspect.signature(init).parameters.values())[1:]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        signature = inspect.signature(init)
+        parameters = list(signature.parameters.values())[1:]
+        cls.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)

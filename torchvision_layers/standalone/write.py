@@ -45,6 +45,8 @@ def source(reference: str, *, quantizable: bool = False) -> str:
     Errors: ``FileNotFoundError`` for a missing file; ``ValueError`` for a missing function, a name without source, code
     that needs more than torch, or with ``quantizable`` a layer without a twin; ``ImportError`` without libcst.
     """
-    from ._file import text_of  # needs libcst, which is optional
-
+    try:
+        from ._file import text_of
+    except ModuleNotFoundError as error:
+        raise ImportError(f'standalone needs {error.name}: pip install "torchvision_layers[standalone]"') from error
     return text_of(reference, quantizable)

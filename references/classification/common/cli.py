@@ -30,10 +30,7 @@ RULES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda value: value >= 0,
         ("checkpoint_steps", "frozen_epochs", "lr_warmup_epochs", "print_freq", "seed", "workers"),
     ),
-    "positive and finite": (
-        lambda value: 0 < value < inf,
-        ("clip_grad_norm", "depth_mult", "lr", "width_mult"),
-    ),
+    "positive and finite": (lambda value: 0 < value < inf, ("clip_grad_norm", "depth_mult", "lr", "width_mult")),
     "at least 0 and finite": (
         lambda value: 0 <= value < inf,
         ("cutmix_alpha", "lr_min", "mixup_alpha", "weight_decay"),

@@ -80,7 +80,7 @@ SPECS = (
                 InvalidInput.CHANNELS,
                 {"ratio": 7},
                 ValueError,
-                "ratio must leave at least one channel of in_channels, got 7 for 6",
+                "ratio must be at most in_channels=6, got 7",
             ),
             *invalid_inputs.layers("activation"),
         ),
@@ -92,7 +92,7 @@ SPECS = (
                 InvalidInput.CHANNELS,
                 (2, 6, 7, 9),
                 ValueError,
-                "ratio must leave at least one channel of in_channels, got 7 for 6",
+                "ratio must be at most in_channels=6, got 7",
                 {"in_channels": None, "ratio": 7},
             ),
             BadInput(

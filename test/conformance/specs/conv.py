@@ -35,10 +35,7 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
         BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
         BadArguments(
-            InvalidInput.EVEN_KERNEL,
-            {"kernel_size": 4},
-            ValueError,
-            "kernel_size must be odd where padding=None.*got 4",
+            InvalidInput.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd if padding=None.*got 4"
         ),
         BadArguments(
             InvalidInput.CHOICE,
@@ -167,13 +164,13 @@ SPECS = (
                 InvalidInput.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 5, 3, padding=1, bias=False), "bias": True},
                 ValueError,
-                "bias is True, conv_layer has none",
+                "bias must match conv_layer, which has no bias, got True",
             ),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"conv_layer": partial(nn.Conv2d, bias=True), "bias": False},
                 ValueError,
-                "bias is False, conv_layer has one",
+                "bias must match conv_layer, which has a bias, got False",
             ),
         ),
         (

@@ -53,7 +53,7 @@ def _inputs(channels: int) -> tuple[BadInput, ...]:
             InvalidInput.RESIDUAL,
             (2, channels, 3, 3),
             ValueError,
-            rf"output of conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
+            rf"conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
             {"conv_layer": invalid_inputs.unpadded},
         ),
     )
@@ -207,7 +207,7 @@ SPECS = (
                 InvalidInput.EVEN_KERNEL,
                 {"kernel_size": 2},
                 ValueError,
-                "kernel_size must be odd where padding=None.*got 2",
+                "kernel_size must be odd if padding=None.*got 2",
             ),
             BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *invalid_inputs.norms(3),

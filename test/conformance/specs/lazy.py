@@ -95,7 +95,7 @@ SPECS: tuple[LayerSpec, ...] = (
                 InvalidInput.EVEN_KERNEL,
                 {"kernel_size": 4},
                 ValueError,
-                "kernel_size must be odd where padding=None.*got 4",
+                "kernel_size must be odd if padding=None.*got 4",
             ),
             BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *invalid_inputs.norms(5),

@@ -154,7 +154,7 @@ SPECS = (
                     InvalidInput.CHANNELS,
                     {"hidden_channels": hidden},
                     ValueError,
-                    f"hidden_channels must be one int or more in a list, got {shown}",
+                    f"hidden_channels must be a non-empty sequence of ints, got {shown}",
                 )
                 for hidden, shown in (([], r"\[\]"), (None, "None"), (7, "7"), ("73", "'73'"))
             ),

@@ -60,7 +60,7 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
             InvalidInput.RESIDUAL,
             shape,
             ValueError,
-            rf"output of conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
+            rf"conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
             {"conv_layer": invalid_inputs.unpadded},
         ),
     )
@@ -107,13 +107,13 @@ SPECS = (
                 InvalidInput.GROUPS,
                 {"groups": 2},
                 ValueError,
-                "groups and base_width must be 1 and 64 in a BasicBlock, got 2 and 64",
+                "groups and base_width must be 1 and 64 in BasicBlock, got 2 and 64",
             ),
             BadArguments(
                 InvalidInput.CHANNELS,
                 {"base_width": 32},
                 ValueError,
-                "groups and base_width must be 1 and 64 in a BasicBlock, got 1 and 32",
+                "groups and base_width must be 1 and 64 in BasicBlock, got 1 and 32",
             ),
             BadArguments(
                 InvalidInput.CHOICE,

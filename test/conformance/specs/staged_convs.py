@@ -48,10 +48,10 @@ _SINGLE = BadArguments(
     InvalidInput.WINDOW,
     {"in_channels": 2, "groups": 2, "kernel_size": 1},
     ValueError,
-    r"must leave each filter more than one weight to standardize, got 2 / 2 \* 1 \* 1",
+    r"must give each filter more than one weight, got 2 / 2 \* 1 \* 1",
 )
 _ZERO_EPS = BadArguments(
-    InvalidInput.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, or a filter of equal weights.*got 0"
+    InvalidInput.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, so that a filter of equal weights.*got 0"
 )
 _INPUTS = (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.types_of_torch((2, 4, 7, 9)))
 _NO_PIXELS = BadInput(
@@ -120,16 +120,13 @@ SPECS = (
                 r"activation must have a finite variance above 0, got 0\.0",
             ),
             BadArguments(
-                InvalidInput.CHOICE,
-                {"activation": nn.GLU},
-                ValueError,
-                "activation must work on each number alone, got.*GLU",
+                InvalidInput.CHOICE, {"activation": nn.GLU}, ValueError, "activation must be elementwise, got.*GLU"
             ),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"activation": partial(nn.LogSoftmax, dim=0)},
                 ValueError,
-                "activation must work on each number alone, got.*LogSoftmax",
+                "activation must be elementwise, got.*LogSoftmax",
             ),
             BadArguments(
                 InvalidInput.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"
@@ -196,9 +193,11 @@ SPECS = (
             BadArguments(
                 InvalidInput.GROUPS, {"groups": 2}, ValueError, "out_channels / groups must be even.*got 6 / 2"
             ),
-            BadArguments(InvalidInput.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, which.*got 2"),
             BadArguments(
-                InvalidInput.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, which.*got 3"
+                InvalidInput.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, so that.*got 2"
+            ),
+            BadArguments(
+                InvalidInput.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, so that.*got 3"
             ),
             BadArguments(InvalidInput.CHOICE, {"padding": "same"}, TypeError, "padding must be an int, got 'same'"),
         ),

@@ -1,4 +1,4 @@
-"""Biases make up for what rounding the weights adds to the mean of each channel."""
+"""Corrected biases cancel the error that rounded weights add to the mean of each channel."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision_layers import quantized
 
 
-class ByKeyword(nn.Module):
+class KeywordCall(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(64, 16, 1)
@@ -16,13 +16,13 @@ class ByKeyword(nn.Module):
         return self.conv(input=x)
 
 
-def bright(*shape: int) -> Tensor:
-    """Inputs far from zero, in which errors of the weights do not cancel."""
+def positive_inputs(*shape: int) -> Tensor:
+    """Inputs far from zero, so that errors of the weights do not cancel."""
     return 3 + torch.rand(*shape)
 
 
 def nearly_equal_weights(model: nn.Module) -> nn.Module:
-    """One large weight a channel, and others that all round the same way: 0.4 steps up or down."""
+    """One large weight per channel, and others that are all rounded in the same direction, by 0.4 steps."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -40,42 +40,42 @@ def nearly_equal_weights(model: nn.Module) -> nn.Module:
         (nn.Sequential(nn.Conv2d(64, 16, 1), nn.ReLU()), (64, 5, 5)),
         (nn.Sequential(nn.Linear(64, 16), nn.ReLU6()), (64,)),
         (nn.Sequential(nn.Linear(64, 16, bias=False)), (7, 64)),
-        (ByKeyword(), (64, 5, 5)),
+        (KeywordCall(), (64, 5, 5)),
     ],
     ids=["conv", "without_bias", "with_relu", "linear", "sequence", "by_keyword"],
 )
-def test_means_of_channels(model: nn.Module, shape: tuple[int, ...], backend: str) -> None:
-    batches = [bright(1, *shape), bright(7, *shape)]  # of which the first must not count as much as the second
+def test_channel_means_match_float(model: nn.Module, shape: tuple[int, ...], backend: str) -> None:
+    batches = [positive_inputs(1, *shape), positive_inputs(7, *shape)]  # the first must not count as much as the second
     inputs = torch.cat(batches)
     with torch.no_grad():
         expected = nearly_equal_weights(model)(inputs)
         outputs = quantized.quantize(model, batches, backend=backend)(inputs)
     axes = [axis for axis in range(expected.dim()) if axis != (1 if len(shape) == 3 else expected.dim() - 1)]
-    off = (outputs.mean(axes) - expected.mean(axes)).abs() / expected.abs().amax(axes)
-    # Rounded weights alone would be off by some percent; what is left is the rounding of single outputs.
-    assert float(off.max()) < 4e-3
+    error = (outputs.mean(axes) - expected.mean(axes)).abs() / expected.abs().amax(axes)
+    # Uncorrected errors are some percent of the range; the remainder comes from rounding the outputs.
+    assert float(error.max()) < 4e-3
 
 
-def test_two_modules_that_share_a_bias() -> None:
-    """Each place has inputs of its own, so it has a correction of its own; the float model is not touched."""
+def test_shared_bias_is_corrected_per_module() -> None:
+    """The two modules have different inputs, hence different corrections; the float model is unchanged."""
     model = nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1))
     model[2].bias = model[0].bias
     nearly_equal_weights(model)
     before = model[0].bias.clone()
-    input = bright(4, 64, 5, 5)
+    input = positive_inputs(4, 64, 5, 5)
     int8 = quantized.quantize(model, [input])
     assert torch.equal(model[0].bias, before)
     assert model[2].bias is model[0].bias
     with torch.no_grad():
         expected = model(input)
-    off = (int8(input).mean((0, 2, 3)) - expected.mean((0, 2, 3))).abs() / expected.abs().amax((0, 2, 3))
-    assert float(off.max()) < 8e-3
+    error = (int8(input).mean((0, 2, 3)) - expected.mean((0, 2, 3))).abs() / expected.abs().amax((0, 2, 3))
+    assert float(error.max()) < 8e-3
 
 
-def test_training_needs_none() -> None:
-    """Quantization-aware training learns its biases with rounded weights."""
+def test_training_is_not_corrected() -> None:
+    """Quantization-aware training already learns biases for rounded weights."""
     model = nearly_equal_weights(nn.Sequential(nn.Conv2d(64, 16, 1)))
     prepared = quantized.prepare_qat(model)
-    prepared(bright(4, 64, 5, 5))
+    prepared(positive_inputs(4, 64, 5, 5))
     _, bias = quantized.convert(prepared).model[0]._weight_bias()
     assert torch.equal(bias, model[0].bias)

@@ -1,4 +1,4 @@
-"""Quantization-aware training of eager models in two processes: one model on both, gradients of the whole batch."""
+"""Quantization-aware training of eager models, in one process and with DistributedDataParallel in two."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ BACKENDS = ("x86", "onednn", "qnnpack")
 
 
 def model() -> nn.Sequential:
-    """Different on each rank, for the first of which parallel training must speak."""
+    """A model whose weights depend on the seed of the rank, so that ranks agree only if rank 0 broadcasts its own."""
     layers = (
         tnn.ConvNormAct(3, 8, activation_layer=nn.Hardswish),
         tnn.BasicBlock(8, 8),
@@ -54,7 +54,7 @@ def _train(rank: int, folder: str, backend: str) -> None:
         optimizer.step()
     state = {key: value.clone() for key, value in own.state_dict().items()}
 
-    # Frozen, a sample has nothing to do with the others of its batch; the buffers of the first rank are those of both.
+    # Frozen, samples of a batch are independent; the buffers of rank 0 are broadcast.
     quantized.freeze(own)
     shared = {key.removeprefix("module."): grad for key, grad in gradients(parallel, images(100 + rank)).items()}
     optimizer.zero_grad()
@@ -65,7 +65,7 @@ def _train(rank: int, folder: str, backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["x86", "onednn"])
-def test_two_processes(tmp_path: Path, backend: str) -> None:
+def test_two_processes_match_one(tmp_path: Path, backend: str) -> None:
     torch.multiprocessing.spawn(_train, (str(tmp_path), backend), nprocs=2)
     (state, frozen, shared, outputs), (other_state, _, other_shared, _) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
@@ -78,7 +78,7 @@ def test_two_processes(tmp_path: Path, backend: str) -> None:
     assert len(shared) == len(parameters)
     assert all(torch.equal(grad, other_shared[key]) for key, grad in shared.items())
 
-    # The same by one process: the mean of the gradients of both shards is that of the whole batch, and both are shared.
+    # One process gives the same: the gradient of the whole batch is the mean over both shards, as DDP computes it.
     alone = prepared(backend)
     alone.load_state_dict(frozen)
     quantized.freeze(alone)
@@ -89,18 +89,18 @@ def test_two_processes(tmp_path: Path, backend: str) -> None:
         scale = float(mean.abs().max()) + 1e-12
         assert float((grad - mean).abs().max()) <= 1e-4 * scale, key
         assert float((whole[key] - mean).abs().max()) <= 1e-3 * scale, key
-    apart = [float((shards[0][key] - shared[key]).abs().max() / shared[key].abs().max()) for key in shared]
-    assert max(apart) > 0.1, "the shards differ"
+    differences = [float((shards[0][key] - shared[key]).abs().max() / shared[key].abs().max()) for key in shared]
+    assert max(differences) > 0.1, "the gradients of the shards must differ"
 
     converted = quantized.convert(alone)
-    assert torch.equal(converted(images(200)), outputs), "what a process converts is what its state converts to"
+    assert torch.equal(converted(images(200)), outputs), "the loaded state must convert to the same model"
     assert decibels(alone.eval()(images(200)), converted(images(200))) >= 20
     weighted = [row for row in quantized.report(converted).rows if row.before in ("Conv2d", "Linear")]
     assert {row.runs_in for row in weighted} == {"int8"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_frozen_training_moves_weights_and_nothing_else(backend: str) -> None:
+def test_frozen_training_changes_weights_only(backend: str) -> None:
     torch.manual_seed(2)
     own = prepared(backend)
     optimizer = torch.optim.SGD(own.parameters(), 0.05)
@@ -111,22 +111,22 @@ def test_frozen_training_moves_weights_and_nothing_else(backend: str) -> None:
     gradients(own, 5 * images(1))
     optimizer.step()
     changed = {key for key, value in own.state_dict().items() if not torch.equal(value, before[key])}
-    learned = {key.removeprefix("model.") for key, _ in own.named_parameters()}
+    parameters = {key.removeprefix("model.") for key, _ in own.named_parameters()}
     assert changed
-    # On x86 the ranges of weights follow from the weights: no two of a channel may grow beyond what it adds exactly.
+    # On x86 the weight ranges follow the weights, so that no sum of two products overflows.
     ranges = {key for key in changed if ".weight_fake_quant." in key}
     assert bool(ranges) == (backend == "x86")
-    assert changed - ranges <= learned
+    assert changed - ranges <= parameters
 
 
-def test_weights_that_grow_after_freezing_keep_within_what_x86_adds() -> None:
+def test_weights_growing_after_freezing_do_not_overflow_on_x86() -> None:
     own = prepared("x86")
     gradients(own, images(0))
     quantized.freeze(own)
     with torch.no_grad():
         for parameter in own.parameters():
             parameter.mul_(3)
-    converted = quantized.convert(own)  # and nothing ran since
+    converted = quantized.convert(own)  # without a forward since the weights grew
     converted.load_state_dict(converted.state_dict())
     for value in converted.state_dict().values():
         if isinstance(value, torch.Tensor) and value.dtype is torch.qint8:
@@ -134,18 +134,18 @@ def test_weights_that_grow_after_freezing_keep_within_what_x86_adds() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_parameter_learns(backend: str) -> None:
+def test_every_parameter_has_a_gradient(backend: str) -> None:
     torch.manual_seed(3)
-    found = gradients(prepared(backend), images(0))
-    assert len(found) == 20
-    for key, grad in found.items():
+    grads = gradients(prepared(backend), images(0))
+    assert len(grads) == 20
+    for key, grad in grads.items():
         assert bool(grad.isfinite().all()), key
         assert float(grad.abs().max()) > 0, key
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_int8_computes_what_was_trained(backend: str) -> None:
-    """Also of a model that trained on with its ranges frozen. (The mean of pooling is rounded in int8 only.)"""
+def test_int8_matches_trained_model(backend: str) -> None:
+    """The second half of the training runs with frozen ranges. The bound allows for pooling, rounded in int8 only."""
     torch.manual_seed(4)
     own = prepared(backend)
     optimizer = torch.optim.SGD(own.parameters(), 0.02)
@@ -157,4 +157,4 @@ def test_int8_computes_what_was_trained(backend: str) -> None:
     x = images(9, 16)
     expected = own.eval()(x).detach()
     assert decibels(expected, quantized.convert(own)(x)) >= 20
-    assert torch.equal(own(x), expected), "converting works on a copy"
+    assert torch.equal(own(x), expected), "convert changed the prepared model"

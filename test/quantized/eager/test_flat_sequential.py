@@ -1,10 +1,8 @@
-"""Int8 containers run as a straight line of kernels, and nobody can tell but by the time."""
+"""Flattened int8 containers call kernels directly, with no observable difference except their speed."""
 
 import copy
-import functools
 import pickle
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,35 +16,34 @@ from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
 from torchvision_layers.quantized.eager.int8_modules import use_backend
 from torchvision_layers.quantized.eager.support import is_int8
 
-from ._support import X, body, called, is_flat, one_by_one
+from ._support import X, float_model, is_flat, record_calls, run_unflattened
 
-# torch saves and copies int8 tensors by storages that it deprecates.
-USES_STORAGES = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+# torch saves and copies int8 tensors through a storage class that it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 
 
-@functools.cache
-def int8_body(backend: str) -> quantized.QuantizableModel:
-    """Quantized once per backend, because calibration takes longer than a test."""
+@pytest.fixture(scope="module", params=["x86", "onednn"])
+def calibrated(request: pytest.FixtureRequest) -> Iterator[quantized.QuantizableModel]:
+    torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(post_ops, "_WORTHWHILE", 0)
-        return quantized.quantize(body(), [torch.randn(8, 3, 12, 10) for _ in range(2)], backend=backend)
+        batches = [torch.randn(8, 3, 12, 10) for _ in range(2)]
+        yield quantized.quantize(float_model(), batches, backend=request.param)
 
 
-@pytest.fixture(params=["x86", "onednn"])
-def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> quantized.QuantizableModel:
-    monkeypatch.setattr(post_ops, "_WORTHWHILE", 0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
-        return copy.deepcopy(int8_body(request.param))
+@pytest.fixture
+def model(calibrated: quantized.QuantizableModel) -> quantized.QuantizableModel:
+    """A copy, for tests that change the model or see its first call."""
+    return copy.deepcopy(calibrated)
 
 
-def test_same_bits_by_fewer_calls(model: quantized.QuantizableModel) -> None:
+def test_outputs_are_bit_equal_to_module_calls(calibrated: quantized.QuantizableModel) -> None:
     for x in (X, X[:1], torch.randn(3, 3, 9, 17), X):
-        assert torch.equal(model(x), one_by_one(model, x))
-        assert is_flat(model, x)
-    with called(model) as seen:
-        one_by_one(model, X)
-    assert any(isinstance(module, tnn.BasicBlock) for module in seen), "calls are seen"
+        assert torch.equal(calibrated(x), run_unflattened(calibrated, x))
+        assert is_flat(calibrated, x)
+    with record_calls(calibrated) as calls:
+        run_unflattened(calibrated, X)
+    assert any(isinstance(module, tnn.BasicBlock) for module in calls), "module calls are recorded"
 
 
 PATHS = {
@@ -56,31 +53,31 @@ PATHS = {
     "a kernel": "model.1.0.conv1",
     "a sum": "model.1.0.skip_add",
     "the last kernel": "model.6",
-    "what does nothing": "model.5.dropout",
+    "an identity": "model.5.dropout",
 }
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_hooks_fire(model: quantized.QuantizableModel, path: str, when: str) -> None:
-    expected, seen = one_by_one(model, X), []
+    expected, calls = run_unflattened(model, X), []
     if when == "after":
         model(X)
     module = model.get_submodule(path)
     handles = [
-        module.register_forward_pre_hook(lambda m, args: seen.append("before")),
-        module.register_forward_hook(lambda m, args, output: seen.append("after")),
+        module.register_forward_pre_hook(lambda m, args: calls.append("before")),
+        module.register_forward_hook(lambda m, args, output: calls.append("after")),
     ]
     assert torch.equal(model(X), expected)
-    assert seen == ["before", "after"]
+    assert calls == ["before", "after"]
     handles.pop().remove()
     assert torch.equal(model(X), expected)
-    assert seen == ["before", "after", "before"]
+    assert calls == ["before", "after", "before"]
     assert not is_flat(model)
     handles.pop().remove()
     assert is_flat(model)
     assert torch.equal(model(X), expected)
-    assert len(seen) == 4
+    assert len(calls) == 4
 
 
 def test_hooks_may_change_values(model: quantized.QuantizableModel) -> None:
@@ -89,21 +86,21 @@ def test_hooks_may_change_values(model: quantized.QuantizableModel) -> None:
     handle = block.register_forward_hook(lambda m, args, output: args[0])
     changed = model(X)
     assert not torch.equal(changed, expected)
-    assert torch.equal(changed, one_by_one(model, X))
+    assert torch.equal(changed, run_unflattened(model, X))
     handle.remove()
     assert torch.equal(model(X), expected)
 
 
-def test_other_children_take_effect(model: quantized.QuantizableModel) -> None:
+def test_replaced_children_take_effect(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     block, act = model.model[1][0], model.model[5].activation
     model.model[1][0] = nn.Identity()
-    assert torch.equal(model(X), one_by_one(model, X))
+    assert torch.equal(model(X), run_unflattened(model, X))
     assert not torch.equal(model(X), expected)
     model.model[1][0] = block
     assert torch.equal(model(X), expected)
-    model.model[5].activation = nn.Hardtanh(-0.1, 0.1)  # deep below
-    assert torch.equal(model(X), one_by_one(model, X))
+    model.model[5].activation = nn.Hardtanh(-0.1, 0.1)  # a child of a child
+    assert torch.equal(model(X), run_unflattened(model, X))
     assert not torch.equal(model(X), expected)
     model.model[5].activation = act
     model.model.append(nn.Hardtanh(-0.01, 0.01))
@@ -112,12 +109,11 @@ def test_other_children_take_effect(model: quantized.QuantizableModel) -> None:
     del model.model[-1]
     assert torch.equal(model(X), expected)
     del model.model[1][1]
-    assert torch.equal(model(X), one_by_one(model, X))
+    assert torch.equal(model(X), run_unflattened(model, X))
 
 
-@USES_STORAGES
-def test_loading_takes_effect(model: quantized.QuantizableModel) -> None:
-    other = quantized.quantize(body(), [torch.randn(4, 3, 12, 10)], backend=model.backend)
+def test_loaded_state_takes_effect(model: quantized.QuantizableModel) -> None:
+    other = quantized.quantize(float_model(), [torch.randn(4, 3, 12, 10)], backend=model.backend)
     expected = model(X)
     assert not torch.equal(other(X), expected)
     other.load_state_dict(model.state_dict())
@@ -125,15 +121,14 @@ def test_loading_takes_effect(model: quantized.QuantizableModel) -> None:
     assert is_flat(other)
 
 
-def test_attributes_take_effect(model: quantized.QuantizableModel) -> None:
+def test_changed_scale_takes_effect(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     model.model[-1].scale *= 2
-    assert torch.equal(model(X), one_by_one(model, X))
+    assert torch.equal(model(X), run_unflattened(model, X))
     assert not torch.equal(model(X), expected)
 
 
-@USES_STORAGES
-def test_copies_are_of_their_own(model: quantized.QuantizableModel) -> None:
+def test_copies_are_independent(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     copied = copy.deepcopy(model)
     assert torch.equal(copied(X), expected)
@@ -141,14 +136,13 @@ def test_copies_are_of_their_own(model: quantized.QuantizableModel) -> None:
     copied.model[1][0] = nn.Identity()
     assert not torch.equal(copied(X), expected)
     assert torch.equal(model(X), expected)
-    with called(model) as seen:
+    with record_calls(model) as calls:
         copied(X)
-    assert not seen, "a copy calls nothing of the original"
+    assert not calls, "the copy record_calls a module of the original"
 
 
-@USES_STORAGES
-def test_pickled_after_a_call() -> None:
-    """With our own projections: torch's own modules cannot be pickled."""
+def test_called_model_is_pickled() -> None:
+    """Uses our int8 linear layers, since torch's own int8 modules cannot be pickled."""
     layers, x = nn.Sequential(nn.Linear(8, 6), nn.Sequential(tnn.LinearDropoutAct(6, 4))).eval(), torch.randn(32, 8)
     model = quantized.quantize(layers, [x], backend="onednn").model
     input = torch.quantize_per_tensor(x, 0.02, 128, torch.quint8)
@@ -159,16 +153,16 @@ def test_pickled_after_a_call() -> None:
         assert torch.equal(loaded(input).int_repr(), expected.int_repr())
 
 
-class OfKernels(torch.fx.Tracer):
-    """Leaves our int8 modules alone, as fx does with those of torch."""
+class Int8Tracer(torch.fx.Tracer):
+    """Treats our int8 modules as leaves, as fx does with those of torch."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_int8(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def test_traced_by_fx_as_modules(model: quantized.QuantizableModel) -> None:
+def test_fx_traces_modules(model: quantized.QuantizableModel) -> None:
     model(X)
-    graph = OfKernels().trace(model.model)
+    graph = Int8Tracer().trace(model.model)
     targets = [node.target for node in graph.nodes if node.op == "call_module"]
     assert {"1.0.conv1", "1.0.skip_add", "6"} < set(targets)
     traced = torch.fx.GraphModule(model.model, graph)
@@ -179,7 +173,7 @@ def test_traced_by_fx_as_modules(model: quantized.QuantizableModel) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_scripted_after_a_call(model: quantized.QuantizableModel) -> None:
+def test_called_model_is_scripted(model: quantized.QuantizableModel) -> None:
     expected = model(X)
     script = torch.jit.script(model)
     with use_backend(model.backend):
@@ -203,21 +197,20 @@ def test_slices_run(model: quantized.QuantizableModel) -> None:
     torch.testing.assert_close(sliced(X), whole(X), rtol=0, atol=0.1)
 
 
-@USES_STORAGES
-def test_lines_are_drawn_before_anything_runs(
+def test_forwards_are_flattened_before_the_first_call(
     model: quantized.QuantizableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[nn.Module] = []
-    draw: Callable[..., object] = flat_sequential._flat_forward
+    roots: list[nn.Module] = []
+    original: Callable[..., object] = flat_sequential._flat_forward
 
-    def count(root: nn.Module, kernels: flat_sequential.Kernels) -> object:
-        drawn.append(root)
-        return draw(root, kernels)
+    def recorded(root: nn.Module, kernels: flat_sequential.Kernels) -> object:
+        roots.append(root)
+        return original(root, kernels)
 
-    monkeypatch.setattr(flat_sequential, "_flat_forward", count)
-    fresh = copy.deepcopy(model)
-    assert fresh.model in drawn
-    drawn.clear()
+    monkeypatch.setattr(flat_sequential, "_flat_forward", recorded)
+    copied = copy.deepcopy(model)
+    assert copied.model in roots
+    roots.clear()
     for _ in range(3):
-        fresh(X)
-    assert not drawn, "other threads may run while a line is drawn"
+        copied(X)
+    assert not roots, "flattening during a call would race with calls in other threads"

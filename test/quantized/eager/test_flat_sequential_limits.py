@@ -1,4 +1,4 @@
-"""What a straight line of kernels leaves alone: checks of layers, and whatever is a user's."""
+"""Limits of flattening: checks of layers still run, and user-defined modules are still called."""
 
 import pytest
 import torch
@@ -7,29 +7,29 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 
-from ._support import X, called, one_by_one
+from ._support import X, record_calls, run_unflattened
 
-WRONG = [(2, 5, 12, 10), (2, 2, 12, 10), (2, 6, 12, 10), (3, 12, 10), (1, 2, 3, 12, 10)]
+INVALID_SHAPES = [(2, 5, 12, 10), (2, 2, 12, 10), (2, 6, 12, 10), (3, 12, 10), (1, 2, 3, 12, 10)]
 
 
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
 @pytest.mark.parametrize("layer", [tnn.ConvNormAct, tnn.FusedMBConv, nn.Conv2d], ids=lambda layer: layer.__name__)
-def test_errors_are_those_of_the_layers(layer: type[nn.Module], backend: str) -> None:
-    """On qnnpack too, whose kernels take any number of channels and read past their end."""
+def test_invalid_shapes_raise_the_error_of_the_layer(layer: type[nn.Module], backend: str) -> None:
+    """Matters most on qnnpack, whose kernels accept any number of channels and read out of bounds."""
     model = quantized.quantize(nn.Sequential(layer(3, 3, 3)).eval(), [X], backend=backend)
-    for shape in WRONG if layer is not nn.Conv2d or backend != "qnnpack" else WRONG[3:]:
+    for shape in INVALID_SHAPES if layer is not nn.Conv2d or backend != "qnnpack" else INVALID_SHAPES[3:]:
         with pytest.raises((ValueError, RuntimeError)) as expected:
-            one_by_one(model, torch.randn(shape))
+            run_unflattened(model, torch.randn(shape))
         with pytest.raises(type(expected.value)) as error:
             model(torch.randn(shape))
         assert str(error.value) == str(expected.value)
         if layer is not nn.Conv2d:
             assert "input must have" in str(error.value)
-        assert torch.equal(model(X), one_by_one(model, X))
+        assert torch.equal(model(X), run_unflattened(model, X))
 
 
-class Own(nn.Sequential):
-    """Calls its children in an order of its own."""
+class Reversed(nn.Sequential):
+    """Calls its children in reverse order."""
 
     def forward(self, input: Tensor) -> Tensor:
         for module in reversed(self):
@@ -37,8 +37,8 @@ class Own(nn.Sequential):
         return input
 
 
-class Counts(nn.Module):
-    """A module of a user's that has an effect besides its result."""
+class CallCounter(nn.Module):
+    """A user-defined module with a side effect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,25 +49,29 @@ class Counts(nn.Module):
         return self.conv(input)
 
 
-@pytest.mark.parametrize("kind", [Own, Counts])
-def test_forwards_of_others_are_called_every_time(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("cls", [Reversed, CallCounter])
+def test_user_forwards_run_on_every_call(cls: type[nn.Module]) -> None:
     def build() -> nn.Module:
-        return Own(nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 1))) if kind is Own else Counts()
+        return (
+            Reversed(nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 1)))
+            if cls is Reversed
+            else CallCounter()
+        )
 
-    first = nn.Identity() if kind is Own else nn.Conv2d(3, 4, 1)
+    first = nn.Identity() if cls is Reversed else nn.Conv2d(3, 4, 1)
     model = quantized.quantize(nn.Sequential(first, build(), nn.ReLU()).eval(), [X])
     inner = model.model[1]
-    assert type(inner) is kind
-    before, expected = getattr(inner, "calls", 0), one_by_one(model, X)
+    assert type(inner) is cls
+    before, expected = getattr(inner, "calls", 0), run_unflattened(model, X)
     for _ in range(3):
-        with called(model) as seen:
+        with record_calls(model) as calls:
             assert torch.equal(model(X), expected)
-        assert inner in seen
-    assert getattr(inner, "calls", 0) == (0 if kind is Own else before + 4)
+        assert inner in calls
+    assert getattr(inner, "calls", 0) == (0 if cls is Reversed else before + 4)
 
 
-def test_twins_of_others_are_called_as_modules() -> None:
-    class Doubles(nn.Module):
+def test_user_twins_are_called_as_modules() -> None:
+    class Wrapper(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = tnn.ConvNormAct(3, 4)
@@ -75,11 +79,11 @@ def test_twins_of_others_are_called_as_modules() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return self.conv(input)
 
-    class QuantizableDoubles(quantized.QuantizableLayer, Doubles):
-        float_class = Doubles
+    class QuantizableWrapper(quantized.QuantizableLayer, Wrapper):
+        float_class = Wrapper
 
-    model = quantized.quantize(nn.Sequential(Doubles()).eval(), [X])
-    assert type(model.model[0]) is QuantizableDoubles
-    with called(model) as seen:
+    model = quantized.quantize(nn.Sequential(Wrapper()).eval(), [X])
+    assert type(model.model[0]) is QuantizableWrapper
+    with record_calls(model) as calls:
         model(X)
-    assert model.model[0] in seen
+    assert model.model[0] in calls

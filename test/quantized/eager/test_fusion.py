@@ -1,4 +1,4 @@
-"""What is fused, what must not be, and that nobody lists names."""
+"""Chains that are fused without a list of names, and modules that must not be fused."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torchvision_layers import quantized
 
 
 class Stem(nn.Module):
-    """The usual start of a model, outside of any layer of ours."""
+    """The usual first layers of a model, outside any layer of this package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ def names(model: nn.Module) -> list[str]:
     return [type(module).__name__ for module in model.children()]
 
 
-def test_chains_are_found_in_any_forward() -> None:
-    """In the order of calls, not of definition."""
+def test_any_forward_is_fused() -> None:
+    """Chains follow the order of calls, not of definition."""
     model = Stem().eval()
     x = torch.randn(2, 3, 8, 8)
     expected = model(x)
@@ -36,7 +36,7 @@ def test_chains_are_found_in_any_forward() -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fusing_stops_at_what_it_cannot_fuse() -> None:
+def test_fusing_stops_at_unfusable_module() -> None:
     model = tnn.ConvNormAct(4, 8, norm_layer=lambda channels: nn.GroupNorm(2, channels)).eval()
     quantized.fuse_model(model)
     assert names(model) == ["Conv2d", "GroupNorm", "ReLU"]
@@ -45,7 +45,7 @@ def test_fusing_stops_at_what_it_cannot_fuse() -> None:
     assert names(plain) == ["Conv2d", "Dropout", "BatchNorm2d", "ReLU"]
 
 
-def test_a_module_that_runs_twice_is_left_alone() -> None:
+def test_module_called_twice_is_not_fused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -60,7 +60,7 @@ def test_a_module_that_runs_twice_is_left_alone() -> None:
     assert names(model) == ["Conv2d", "BatchNorm2d"]
 
 
-def test_a_norm_that_runs_twice_is_left_alone() -> None:
+def test_norm_called_twice_is_not_fused() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -74,7 +74,7 @@ def test_a_norm_that_runs_twice_is_left_alone() -> None:
     assert names(model) == ["Conv2d", "Conv2d", "BatchNorm2d"]
 
 
-def test_an_output_used_twice_is_left_alone() -> None:
+def test_output_with_two_consumers_is_not_fused() -> None:
     class Branch(Stem):
         def forward(self, x: Tensor) -> Tensor:
             features = self.conv(x)
@@ -87,7 +87,7 @@ def test_an_output_used_twice_is_left_alone() -> None:
     assert torch.equal(model(torch.ones(1, 3, 8, 8)), expected)
 
 
-def test_a_forward_that_cannot_be_traced_is_left_alone() -> None:
+def test_untraceable_forward_is_not_fused() -> None:
     class Branching(Stem):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.sum() > 0 else x
@@ -97,43 +97,43 @@ def test_a_forward_that_cannot_be_traced_is_left_alone() -> None:
     assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
 
 
-def test_hooks_are_neither_lost_nor_fused_over() -> None:
-    model, seen = Stem().eval(), []
-    model.bn.register_forward_hook(lambda module, args, output: seen.append(output))
+def test_module_with_hook_is_not_fused() -> None:
+    model, outputs = Stem().eval(), []
+    model.bn.register_forward_hook(lambda module, args, output: outputs.append(output))
     quantized.fuse_model(model)
     model(torch.randn(1, 3, 8, 8))
     assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
-    assert len(seen) == 1
+    assert len(outputs) == 1
 
 
-def test_a_fuse_model_of_ones_own_is_asked() -> None:
+def test_user_fuse_model_is_called() -> None:
     class Own(Stem):
-        asked = None
+        is_qat = None
 
         def fuse_model(self, is_qat: bool | None = None) -> None:
-            self.asked = is_qat
+            self.is_qat = is_qat
 
     model = nn.Sequential(Own()).eval()
     quantized.fuse_model(model)
-    assert model[0].asked is False
+    assert model[0].is_qat is False
     assert names(model[0]) == ["ReLU", "BatchNorm2d", "Conv2d"]
 
 
-@pytest.mark.parametrize("make", [Stem, lambda: quantized.QuantizableConvNormAct(3, 4)], ids=["any model", "twin"])
-def test_folding_in_training_mode_is_refused(make) -> None:
+@pytest.mark.parametrize("build", [Stem, lambda: quantized.QuantizableConvNormAct(3, 4)], ids=["any model", "twin"])
+def test_folding_in_training_mode_raises(build) -> None:
     with pytest.raises(ValueError, match="is_qat must be True to fuse .* in training mode"):
-        quantized.fuse_model(make().train(), is_qat=False)
+        quantized.fuse_model(build().train(), is_qat=False)
 
 
-def test_mixed_modes_are_refused() -> None:
+def test_mixed_modes_raise() -> None:
     model = Stem().train()
     model.bn.eval()
     with pytest.raises(ValueError, match="conv, bn, relu must all be in training or all in eval mode"):
         quantized.fuse_model(model)
 
 
-def test_linear_fuses_across_dropout_only_where_that_is_exact() -> None:
-    """Dropout commutes with ReLU; with ReLU6 and with a norm it does not, except in eval, where it is the identity."""
+def test_linear_fuses_across_dropout_only_if_exact() -> None:
+    """Dropout commutes with ReLU, but with ReLU6 and norms only in eval mode, as the identity."""
     relu = tnn.LinearDropoutAct(4, 4, dropout=0.5)
     quantized.fuse_model(relu.train())
     assert names(relu) == ["LinearReLU", "Dropout", "Identity"]
@@ -150,7 +150,7 @@ def test_linear_fuses_across_dropout_only_where_that_is_exact() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("norm_layer", [tnn.FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_a_frozen_norm_folds_in_both_modes(activation, norm_layer, training: bool) -> None:
+def test_frozen_norm_folds_in_both_modes(activation, norm_layer, training: bool) -> None:
     model = tnn.ConvNormAct(3, 4, norm_layer=norm_layer, activation_layer=activation).train(training)
     nn.init.uniform_(model[1].running_var, 0.2, 2.0)
     nn.init.uniform_(model[1].bias, -1.0, 1.0)
@@ -166,7 +166,7 @@ def test_a_frozen_norm_folds_in_both_modes(activation, norm_layer, training: boo
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
 @pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
 def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
-    """Whatever comes in, nothing above 6 comes out, and what ReLU6 would cap comes out as 6 and no less."""
+    """No output exceeds 6, and inputs that ReLU6 clamps give exactly 6."""
     layer = tnn.ConvNormAct(1, 1, kernel_size=1, norm_layer=None, activation_layer=nn.ReLU6)
     with torch.no_grad():
         layer[0].weight.fill_(1.0)
@@ -181,7 +181,7 @@ def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
     (conv,) = [row for row in quantized.report(model).rows if row.before == "Conv2d"]
     assert conv.after == "ConvReLU2d"
     output = model(ramp)
-    step = 24 / 255  # the input has one scale for all of [-4, 20]
+    step = 24 / 255  # one scale covers the inputs, [-4, 20]
     assert float(output.max()) == pytest.approx(6.0, abs=1e-6)
     assert bool((output[ramp > 6 + step] == output.max()).all())
     torch.testing.assert_close(output, ramp.clamp(0, 6), rtol=0, atol=step)

@@ -1,4 +1,4 @@
-"""The table of what int8 can run, against what torch's kernels do."""
+"""The table of modules with int8 support, compared with torch's kernels."""
 
 import pytest
 import torch
@@ -58,46 +58,46 @@ ARGUMENTS = {
 }
 
 
-def make(kind: type[nn.Module]) -> nn.Module:
-    return kind(*ARGUMENTS.get(kind, ())).eval()
+def build(cls: type[nn.Module]) -> nn.Module:
+    return cls(*ARGUMENTS.get(cls, ())).eval()
 
 
-def make_input(kind: type[nn.Module]) -> Tensor:
-    sizes = {"1d": (6,), "3d": (6, 6, 6)}.get(kind.__name__[-2:], (6, 6))
+def random_input(cls: type[nn.Module]) -> Tensor:
+    sizes = {"1d": (6,), "3d": (6, 6, 6)}.get(cls.__name__[-2:], (6, 6))
     return torch.randn(2, 8, *sizes)
 
 
-def named(kinds: set[type[nn.Module]]) -> list[object]:
-    return [pytest.param(kind, id=f"{kind.__module__}.{kind.__name__}") for kind in sorted(kinds, key=str)]
+def params(classes: set[type[nn.Module]]) -> list[object]:
+    return [pytest.param(cls, id=f"{cls.__module__}.{cls.__name__}") for cls in sorted(classes, key=str)]
 
 
-@pytest.mark.parametrize("kind", named(_PASS_THROUGH))
-def test_modules_said_to_take_int8_do(kind: type[nn.Module]) -> None:
-    """On quantized tensors as they are, and within one step of the float result."""
-    module = make(kind)
-    input = torch.quantize_per_tensor(make_input(kind), SCALE, 100, torch.quint8)
+@pytest.mark.parametrize("cls", params(_PASS_THROUGH))
+def test_pass_through_module_accepts_int8(cls: type[nn.Module]) -> None:
+    """The output is int8 and within one quantization step of the float result."""
+    module = build(cls)
+    input = torch.quantize_per_tensor(random_input(cls), SCALE, 100, torch.quint8)
     output = module(input)
     assert output.is_quantized
     torch.testing.assert_close(output.dequantize(), module(input.dequantize()), rtol=0, atol=SCALE)
 
 
-@pytest.mark.parametrize("kind", named(_CONVERTED))
-def test_modules_said_to_have_an_int8_form_do(kind: type[nn.Module]) -> None:
-    module, input = make(kind), make_input(kind)
+@pytest.mark.parametrize("cls", params(_CONVERTED))
+def test_converted_module_runs_in_int8(cls: type[nn.Module]) -> None:
+    module, input = build(cls), random_input(cls)
     model = quantized.quantize(nn.Sequential(module), [input], backend="onednn")
     (row,) = quantized.report(model).rows
-    assert (row.path, row.before, row.runs_in) == ("0", kind.__name__, "int8")
+    assert (row.path, row.before, row.runs_in) == ("0", cls.__name__, "int8")
     expected = module(input).detach()
     noise = (model(input) - expected).square().mean() / expected.square().mean()
     assert noise < 10 ** (-28 / 10)
 
 
-@pytest.mark.parametrize("kind", named(_FLOAT_FALLBACKS))
-def test_modules_said_to_need_float_run_in_islands(kind: type[nn.Module]) -> None:
-    module, input = make(kind), make_input(kind)
+@pytest.mark.parametrize("cls", params(_FLOAT_FALLBACKS))
+def test_unsupported_module_runs_in_float(cls: type[nn.Module]) -> None:
+    module, input = build(cls), random_input(cls)
     model = quantized.quantize(nn.Sequential(module), [input], backend="onednn")
     (row,) = quantized.report(model).rows
     assert row == quantized.ReportRow(
-        "0", kind.__name__, f"FloatFallback({kind.__name__})", "float", "has no int8 kernel"
+        "0", cls.__name__, f"FloatFallback({cls.__name__})", "float", "has no int8 kernel"
     )
     assert (model(input) - module(input)).abs().mean() < SCALE

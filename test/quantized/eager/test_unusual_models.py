@@ -1,4 +1,4 @@
-"""Models off the beaten track: right all the same, or refused by name."""
+"""Unusual models either give correct results or raise an error that names the module."""
 
 import pickle
 
@@ -15,8 +15,8 @@ IMAGES = torch.randn(8, 3, 12, 10)
 BACKENDS = ("x86", "onednn", "qnnpack")
 
 
-class Residual(nn.Module):
-    """Adds to a convolution what an activation wrote over its input, as large as post-operations are worthwhile."""
+class InplaceResidual(nn.Module):
+    """Adds an in-place activation of a convolution's input to its output; images are large enough to fuse post-ops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class Residual(nn.Module):
         return self.add(y, self.relu(x))
 
 
-def test_a_convolution_does_not_move_behind_what_changes_its_input() -> None:
-    model, images = Residual().eval(), torch.randn(2, 3, 160, 160)
+def test_convolution_runs_before_its_input_changes() -> None:
+    model, images = InplaceResidual().eval(), torch.randn(2, 3, 160, 160)
     assert decibels(model(images), quantized.quantize(model, [images], backend="onednn")(images)) > 30
 
 
-def test_a_block_at_two_places() -> None:
+def test_block_registered_twice() -> None:
     block = tnn.BasicBlock(32, 32)
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 32, 1), block), nn.Sequential(nn.Conv2d(32, 32, 1), block)).eval()
     images = torch.randn(2, 3, 80, 80)
@@ -43,24 +43,23 @@ def test_a_block_at_two_places() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "after",
+    "module",
     [
         nn.Hardtanh(-0.3, 0.2),
         nn.Sequential(nn.Identity(), nn.MaxPool2d(2), nn.ReLU6()),
         nn.AvgPool2d(3, padding=1, count_include_pad=False),
         nn.AvgPool2d(2, divisor_override=3),
     ],
-    ids=["hardtanh", "relu6", "counted without padding", "divisor"],
+    ids=["hardtanh", "relu6", "count_include_pad", "divisor"],
 )
-def test_kernels_that_are_wrong_on_some_backend_are_kept_away(after: nn.Module, backend: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), after).eval()
+def test_kernels_with_wrong_results_are_avoided(module: nn.Module, backend: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), module).eval()
     converted = quantized.quantize(model, [IMAGES], backend=backend)
     assert decibels(model(IMAGES), converted(IMAGES)) > 28
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_trained_elsewhere_and_only_loaded_here(backend: str) -> None:
-    """No batch has to run between loading and converting."""
+def test_loaded_state_is_converted_without_a_batch(backend: str) -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), nn.Conv2d(4, 4, 1))
     trained, loaded = (quantized.prepare_qat(model, backend=backend) for _ in range(2))
     trained(IMAGES)
@@ -68,27 +67,28 @@ def test_trained_elsewhere_and_only_loaded_here(backend: str) -> None:
     assert torch.equal(quantized.convert(loaded)(IMAGES), quantized.convert(trained)(IMAGES))
 
 
-def test_the_example_is_checked() -> None:
+def test_invalid_example_raises() -> None:
     with pytest.raises(TypeError, match="batch 0 holds str"):
         quantized.prepare_qat(tnn.ConvNormAct(3, 4), "image")  # type: ignore[arg-type]
 
 
-def test_a_state_of_before_leaves_what_is_frozen_frozen() -> None:
+def test_loading_keeps_model_frozen() -> None:
     prepared = quantized.prepare_qat(tnn.ConvNormAct(3, 4))
     with pytest.raises(ValueError, match="must have run on batches, or have loaded a state, before .* frozen"):
         quantized.freeze(prepared)
     prepared(IMAGES)
-    early = {key: value.clone() for key, value in prepared.state_dict().items()}
+    unfrozen_state = {key: value.clone() for key, value in prepared.state_dict().items()}
     quantized.freeze(prepared)
-    prepared.load_state_dict(early)
+    prepared.load_state_dict(unfrozen_state)
     prepared(9 * IMAGES)
     assert torch.equal(
-        prepared.state_dict()["entry.activation_post_process.scale"], early["entry.activation_post_process.scale"]
+        prepared.state_dict()["entry.activation_post_process.scale"],
+        unfrozen_state["entry.activation_post_process.scale"],
     )
 
 
 class HiddenConcatenation(nn.Module):
-    """Behind a branch, where tracing does not see it."""
+    """Concatenates behind a branch that cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,30 +99,30 @@ class HiddenConcatenation(nn.Module):
         return torch.cat([y, self.right(x)], dim=1) if x.shape[0] > 0 else y
 
 
-def test_a_concatenation_that_tracing_does_not_see_is_refused() -> None:
+def test_untraceable_concatenation_raises() -> None:
     with pytest.raises(RuntimeError, match="the int8 model cannot run: it concatenates int8 tensors"):
         quantized.quantize(HiddenConcatenation().eval(), [IMAGES])
 
 
-def test_a_forward_of_an_instance_is_not_lost() -> None:
+def test_forward_set_on_instance_raises() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).eval()
     model[1].forward = lambda x: F.conv2d(x, model[1].weight) * 5
     with pytest.raises(TypeError, match="1 is a Conv2d, which int8 is not known to run"):
         quantized.quantize(model, [IMAGES])
 
 
-def test_a_subclass_with_a_property_is_not_swapped() -> None:
+def test_subclass_with_property_raises() -> None:
     class Named(tnn.ConvNormAct):
         @property
-        def width(self) -> int:
+        def size(self) -> int:
             return 4
 
-    with pytest.raises(TypeError, match="0 is a Named, a ConvNormAct that overrides width"):
+    with pytest.raises(TypeError, match="0 is a Named, a ConvNormAct that overrides size"):
         quantized.quantizable(nn.Sequential(Named(3, 4)))
 
 
-def test_whole_models_are_not_pickled() -> None:
-    """torch saves them, and cannot load them."""
+def test_pickling_prepared_and_int8_models_raises() -> None:
+    """torch could save them, but not load them."""
     model = quantized.quantizable(tnn.ConvNormAct(3, 4).eval())
     assert torch.equal(pickle.loads(pickle.dumps(model))(IMAGES), model(IMAGES))
     for whole in (quantized.quantize(model, [IMAGES]), quantized.prepare_qat(model)):
@@ -130,19 +130,19 @@ def test_whole_models_are_not_pickled() -> None:
             pickle.dumps(whole)
 
 
-def test_hooks_of_a_pool_and_of_a_projection_stay() -> None:
+def test_hooks_of_converted_modules_are_kept() -> None:
     model = nn.Sequential(tnn.SqueezeExcitation(3, 2), nn.Flatten(), nn.Linear(360, 2)).eval()
-    called: list[str] = []
-    model[0].avgpool.register_forward_hook(lambda *_: called.append("pool"))
-    model[2].register_forward_hook(lambda *_: called.append("projection"))
+    calls: list[str] = []
+    model[0].avgpool.register_forward_hook(lambda *_: calls.append("pool"))
+    model[2].register_forward_hook(lambda *_: calls.append("linear"))
     for backend in ("x86", "onednn"):
         converted = quantized.quantize(model, [IMAGES], backend=backend)
-        called.clear()
+        calls.clear()
         converted(IMAGES)
-        assert called == ["pool", "projection"]
+        assert calls == ["pool", "linear"]
 
 
-def test_the_report_tells_of_a_scale_in_float() -> None:
+def test_layer_scale_is_reported_as_float() -> None:
     model = quantized.quantize(tnn.ConvNeXtBlock(3).eval(), [IMAGES])
     (row,) = [row for row in quantized.report(model).rows if row.path == "scale_entry"]
     assert (row.runs_in, row.why) == ("float", "has no int8 kernel")

@@ -1,4 +1,4 @@
-"""Models in which layers of ours meet forwards, containers and modules of a user's: never silently wrong."""
+"""Models that combine our layers with user-defined forwards, containers and modules: no silent errors."""
 
 import pickle
 
@@ -14,33 +14,33 @@ def features() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), tnn.ConvNormAct(4, 4), nn.Conv2d(4, 2, 1))
 
 
-class Taps(nn.Module):
-    """Steps through a container and keeps what comes out on the way."""
+class ReadsInside(nn.Module):
+    """Iterates over a container and uses an intermediate output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.features = features()
 
     def forward(self, x: Tensor) -> Tensor:
-        taps = 0.0
+        mean = 0.0
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i == 0:
-                taps = x.mean()
-        return x + taps
+                mean = x.mean()
+        return x + mean
 
 
-class Slice(Taps):
+class Slice(ReadsInside):
     def forward(self, x: Tensor) -> Tensor:
         return self.features[:2](x)
 
 
-class Part(Taps):
+class PartialCall(ReadsInside):
     def forward(self, x: Tensor) -> Tensor:
         return self.features[3][0](self.features[0](x))
 
 
-class UntraceablePart(Taps):
+class UntraceablePartialCall(ReadsInside):
     def forward(self, x: Tensor) -> Tensor:
         return self.features[0](x) if x.sum() < 1e9 else self.features(x)
 
@@ -54,7 +54,7 @@ class ReadsWeight(nn.Module):
         return self.relu(self.fc(x)) * self.fc.weight.mean()
 
 
-class Joins(nn.Module):
+class Concatenates(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.left, self.right = tnn.ConvNormAct(3, 4), tnn.ConvNormAct(3, 4)
@@ -63,14 +63,14 @@ class Joins(nn.Module):
         return torch.cat([self.left(x), self.right(x)], dim=1)
 
 
-class Remembers(Taps):
+class StoresOutput(ReadsInside):
     def forward(self, x: Tensor) -> Tensor:
         self.last = self.features(x)
         return self.last
 
 
-def settle(model: nn.Module) -> nn.Module:
-    """Running statistics and shifts that make a batch norm matter."""
+def with_running_stats(model: nn.Module) -> nn.Module:
+    """Set running statistics and biases so that the batch norms are far from the identity."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_var, 0.2, 2.0)
@@ -82,65 +82,67 @@ def settle(model: nn.Module) -> nn.Module:
 IMAGES = torch.randn(4, 3, 8, 8)
 
 
-@pytest.mark.parametrize("kind", [Taps, Slice, Part, Remembers])
-def test_results_stay_whatever_a_forward_calls(kind: type[nn.Module]) -> None:
-    model = settle(kind())
+@pytest.mark.parametrize("cls", [ReadsInside, Slice, PartialCall, StoresOutput])
+def test_fusing_keeps_results_of_partial_calls(cls: type[nn.Module]) -> None:
+    model = with_running_stats(cls())
     expected = model(IMAGES)
     quantized.fuse_model(model)
     torch.testing.assert_close(model(IMAGES), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_part_that_tracing_cannot_see_is_noticed() -> None:
+def test_untraceable_partial_call_raises() -> None:
     with pytest.raises(RuntimeError, match="fusing changed the results"):
-        quantized.quantize(settle(UntraceablePart()), [IMAGES])
+        quantized.quantize(with_running_stats(UntraceablePartialCall()), [IMAGES])
 
 
-def test_a_weight_that_is_read_elsewhere_stays() -> None:
+def test_weight_read_by_forward_is_unchanged() -> None:
     model, x = ReadsWeight().eval(), torch.randn(2, 4)
     expected = model(x)
     quantized.fuse_model(model)
     assert torch.equal(model(x), expected)
 
 
-def test_tracing_leaves_nothing_behind() -> None:
-    model = settle(Remembers())
+def test_tracing_leaves_no_attributes() -> None:
+    model = with_running_stats(StoresOutput())
     quantized.fuse_model(model)
     assert not hasattr(model, "last")
     pickle.dumps(model)
 
 
-def test_concatenation_is_refused() -> None:
+def test_concatenation_raises() -> None:
     with pytest.raises(TypeError, match="1 concatenates tensors in its forward"):
-        quantized.quantizable(nn.Sequential(nn.Identity(), Joins()))
+        quantized.quantizable(nn.Sequential(nn.Identity(), Concatenates()))
 
 
-def test_linear_and_norm_of_a_sequence() -> None:
-    """There nn.BatchNorm1d normalizes the second dimension, which must not be folded into the features."""
+def test_norm_after_linear_on_sequences_is_not_folded() -> None:
+    """On 3-dimensional inputs nn.BatchNorm1d normalizes the second dimension, not the features of the linear layer."""
     with pytest.raises(ValueError, match=r"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3"):
         tnn.LinearDropoutAct(5, 4, norm_layer=nn.BatchNorm1d)(torch.randn(2, 4, 5))
-    model = settle(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)))
+    model = with_running_stats(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)))
     x = torch.randn(2, 4, 5)
     expected = model(x)
     quantized.fuse_model(model)
     assert torch.equal(model(x), expected)
     with pytest.raises(RuntimeError, match="fusing changed the results"):
-        quantized.quantize(settle(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))), [torch.randn(2, 4, 5)])
+        quantized.quantize(
+            with_running_stats(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))), [torch.randn(2, 4, 5)]
+        )
 
 
-def test_fusing_twice_stops_where_the_first_time_did() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
+def test_second_fusing_changes_nothing() -> None:
+    model = with_running_stats(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
     quantized.fuse_model(model)
     quantized.fuse_model(model)
     assert [type(module).__name__ for module in model] == ["Conv2d", "Identity", "BatchNorm2d"]
 
 
-def test_final_activation_keeps_hooks_and_may_be_replaced() -> None:
-    block, seen = tnn.BasicBlock(3, 3).eval(), []
-    block.act.register_forward_hook(lambda module, args, output: seen.append(output))
+def test_final_activation_keeps_hooks_and_can_be_replaced() -> None:
+    block, outputs = tnn.BasicBlock(3, 3).eval(), []
+    block.act.register_forward_hook(lambda module, args, output: outputs.append(output))
     twin = quantized.quantizable(block)
     quantized.fuse_model(twin)
     twin(IMAGES)
-    assert len(seen) == 1
+    assert len(outputs) == 1
     twin = quantized.QuantizableBasicBlock(3, 3).eval()
     twin.act = nn.SiLU()
     expected = twin(IMAGES)
@@ -162,11 +164,11 @@ def test_final_activation_keeps_hooks_and_may_be_replaced() -> None:
     ],
     ids=str,
 )
-# An asymmetric "same" makes torch copy the input.
+# For asymmetric "same" padding torch copies the input.
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
-def test_arguments_without_an_int8_kernel(module: nn.Module, is_qat: bool) -> None:
-    """Run in float islands, or with other arguments of the same meaning; close to float in any case."""
+def test_arguments_without_int8_kernel_are_close_to_float(module: nn.Module, is_qat: bool) -> None:
+    """Such modules run as float fallbacks or with equivalent arguments."""
     model = nn.Sequential(nn.Identity(), module).eval()
     if is_qat:
         prepared = quantized.prepare_qat(model)
@@ -178,7 +180,7 @@ def test_arguments_without_an_int8_kernel(module: nn.Module, is_qat: bool) -> No
     assert error < 0.05
 
 
-def test_a_relu6_inside_of_an_island() -> None:
+def test_relu6_inside_float_fallback() -> None:
     class Gamma(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,7 +195,7 @@ def test_a_relu6_inside_of_an_island() -> None:
 
 
 class Gated(nn.Module):
-    """A layer of a user's that multiplies tensors."""
+    """A user-defined layer that multiplies tensors."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -206,7 +208,7 @@ class Gated(nn.Module):
         return output * output.sigmoid()
 
 
-def test_a_twin_of_ones_own() -> None:
+def test_user_defined_twin() -> None:
     class QuantizableGated(quantized.QuantizableLayer, Gated):
         float_class = Gated
 
@@ -222,13 +224,13 @@ def test_a_twin_of_ones_own() -> None:
     assert (converted(IMAGES) - model(IMAGES)).abs().max() < 0.1
 
 
-def test_training_must_have_happened() -> None:
+def test_converting_untrained_model_raises() -> None:
     with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 
-def test_an_addition_that_int8_cannot_do_is_named_after_training_too() -> None:
-    class Adds(nn.Module):
+def test_plain_addition_raises_after_training() -> None:
+    class PlainAddition(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 3, 1)
@@ -236,14 +238,14 @@ def test_an_addition_that_int8_cannot_do_is_named_after_training_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.conv(x)
 
-    prepared = quantized.prepare_qat(Adds())
+    prepared = quantized.prepare_qat(PlainAddition())
     prepared(IMAGES)
     with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward that you wrote"):
         quantized.convert(prepared)
 
 
-def test_what_is_frozen_stays_frozen() -> None:
-    """Batch statistics of every kind, and ranges, whatever mode comes after."""
+def test_frozen_model_stays_frozen_in_train_mode() -> None:
+    """Covers running statistics of folded and unfolded norms, and quantization ranges."""
     model = nn.Sequential(
         nn.BatchNorm2d(3),
         tnn.ConvNormAct(3, 4),
@@ -258,13 +260,13 @@ def test_what_is_frozen_stays_frozen() -> None:
     prepared.train()
     before = {key: value.clone() for key, value in prepared.state_dict().items()}
     prepared(5 * IMAGES)
-    after = prepared.state_dict().items()  # ranges of weights follow from the weights, and from their batch norms
+    after = prepared.state_dict().items()  # ranges of weights follow the weights and the batch norms
     assert all(torch.equal(value, before[key]) for key, value in after if ".weight_fake_quant." not in key)
     with pytest.raises(ValueError, match="model must come from prepare_qat"):
         quantized.freeze(model)
 
 
-def test_an_int8_model_refuses_training_and_foreign_weights() -> None:
+def test_training_int8_and_loading_other_backend_raise() -> None:
     model = tnn.ConvNormAct(3, 4).eval()
     x86, onednn = (quantized.quantize(model, [IMAGES], backend=backend) for backend in ("x86", "onednn"))
     with pytest.raises(RuntimeError, match="an int8 model cannot be trained"):
@@ -274,14 +276,14 @@ def test_an_int8_model_refuses_training_and_foreign_weights() -> None:
     onednn.load_state_dict(x86.state_dict())
 
 
-def test_a_model_fused_for_training_is_not_calibrated() -> None:
+def test_calibrating_model_fused_for_training_raises() -> None:
     model = quantized.quantizable(tnn.ConvNormAct(3, 4).train())
     quantized.fuse_model(model)
     with pytest.raises(ValueError, match="model is fused for training"):
         quantized.quantize(model, [IMAGES])
 
 
-def test_other_outputs_and_batches_are_named() -> None:
+def test_unsupported_outputs_and_batches_raise() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -292,12 +294,12 @@ def test_other_outputs_and_batches_are_named() -> None:
 
     with pytest.raises(TypeError, match="model must return one tensor, it returns a tuple"):
         quantized.quantizable(Pair())(IMAGES)
-    for batch, found in (({"image": IMAGES}, "dict"), ([], "list"), (IMAGES.to(torch.uint8), "torch.uint8")):
-        with pytest.raises(TypeError, match=f"batch 0 holds {found}"):
+    for batch, name in (({"image": IMAGES}, "dict"), ([], "list"), (IMAGES.to(torch.uint8), "torch.uint8")):
+        with pytest.raises(TypeError, match=f"batch 0 holds {name}"):
             quantized.quantize(nn.Sequential(nn.Conv2d(3, 3, 1)), [batch])
 
 
-def test_report_names_hosts_across_containers() -> None:
+def test_report_names_fused_modules_across_containers() -> None:
     class Listed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Ranges of int8 weights: no sum overflows on x86, none is shifted, the largest weight is exact."""
+"""Ranges of int8 weights: no overflow on x86, no shift, and exact largest weights."""
 
 import copy
 import warnings
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import Conv2d as TorchConv2d
 from torch.ao.quantization import HistogramObserver, PerChannelMinMaxObserver, QConfig
-from torch.ao.quantization import convert as convert_by_torch
-from torch.ao.quantization import prepare as prepare_by_torch
+from torch.ao.quantization import convert as torch_convert
+from torch.ao.quantization import prepare as torch_prepare
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 
-# Each with weights, and a shape of inputs.
+# Layers with weights, and the shapes of their inputs.
 LAYERS = {
     "conv1d": (lambda: tnn.Conv1dNormAct(4, 6), (8, 4, 9)),
     "conv2d": (lambda: tnn.ConvNormAct(4, 6), (8, 4, 9, 8)),
@@ -29,7 +29,7 @@ LAYERS = {
     "linear": (lambda: tnn.LinearDropoutAct(8, 6), (32, 8)),
     "linear with norm": (lambda: tnn.LinearDropoutAct(8, 6, norm_layer=nn.BatchNorm1d), (32, 8)),
 }
-CONV3D = (lambda: tnn.Conv3dNormAct(4, 6), (4, 4, 5, 6, 7))  # of which qnnpack does not tell the weights
+CONV3D = (lambda: tnn.Conv3dNormAct(4, 6), (4, 4, 5, 6, 7))  # qnnpack gives no access to its weights
 
 
 def int8(model: nn.Module, x: Tensor, backend: str, is_qat: bool) -> quantized.QuantizableModel:
@@ -44,44 +44,43 @@ def int8(model: nn.Module, x: Tensor, backend: str, is_qat: bool) -> quantized.Q
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The int8 weights, by their keys."""
-    found = {}
+    """The int8 weights by module path."""
+    by_path = {}
     for path, module in model.named_modules():
         if callable(getattr(module, "_weight_bias", None)) and not path.endswith("_packed_params"):
-            found[path] = module._weight_bias()[0]
+            by_path[path] = module._weight_bias()[0]
         elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.dtype is torch.qint8:
-            found[path] = module.weight
-    assert found, "nothing in int8"
-    return {path: weight for path, weight in found.items() if weight.is_quantized}
+            by_path[path] = module.weight
+    assert by_path, "no int8 weights"
+    return {path: weight for path, weight in by_path.items() if weight.is_quantized}
 
 
 @pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
 @pytest.mark.parametrize("name", [*LAYERS, "conv3d"])
-def test_no_two_weights_overflow_on_x86(name: str, is_qat: bool) -> None:
-    """Without VNNI the kernels add two products of a byte and a weight in sixteen bits: 255 * 128 fits."""
+def test_weights_do_not_overflow_on_x86(name: str, is_qat: bool) -> None:
+    """Without VNNI, kernels add two uint8-int8 products in 16 bits, so a pair of weights may sum to 128."""
     build, shape = LAYERS.get(name, CONV3D)
-    found = weights(int8(build(), torch.randn(shape), "x86", is_qat))
-    for weight in found.values():
+    for weight in weights(int8(build(), torch.randn(shape), "x86", is_qat)).values():
         magnitudes = weight.int_repr().int().abs().flatten(1).sort(dim=1, descending=True).values
         pairs = magnitudes[:, :2].sum(1)
         assert int(pairs.max()) <= 128
         assert 255 * int(pairs.max()) < 2**15
-        assert int(pairs.min()) >= 126, "no more of the range is given away than that"
+        assert int(pairs.min()) >= 126, "the range is smaller than necessary"
 
 
-def test_without_vnni_a_larger_pair_would_overflow() -> None:
-    """Why there is a bound: sums of products of two bytes in sixteen bits."""
+def test_overflow_limit_is_tight() -> None:
+    """With a pair that sums to 129, two products no longer fit in 16 bits."""
     assert 255 * (64 + 64) < 2**15 <= 255 * (64 + 65)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_largest_weight_is_exact(name: str, backend: str) -> None:
-    """To some rounding of floats: not half a step lower, as with one more step below zero than above."""
+def test_largest_weight_is_exact(name: str, backend: str) -> None:
+    """A range of 127 steps on both sides of zero avoids the half step that [-128, 127] takes off the largest weight."""
     build, shape = LAYERS[name]
     model = quantized.quantizable(build().eval())
     for parameter in model.parameters():
-        with torch.no_grad():  # the largest of each channel is positive, and twice the second
+        with torch.no_grad():  # makes the largest weight of each channel positive and twice the second
             rows = parameter.flatten(1) if parameter.dim() > 1 else None
             if rows is not None:
                 rows[:, 0] = 2 * rows.abs().amax(1) + 0.1
@@ -92,53 +91,53 @@ def test_the_largest_weight_is_exact(name: str, backend: str) -> None:
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
     }
     converted = quantized.quantize(model, [torch.randn(shape)], backend=backend)
-    found = list(weights(converted).values())
-    assert len(found) == len(floats)
-    for weight, exact in zip(found, floats.values(), strict=True):
+    int8_weights = list(weights(converted).values())
+    assert len(int8_weights) == len(floats)
+    for weight, exact in zip(int8_weights, floats.values(), strict=True):
         assert int(weight.q_per_channel_zero_points().abs().max()) == 0
         steps = weight.q_per_channel_scales().float()
         error = (weight.dequantize() - exact).flatten(1)[:, 0] / steps
         if backend == "x86" and exact[0].numel() > 1:
-            # The range ends at the sum of the two largest, so it is exact only by chance; it is rounded all the same.
+            # The sum of the two largest weights sets the range, so the largest is rounded like any other.
             assert float(error.abs().max()) <= 0.5 + 1e-3
         else:
             assert float(error.abs().max()) < 1e-2
             assert int(weight.int_repr().max()) == 127
 
 
-def by_torch(conv: nn.Conv2d, x: Tensor, backend: str) -> nn.Module:
-    """The same convolution by torch's own flow, with the weight observer of its default configuration."""
+def torch_int8(conv: nn.Conv2d, x: Tensor, backend: str) -> nn.Module:
+    """Quantize the convolution with torch's own workflow and the weight observer of its default configuration."""
     observer = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
     model = torch.ao.quantization.QuantWrapper(copy.deepcopy(conv)).eval()
     model.qconfig = QConfig(HistogramObserver.with_args(reduce_range=False), observer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = prepare_by_torch(model)
+        prepared = torch_prepare(model)
         prepared(x)
-        converted = convert_by_torch(prepared)
+        converted = torch_convert(prepared)
     assert isinstance(converted.module, TorchConv2d)
     return converted
 
 
 def test_largest_weights_are_not_shifted() -> None:
-    """They are the end of their range, and stay; torch's default takes each a step's half towards zero."""
+    """Each largest weight is the end of its range; torch's default moves it half a step towards zero."""
     conv, x = nn.Conv2d(8, 512, 1, bias=False), torch.rand(4, 8, 6, 6)
     with torch.no_grad():
         conv.weight[:, 0] = conv.weight[:, 0].abs() + 0.5
-    ours = quantized.quantize(conv.eval(), [x], backend="onednn").model.weight().dequantize()
-    torch.testing.assert_close(ours[:, 0], conv.weight[:, 0].detach(), rtol=1e-6, atol=0)
+    own = quantized.quantize(conv.eval(), [x], backend="onednn").model.weight().dequantize()
+    torch.testing.assert_close(own[:, 0], conv.weight[:, 0].detach(), rtol=1e-6, atol=0)
 
     torch.backends.quantized.engine, engine = "onednn", torch.backends.quantized.engine
     try:
-        theirs = by_torch(conv, x, "onednn").module.weight().dequantize()
+        reference = torch_int8(conv, x, "onednn").module.weight().dequantize()
     finally:
         torch.backends.quantized.engine = engine
     step = conv.weight[:, 0].detach() / 127.5
-    torch.testing.assert_close(theirs[:, 0], conv.weight[:, 0].detach() - step / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(reference[:, 0], conv.weight[:, 0].detach() - step / 2, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["conv2d", "linear", "sum"])
-def test_weights_that_overflow_are_not_loaded(name: str) -> None:
+def test_loading_overflowing_weights_raises(name: str) -> None:
     build, shape = LAYERS[name]
     x = torch.randn(shape)
     model = quantized.quantize(build().eval(), [x])
@@ -155,7 +154,7 @@ def test_weights_that_overflow_are_not_loaded(name: str) -> None:
     state[key] = bad if isinstance(state[key], Tensor) else (bad, state[key][1])
     with pytest.raises(ValueError, match=r"has weights made for another backend, whose products overflow on x86"):
         model.load_state_dict(state)
-    assert torch.equal(model(x), expected), "nothing was loaded"
+    assert torch.equal(model(x), expected), "the failed load changed the model"
     pair[:, -1] = -64
     good = torch._make_per_channel_quantized_tensor(pair.view_as(weight), scales, zeros, 0)
     state[key] = good if isinstance(state[key], Tensor) else (good, state[key][1])

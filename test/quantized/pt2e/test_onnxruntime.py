@@ -1,4 +1,4 @@
-"""PT2E for onnxruntime: what its kernels take and give is int8, sums and products included."""
+"""PT2E for onnxruntime: inputs and outputs of its kernels are int8, sums and products included."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torchvision_layers.testing._checks._quantization import decibels
 
 
 def network() -> nn.Module:
-    """Every kind of sum and product of the layers, and all that int8 has kernels for in between."""
+    """Every kind of sum and product in the layers, and the other operations that have int8 kernels."""
     return nn.Sequential(
         tnn.ConvNormAct(3, 8),
         nn.MaxPool2d(2),
@@ -44,48 +44,53 @@ def test_int8_is_close_to_float(calibrated: tuple[nn.Module, nn.Module, Tensor])
     assert decibels(model(x), int8(x)) > 28
 
 
-def test_kernels_of_onnxruntime(calibrated: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path) -> None:
-    """What onnxruntime makes of the file when it loads it: no convolution, sum or product is left in float."""
+def test_onnxruntime_runs_int8_kernels(calibrated: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path) -> None:
+    """The graph that onnxruntime optimizes on loading has no convolution, sum or product in float."""
     path = tmp_path / "model.onnx"
     deploy.export(calibrated[1], images(2), path, format="onnx-qdq")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.log_severity_level = 3  # it says that the optimized file is for this machine
+    options.log_severity_level = 3  # no warning that the optimized file fits this machine only
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    op_types = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
 
     convolutions = sum(isinstance(module, nn.Conv2d) for module in calibrated[0].modules())
-    assert kinds.count("QLinearConv") == convolutions
-    assert kinds.count("QLinearAdd") == 3
-    assert kinds.count("QLinearMul") == 1
-    assert not {"Conv", "FusedConv", "Relu", "Clip"} & set(kinds)
+    assert op_types.count("QLinearConv") == convolutions
+    assert op_types.count("QLinearAdd") == 3
+    assert op_types.count("QLinearMul") == 1
+    assert not {"Conv", "FusedConv", "Relu", "Clip"} & set(op_types)
 
 
-def test_for_inductor_sums_stay_in_its_convolutions() -> None:
-    """For x86 the same network rounds less often, as its kernels add in float."""
-    x, counts = images(), []
-    for backend in ("x86", "onnxruntime"):
-        graph = quantized.quantize(network(), [x], engine="pt2e", backend=backend).body.graph
-        counts.append(sum(is_quantize(node) for node in graph.nodes))
+def test_x86_quantizes_fewer_tensors(calibrated: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    """Inductor's convolutions for x86 add in float, so their sums are not quantized separately."""
+    model, for_onnxruntime, x = calibrated
+    for_x86 = quantized.quantize(model, [x], engine="pt2e", backend="x86")
+    counts = [sum(is_quantize(node) for node in int8.body.graph.nodes) for int8 in (for_x86, for_onnxruntime)]
     assert 0 < counts[0] < counts[1]
 
 
-def test_the_output_of_the_model_is_not_rounded(calibrated: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_model_output_is_not_quantized(calibrated: tuple[nn.Module, nn.Module, Tensor]) -> None:
     last = next(node for node in calibrated[1].body.graph.nodes if node.op == "output").args[0][0]
     assert "linear" in str(last.target)
 
 
-def test_report(calibrated: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_only_pooling_runs_in_float(calibrated: tuple[nn.Module, nn.Module, Tensor]) -> None:
     rows = {row.path: row for row in quantized.report(calibrated[1]).rows}
     in_float = [path for path, row in rows.items() if row.runs_in == "float"]
-    assert in_float == ["2.se.avgpool"]  # a sum and a division
+    assert in_float == ["2.se.avgpool"]  # computed as a sum and a division
     assert rows["2.act"].why == "fused into 2"
 
 
-def test_training() -> None:
-    torch.manual_seed(0)
+def test_trained_model_is_close_to_fake_quantized() -> None:
     x = images()
-    prepared = quantized.prepare_qat(network(), x, engine="pt2e", backend="onnxruntime")
+    network = nn.Sequential(
+        tnn.ConvNormAct(3, 8),
+        tnn.BasicBlock(8, 8, se_layer=tnn.SqueezeExcitation),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    prepared = quantized.prepare_qat(network, x, engine="pt2e", backend="onnxruntime")
     optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-2)
     for _ in range(2):
         prepared(x).square().mean().backward()

@@ -1,4 +1,4 @@
-"""Quantization-aware training on exported graphs: what is computed, saved, frozen and converted."""
+"""Quantization-aware training on exported graphs: results, states, freezing, conversion, and errors."""
 
 import copy
 import io
@@ -12,40 +12,50 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as staged
+from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
 from torchvision_layers.testing._checks._quantization import decibels
 
-from ._support import Reads, batches, calls, sgd, small_model, step, with_statistics, without_quantization
+from ._support import (
+    FunctionModule,
+    batches,
+    call_nodes,
+    sgd,
+    small_model,
+    tiny_model,
+    train_step,
+    with_running_stats,
+    without_quantization,
+)
 
 
 def prepared(model: nn.Module, example: Tensor) -> QuantizableGraph:
     return workflow.prepare_qat(model, example, "x86", False)
 
 
-unusual2d = partial(nn.BatchNorm2d, eps=0.1, momentum=0.3)
-unusual3d = partial(nn.BatchNorm3d, eps=0.1, momentum=0.3)
-unusual1d = partial(nn.BatchNorm1d, eps=0.1, momentum=0.3)
+norm2d = partial(nn.BatchNorm2d, eps=0.1, momentum=0.3)
+norm3d = partial(nn.BatchNorm3d, eps=0.1, momentum=0.3)
+norm1d = partial(nn.BatchNorm1d, eps=0.1, momentum=0.3)
 
 LAYERS = {
-    "conv1d": (lambda: tnn.Conv1dNormAct(4, 6, norm_layer=unusual1d, bias=True), (8, 4, 9)),
-    "conv2d": (lambda: tnn.ConvNormAct(4, 6, norm_layer=unusual2d), (8, 4, 9, 8)),
-    "conv2d with bias": (lambda: tnn.ConvNormAct(4, 6, norm_layer=unusual2d, bias=True), (8, 4, 9, 8)),
-    "conv3d": (lambda: tnn.Conv3dNormAct(4, 6, norm_layer=unusual3d), (8, 4, 5, 6, 7)),
-    "linear": (lambda: tnn.LinearDropoutAct(8, 6, dropout=0.4, norm_layer=unusual1d), (64, 8)),
-    "lone norm": (lambda: nn.Sequential(unusual2d(4), nn.Conv2d(4, 6, 3)), (8, 4, 9, 8)),
-    "residual": (lambda: tnn.BasicBlock(8, 8, norm_layer=unusual2d, stochastic_depth=0.4), (8, 8, 9, 8)),
-    "mobile": (lambda: tnn.InvertedResidual(8, 8, 1, 2, norm_layer=unusual2d), (8, 8, 9, 8)),
+    "conv1d": (lambda: tnn.Conv1dNormAct(4, 6, norm_layer=norm1d, bias=True), (8, 4, 9)),
+    "conv2d": (lambda: tnn.ConvNormAct(4, 6, norm_layer=norm2d), (8, 4, 9, 8)),
+    "conv2d with bias": (lambda: tnn.ConvNormAct(4, 6, norm_layer=norm2d, bias=True), (8, 4, 9, 8)),
+    "conv3d": (lambda: tnn.Conv3dNormAct(4, 6, norm_layer=norm3d), (8, 4, 5, 6, 7)),
+    "linear": (lambda: tnn.LinearDropoutAct(8, 6, dropout=0.4, norm_layer=norm1d), (64, 8)),
+    "unfoldable norm": (lambda: nn.Sequential(norm2d(4), nn.Conv2d(4, 6, 3)), (8, 4, 9, 8)),
+    "residual": (lambda: tnn.BasicBlock(8, 8, norm_layer=norm2d, stochastic_depth=0.4), (8, 8, 9, 8)),
+    "mobile": (lambda: tnn.InvertedResidual(8, 8, 1, 2, norm_layer=norm2d), (8, 8, 9, 8)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_quantization_it_is_the_float_model(name: str) -> None:
-    """In training, in eval and in training again: values, gradients, statistics, random numbers."""
+def test_unquantized_graph_matches_float_model(name: str) -> None:
+    """Values, gradients, running statistics and random numbers agree in train, eval and train mode again."""
     build, shape = LAYERS[name]
-    model, x = with_statistics(build()).train(), torch.randn(shape)
+    model, x = with_running_stats(build()).train(), torch.randn(shape)
     graph = without_quantization(prepared(model, x))
     for mode in (True, False, True):
         model.train(mode)
@@ -65,61 +75,61 @@ def test_without_quantization_it_is_the_float_model(name: str) -> None:
             torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_norm_that_starts_at_zero_trains() -> None:
+def test_zero_initialized_norm_trains() -> None:
     model, x = tnn.ConvNormAct(4, 6), torch.randn(8, 4, 9, 8)
     nn.init.zeros_(model[1].weight)
     graph = prepared(model, x)
     for i in range(3):
-        assert step(graph, x, sgd(graph), i) >= 0
+        assert train_step(graph, x, sgd(graph), i) >= 0
     assert all(bool(value.isfinite().all()) for value in graph.state_dict().values())
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_int8_computes_what_was_trained(name: str) -> None:
+def test_int8_matches_trained_graph(name: str) -> None:
     build, shape = LAYERS[name]
-    graph, x = prepared(with_statistics(build()), torch.randn(shape)), torch.randn(shape)
+    graph, x = prepared(with_running_stats(build()), torch.randn(shape)), torch.randn(shape)
     optimizer = sgd(graph)
     for i in range(3):
-        step(graph, x, optimizer, i)
+        train_step(graph, x, optimizer, i)
     workflow.freeze(graph)
     expected = graph.eval()(x)
     converted = workflow.convert(graph)
     assert decibels(expected, converted(x)) >= 60
-    assert not calls(converted, "batch_norm")
-    assert len(calls(converted, "native_batch_norm")) == (name == "lone norm")
+    assert not call_nodes(converted, "batch_norm")
+    assert len(call_nodes(converted, "native_batch_norm")) == (name == "unfoldable norm")
     assert not any("activation_post_process" in key for key in converted.state_dict())
-    assert torch.equal(graph(x), expected), "converting works on a copy"
+    assert torch.equal(graph(x), expected), "convert changed the prepared graph"
 
 
-def test_weights_of_one_sign_keep_their_zero() -> None:
-    """torch's fused kernel trains a channel of such weights with another zero point than int8 has."""
+def test_weights_of_one_sign_keep_zero_point() -> None:
+    """torch's fused kernel trains such channels with a zero point that differs from the one of int8."""
     model, x = nn.Conv2d(3, 4, 3), torch.randn(8, 3, 9, 8)
     nn.init.uniform_(model.weight, -1, -0.5)
     graph = prepared(model, x)
-    step(graph, x, sgd(graph))
+    train_step(graph, x, sgd(graph))
     workflow.freeze(graph)
     assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60
 
 
-def test_training_resumes_from_its_state() -> None:
+def test_training_resumes_from_state_dict() -> None:
     inputs = batches()
-    first, second = prepared(small_model(), inputs[0]), prepared(small_model(), 3 * inputs[1][:1])
+    first, second = prepared(tiny_model(), inputs[0]), prepared(tiny_model(), 3 * inputs[1][:1])
     optimizers = [sgd(first), sgd(second)]
     for i in range(2):
-        step(first, inputs[i], optimizers[0], i)
+        train_step(first, inputs[i], optimizers[0], i)
     file = io.BytesIO()
     torch.save([first.state_dict(), optimizers[0].state_dict()], file)
     file.seek(0)
     for target, state in zip((second, optimizers[1]), torch.load(file, weights_only=True), strict=True):
         target.load_state_dict(state)
     losses = [
-        [step(m, inputs[i % 2], o, i) for i in range(3)] for m, o in zip((first, second), optimizers, strict=True)
+        [train_step(m, inputs[i % 2], o, i) for i in range(3)] for m, o in zip((first, second), optimizers, strict=True)
     ]
     assert losses[0] == losses[1]
     assert torch.equal(workflow.convert(first)(inputs[0]), workflow.convert(second)(inputs[0]))
 
 
-def test_state_has_the_keys_of_the_model() -> None:
+def test_state_dict_has_keys_of_model() -> None:
     model = small_model()
     graph = prepared(model, batches()[0])
     state = graph.state_dict()
@@ -127,10 +137,11 @@ def test_state_has_the_keys_of_the_model() -> None:
     assert {key.removeprefix("body.") for key, _ in graph.named_parameters()} == dict(model.named_parameters()).keys()
 
 
-def test_frozen_for_good() -> None:
+def test_frozen_graph_trains_weights_only() -> None:
+    """Neither a copy nor a change of mode thaws the ranges and statistics."""
     inputs = batches()
-    graph = prepared(small_model(), inputs[0])
-    step(graph, inputs[0], sgd(graph))
+    graph = prepared(tiny_model(), inputs[0])
+    train_step(graph, inputs[0], sgd(graph))
     workflow.freeze(graph)
     for module in (graph, copy.deepcopy(graph)):
         before = copy.deepcopy(module.state_dict())
@@ -139,16 +150,16 @@ def test_frozen_for_good() -> None:
         module(5 * inputs[1])
         changed = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
         assert not changed
-        step(module, inputs[1], sgd(module))
+        train_step(module, inputs[1], sgd(module))
         assert not torch.equal(module.state_dict()["0.0.weight"], before["0.0.weight"])
 
 
-def test_modes() -> None:
+def test_train_and_eval_modes() -> None:
     inputs = batches()
-    graph = prepared(small_model(), inputs[0])
+    graph = prepared(tiny_model(), inputs[0])
     assert graph.training
     assert graph.train() is graph
-    step(graph, inputs[0], sgd(graph))
+    train_step(graph, inputs[0], sgd(graph))
     assert nn.Sequential(graph).eval()[0] is graph
     assert not graph.training
     workflow.freeze(graph)
@@ -168,12 +179,12 @@ class ByMode(nn.Module):
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3), ByMode()), RuntimeError, "eval mode changed the results"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.RReLU()), TypeError, r"1 \(RReLU.*draws random numbers"),
-        (nn.Sequential(staged.WSConv2d(3, 4, 3)), TypeError, r"0 \(WSConv2d.*computes its weight"),
+        (nn.Sequential(enn.WSConv2d(3, 4, 3)), TypeError, r"0 \(WSConv2d.*computes its weight"),
         (nn.Conv2d(3, 4, 3).half(), TypeError, "must be float32"),
-        (Reads(lambda m, x: (x, x)), TypeError, "must return one tensor, it returns a tuple"),
+        (FunctionModule(lambda m, x: (x, x)), TypeError, "must return one tensor, it returns a tuple"),
     ],
 )
-def test_refusals(model: nn.Module, error: type[Exception], message: str) -> None:
+def test_unsupported_model_raises(model: nn.Module, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         prepared(model, torch.randn(2, 3, 8, 8))
 
@@ -187,45 +198,47 @@ def test_refusals(model: nn.Module, error: type[Exception], message: str) -> Non
         (torch.full((2, 3, 8, 8), torch.nan), ValueError, "must be finite"),
     ],
 )
-def test_bad_examples(example: object, error: type[Exception], message: str) -> None:
+def test_invalid_example_raises(example: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         prepare_qat(nn.Conv2d(3, 4, 3), example, engine="pt2e")
 
 
-def test_backends_that_only_calibrate() -> None:
+def test_backend_without_training_raises() -> None:
     with pytest.raises(ValueError, match="backend must be x86 or onnxruntime to train with this engine, got 'xnnpack'"):
         workflow.prepare_qat(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
 
 
-def test_allow_float_holds_until_the_conversion() -> None:
+def test_allow_float_applies_to_conversion() -> None:
     def attend(module: nn.Module, x: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
 
-    model, x = nn.Sequential(Reads(attend, fc=nn.Linear(8, 8)), staged.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
+    model, x = nn.Sequential(FunctionModule(attend, fc=nn.Linear(8, 8)), enn.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
     graph = workflow.prepare_qat(model, x, "x86", True)
-    step(graph, x, sgd(graph))
+    train_step(graph, x, sgd(graph))
     workflow.freeze(graph)
     assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60
 
 
-def test_untrained_is_not_converted() -> None:
+def test_converting_untrained_graph_raises() -> None:
     with pytest.raises(ValueError, match="model must have run on some batches before it is converted"):
         workflow.convert(prepared(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)))
 
 
 @pytest.mark.slow
-def test_close_to_the_plain_flow_of_torchao() -> None:
-    """Which differs in the steps of the weights only, by half a step in 127."""
+def test_close_to_torchao_workflow() -> None:
+    """torchao's own workflow differs only in the scales of the weights, by 0.5 in 127."""
     import torchao.quantization.pt2e.quantize_pt2e as flow
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    model, x = with_statistics(nn.Sequential(tnn.ConvNormAct(3, 8), tnn.BasicBlock(8, 8))), torch.randn(8, 3, 9, 8)
+    model, x = with_running_stats(nn.Sequential(tnn.ConvNormAct(3, 8), tnn.BasicBlock(8, 8))), torch.randn(8, 3, 9, 8)
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
-    plain = flow.prepare_qat_pt2e(torch.export.export(copy.deepcopy(model).train(), (x,)).module(), quantizer)
+    torchao_model = flow.prepare_qat_pt2e(torch.export.export(copy.deepcopy(model).train(), (x,)).module(), quantizer)
     graph = prepared(model, x)
-    ours, theirs = ([step(m, x, sgd(m), i) for i in range(4)] for m in (graph, plain))
-    assert ours == pytest.approx(theirs, rel=0.01)
-    observers = [sum("activation_post_process" in str(n.target) for n in m.graph.nodes) for m in (graph.body, plain)]
+    losses, torchao_losses = ([train_step(m, x, sgd(m), i) for i in range(4)] for m in (graph, torchao_model))
+    assert losses == pytest.approx(torchao_losses, rel=0.01)
+    observers = [
+        sum("activation_post_process" in str(n.target) for n in m.graph.nodes) for m in (graph.body, torchao_model)
+    ]
     assert observers[0] == observers[1]
 
 
@@ -237,13 +250,13 @@ def _train(rank: int, folder: str) -> None:
     parallel = DistributedDataParallel(graph)
     optimizer = sgd(parallel)
     for i in range(3):
-        step(parallel, torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(10 * i + rank)), optimizer)
+        train_step(parallel, torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(10 * i + rank)), optimizer)
     torch.save(graph.state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_training_in_two_processes(tmp_path: Path) -> None:
+def test_two_processes_train_equal_weights(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     weights = [key for key in first if key.endswith(("weight", "bias"))]

@@ -1,4 +1,4 @@
-"""What the graph says of each module, and how much is fused."""
+"""Report of exported graphs: the row of each module, and the operations that are fused."""
 
 import copy
 import dataclasses
@@ -14,7 +14,7 @@ from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.report import graph_rows
 from torchvision_layers.testing._checks._quantization import decibels
 
-from ._support import Reads, batches, calls, int8, small_model, with_statistics
+from ._support import FunctionModule, calibrated, call_nodes, int8, with_running_stats
 
 EXPECTED = [
     ("0.0", "Conv2d", "conv2d", "int8", "has an int8 form"),
@@ -39,65 +39,72 @@ EXPECTED = [
 
 
 def test_rows_after_calibration_and_after_training() -> None:
-    model, inputs = small_model(), batches()
+    model, inputs, graph = calibrated()
     prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
     assert {(row.runs_in, row.why) for row in graph_rows(prepared)} == {("float", "not converted yet")}
     prepared(inputs[0])
-    for graph in (int8(model, inputs), workflow.convert(prepared)):
-        rows = graph_rows(graph)
+    for converted in (graph, workflow.convert(prepared)):
+        rows = graph_rows(converted)
         assert [row.path for row in rows] == [path for path, module in model.named_modules() if not module._modules]
         by_path = {row.path: row for row in rows}
         assert [dataclasses.astuple(by_path[row[0]])[:5] for row in EXPECTED] == EXPECTED
 
 
-def test_what_is_never_called_and_what_stays_float() -> None:
+def test_uncalled_and_float_modules() -> None:
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         return module.norm(torch.relu(module.conv(x)))
 
-    model = Reads(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), spare=nn.Conv2d(3, 3, 1)).eval()
+    model = FunctionModule(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), spare=nn.Conv2d(3, 3, 1)).eval()
     rows = {row.path: row for row in graph_rows(int8(model, [torch.randn(2, 3, 6, 6)]))}
     assert rows["norm"] == ReportRow("norm", "BatchNorm2d", "native_batch_norm", "float", "has no int8 kernel")
     assert rows["spare"] == ReportRow("spare", "Conv2d", "-", "float", "is never called")
 
 
-def test_leaves_without_weights_that_are_never_called() -> None:
-    """Apart from those that do nothing in eval, of which a graph keeps as little."""
+def test_uncalled_modules_without_weights() -> None:
+    """A graph has no trace of modules that do nothing in eval either, but they are not reported as uncalled."""
 
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         return module.depth(module.dropout(module.identity(module.used(module.conv(x)))))
 
-    idle = {"gelu": nn.GELU(), "softmax": nn.Softmax(1), "spare": nn.Conv2d(3, 3, 1), "off": nn.Dropout()}
-    done = {"identity": nn.Identity(), "dropout": nn.Dropout(), "depth": torchvision.ops.StochasticDepth(0.1, "row")}
-    model, x = Reads(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **idle, **done), torch.randn(2, 3, 6, 6)
+    uncalled = {"gelu": nn.GELU(), "softmax": nn.Softmax(1), "spare": nn.Conv2d(3, 3, 1), "off": nn.Dropout()}
+    identities = {
+        "identity": nn.Identity(),
+        "dropout": nn.Dropout(),
+        "depth": torchvision.ops.StochasticDepth(0.1, "row"),
+    }
+    model, x = (
+        FunctionModule(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **uncalled, **identities),
+        torch.randn(2, 3, 6, 6),
+    )
     prepared = workflow.prepare_qat(model, x, "x86", False)
-    for path in idle:
+    for path in uncalled:
         row = next(row for row in graph_rows(prepared) if row.path == path)
         assert (row.after, row.why) == ("-", "is never called")
     prepared(x)
     for graph in (int8(model.eval(), [x]), workflow.convert(prepared), copy.deepcopy(workflow.convert(prepared))):
         rows = {row.path: row for row in graph_rows(graph)}
-        for path in idle:
+        for path in uncalled:
             assert dataclasses.astuple(rows[path])[2:5] == ("-", "float", "is never called")
-        for path in done:
+        for path in identities:
             assert dataclasses.astuple(rows[path])[2:5] == ("identity", "int8", "takes int8 tensors as it is")
         assert rows["used"].why == "fused into conv"
 
 
 def resnet18() -> nn.Module:
-    """Two blocks of two convolutions in each of four stages, of torchvision's width over four."""
-    blocks, width = [], 16
+    """Two blocks of two convolutions in each of four stages, with a quarter of torchvision's channels."""
+    blocks, channels = [], 16
     for stage in range(4):
         for i in range(2):
-            planes = width * 2**stage
+            planes = channels * 2**stage
             stride = 2 if stage > 0 and i == 0 else 1
             blocks.append(tnn.BasicBlock(planes // stride, planes, stride))
     return nn.Sequential(
-        tnn.ConvNormAct(3, width, 7, 2),
+        tnn.ConvNormAct(3, channels, 7, 2),
         nn.MaxPool2d(3, 2, 1),
         *blocks,
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(8 * width, 10),
+        nn.Linear(8 * channels, 10),
     )
 
 
@@ -105,53 +112,59 @@ RESNETS = (resnet18, torchvision.models.resnet18)
 
 
 def assert_sums_are_fused(nodes: list[fx.Node]) -> None:
-    """A convolution runs into each sum as it is, the other term out of int8, and the sum into its ReLU."""
+    """Each sum adds a dequantized tensor to the float output of a convolution and feeds its ReLU directly."""
     for node in nodes:
-        kinds = sorted(str(term.target).partition(".")[0] for term in node.all_input_nodes)
-        assert kinds == ["aten", "quantized_decomposed"]
+        sources = sorted(str(term.target).partition(".")[0] for term in node.all_input_nodes)
+        assert sources == ["aten", "quantized_decomposed"]
         (user,) = node.users
         assert "relu" in str(user.target)
         assert all("quantize" in str(after.target) for after in user.users)
 
 
-@pytest.mark.parametrize("build", RESNETS, ids=["ours", "torchvision"])
-@pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
-def test_each_tensor_of_resnet18_is_quantized_once(build, is_qat: bool) -> None:
+@pytest.mark.parametrize(
+    ("build", "is_qat"),
+    [
+        pytest.param(resnet18, True, id="own-trained"),
+        pytest.param(torchvision.models.resnet18, False, id="torchvision-calibrated"),
+        pytest.param(torchvision.models.resnet18, True, id="torchvision-trained"),
+    ],
+)
+def test_resnet18_tensors_are_quantized_once(build, is_qat: bool) -> None:
     """The count follows from the architecture.
 
     One for the image, one for the stem (its ReLU) and one for the pooling after it. In each of 8 blocks one after the
-    first ReLU and one after the last: what leaves a block goes into the next convolution and the next sum from one int8
-    tensor. In 3 blocks one for the projection, the other term of the sum. Then the pooling and the flattening. Nothing
-    between a convolution and its ReLU or its sum.
+    first ReLU and one after the last: the next convolution and the next sum read one int8 tensor. In 3 blocks one for
+    the downsampling convolution, the other term of the sum. Then the pooling and the flattening. None between a
+    convolution and its ReLU or its sum.
     """
-    model, inputs = with_statistics(build()).eval(), [torch.randn(4, 3, 64, 64) for _ in range(2)]
+    model, inputs = with_running_stats(build()).eval(), [torch.randn(4, 3, 64, 64) for _ in range(2)]
     if is_qat:
         prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
         prepared(inputs[0])
         graph = workflow.convert(prepared)
     else:
         graph = int8(model, inputs)
-        assert decibels(model(inputs[0]), graph(inputs[0])) >= 30  # noise of 21 layers adds up
-    assert len(calls(graph, "quantize_per_tensor")) == 1 + 2 + 8 * 2 + 3 + 2
-    assert len(calls(graph, "dequantize_per_channel")) == 20 + 1
-    assert_sums_are_fused(calls(graph, "add"))
+        assert decibels(model(inputs[0]), graph(inputs[0])) >= 30  # the noise of 21 layers accumulates
+    assert len(call_nodes(graph, "quantize_per_tensor")) == 1 + 2 + 8 * 2 + 3 + 2
+    assert len(call_nodes(graph, "dequantize_per_channel")) == 20 + 1
+    assert_sums_are_fused(call_nodes(graph, "add"))
     assert {row.runs_in for row in graph_rows(graph)} == {"int8"}
 
 
-def test_the_plain_flow_refuses_one_relu_at_many_places() -> None:
+def test_torchao_workflow_fails_on_reused_relu() -> None:
     import torchao.quantization.pt2e.quantize_pt2e as flow
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    plain = [torch.export.export(build().eval(), (torch.randn(2, 3, 64, 64),)).module() for build in RESNETS]
-    flow.prepare_pt2e(plain[0], quantizer)
+    torchao_models = [torch.export.export(build().eval(), (torch.randn(2, 3, 64, 64),)).module() for build in RESNETS]
+    flow.prepare_pt2e(torchao_models[0], quantizer)
     with pytest.raises(ValueError, match="Input partition has more than one output node"):
-        flow.prepare_pt2e(plain[1], quantizer)
+        flow.prepare_pt2e(torchao_models[1], quantizer)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU])
-def test_activations_are_one_unit_with_their_convolution(activation: type[nn.Module]) -> None:
+def test_activations_are_fused_into_convolutions(activation: type[nn.Module]) -> None:
     model = nn.Sequential(*[tnn.ConvNormAct(4, 4, activation_layer=activation) for _ in range(2)]).eval()
     graph = int8(model, [torch.randn(4, 4, 8, 8)])
-    assert len(calls(graph, "quantize_per_tensor")) == 2, "before each convolution, nowhere else"
+    assert len(call_nodes(graph, "quantize_per_tensor")) == 2, "one before each convolution, no other"
     assert [row.why for row in graph_rows(graph) if row.path.endswith(".2")] == ["fused into 0.0", "fused into 1.0"]

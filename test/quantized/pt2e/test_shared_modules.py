@@ -1,4 +1,4 @@
-"""Layers and batch norms that a forward calls at several places."""
+"""Layers and batch norms that a forward calls several times."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize
 from torchvision_layers.testing._checks._quantization import decibels
 
-from ._support import Reads, calls, sgd, step, with_statistics, without_quantization
+from ._support import FunctionModule, call_nodes, sgd, train_step, with_running_stats, without_quantization
 
 
 def shared_layer() -> nn.Module:
@@ -20,41 +20,43 @@ def shared_norm() -> nn.Module:
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         return module.norm(module.second(torch.relu(module.norm(module.first(x)))))
 
-    return Reads(forward, first=nn.Conv2d(8, 8, 3), second=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8))
+    return FunctionModule(forward, first=nn.Conv2d(8, 8, 3), second=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8))
 
 
-def shared_thrice() -> nn.Module:
+def norm_called_three_times() -> nn.Module:
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         return module.conv(module.norm(torch.relu(module.norm(torch.relu(module.norm(x))))))
 
-    return Reads(forward, conv=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8))
+    return FunctionModule(forward, conv=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8))
 
 
-SHARED = [shared_layer, shared_norm, shared_thrice]
+SHARED = [shared_layer, shared_norm, norm_called_three_times]
 
 
 @pytest.mark.parametrize("build", SHARED)
-def test_trained(build) -> None:
-    model, x = with_statistics(build()), torch.randn(8, 8, 12, 12)
+def test_int8_matches_trained_graph(build) -> None:
+    model, x = with_running_stats(build()), torch.randn(8, 8, 12, 12)
     graph = prepare_qat(model, x, engine="pt2e")
     for i in range(2):
-        step(graph, x, sgd(graph), i)
+        train_step(graph, x, sgd(graph), i)
     tracked = [key for key in graph.state_dict() if key.endswith("num_batches_tracked")]
-    times = 3 if build is shared_thrice else 2
+    norm_calls = 3 if build is norm_called_three_times else 2
     assert tracked
-    assert {int(graph.state_dict()[key]) for key in tracked} == {2 * times}
+    assert {int(graph.state_dict()[key]) for key in tracked} == {2 * norm_calls}
     freeze(graph)
     for mode in (True, False):
         expected = graph.train(mode)(x)
-        assert {int(graph.state_dict()[key]) for key in tracked} == {2 * times}, "neither frozen nor in eval"
+        assert {int(graph.state_dict()[key]) for key in tracked} == {2 * norm_calls}, (
+            "frozen and eval graphs must not count batches"
+        )
     converted = convert(graph)
     assert decibels(expected, converted(x)) >= 60
     assert not any(key.endswith("num_batches_tracked") for key in converted.state_dict())
 
 
 @pytest.mark.parametrize("build", SHARED)
-def test_without_quantization_it_is_the_float_model(build) -> None:
-    model, x = with_statistics(build()).train(), torch.randn(8, 8, 12, 12)
+def test_unquantized_graph_matches_float_model(build) -> None:
+    model, x = with_running_stats(build()).train(), torch.randn(8, 8, 12, 12)
     graph = without_quantization(prepare_qat(model, x, engine="pt2e"))
     for mode in (True, False, True):
         torch.testing.assert_close(graph.train(mode)(x), model.train(mode)(x), rtol=1e-4, atol=1e-4)
@@ -64,8 +66,8 @@ def test_without_quantization_it_is_the_float_model(build) -> None:
 
 
 @pytest.mark.parametrize("build", SHARED)
-def test_calibrated(build) -> None:
-    model, x = with_statistics(build()).eval(), torch.randn(8, 8, 12, 12)
+def test_int8_is_close_to_float(build) -> None:
+    model, x = with_running_stats(build()).eval(), torch.randn(8, 8, 12, 12)
     graph = quantize(model, [x], engine="pt2e")
     assert decibels(model(x), graph(x)) >= 35
-    assert calls(graph, "dequantize_per_channel")
+    assert call_nodes(graph, "dequantize_per_channel")

@@ -1,6 +1,7 @@
-"""State dicts of graphs and of quantizable models: keys that could collide, what freezing makes of them."""
+"""State dicts of graphs and quantizable models: keys that could collide, freezing, and saving."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -23,7 +24,7 @@ class Backbone(nn.Module):
 
 
 class Whole(nn.Module):
-    """``name`` and ``name.head`` are a backbone and its head, and ``head`` is another one."""
+    """Has a backbone ``name`` with a child ``head``, and a ``head`` of its own."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Whole(nn.Module):
         return self.head(self.get_submodule(self.name)(x))
 
 
-def made(engine: str, name: str) -> nn.Module:
+def build(engine: str, name: str) -> nn.Module:
     if engine == "quantizable":
         return quantizable(Whole(name))
     if engine == "trained":
@@ -43,11 +44,16 @@ def made(engine: str, name: str) -> nn.Module:
     return quantize(Whole(name), [X], engine="pt2e")
 
 
+@functools.cache
+def build_pair(engine: str, name: str) -> tuple[nn.Module, nn.Module]:
+    return build(engine, name), build(engine, name)
+
+
 @pytest.mark.parametrize("name", ["model", "body"])
 @pytest.mark.parametrize("engine", ["quantizable", "trained", "int8"])
 @pytest.mark.parametrize("prefix", ["", "model.", "body."])
-def test_keys_that_begin_with_the_name_of_the_wrapped_model(engine: str, name: str, prefix: str) -> None:
-    first, second = made(engine, name), made(engine, name)
+def test_keys_starting_with_wrapper_attributes(engine: str, name: str, prefix: str) -> None:
+    first, second = copy.deepcopy(build_pair(engine, name))
     if engine == "trained":
         first(X)
     outer = [nn.ModuleDict({prefix[:-1]: module}) if prefix else module for module in (first, second)]
@@ -63,7 +69,7 @@ def test_keys_that_begin_with_the_name_of_the_wrapped_model(engine: str, name: s
     assert torch.equal(first(X), second(X))
 
 
-def test_keys_keep_their_order() -> None:
+def test_keys_keep_order() -> None:
     model = Whole("model")
     assert list(quantizable(model).state_dict()) == list(model.state_dict())
     assert list(nn.Sequential(quantizable(model), nn.Linear(1, 1)).state_dict()) == [
@@ -74,7 +80,7 @@ def test_keys_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_what_is_frozen_stays_so_whatever_is_loaded(outside: bool) -> None:
+def test_loading_keeps_graph_frozen(outside: bool) -> None:
     graph = prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), X, engine="pt2e")
     graph(X)
     outer = nn.ModuleDict({"graph": graph}) if outside else graph
@@ -91,9 +97,11 @@ def test_what_is_frozen_stays_so_whatever_is_loaded(outside: bool) -> None:
         assert not any(bool(value) for key, value in after.items() if key.endswith("observer_enabled"))
 
 
-def test_frozen_before_any_batch() -> None:
+def test_freezing_needs_a_batch_or_state() -> None:
     graph = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")
-    with pytest.raises(ValueError, match="model must have run on batches, or have loaded a state, before its ranges are frozen"):
+    with pytest.raises(
+        ValueError, match="model must have run on batches, or have loaded a state, before its ranges are frozen"
+    ):
         freeze(graph)
     assert not graph.is_frozen
     other = prepare_qat(nn.Conv2d(3, 4, 3), X, engine="pt2e")
@@ -104,8 +112,8 @@ def test_frozen_before_any_batch() -> None:
 
 
 @pytest.mark.parametrize("engine", ["trained", "int8"])
-def test_pickling_names_the_ways_out(engine: str) -> None:
-    graph = made(engine, "model")
+def test_pickling_raises_and_copying_works(engine: str) -> None:
+    graph = build(engine, "model")
     for save in (pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
         for module in (graph, nn.Sequential(graph)):
             with pytest.raises(TypeError, match=r"cannot be pickled; give its state_dict\(\) to torch.save.*export"):
@@ -119,8 +127,8 @@ def test_pickling_names_the_ways_out(engine: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_saved_as_an_exported_program() -> None:
-    graph, file = made("int8", "model"), io.BytesIO()
+def test_exported_program_is_saved_and_loaded() -> None:
+    graph, file = build("int8", "model"), io.BytesIO()
     torch.export.save(torch.export.export(graph, (X,)), file)
     file.seek(0)
     assert torch.equal(torch.export.load(file).module()(X), graph(X))

@@ -6,7 +6,7 @@ import torch
 import torchvision.ops
 from torch import Tensor, nn
 
-from ..._utils.scaling import PROJECTIONS, out_channels
+from ..._utils.scaling import CONV_AND_LINEAR, out_channels
 from ...layers.conv import ConvNormAct
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.layer_norm import LayerScale
@@ -55,7 +55,7 @@ def is_identity(module: nn.Module) -> bool:
 
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module is a convolution, a transposed convolution or a linear layer."""
-    return float_class_of(module) in (*PROJECTIONS, PositionalConv2d)
+    return float_class_of(module) in (*CONV_AND_LINEAR, PositionalConv2d)
 
 
 def runs_in_order(module: nn.Module) -> bool:

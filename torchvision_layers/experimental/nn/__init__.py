@@ -1,4 +1,4 @@
-"""The door to the staged layers: ``from torchvision_layers.experimental import nn as enn``."""
+"""Experimental layers: ``from torchvision_layers.experimental import nn as enn``."""
 
 from torch.nn import Flatten, Mish
 from torch.nn import SiLU as Swish

@@ -1,4 +1,4 @@
-"""A convolution that checks its arguments, for the layers that change its weight."""
+"""A convolution that checks its arguments: the base of layers that change its weight."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["CheckedConv2d"]
 
 
 class CheckedConv2d(nn.Conv2d):
-    """The parameters of ``nn.Conv2d``, whose every bad argument is named; a subclass has the ``forward``."""
+    """``nn.Conv2d`` with an error for every bad argument; subclasses override ``forward``."""
 
     def __init__(
         self,
@@ -42,20 +42,20 @@ class CheckedConv2d(nn.Conv2d):
         check_bool("bias", bias)
         super().__init__(in_channels, out_channels, groups=groups, bias=bias, device=device, dtype=dtype, **sizes)
 
-    def _slide(self, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        """The convolution of ``nn.Conv2d``, with another weight; a border other than zeros keeps the layout too."""
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """Convolves like ``nn.Conv2d`` with another weight, and keeps the memory layout in every padding mode."""
         if self.padding_mode == "zeros":
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
         padded = _in_layout_of(F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), input)
         return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)
 
-    def _plain(self, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
-        """The ``nn.Conv2d`` that slides as this one does, with the given weights."""
+    def _plain_conv(self, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
+        """An ``nn.Conv2d`` of the same kernel size, stride, padding and dilation with the given weights."""
         sizes: dict[str, Any] = {
             name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
         }
         channels, has_bias = weight.shape[1] * groups, bias is not None
-        # On a device where nothing is drawn: the parameters are given.
+        # The meta device draws no random numbers for parameters that are replaced below.
         conv = nn.Conv2d(channels, len(weight), groups=groups, bias=has_bias, device="meta", **sizes)
         conv.train(self.training)
         layout = torch.channels_last if self.weight.stride(1) == 1 else torch.contiguous_format
@@ -64,9 +64,9 @@ class CheckedConv2d(nn.Conv2d):
         return conv
 
 
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+@torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
 def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:
-    """The output, copied unless it is channels_last where the input is, and contiguous where it is not."""
+    """Returns ``output`` in the memory layout of ``input``, channels_last or contiguous, copied if necessary."""
     if input.stride(1) == 1:
-        return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory format
+        return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap does not support memory_format
     return output.contiguous()

@@ -1,4 +1,4 @@
-"""Convolution that also sees where it is."""
+"""Convolution with coordinate channels."""
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +11,36 @@ __all__ = ["CoordConv2d"]
 
 
 class CoordConv2d(CheckedConv2d):
-    r"""Convolution over the input and channels that hold the coordinates of each pixel: :math:`y = W * [x, i, j]`.
+    r"""Convolution over the input and the coordinates of each pixel: :math:`y = W * [x, i, j]`.
 
     From `An intriguing failing of convolutional neural networks and the CoordConv solution
     <https://arxiv.org/abs/1807.03247>`_ (section 3, figure 3): :math:`i` runs over the rows and :math:`j` over the
-    columns, both from -1 to 1; one row or column alone is at 0. With :math:`r = \sqrt{i^2 + j^2}`, the distance from
-    the centre, as a third where asked for. In a grouped convolution every group sees the coordinates.
+    columns, both from -1 to 1; a single row or column is at 0. ``with_r`` adds the distance from the centre,
+    :math:`r = \sqrt{i^2 + j^2}`. In a grouped convolution, every group sees all coordinates.
 
-    The channels of ``weight`` are those of the input followed by those of :math:`i, j` (and :math:`r`). They are never
-    concatenated: the coordinates are the same for all images, so their part is computed once and added.
+    The input channels of ``weight`` are those of the input followed by :math:`i, j` (and :math:`r`). The coordinates
+    are not concatenated to the input: they are the same for all images, so their part of the convolution is computed
+    once per batch and added.
 
     Args:
         in_channels: channels of the input, without the coordinates.
         out_channels: channels of the output.
-        kernel_size: side of the kernel, or (height, width).
-        stride: step of the kernel. Default: ``1``.
-        padding: width of the border on each side, or ``"same"`` or ``"valid"``; coordinates are padded as the input is.
+        kernel_size: size of the kernel, an int or (height, width).
+        stride: stride of the convolution. Default: ``1``.
+        padding: padding on each side, or ``"same"`` or ``"valid"``; coordinates are padded like the input.
             Default: ``0``.
-        dilation: space between the elements of the kernel. Default: ``1``.
-        groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
-        bias: learned shift of each output channel. Default: ``True``.
-        padding_mode: what the border holds, as in ``nn.Conv2d``. Default: ``"zeros"``.
-        with_r: whether there is a channel of :math:`r`. Default: ``False``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        dilation: spacing between kernel elements. Default: ``1``.
+        groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
+        bias: whether each output channel has a learned bias. Default: ``True``.
+        padding_mode: as in ``nn.Conv2d``. Default: ``"zeros"``.
+        with_r: whether :math:`r` is one of the coordinates. Default: ``False``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, or an input of
-    another rank or width, or without pixels.
+    Errors: ``TypeError`` for an argument of the wrong type; ``ValueError`` for a number out of range, or an input with
+    another number of dimensions or channels, or without pixels.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``; ``weight`` is
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as for ``nn.Conv2d``; ``weight`` is
     :math:`(C_{out}, C_{in} / groups + 2, k_h, k_w)`, or ``+ 3`` with :math:`r`.
 
     Examples::
@@ -65,17 +66,7 @@ class CoordConv2d(CheckedConv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self.with_r = check_bool("with_r", with_r)
         channels = in_channels // groups + (3 if with_r else 2)
@@ -85,15 +76,15 @@ class CoordConv2d(CheckedConv2d):
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)
         channels = self.in_channels // self.groups
-        shift = self._slide(coordinates(input, self.with_r), self.weight[:, channels:], None, 1)
-        return self._slide(input, self.weight[:, :channels], self.bias, self.groups).add_(shift)
+        shift = self._convolve(coordinates(input, self.with_r), self.weight[:, channels:], None, 1)
+        return self._convolve(input, self.weight[:, :channels], self.bias, self.groups).add_(shift)
 
     def folded(self) -> nn.Module:
-        """A plain convolution, and a map of the coordinates that is kept for each size of image."""
+        """A plain convolution plus the convolution of the coordinates, which is cached per image size."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         channels = self.in_channels // self.groups
-        conv = self._plain(weight[:, :channels], bias, self.groups)
-        return PositionalConv2d(conv, PositionMap(self._plain(weight[:, channels:], None, 1), self.with_r))
+        conv = self._plain_conv(weight[:, :channels], bias, self.groups)
+        return PositionalConv2d(conv, PositionMap(self._plain_conv(weight[:, channels:], None, 1), self.with_r))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, with_r={self.with_r}"

@@ -1,4 +1,4 @@
-"""Layer normalization of whole images or channels, by the native kernel of group normalization."""
+"""Layer normalization of whole images or single channels, by torch's kernel for group normalization."""
 
 from collections.abc import Sequence
 
@@ -11,32 +11,32 @@ from ..._utils.checks import check_dtype, check_eps, check_floating, check_input
 __all__ = ["CLayerNorm", "PFLayerNorm"]
 
 
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+@torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
 def normalize(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Group normalization that stays exact where the mean is large, in both layouts.
+    """Group normalization that stays accurate for large means, in both memory layouts.
 
-    torch's kernel for channels_last on the CPU takes the variance as the difference of two sums, which cancel: of
-    float32 with mean 1e4 and standard deviation 4 nothing is left. And for the backward pass all kernels keep the mean
-    in the type of the parameters, in which half precision has too few digits for it.
+    On the CPU, torch's kernel for channels_last computes the variance as the difference of two sums. They cancel: no
+    correct digit is left for float32 values with mean 1e4 and standard deviation 4. All kernels also save the mean for
+    the backward pass in the dtype of the parameters, and half precision has too few digits for it.
     """
-    kept = input.dtype if weight is None else weight.dtype
-    keeps_digits = not input.requires_grad or (kept != torch.float16 and kept != torch.bfloat16)
-    if keeps_digits and input.stride(1) != 1:
+    saved_dtype = input.dtype if weight is None else weight.dtype
+    is_accurate = not input.requires_grad or (saved_dtype != torch.float16 and saved_dtype != torch.bfloat16)
+    if is_accurate and input.stride(1) != 1:
         return torch.group_norm(input, groups, weight, bias, eps)
-    if keeps_digits and groups == 1 and weight is None:  # in any order, and the memory of an image is contiguous
+    if is_accurate and groups == 1 and weight is None:  # order is irrelevant, and each image is contiguous in memory
         pixels = input.permute(0, 2, 3, 1)
         flat = torch.group_norm(pixels.flatten(1).unsqueeze(1), 1, eps=eps)
         return flat.view(pixels.shape).permute(0, 3, 1, 2)
-    if keeps_digits and groups > 1 and input.requires_grad:  # the backward of that kernel takes longer than two copies
+    if is_accurate and groups > 1 and input.requires_grad:  # two copies are faster than that kernel's backward pass
         output = torch.group_norm(input.contiguous(), groups, weight, bias, eps)
         return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     dims = [1, 2, 3] if groups == 1 else [2, 3]
     wide = input
-    if input.dtype == torch.float16 or input.dtype == torch.bfloat16:  # whose differences may be beyond its range
+    if input.dtype == torch.float16 or input.dtype == torch.bfloat16:  # differences could overflow half precision
         wide = input.float()
         weight = weight.float() if weight is not None else None
         bias = bias.float() if bias is not None else None
-    # A shift changes nothing in the result, so no gradient either.
+    # The result does not depend on the shift, so it needs no gradient.
     shifted = wide - wide.detach().mean(dims, keepdim=True)
     return torch.group_norm(shifted, groups, weight, bias, eps).to(input.dtype)
 
@@ -44,18 +44,18 @@ def normalize(input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | 
 class PFLayerNorm(nn.Module):
     r"""Layer normalization without parameters: :math:`y = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`.
 
-    :math:`\mu` and the biased :math:`\sigma^2` are taken of each image, as in `Layer Normalization
-    <https://arxiv.org/abs/1607.06450>`_ (eq. 3), or of each of its channels, as in `Instance Normalization
+    Mean :math:`\mu` and biased variance :math:`\sigma^2` are computed over each image, as in `Layer Normalization
+    <https://arxiv.org/abs/1607.06450>`_ (eq. 3), or over each channel of each image, as in `Instance Normalization
     <https://arxiv.org/abs/1607.08022>`_ (eq. 2).
 
     Args:
-        dims: ``(1, 2, 3)`` for each image, ``(2, 3)`` for each channel of it. Default: ``(1, 2, 3)``.
-        eps: added to the variance, not negative. Default: ``1e-5``.
-        device: taken as everywhere; there is nothing to place.
-        dtype: taken as everywhere; there is nothing to type.
+        dims: ``(1, 2, 3)`` to normalize each image, ``(2, 3)`` each of its channels. Default: ``(1, 2, 3)``.
+        eps: added to the variance; not negative. Default: ``1e-5``.
+        device: accepted for a uniform signature; the layer has no parameters.
+        dtype: accepted for a uniform signature; the layer has no parameters.
 
-    Errors: ``ValueError`` for other ``dims``, an ``eps`` that is negative or not finite, an input of another rank or
-    with less than two values to normalize; ``TypeError`` for an input that is not of a floating-point type.
+    Errors: ``ValueError`` for other ``dims``, an ``eps`` that is negative or not finite, or an input that is not 4-D or
+    has fewer than two values to normalize; ``TypeError`` for an input without a floating-point dtype.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -87,20 +87,20 @@ class PFLayerNorm(nn.Module):
 
 
 class CLayerNorm(nn.Module):
-    r"""Layer normalization with a learned scale and shift of each channel: :math:`y_c = \gamma_c \hat x_c + \beta_c`.
+    r"""Layer normalization with a learned scale and shift per channel: :math:`y_c = \gamma_c \hat x_c + \beta_c`.
 
-    :math:`\hat x` is what :class:`PFLayerNorm` gives; with ``dims=(1, 2, 3)`` this is `Group Normalization
-    <https://arxiv.org/abs/1803.08494>`_ (eq. 1 and 6) of a single group.
+    :math:`\hat x` is the output of :class:`PFLayerNorm`. With ``dims=(1, 2, 3)`` this is `Group Normalization
+    <https://arxiv.org/abs/1803.08494>`_ (eq. 1 and 6) with a single group.
 
     Args:
         channels: channels :math:`C` of the input.
-        dims: ``(1, 2, 3)`` for each image, ``(2, 3)`` for each channel of it. Default: ``(1, 2, 3)``.
-        eps: added to the variance, not negative. Default: ``1e-5``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        dims: ``(1, 2, 3)`` to normalize each image, ``(2, 3)`` each of its channels. Default: ``(1, 2, 3)``.
+        eps: added to the variance; not negative. Default: ``1e-5``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: those of :class:`PFLayerNorm`; ``ValueError`` for a width below 1 or an input of another width;
-    ``TypeError`` for an input of another type than the parameters, but for half precision with float32.
+    Errors: as in :class:`PFLayerNorm`; ``ValueError`` for ``channels`` below 1 or an input with another number of
+    channels; ``TypeError`` for an input whose dtype differs from the parameters', except half precision with float32.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -145,7 +145,7 @@ def _check_dims(dims: object) -> tuple[int, ...]:
 
 
 def _check_values(input: Tensor, dims: int) -> None:
-    """Raises unless there are images, with two values or more to normalize: of one, nothing but zero is left."""
+    """Raises unless ``input`` is 4-D with at least two values to normalize: a single one always becomes zero."""
     if not is_tensor(input):
         return
     if input.dim() != 4:

@@ -1,4 +1,4 @@
-"""Channel attention by a ratio instead of a width."""
+"""Channel attention with a reduction ratio instead of squeeze channels."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ __all__ = ["SEBlock"]
 
 
 class SEBlock(SqueezeExcitation):
-    r"""A :class:`SqueezeExcitation` whose width between the projections is that of its input by a ratio.
+    r"""A :class:`SqueezeExcitation` with ``in_channels // ratio`` squeeze channels.
 
     From `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_ (eq. 2 to 4; the reduction ratio
-    :math:`r` of section 3.2), with SiLU in place of ReLU as in EfficientNet. Without ``in_channels`` it reads them
-    from the first batch, as :class:`LazySqueezeExcitation` does, and is an :class:`SEBlock` like any other from then.
-    Checkpoints of :class:`SqueezeExcitation` fit.
+    :math:`r` of section 3.2), with SiLU in place of ReLU as in EfficientNet. Without ``in_channels``, the layer infers
+    them from the first batch, as :class:`LazySqueezeExcitation` does. Loads checkpoints of
+    :class:`SqueezeExcitation`.
 
     Args:
-        in_channels: channels of the input and of the output. Default: ``None``, those of the first batch.
-        ratio: the width between the projections is ``in_channels // ratio``. Default: ``16``.
-        activation: after the first projection. Default: ``nn.SiLU``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        in_channels: channels of the input and of the output. Default: ``None``, inferred from the first batch.
+        ratio: there are ``in_channels // ratio`` channels between the two pointwise convolutions. Default: ``16``.
+        activation: follows the first pointwise convolution. Default: ``nn.SiLU``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: those of :class:`SqueezeExcitation`; ``TypeError`` for a subclass without ``in_channels``, which would lose
-    its class at the first batch; ``ValueError`` where ``ratio`` leaves no channel, which is known at
-    the first batch if ``in_channels`` is not given.
+    Errors: as in :class:`SqueezeExcitation`; ``TypeError`` for a subclass without ``in_channels``, which would lose its
+    class at the first batch; ``ValueError`` if ``ratio`` exceeds ``in_channels``, at the first batch if they are
+    inferred.
 
     Shape: input and output are both :math:`(N, C, H, W)`.
 
@@ -56,9 +56,9 @@ class SEBlock(SqueezeExcitation):
         self.ratio = check_int("ratio", ratio)
         if in_channels is None:
             if type(self) is not SEBlock:
-                raise TypeError(f"in_channels must be given to a subclass of SEBlock, {type(self).__name__} got None")
-            self.__class__ = _LazySEBlock  # as torch's lazy layers change theirs at the first batch
-            # LazySqueezeExcitation comes next in the order of the class that this one is now.
+                raise TypeError(f"in_channels must be an int in a subclass of SEBlock, {type(self).__name__} got None")
+            self.__class__ = _LazySEBlock  # the first batch changes it back, as in torch's lazy layers
+            # LazySqueezeExcitation follows SEBlock in the method resolution order of the new class.
             super().__init__(1, nn.Identity, device=device, dtype=dtype)  # type: ignore[arg-type]
             if activation is not None:
                 self.activation = Builder(device, dtype).module("activation", activation)
@@ -70,20 +70,23 @@ class SEBlock(SqueezeExcitation):
 class _LazySEBlock(SEBlock, LazySqueezeExcitation):
     """An :class:`SEBlock` before its first batch."""
 
-    cls_to_become = SEBlock  # type: ignore[assignment]  # of another signature
+    cls_to_become = SEBlock  # type: ignore[assignment]  # the constructors differ
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Makes the weights for the channels of ``input``."""
+        """Creates the weights for the channels of ``input``."""
         fc1: Any = self.fc1
         squeeze = _squeeze_channels(self._channels_of(input, fc1), self.ratio)
-        if not is_lazy(fc1.weight) and fc1.weight.shape[0] != squeeze:  # a checkpoint came before the batch
-            raise ValueError(f"ratio {self.ratio} gives {squeeze} channels, the weights have {fc1.weight.shape[0]}")
-        Builder().activation("activation", self.activation, squeeze)  # fits, or raises
+        if not is_lazy(fc1.weight) and fc1.weight.shape[0] != squeeze:  # a checkpoint was loaded before the first batch
+            raise ValueError(
+                f"ratio must give the {fc1.weight.shape[0]} squeeze channels of the loaded weights, "
+                f"got {self.ratio}, which gives {squeeze}"
+            )
+        Builder().activation("activation", self.activation, squeeze)  # raises if they do not match
         self.squeeze_channels = fc1.out_channels = squeeze
         super().initialize_parameters(input)
 
 
 def _squeeze_channels(in_channels: int, ratio: int) -> int:
     if in_channels < ratio:
-        raise ValueError(f"ratio must leave at least one channel of in_channels, got {ratio} for {in_channels}")
+        raise ValueError(f"ratio must be at most in_channels={in_channels}, got {ratio}")
     return in_channels // ratio

@@ -1,4 +1,4 @@
-"""Self-attention of each pixel over its neighbours, in the place of a convolution."""
+"""Local self-attention that replaces a convolution."""
 
 import math
 from typing import NamedTuple
@@ -14,23 +14,22 @@ __all__ = ["MultiHeadedSpatialAttention"]
 
 
 class _Axis(NamedTuple):
-    """The window in one dimension of the image, and how blocks of queries lie there."""
+    """The window and the blocks of queries in one dimension of the image."""
 
-    #: Queries of a block, all of which are compared with the keys that any of them sees. Few share too few keys that
-    #: have to be copied for them, many compute too many products that are masked: with windows of 7, 4 was the fastest
-    #: of 4 to 8.
+    #: Queries per block. Each is compared with all keys that any query of the block sees: small blocks copy more keys,
+    #: large blocks compute more products that are masked. With windows of 7, 4 was the fastest of 4 to 8.
     queries: int
     kernel: int
     stride: int
     padding: int
     dilation: int
-    #: Where the first query is, in the image: at the centre of the first window.
+    #: Position of the first query in the image: the centre of the first window.
     first: int
-    #: Only queries that are a multiple of this apart share keys, where there is dilation.
+    #: With dilation, only queries whose distance is a multiple of this share keys.
     phases: int
-    #: How much further, in keys that they share, the window of the next of these queries begins.
+    #: Distance between the windows of consecutive queries of one phase, in keys of that phase.
     step: int
-    #: Keys that a block of such queries sees together.
+    #: Number of keys in the window of a block.
     window: int
 
 
@@ -39,32 +38,33 @@ class MultiHeadedSpatialAttention(nn.Module):
     r_{a-i,b-j}) v_{ab}`.
 
     From `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_ (eq. 2 and 3): :math:`a, b`
-    run over the window of the kernel around pixel :math:`i, j`, as far as it lies inside the image: padding takes no
-    part. Queries, keys and values are 1×1 convolutions of the input, as in the parameter counts of the paper (table
-    1). Each head learns embeddings :math:`r` of its own, the first half of the channels for the offset in rows, the
-    second for that in columns. With the arguments of ``nn.Conv2d``, it stands where a convolution stood.
+    run over the window around pixel :math:`i, j`, without the padding. Queries, keys and values are 1×1 convolutions of
+    the input, as in the parameter counts of the paper (table 1). Each head learns its own embeddings :math:`r`: the
+    first half of the channels encodes the row offset, the second half the column offset. The layer takes the arguments
+    of ``nn.Conv2d``, so it can replace a convolution.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output; each head has an even number of them.
-        kernel_size: side of the window, or (height, width).
-        stride: distance of the queries. Default: ``1``.
-        padding: how far windows reach beyond the image on each side; at most up to their centre,
-            :math:`d \lfloor (k - 1) / 2 \rfloor`, where the query is. Default: ``0``.
-        dilation: space between the elements of the window. Default: ``1``.
-        groups: heads :math:`N`; gives each an even number of ``out_channels``. Default: ``1``.
-        bias: learned shifts of queries, keys and values. Default: ``True``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        kernel_size: size of the window, an int or (height, width).
+        stride: distance between queries. Default: ``1``.
+        padding: how far windows extend beyond the image on each side; at most
+            :math:`d \lfloor (k - 1) / 2 \rfloor`, which puts the query at the border. Default: ``0``.
+        dilation: spacing between elements of the window. Default: ``1``.
+        groups: number of heads; each gets an even number of ``out_channels``. Default: ``1``.
+        bias: whether queries, keys and values have a learned bias. Default: ``True``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, channels that
-    the heads cannot share, or an input of another rank or width, or smaller than the window.
+    Errors: ``TypeError`` for an argument of the wrong type; ``ValueError`` for a number out of range, channels that
+    cannot be divided among the heads, or an input with another number of dimensions or channels or smaller than the
+    window.
 
-    Logits are not scaled, as in the paper. Blocks of 4×4 queries are computed together: infinite or NaN pixels, and
-    overflowing logits, spoil all queries of the blocks whose windows they are in.
+    Logits are not scaled, as in the paper. Blocks of 4×4 queries are computed together, so infinite or NaN pixels and
+    overflowing logits affect all queries of the blocks whose windows contain them.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``. Parameters:
-    :math:`3 C_{in} C_{out} + C_{out} (k_h + k_w) / 2`, and :math:`3 C_{out}` with the bias.
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as for ``nn.Conv2d``. The layer has
+    :math:`3 C_{in} C_{out} + C_{out} (k_h + k_w) / 2` parameters, plus :math:`3 C_{out}` with ``bias``.
 
     Examples::
 
@@ -74,7 +74,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         >>> block = tnn.Bottleneck(64, 64, conv_layer=attention)
     """
 
-    # For torch.jit, which takes a named tuple for a plain one otherwise.
+    # Without the annotations, torch.jit would treat the named tuples as plain tuples.
     vertical: _Axis
     horizontal: _Axis
 
@@ -117,9 +117,9 @@ class MultiHeadedSpatialAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew."""
-        for projection in (self.query, self.key, self.value):
-            projection.reset_parameters()
+        """Initializes all parameters again."""
+        for conv in (self.query, self.key, self.value):
+            conv.reset_parameters()
         for embedding in (self.row_embedding, self.column_embedding):
             nn.init.normal_(embedding, std=self.head_channels**-0.5)
 
@@ -129,8 +129,8 @@ class MultiHeadedSpatialAttention(nn.Module):
         centre = dilation * ((kernel - 1) // 2)
         if padding > centre:
             raise ValueError(
-                f"padding must be at most dilation * ((kernel_size - 1) // 2) = {centre}, which leaves the centre of "
-                f"each window in the image, got {padding}"
+                f"padding must be at most dilation * ((kernel_size - 1) // 2) = {centre}, so that the centre of "
+                f"each window is inside the image, got {padding}"
             )
         common = math.gcd(stride, dilation)
         step = stride // common
@@ -142,9 +142,9 @@ class MultiHeadedSpatialAttention(nn.Module):
         check_input(input, 4, self.in_channels)
         _check_fit(input, 2, self.vertical)
         _check_fit(input, 3, self.horizontal)
-        rows, columns = _places(input.shape[2], self.vertical), _places(input.shape[3], self.horizontal)
+        rows, columns = _query_count(input.shape[2], self.vertical), _query_count(input.shape[3], self.horizontal)
 
-        # In channels_last, once and not for each projection; vmap knows no memory format.
+        # Converted to channels_last once, not in each convolution; vmap does not support memory_format.
         pixels = input.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         query = self._queries(pixels, rows, columns)
         logits = self._relative_logits(query)
@@ -154,7 +154,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         column_logits = _skew(logits[1], self.horizontal)
         column_logits = _mask(column_logits, input, 3, columns, self.horizontal)
 
-        # One matrix product for each block of each head: (queries, channels) by (channels, keys).
+        # One matrix product per block and head: (queries, channels) by (channels, keys).
         offsets = row_logits.unsqueeze(-1) + column_logits.unsqueeze(-2)
         offsets = offsets.flatten(8, 9).flatten(6, 7).flatten(0, 5)
         key = self._windows(self.key(pixels), rows, columns)
@@ -164,14 +164,14 @@ class MultiHeadedSpatialAttention(nn.Module):
         return _image(output.view(query.shape), rows, columns, input)
 
     def _queries(self, input: Tensor, rows: int, columns: int) -> Tensor:
-        """Queries in blocks: (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
-        places = input[:, :, self.vertical.first :: self.stride[0], self.horizontal.first :: self.stride[1]]
-        # Of strides that do not depend on the size, or graphs would have a case for each remainder.
-        places = places[:, :, :rows, :columns].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        query = self.query(places).permute(0, 2, 3, 1)
+        """Queries as (batch, row phase, row block, column phase, column block, head, row, column, channel)."""
+        centres = input[:, :, self.vertical.first :: self.stride[0], self.horizontal.first :: self.stride[1]]
+        # The strides must not depend on the size, or graphs would specialize on each remainder.
+        centres = centres[:, :, :rows, :columns].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        query = self.query(centres).permute(0, 2, 3, 1)
         height = self.vertical.queries * self.vertical.phases * _blocks(rows, self.vertical)
         width = self.horizontal.queries * self.horizontal.phases * _blocks(columns, self.horizontal)
-        # One more than needed, never none, so that a graph for all sizes has a single case.
+        # One more than needed: padding is never empty, so a graph for all sizes needs no special case.
         query = F.pad(query, (0, 0, 0, width - columns + 1, 0, height - rows + 1))[:, :height, :width]
         query = query.reshape(
             input.shape[0],
@@ -187,20 +187,20 @@ class MultiHeadedSpatialAttention(nn.Module):
         return query.permute(0, 3, 1, 6, 4, 7, 2, 5, 8).contiguous()
 
     def _relative_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Products of each query with the embeddings of the offsets in rows, and of those in columns."""
+        """Products of each query with the row embeddings and with the column embeddings."""
         rows, columns = self.kernel_size
-        # Half of the channels each, by one product with a table that is zero elsewhere.
+        # Each uses half of the channels; a block-diagonal table computes both in one product.
         table = torch.cat([F.pad(self.row_embedding, (0, columns)), F.pad(self.column_embedding, (rows, 0))], 1)
         logits = torch.matmul(query.flatten(6, 7), table).unflatten(6, (self.vertical.queries, self.horizontal.queries))
         return logits[..., :rows], logits[..., rows:]
 
     def _windows(self, input: Tensor, rows: int, columns: int) -> Tensor:
-        """Keys or values that each block sees: (blocks of all heads, places of the window, channels)."""
+        """Keys or values in the window of each block: (blocks of all heads, positions, channels)."""
         right = _far_padding(input.shape[3], columns, self.horizontal)
         bottom = _far_padding(input.shape[2], rows, self.vertical)
         pixels = F.pad(input.permute(0, 2, 3, 1), (0, 0, self.horizontal.padding, right, self.vertical.padding, bottom))
         pixels = pixels.unflatten(3, (self.groups, self.head_channels))
-        windows = _cut(_cut(pixels, 1, rows, self.vertical), 3, columns, self.horizontal)
+        windows = _unfold(_unfold(pixels, 1, rows, self.vertical), 3, columns, self.horizontal)
         return windows.permute(0, 1, 2, 3, 4, 5, 7, 8, 6).flatten(6, 7).flatten(0, 5)
 
     def extra_repr(self) -> str:
@@ -212,68 +212,68 @@ class MultiHeadedSpatialAttention(nn.Module):
         return ", ".join([*parts, f"groups={self.groups}"])
 
 
-def _places(size: int, axis: _Axis) -> int:
-    """Queries on a line of ``size`` pixels."""
+def _query_count(size: int, axis: _Axis) -> int:
+    """Number of queries along ``size`` pixels."""
     return (size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1) // axis.stride + 1
 
 
-def _blocks(places: int, axis: _Axis) -> int:
-    """Blocks that hold so many queries, in each phase."""
+def _blocks(count: int, axis: _Axis) -> int:
+    """Number of blocks per phase that hold ``count`` queries."""
     length = axis.queries * axis.phases
-    return (places + length - 1) // length
+    return (count + length - 1) // length
 
 
-def _keys(places: int, axis: _Axis) -> int:
-    """Keys that the blocks of one phase see, together."""
-    return (_blocks(places, axis) - 1) * axis.queries * axis.step + axis.window
+def _keys(count: int, axis: _Axis) -> int:
+    """Number of keys that the blocks of one phase see together."""
+    return (_blocks(count, axis) - 1) * axis.queries * axis.step + axis.window
 
 
-def _far_padding(size: int, places: int, axis: _Axis) -> int:
-    """What the last window lacks, and a stride more: never nothing, so that a graph for all sizes has a single case."""
-    end = (axis.phases - 1) * axis.stride + axis.dilation * (_keys(places, axis) - 1) + 1
+def _far_padding(size: int, count: int, axis: _Axis) -> int:
+    """Padding that completes the last window, plus a stride: never empty, so that graphs need no special case."""
+    end = (axis.phases - 1) * axis.stride + axis.dilation * (_keys(count, axis) - 1) + 1
     return end - axis.padding - size + axis.stride
 
 
-def _cut(input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
-    """Turns dimension ``dim`` into two, phase and block, and adds a last one, the place in the window of the block."""
-    length = axis.dilation * (_keys(places, axis) - 1) + 1
+def _unfold(input: Tensor, dim: int, count: int, axis: _Axis) -> Tensor:
+    """Splits dimension ``dim`` into phase and block, and appends a dimension for the position in the block's window."""
+    length = axis.dilation * (_keys(count, axis) - 1) + 1
     reach = axis.dilation * (axis.window - 1) + 1
     stride = axis.dilation * axis.step * axis.queries
     phases = [
         input.narrow(dim, phase * axis.stride, length).unfold(dim, reach, stride)[..., :: axis.dilation]
         for phase in range(axis.phases)
     ]
-    return torch.stack(phases, dim) if axis.phases > 1 else phases[0].unsqueeze(dim)  # which copies nothing
+    return torch.stack(phases, dim) if axis.phases > 1 else phases[0].unsqueeze(dim)  # without a copy
 
 
 def _skew(logits: Tensor, axis: _Axis) -> Tensor:
-    """Moves the logits of each query of a block to where its window lies in that of the block; -inf elsewhere.
+    """Shifts the logits of each query to its own window inside the window of the block; -inf elsewhere.
 
-    (..., query, offset) becomes (..., query, place). Rows that are ``step`` longer than the window move by ``step``
-    from one to the next when they are read as if they were not.
+    (..., query, offset) becomes (..., query, position). Rows padded to ``window + step`` and reinterpreted as rows of
+    ``window`` shift each row by ``step`` relative to the previous one.
     """
-    longer = F.pad(logits, (0, axis.window + axis.step - axis.kernel), value=-math.inf)
-    return longer.flatten(-2)[..., : axis.queries * axis.window].unflatten(-1, (axis.queries, axis.window))
+    padded = F.pad(logits, (0, axis.window + axis.step - axis.kernel), value=-math.inf)
+    return padded.flatten(-2)[..., : axis.queries * axis.window].unflatten(-1, (axis.queries, axis.window))
 
 
-def _mask(logits: Tensor, input: Tensor, dim: int, places: int, axis: _Axis) -> Tensor:
-    """Sets the logits of places outside of the image to -inf, but of queries that are not in the image themselves."""
+def _mask(logits: Tensor, input: Tensor, dim: int, count: int, axis: _Axis) -> Tensor:
+    """Sets the logits of positions outside the image to -inf, except for queries that are outside it themselves."""
     size = input.shape[dim]
-    inside = F.pad(input.new_ones(size), (axis.padding, _far_padding(size, places, axis))) > 0
-    count = axis.queries * axis.phases * _blocks(places, axis)
-    beyond = F.pad(input.new_zeros(places), (0, count - places + 1), value=1.0)[:count] > 0
+    inside = F.pad(input.new_ones(size), (axis.padding, _far_padding(size, count, axis))) > 0
+    padded = axis.queries * axis.phases * _blocks(count, axis)
+    beyond = F.pad(input.new_zeros(count), (0, padded - count + 1), value=1.0)[:padded] > 0
     beyond = beyond.reshape(-1, axis.queries, axis.phases).permute(2, 0, 1)
-    # (phase, block, query, place)
-    mask = ~(_cut(inside, 0, places, axis).unsqueeze(-2) | beyond.unsqueeze(-1))
+    # (phase, block, query, position)
+    mask = ~(_unfold(inside, 0, count, axis).unsqueeze(-2) | beyond.unsqueeze(-1))
     if dim == 2:
         return logits.masked_fill(mask[:, :, None, None, None, :, None], -math.inf)
     return logits.masked_fill(mask[:, :, None, None], -math.inf)
 
 
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+@torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
 def _image(blocks: Tensor, rows: int, columns: int, input: Tensor) -> Tensor:
-    """Puts blocks, in the order of the queries, back into an image, which has the layout of the input."""
-    # Nothing is sliced: where nothing has to be cut off the slice would be contiguous, another case for graphs.
+    """Reassembles an image from blocks of queries, in the memory layout of the input."""
+    # Negative padding crops. A slice would be contiguous if there is nothing to crop, a special case for graphs.
     if input.stride(1) == 1:
         pixels = blocks.permute(0, 2, 6, 1, 4, 7, 3, 5, 8).flatten(7, 8).flatten(4, 6).flatten(1, 3)
         pixels = F.pad(pixels, (0, 0, 0, columns - pixels.shape[2], 0, rows - pixels.shape[1]))
@@ -283,8 +283,8 @@ def _image(blocks: Tensor, rows: int, columns: int, input: Tensor) -> Tensor:
 
 
 def _check_fit(input: Tensor, dim: int, axis: _Axis) -> None:
-    """Raises unless the image with its padding holds a window."""
-    if is_tensor(input) and _places(input.shape[dim], axis) < 1:
+    """Raises unless a window fits into the padded image."""
+    if is_tensor(input) and _query_count(input.shape[dim], axis) < 1:
         raise ValueError(
             f"input must be at least {axis.dilation * (axis.kernel - 1) + 1 - 2 * axis.padding} in dimension {dim} to "
             f"hold a window, got shape {list(input.shape)}"

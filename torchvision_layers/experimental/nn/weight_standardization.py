@@ -1,4 +1,4 @@
-"""Convolutions whose filters are standardized at each call."""
+"""Convolutions with standardized filters."""
 
 import torch
 import torch.fx
@@ -11,11 +11,11 @@ from ._conv import CheckedConv2d
 __all__ = ["SWSConv2d", "WSConv2d"]
 
 
-@torch.fx.wrap  # one node in a traced graph, which keeps the choice between layouts
+@torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
 def standardize(weight: Tensor, scale: float, eps: float) -> Tensor:
-    """Gives every filter mean 0 and variance ``scale`` squared; the variance is the biased one, plus ``eps``.
+    """Gives every filter mean 0 and standard deviation ``scale``; ``eps`` is added to the biased variance.
 
-    One native kernel, over the weights in the order in which they are stored, so that none are copied.
+    Runs one native kernel over the weights in memory order, so that nothing is copied.
     """
     is_channels_last = weight.stride(1) == 1
     filters = weight.permute(0, 2, 3, 1) if is_channels_last else weight
@@ -26,33 +26,33 @@ def standardize(weight: Tensor, scale: float, eps: float) -> Tensor:
 
 
 class WSConv2d(CheckedConv2d):
-    r"""Convolution by standardized filters: :math:`\hat W_o = (W_o - \mu_o) / \sqrt{\sigma_o^2 + \epsilon}`.
+    r"""Convolution with standardized filters: :math:`\hat W_o = (W_o - \mu_o) / \sqrt{\sigma_o^2 + \epsilon}`.
 
     From `Micro-Batch Training with Batch-Channel Normalization and Weight Standardization
     <https://arxiv.org/abs/1903.10520>`_ (eq. 5 to 7): mean :math:`\mu_o` and biased variance :math:`\sigma_o^2` are
-    taken over all weights of filter :math:`o`; :math:`\epsilon` stands inside the root. Made for networks with group
-    normalization and small batches. Checkpoints of ``nn.Conv2d`` fit.
+    computed over all weights of filter :math:`o`; :math:`\epsilon` is inside the root. Designed for networks with group
+    normalization and small batches. Loads checkpoints of ``nn.Conv2d``.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: side of the kernel, or (height, width).
-        stride: step of the kernel. Default: ``1``.
-        padding: width of the border on each side, or ``"same"`` or ``"valid"``. Default: ``0``.
-        dilation: space between the elements of the kernel. Default: ``1``.
-        groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
-        bias: learned shift of each output channel, which is not standardized. Default: ``True``.
-        padding_mode: what the border holds, as in ``nn.Conv2d``. Default: ``"zeros"``.
-        eps: added to the variance, above 0. The weights of a wide filter have a variance near ``1e-5`` themselves, so
-            it is far smaller than that of a normalization of features; a filter of equal weights becomes zero, with
-            gradients up to :math:`\epsilon^{-1/2}` times those of the standardized one. Default: ``1e-10``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        kernel_size: size of the kernel, an int or (height, width).
+        stride: stride of the convolution. Default: ``1``.
+        padding: padding on each side, or ``"same"`` or ``"valid"``. Default: ``0``.
+        dilation: spacing between kernel elements. Default: ``1``.
+        groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
+        bias: whether each output channel has a learned bias. Default: ``True``.
+        padding_mode: as in ``nn.Conv2d``. Default: ``"zeros"``.
+        eps: added to the variance; above 0. It is far smaller than in a normalization of features because the weights
+            of a large filter have a variance near ``1e-5`` themselves. A filter of equal weights becomes zero, and its
+            gradients are up to :math:`\epsilon^{-1/2}` times those of the standardized filter. Default: ``1e-10``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: ``TypeError`` for an argument of another type; ``ValueError`` for a number out of its range, filters of a
-    single weight, which standardization makes zero, or an input of another rank or width.
+    Errors: ``TypeError`` for an argument of the wrong type; ``ValueError`` for a number out of range, filters with a
+    single weight, which standardization would make zero, or an input with another number of dimensions or channels.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``.
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as for ``nn.Conv2d``.
 
     Examples::
 
@@ -78,26 +78,16 @@ class WSConv2d(CheckedConv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self.eps = check_eps(eps)
         if self.eps == 0.0:
-            raise ValueError("eps must be above 0, or a filter of equal weights would be NaN, got 0")
+            raise ValueError("eps must be above 0, so that a filter of equal weights is not NaN, got 0")
         self.scale = 1.0
         self.fan_in = self.weight[0].numel()
         if self.fan_in == 1:
             raise ValueError(
-                "in_channels / groups * kernel_size must leave each filter more than one weight to standardize, got "
+                "in_channels / groups * kernel_size must give each filter more than one weight, got "
                 f"{in_channels} / {groups} * {self.kernel_size[0]} * {self.kernel_size[1]}"
             )
 
@@ -108,48 +98,48 @@ class WSConv2d(CheckedConv2d):
     def folded(self) -> nn.Module:
         """A plain convolution with the standardized weight."""
         bias = None if self.bias is None else self.bias.detach()
-        return self._plain(self.standardized_weight().detach(), bias, self.groups)
+        return self._plain_conv(self.standardized_weight().detach(), bias, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels)
-        return self._slide(input, self.standardized_weight(), self.bias, self.groups)
+        return self._convolve(input, self.standardized_weight(), self.bias, self.groups)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, eps={self.eps:g}"
 
 
 class SWSConv2d(WSConv2d):
-    r"""Convolution by filters that keep the variance: :math:`\hat W_o = \gamma (W_o - \mu_o) / (\sigma_o \sqrt{N})`.
+    r"""Convolution that preserves the variance: :math:`\hat W_o = \gamma (W_o - \mu_o) / (\sigma_o \sqrt{N})`.
 
     Scaled Weight Standardization, from `Characterizing signal propagation to close the performance gap in unnormalized
     ResNets <https://arxiv.org/abs/2101.08692>`_ (eq. 4 and section 4.2): :math:`N` is the number of weights of a
-    filter, and :math:`\gamma` makes up for what the activation takes from the variance of a standard normal input. An
-    activation followed by this convolution then gives unit variance for unit variance, without a normalization.
-    Checkpoints of ``nn.Conv2d`` fit.
+    filter, and :math:`\gamma` compensates for the change that the activation makes to the variance of a standard normal
+    input. The activation followed by this convolution then preserves unit variance without a normalization. Loads
+    checkpoints of ``nn.Conv2d``.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: side of the kernel, or (height, width).
-        stride: step of the kernel. Default: ``1``.
-        padding: width of the border on each side, or ``"same"`` or ``"valid"``. Default: ``0``.
-        dilation: space between the elements of the kernel. Default: ``1``.
-        groups: blocks of channels that do not see each other; divides both widths. Default: ``1``.
-        bias: learned shift of each output channel, which is not standardized. Default: ``True``.
-        padding_mode: what the border holds, as in ``nn.Conv2d``. Default: ``"zeros"``.
-        activation: what runs on the input before this layer, for :math:`\gamma = \mathrm{Var}(a(z))^{-1/2}` with
-            :math:`z \sim \mathcal{N}(0, 1)`, by numerical integration; ``None`` for nothing, :math:`\gamma = 1`. It is
-            not called otherwise, and must work on each number alone, with one parameter for all channels if it has any.
+        kernel_size: size of the kernel, an int or (height, width).
+        stride: stride of the convolution. Default: ``1``.
+        padding: padding on each side, or ``"same"`` or ``"valid"``. Default: ``0``.
+        dilation: spacing between kernel elements. Default: ``1``.
+        groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
+        bias: whether each output channel has a learned bias. Default: ``True``.
+        padding_mode: as in ``nn.Conv2d``. Default: ``"zeros"``.
+        activation: activation that precedes this layer in the model, for :math:`\gamma = \mathrm{Var}(a(z))^{-1/2}`
+            with :math:`z \sim \mathcal{N}(0, 1)`, computed by numerical integration; this layer does not apply it. It
+            must be elementwise, with at most one parameter for all channels. ``None`` gives :math:`\gamma = 1`.
             Default: ``nn.ReLU``.
-        gamma: :math:`\gamma` itself, in place of that of ``activation``. Default: ``None``.
-        eps: added to the variance of the weights, above 0. Default: ``1e-10``.
-        device: where the parameters are made. Default: torch's.
-        dtype: type of the parameters. Default: torch's.
+        gamma: overrides the :math:`\gamma` of ``activation``. Default: ``None``.
+        eps: added to the variance of the weights; above 0. Default: ``1e-10``.
+        device: device of the parameters. Default: ``None``, torch's default.
+        dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    Errors: those of :class:`WSConv2d`; ``ValueError`` for an activation without a finite variance above zero, or that
-    does not work on each number alone; ``TypeError`` for one that is no layer.
+    Errors: as in :class:`WSConv2d`; ``ValueError`` if the variance of the activation is zero or not finite, or if it is
+    not elementwise; ``TypeError`` if it is not a layer.
 
-    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as of ``nn.Conv2d``.
+    Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, H', W')` as for ``nn.Conv2d``.
 
     Examples::
 
@@ -203,31 +193,31 @@ class SWSConv2d(WSConv2d):
 
 
 def _gamma(activation: LayerArgument) -> float:
-    """One over the standard deviation of the activation of a standard normal variable."""
+    """The reciprocal of the standard deviation of the activation of a standard normal variable."""
     with torch.device("cpu"), torch.no_grad():
         layer = Builder("cpu", torch.float64).module("activation", activation).eval()
-        # Simpson's rule. Beyond 12 the density is below 1e-31; a kink at a whole number is between two parabolas.
+        # Simpson's rule: the density is below 1e-31 beyond 12, and a kink at an integer falls between two parabolas.
         z = torch.linspace(-12, 12, 24 * 1024 + 1, dtype=torch.float64)
         density = z.square().div(-2).exp()
-        density[1::2] *= 2  # the ends do not count at all
+        density[1::2] *= 2  # the smaller weight of the two ends is negligible
         density /= density.sum()
-        output = _each_alone(layer, z, activation)
+        output = _elementwise(layer, z, activation)
         mean = (density * output).sum()
         variance = float((density * (output - mean).square()).sum())
     if not 1e-12 < variance < float("inf"):
-        raise ValueError(f"activation must have a finite variance above 0, got {variance} of {activation!r}")
+        raise ValueError(f"activation must have a finite variance above 0, got {variance} for {activation!r}")
     return variance**-0.5
 
 
-def _each_alone(layer: nn.Module, z: Tensor, activation: LayerArgument) -> Tensor:
-    """The activation of ``z``; raises unless it works on each number alone."""
-    rule = "activation must work on each number alone"
+def _elementwise(layer: nn.Module, z: Tensor, activation: LayerArgument) -> Tensor:
+    """The activation of ``z``; raises unless it is elementwise."""
+    message = f"activation must be elementwise, got {activation!r}"
     try:
-        output, of_half = layer(z.clone()), layer(z[::2].clone())
+        output, half = layer(z.clone()), layer(z[::2].clone())
     except (IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{rule}, got {activation!r}: {error}") from error
+        raise ValueError(f"{message}: {error}") from error
     if not isinstance(output, Tensor) or output.shape != z.shape or not output.is_floating_point():
-        raise ValueError(f"{rule} and give as many, got {activation!r}")
-    if not torch.allclose(output[::2], of_half, rtol=1e-9, equal_nan=True):
-        raise ValueError(f"{rule}, got {activation!r}")
+        raise ValueError(message)
+    if not torch.allclose(output[::2], half, rtol=1e-9, equal_nan=True):
+        raise ValueError(message)
     return output

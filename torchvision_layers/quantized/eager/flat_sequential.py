@@ -1,4 +1,4 @@
-"""Int8 containers that run as a flat sequence of kernels: at batch size 1, Python calls are a good part of the time."""
+"""Int8 containers that run as a flat sequence of kernels, since Python call overhead matters at batch size 1."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def flatten_sequentials(model: nn.Module, kernels: Kernels) -> None:
 def trace_flat_sequentials(model: nn.Module) -> None:
     """Traces every :class:`FlatSequential` of a model ahead of its runs, which may happen in several threads."""
     for module in model.modules():
-        if isinstance(module, FlatSequential) and not any(has_hooks(below) for below in module.modules()):
+        if isinstance(module, FlatSequential) and not any(has_hooks(m) for m in module.modules()):
             module.__dict__["flat"] = _FlatForward(module, module.__dict__["kernels"])
 
 

@@ -215,9 +215,9 @@ class Int8ConvActivation2d(_Int8Conv2d):
         # The kernel reads and writes plain uint8, so both tensors are views of the same storage, made with NHWC sizes.
         input = input.contiguous(memory_format=torch.channels_last)
         rows = input.permute(0, 2, 3, 1)
-        plain = torch.empty([0], dtype=torch.uint8).set_(rows, 0, input.size(), input.stride())  # type: ignore[call-overload]
+        uint8_input = torch.empty([0], dtype=torch.uint8).set_(rows, 0, input.size(), input.stride())  # type: ignore[call-overload]
         result = torch.ops.onednn.qconv2d_pointwise(
-            plain,
+            uint8_input,
             input.q_scale(),
             input.q_zero_point(),
             self.packed,

@@ -86,14 +86,14 @@ class QuantizableModel(QuantizableWrapper):
         return use_backend(self.backend) if self.stage is Stage.INT8 else nullcontext()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
         with self._packing(), warnings.catch_warnings():
             # torch copies int8 tensors through a storage class that it deprecates.
             warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
-            copied.__setstate__(copy.deepcopy(self.__dict__, memo))
-        trace_flat_sequentials(copied)
-        return copied
+            clone.__setstate__(copy.deepcopy(self.__dict__, memo))
+        trace_flat_sequentials(clone)
+        return clone
 
     def __reduce__(self) -> Any:
         if self.stage is Stage.FLOAT:

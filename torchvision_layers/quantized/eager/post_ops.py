@@ -20,7 +20,7 @@ __all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.SiLU: "swish"}
 
 # Values per image. torch does not cache kernels with post-operations: starting one takes as long as a hardswish or an
-# addition of this many values. (SiLU has no int8 kernel of its own and always gains.)
+# addition of this many values. (SiLU has no separate int8 kernel, so fusing it is always faster.)
 _WORTHWHILE = 2**17
 
 
@@ -38,12 +38,12 @@ def find_post_ops(model: nn.Module) -> list[PostOp]:
     Modules that a ``forward`` calls only in part, and convolutions that are registered in several places, are left
     alone.
     """
-    places = Counter(child for module in model.modules() for child in module._modules.values())
-    post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # each one once, even if its module is shared
+    registrations = Counter(child for module in model.modules() for child in module._modules.values())
+    post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # one entry per operation, even if its module is shared
     for op in _post_ops_below(model, ""):
         module = model.get_submodule(op.parent)
         names = op.convolution.split(".")
-        if all(places[module.get_submodule(".".join(names[: i + 1]))] == 1 for i in range(len(names))):
+        if all(registrations[module.get_submodule(".".join(names[: i + 1]))] == 1 for i in range(len(names))):
             post_ops.setdefault((module, op.operation), op)
     return list(post_ops.values())
 
@@ -74,7 +74,7 @@ def _post_ops_below(model: nn.Module, path: str) -> Iterator[PostOp]:
 def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor) -> list[PostOp]:
     """The post-operations that are faster even for a single image of the size of ``example``.
 
-    None at all if a ``forward`` that cannot be traced uses the output of a convolution in yet another way.
+    The list is empty if a ``forward`` that cannot be traced has another use for the output of a convolution.
     """
     sizes: dict[nn.Module, int] = {}
 

@@ -86,18 +86,18 @@ def freeze(prepared: QuantizableModel) -> None:
 
 
 def _float_copy(model: nn.Module, allow_float: bool) -> QuantizableModel:
-    copied = quantizable(model, allow_float=allow_float)
-    if copied.stage is not Stage.FLOAT:
+    clone = quantizable(model, allow_float=allow_float)
+    if clone.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
-    check_float32_parameters(copied.model)
-    return copied
+    check_float32_parameters(clone.model)
+    return clone
 
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model`` in place and tries it on zeros."""
-    unreached = [path.removeprefix("model.") for path in preparing.unobserved_paths(model)]
-    if unreached:
-        raise ValueError(f"batches must reach every module, no calibration batch reached {', '.join(unreached)}")
+    unreached_paths = [path.removeprefix("model.") for path in preparing.unobserved_paths(model)]
+    if unreached_paths:
+        raise ValueError(f"batches must reach every module, no calibration batch reached {', '.join(unreached_paths)}")
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check

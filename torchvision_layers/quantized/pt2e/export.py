@@ -21,7 +21,7 @@ class ExportedModel:
 
     graph_module: fx.GraphModule
     #: Paths of the modules that the forward calls.
-    called: frozenset[str]
+    called_paths: frozenset[str]
     #: For each batch norm by path, the path of the convolution or linear layer before it.
     norm_inputs: dict[str, str]
     #: The sizes of the input that the graph requires; ``None`` for any size.
@@ -35,10 +35,10 @@ def export(model: nn.Module, example: Tensor) -> ExportedModel:
     only for one batch size.
     """
     model = copy.deepcopy(model)
-    called = set[str]()
+    called_paths = set[str]()
     for path, module in model.named_modules():
-        # Modules that do nothing in eval mode leave no node behind, so the nodes alone do not tell.
-        module.register_forward_pre_hook(partial(_record, called, path))
+        # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.
+        module.register_forward_pre_hook(partial(_record, called_paths, path))
     make_padding_numeric(model)  # quantizers know no other padding
     # torch.export specializes on a size of one; two images are enough.
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
@@ -54,11 +54,11 @@ def export(model: nn.Module, example: Tensor) -> ExportedModel:
     input_sizes = _input_sizes(module)
     if input_sizes[0] is not None:
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
-    return ExportedModel(module, frozenset(called), _norm_inputs(module), input_sizes)
+    return ExportedModel(module, frozenset(called_paths), _norm_inputs(module), input_sizes)
 
 
-def _record(called: set[str], path: str, module: nn.Module, args: object) -> None:
-    called.add(path)
+def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:
+    called_paths.add(path)
 
 
 def _input_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:

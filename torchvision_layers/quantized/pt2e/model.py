@@ -45,7 +45,7 @@ class QuantizableGraph(QuantizableWrapper):
         #: Paths of the modules without children, and of those with parameters among them.
         self.leaves = tuple(leaves)
         self.weighted = {path for path, module in leaves.items() if module._parameters}
-        self.called = exported.called
+        self.called_paths = exported.called_paths
         self.norm_inputs = exported.norm_inputs
         self.input_sizes = exported.input_sizes
         self.training = model.training
@@ -75,15 +75,15 @@ class QuantizableGraph(QuantizableWrapper):
         disable_observers(self.body)
 
     def __copy__(self) -> Self:
-        copied = self.__class__.__new__(self.__class__)
-        copied.__setstate__(self.__dict__.copy())
-        return copied
+        clone = self.__class__.__new__(self.__class__)
+        clone.__setstate__(self.__dict__.copy())
+        return clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return copied
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return clone
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(

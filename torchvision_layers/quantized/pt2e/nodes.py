@@ -1,4 +1,4 @@
-"""Classes of operators in exported graphs, and what a single node says."""
+"""Classes of operators in exported graphs, and queries on their nodes."""
 
 from collections.abc import Container
 

@@ -1,4 +1,4 @@
-"""Rewrites of exported graphs that torchao leaves to its caller, or supports in some cases only."""
+"""Rewrites of exported graphs that torchao lacks, or supports in some cases only."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -129,9 +129,9 @@ def fuse_conv_bn_for_qat(module: fx.GraphModule) -> None:
 
         with graph.inserting_before(source):
             deviation = _call(graph, _aten.sqrt.default, _call(graph, _aten.add.Tensor, variance, eps))
-            plain = _call(graph, _aten.div.Tensor, gamma, deviation)
-            # Residual branches may start with a scale of zero, by which nothing can be divided.
-            factor = _call(graph, _aten.where.ScalarOther, _call(graph, _aten.ne.Scalar, plain, 0), plain, 1.0)
+            ratio = _call(graph, _aten.div.Tensor, gamma, deviation)
+            # The norm of a residual branch may start with gamma = 0; the result is divided by the factor below.
+            factor = _call(graph, _aten.where.ScalarOther, _call(graph, _aten.ne.Scalar, ratio, 0), ratio, 1.0)
             scaled = _call(graph, _aten.mul.Tensor, weight, _call(graph, _aten.reshape.default, factor, per_filter))
         source.args = (input, scaled, None, *source.args[3:])
         with graph.inserting_before(norm):

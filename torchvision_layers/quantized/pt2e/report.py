@@ -29,7 +29,7 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
 def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.Node]]) -> ReportRow:
     before, nodes = graph.classes_before[path], nodes_by_path[path]
     after = " ".join(dict.fromkeys(_operator(node) for node in nodes if node.target is not operator.getitem))
-    if not nodes and path not in graph.called:
+    if not nodes and path not in graph.called_paths:
         return ReportRow(path, before, "-", "float", "is never called")
     if graph.stage is not Stage.INT8:
         return ReportRow(path, before, after or "identity", "float", "not converted yet")
@@ -62,7 +62,7 @@ def _is_int8(node: fx.Node) -> bool:
 
 
 def _keeps_int8(node: fx.Node) -> bool:
-    """Whether the inputs of the node come from int8 and its output goes to int8."""
+    """Whether the inputs of the node are dequantized and every consumer quantizes its output."""
     is_quantized = bool(node.users) and all(is_quantize(user) for user in node.users)
     return is_quantized and all(is_dequantize(argument) for argument in node.all_input_nodes)
 

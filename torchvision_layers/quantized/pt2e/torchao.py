@@ -21,11 +21,11 @@ BACKENDS = ("x86", "onnxruntime", "xnnpack")
 
 
 def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule:
-    """Puts observers, or fake quantization for training, onto the edges that the backend quantizes.
+    """Adds observers, or fake quantization for training, to the edges that the backend quantizes.
 
-    ``prepare_pt2e`` works for training too: the quantizer chooses what goes onto an edge, and batch norms are already
-    fused with their convolutions. ``prepare_qat_pt2e`` would fuse those of one and two dimensions only, in 4 to 30
-    seconds, and with the ``eps`` and ``momentum`` of its own pattern.
+    ``prepare_pt2e`` works for training too: the quantizer chooses between observers and fake quantization, and batch
+    norms are already fused with their convolutions. ``prepare_qat_pt2e`` would fuse those of one and two dimensions
+    only, in 4 to 30 seconds, and with the ``eps`` and ``momentum`` of its own pattern.
     """
     quantizer = _quantizer(backend, is_qat)
     with _ignore_warnings():
@@ -66,7 +66,7 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
 
 
 def _with_symmetric_weights(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
-    """The same, with as many steps for weights below zero as above, and training with the steps that int8 will have.
+    """The configuration with a symmetric range of weights, and with training that uses the scales of int8.
 
     torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
     rounded down, which shifts all outputs to one side. For training, the fused kernel of the default also shifts the
@@ -130,7 +130,7 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
 
 
 def _annotate_output(node: fx.Node, spec: object) -> None:
-    if all(user.op == "output" for user in node.users):  # it is the result of the model
+    if all(user.op == "output" for user in node.users):  # the output of the model stays in float
         return
     annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
     annotation.output_qspec = spec

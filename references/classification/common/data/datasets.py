@@ -84,7 +84,7 @@ def load_datasets(
             validation set as test set. ``"fake"``: noise in 10 classes, 1,000 images for training and 200 for
             testing, to measure speed.
         data_path: for ``"imagefolder"``, a folder with ``train/CLASS/...`` and ``val/CLASS/...``, or with
-            ``CLASS/...``, of which four fifths of each class are for training; for ``"imagenet"``, a folder with
+            ``CLASS/...``, then split with four fifths of each class for training; for ``"imagenet"``, a folder with
             ``train/WNID/...`` and ``val/WNID/...``; for ``"cifar10"``, the folder torchvision downloaded it to.
             Not accepted for the others.
         image_size: side of the square the images are scaled to.

@@ -9,7 +9,7 @@ __all__ = ["explain_missing_torch_ao", "ignore_deprecations"]
 
 @contextmanager
 def explain_missing_torch_ao() -> Iterator[None]:
-    """Turns a failed import of a module of this package into an ``ImportError`` with a way out."""
+    """Turns a failed import from this package into an ``ImportError`` that names an alternative."""
     try:
         yield
     except ImportError as error:

@@ -90,10 +90,10 @@ def _replace_linear(module: nn.Module) -> None:
 def _convert_post_op(parent: nn.Module, op: PostOp, mapping: dict[Any, Any]) -> None:
     convolution, operation = parent.get_submodule(op.convolution), parent.get_submodule(op.operation)
     convolution.activation_post_process = operation.activation_post_process
-    plain = mapping[type(convolution)].from_float(convolution)
-    weight, bias = plain._weight_bias()
-    geometry = list(plain.stride), list(plain.padding), list(plain.dilation), plain.groups
-    qparams = float(plain.scale), int(plain.zero_point)
+    int8_conv = mapping[type(convolution)].from_float(convolution)
+    weight, bias = int8_conv._weight_bias()
+    geometry = list(int8_conv.stride), list(int8_conv.padding), list(int8_conv.dilation), int8_conv.groups
+    qparams = float(int8_conv.scale), int(int8_conv.zero_point)
     fused: nn.Module
     if isinstance(operation, ObservedActivation):
         activation = ACTIVATIONS[type(operation.module)]

@@ -1,4 +1,4 @@
-"""Puts observers, or fake quantization, into a fused model."""
+"""Adds observers, or fake quantization, to a fused model."""
 
 import torch
 import torch.ao.nn.qat
@@ -76,7 +76,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
 
 
 def prepare(model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool) -> None:
-    """Makes modules without an int8 kernel float fallbacks, and adds observers or fake quantization elsewhere."""
+    """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere."""
     for op in post_ops:
         parent = model.get_submodule(op.parent)
         activation = parent.get_submodule(op.operation)

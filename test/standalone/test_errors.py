@@ -14,12 +14,12 @@ from ._support import WITHOUT_TWINS, reference_to
 HEAD = "import torch\nfrom torch import nn\nfrom torchvision_layers import nn as tnn\n"
 
 
-def check(folder: Path, code: str, message: str, name: str = "net", quantizable: bool = False) -> None:
-    path = folder / "refused_model.py"
+def check_error(folder: Path, code: str, message: str, name: str = "net", quantizable: bool = False) -> None:
+    path = folder / "unsupported_model.py"
     path.write_text(HEAD + code)
     with pytest.raises(ValueError, match=message):
         source(f"{path}:{name}", quantizable=quantizable)
-    sys.modules.pop("refused_model", None)
+    sys.modules.pop("unsupported_model", None)
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def check(folder: Path, code: str, message: str, name: str = "net", quantizable:
     [
         (
             "globals()['net'] = lambda: 1\n",
-            "net must be defined in source, module refused_model creates it at run time",
+            "net must be defined in source, module unsupported_model creates it at run time",
         ),
-        ("exec('def net(): pass')\n", "net must be defined in source, module refused_model creates it at"),
-        ("def net():\n    return missing()\n", r"missing must be .* refused_model does not define it \(line 5 of"),
+        ("exec('def net(): pass')\n", "net must be defined in source, module unsupported_model creates it at"),
+        ("def net():\n    return missing()\n", r"missing must be .* unsupported_model does not define it \(line 5 of"),
         ("import numpy\ndef net():\n    return numpy.ones(1)\n", "only torch and the standard library, got numpy.ones"),
         (
             "from numpy import ones\ndef net():\n    return ones(1)\n",
@@ -67,11 +67,11 @@ def check(folder: Path, code: str, message: str, name: str = "net", quantizable:
     ],
 )
 def test_unsupported_models(code: str, message: str, tmp_path: Path) -> None:
-    check(tmp_path, code, message, name="isinstance" if "def isinstance" in code else "net")
+    check_error(tmp_path, code, message, name="isinstance" if "def isinstance" in code else "net")
 
 
 @pytest.mark.parametrize(("name", "layer"), WITHOUT_TWINS.items())
-def test_models_with_a_layer_without_a_twin(name: str, layer: str) -> None:
+def test_model_with_a_layer_without_a_twin(name: str, layer: str) -> None:
     message = rf"every layer must have a quantizable twin, {layer} has none \(line \d+ of module models\."
     with pytest.raises(ValueError, match=message):
         source(reference_to(name), quantizable=True)
@@ -103,13 +103,15 @@ def test_a_subclass_that_overrides_a_method_of_its_twin(tmp_path: Path) -> None:
         "class Own(tnn.SqueezeExcitation):\n    def _scale(self, x, y):\n        return x\n\n"
         "def net():\n    return Own(4, 2)\n"
     )
-    check(tmp_path, code, "Own overrides _scale of SqueezeExcitation, which its twin lacks: derive", quantizable=True)
+    check_error(
+        tmp_path, code, "Own overrides _scale of SqueezeExcitation, which its twin lacks: derive", quantizable=True
+    )
 
 
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("nowhere.py:net", FileNotFoundError, "must be in a file that exists, got nowhere.py"),
+        ("nowhere.py:net", FileNotFoundError, "must be in an existing file, got nowhere.py"),
         ("nowhere.module:net", ValueError, "nowhere.module cannot be imported"),
         ("resnet18", ValueError, "must be FILE.py:FUNCTION or package.module:FUNCTION, got 'resnet18'"),
         ("torchvision_layers.nn:Nothing", ValueError, "has no function 'Nothing'"),
@@ -118,7 +120,7 @@ def test_a_subclass_that_overrides_a_method_of_its_twin(tmp_path: Path) -> None:
         ("math:sqrt", ValueError, "module math must have readable source"),
     ],
 )
-def test_references(reference: str, error: type[Exception], message: str) -> None:
+def test_invalid_references(reference: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         source(reference)
 
@@ -134,17 +136,17 @@ def test_an_existing_file_stays(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
     write("torchvision_layers.nn:MLP", path, force=True)
     assert "class MLP" in path.read_text()
-    assert list(tmp_path.iterdir()) == [path], "nothing temporary is left"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
-def test_outputs(tmp_path: Path) -> None:
+def test_invalid_outputs(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be in an existing folder"):
         write("torchvision_layers.nn:MLP", tmp_path / "none" / "mlp.py")
     with pytest.raises(ValueError, match=r"must end in \.py, got .*mlp\.txt"):
         write("torchvision_layers.nn:MLP", tmp_path / "mlp.txt")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mlp.py"
     assert main(["torchvision_layers.nn:MLP", "-o", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}: {len(path.read_text().splitlines())} lines\n"
