@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 TOGETHER = (
     r"test/docs/test_build\.py",
     r"test/conformance/test_matrix\.py::test_case\[\w+",
-    r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
+    r"test/deploy/test_(?=(export|export_errors|load|malicious_files|without_package)\.py)",
     r"test/upstream/test_every_layer\.py",
     r"test/standalone/test_write\.py",
     r"test/references/test_(interruptions|processes|deployment|quantization)\.py",

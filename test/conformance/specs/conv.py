@@ -35,7 +35,10 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
         BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
         BadArguments(
-            InvalidInput.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd if padding=None.*got 4"
+            InvalidInput.EVEN_KERNEL,
+            {"kernel_size": 4},
+            ValueError,
+            "kernel_size must be odd if padding=None.*got 4",
         ),
         BadArguments(
             InvalidInput.CHOICE,

@@ -67,7 +67,7 @@ SPECS = (
                 InvalidInput.RESIDUAL,
                 (2, 3, 7, 7),
                 ValueError,
-                r"the output of conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
+                r"conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
                 {"conv_layer": invalid_inputs.unpadded},
             ),
         ),
