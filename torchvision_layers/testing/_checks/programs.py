@@ -98,6 +98,11 @@ def _export(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
     return layer, torch.export.export(copy.deepcopy(layer), (case.input(),), dynamic_shapes=case.dynamic_shapes)
 
 
+def export_program(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    """A layer and its program in eval mode."""
+    return _export(replace(case, variant="eval"))
+
+
 @check("export", variants=TRAIN_EVAL)
 def exported(case: Case) -> None:
     """Exported with dynamic sizes, saved and loaded, the layer has equal outputs at other sizes too."""
@@ -134,7 +139,7 @@ def in_onnx(
 @check("onnx", not_applicable=(NO_ONNX,))
 def onnx(case: Case) -> None:
     """Exported to ONNX with dynamic sizes, outputs in onnxruntime are equal at three sizes, batch 1 included."""
-    layer, program = _export(replace(case, variant="eval"))
+    layer, program = export_program(case)
     call, _ = in_onnx(case, program, case.input())
     for input in (case.input(), case.other_input(1), case.other_input(5)):
         torch.testing.assert_close(call(input), layer(input).detach(), rtol=1e-5, atol=1e-5)
@@ -143,7 +148,7 @@ def onnx(case: Case) -> None:
 @check("aoti", tier=Tier.NIGHTLY)
 def aoti(case: Case) -> None:
     """Compiled ahead of time into a package and loaded, the layer has equal outputs at other sizes."""
-    layer, program = _export(replace(case, variant="eval"))
+    layer, program = export_program(case)
     with tempfile.TemporaryDirectory() as folder:
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "layer.pt2"))
         loaded = torch._inductor.aoti_load_package(path)
