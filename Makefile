@@ -26,7 +26,7 @@ test-all: .venv/test.stamp
 
 # The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
 table: .venv/test.stamp
-	$(VENV_PYTHON) -m pytest test/conformance/test_matrix.py -k test_cell -m "slow or not slow" --write-matrix
+	$(VENV_PYTHON) -m pytest test/conformance/test_matrix.py -k test_case -m "slow or not slow" --write-matrix
 
 # The pages in docs/build/html; a warning is an error.
 docs: .venv/docs.stamp

@@ -19,12 +19,12 @@ from .conformance._support import write
 # The tensors of the tests are small: a second thread costs three times what it brings.
 torch.set_num_threads(1)
 
-#: Tests, by the beginning of their ids, that run in the same process: the cells of a layer share what was calibrated,
+#: Tests, by the beginning of their ids, that run in the same process: the cases of a layer share what was calibrated,
 #: some tests of deployment the files of every format, those of the scripts what was trained, those of the docs a build.
 TOGETHER = (
     r"test/docs/test_build\.py",
-    r"test/conformance/test_matrix\.py::test_cell\[\w+",
-    r"test/deploy/test_(?=(export|load|refusals|standalone|trust)\.py)",
+    r"test/conformance/test_matrix\.py::test_case\[\w+",
+    r"test/deploy/test_(?=(export|export_errors|load|malicious_files|without_package)\.py)",
     r"test/upstream/test_every_layer\.py",
     r"test/standalone/test_write\.py",
     r"test/references/test_(interruptions|processes|deployment|quantization)\.py",
@@ -32,7 +32,7 @@ TOGETHER = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-matrix", action="store_true", help="write what comes out of the matrix into the docs")
+    parser.addoption("--write-matrix", action="store_true", help="write the conformance record and page of the docs")
 
 
 def pytest_configure(config: pytest.Config) -> None:

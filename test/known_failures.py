@@ -7,7 +7,7 @@ import pytest
 
 # Keys are the beginnings of test ids, relative to `test/`.
 BEFORE_TORCH_2_15 = {  # 2.14 is the newest torch for Python 3.10
-    "conformance/test_matrix.py::test_cell[MLP-script-dropout in place[train]]": (
+    "conformance/test_matrix.py::test_case[MLP-script-dropout in place[train]]": (
         "a script cannot write into a view of its input"
     ),
 }
@@ -26,7 +26,7 @@ OLDEST_TORCH = {
     ),
 }
 OLDEST_ONNXRUNTIME = {  # 1.23 is the newest onnxruntime for Python 3.10
-    "conformance/test_matrix.py::test_cell[LayerNorm2d-onnx-default]": "the variance is wrong in the second digit",
+    "conformance/test_matrix.py::test_case[LayerNorm2d-onnx-default]": "the variance is wrong in the second digit",
 }
 
 

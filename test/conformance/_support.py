@@ -1,4 +1,4 @@
-"""Writing what a run records."""
+"""Atomic writes of records."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ __all__ = ["write"]
 
 
 def write(path: Path, text: str) -> None:
-    """Under another name first: an interrupted run leaves the old record whole."""
+    """Write to a temporary file first, so that an interrupted run keeps the old record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The row ``golden``: from weights and inputs in closed form come the values that were recorded once.
+"""The check ``golden``: weights and inputs in closed form give the recorded outputs.
 
-References tell whether a layer is right. This row tells that nothing, a new torch included, has changed what it gives.
-``EXPECTTEST_ACCEPT=1`` writes the record, as it does for the texts of ``test/layers/test_repr_and_keys.py``.
+References show that a layer is correct; this check shows that no change, a new torch included, alters its outputs.
+``EXPECTTEST_ACCEPT=1`` writes the record.
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchvision_layers.testing import Cell, row
-from torchvision_layers.testing._rows._applies import RANDOM_IN_TRAINING, TRAIN_EVAL
+from torchvision_layers.testing import Case, check
+from torchvision_layers.testing._checks._not_applicable import RANDOM_IN_TRAINING, TRAIN_EVAL
 
 from ._support import write
 
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def waves(count: int, step: float) -> Tensor:
-    """Numbers between -1 and 1 that no random generator had a part in."""
+    """Numbers between -1 and 1, independent of random generators."""
     return (torch.arange(count, dtype=torch.float64) * step).sin().float()
 
 
@@ -35,34 +35,36 @@ def fill(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def described(output: Tensor) -> dict[str, list[float]]:
-    """Shape, some of the values, and two sums over all of them."""
+def describe(output: Tensor) -> dict[str, list[float]]:
+    """Shape, some of the values, and two statistics of all of them."""
     flat = output.detach().double().flatten()
-    places = torch.linspace(0, flat.numel() - 1, 7).long()
+    indices = torch.linspace(0, flat.numel() - 1, 7).long()
     return {
         "shape": list(output.shape),
-        "values": [round(float(value), 6) for value in flat[places]],
+        "values": [round(float(value), 6) for value in flat[indices]],
         "mean and root mean square": [round(float(flat.mean()), 6), round(float(flat.square().mean().sqrt()), 6)],
     }
 
 
-@row(
+@check(
     "golden",
     variants=TRAIN_EVAL,
     not_applicable=(RANDOM_IN_TRAINING,),
 )
-def golden(cell: Cell) -> None:
-    """From weights and inputs in closed form come the recorded values, to 1e-4."""
-    layer = fill(cell.fresh())
-    input = waves(torch.Size(cell.sample.shape).numel(), 0.37).view(cell.sample.shape)
-    got = described(layer(input))
-    file = FOLDER / f"{cell.spec.name}.json"
+def golden(case: Case) -> None:
+    """Weights and inputs in closed form give the recorded outputs, to 1e-4."""
+    layer = fill(case.fresh())
+    input = waves(torch.Size(case.sample.shape).numel(), 0.37).view(case.sample.shape)
+    actual = describe(layer(input))
+    file = FOLDER / f"{case.spec.name}.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    place = f"{cell.sample.id}, {cell.variant}"
+    case_id = f"{case.sample.id}, {case.variant}"
     if os.environ.get("EXPECTTEST_ACCEPT"):
-        record[place] = got
+        record[case_id] = actual
         write(file, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
-    assert place in record, f"nothing is recorded for {place}"
-    assert got["shape"] == record[place]["shape"]
+    assert case_id in record, f"nothing is recorded for {case_id}"
+    assert actual["shape"] == record[case_id]["shape"]
     for name in ("values", "mean and root mean square"):
-        torch.testing.assert_close(torch.tensor(got[name]), torch.tensor(record[place][name]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(actual[name]), torch.tensor(record[case_id][name]), rtol=1e-4, atol=1e-4
+        )

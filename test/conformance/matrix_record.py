@@ -1,4 +1,4 @@
-"""The record of the matrix: what came out of each cell, as JSON beside the docs, and the tables made of it."""
+"""The conformance record: the outcome of each case as JSON in the docs, and the tables of the docs page."""
 
 import functools
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from torchvision_layers.testing import GROUPS, Cell, LayerSpec, Outcome, Row, Status, Tier, cells_of
+from torchvision_layers.testing import GROUPS, Case, Check, LayerSpec, Outcome, Status, Tier, cases_of
 
 from .golden_check import golden
 from .specs import SPECS
 
 __all__ = [
-    "GROUPS_HERE",
+    "ALL_CHECKS",
+    "ALL_GROUPS",
     "HEAVY",
     "JSON",
     "OUTCOMES",
-    "ROWS_HERE",
     "TABLE",
-    "all_cells",
+    "all_cases",
     "as_text",
     "is_slow",
     "load",
@@ -32,38 +32,38 @@ DOCS = Path(__file__).parents[2] / "docs" / "source"
 JSON = DOCS / "conformance.json"
 TABLE = DOCS / "conformance.rst"
 
-#: The public rows, with those that need what only this repository has.
-GROUPS_HERE: dict[str, tuple[Row, ...]] = {
+#: The public checks, and those that need files of this repository.
+ALL_GROUPS: dict[str, tuple[Check, ...]] = {
     **GROUPS,
     "Values": (*GROUPS["Values"], golden),
 }
-ROWS_HERE: tuple[Row, ...] = tuple(row for rows in GROUPS_HERE.values() for row in rows)
+ALL_CHECKS: tuple[Check, ...] = tuple(check for checks in ALL_GROUPS.values() for check in checks)
 
-#: Rows in which a layer takes so long that only its first sample runs at every change, by name of the layer.
+#: Slow checks of a layer, by its name: only its first sample runs at every change.
 HEAVY = {"MultiHeadedSpatialAttention": ("compile", "export", "onnx", "pt2e_ptq", "pt2e_qat")}
 
-#: Where a run keeps what came out, to write it in the end.
+#: Outcomes of a run, written at its end.
 OUTCOMES = pytest.StashKey[list[tuple[str, Outcome]]]()
 
-#: By layer, row and place (a sample, with its variant).
+#: By layer, check id and case id.
 Record = dict[str, dict[str, dict[str, str]]]
 
 
-def all_cells() -> Iterable[tuple[LayerSpec, Row, str]]:
+def all_cases() -> Iterable[tuple[LayerSpec, Check, str]]:
     for spec in SPECS:
-        for row in ROWS_HERE:
-            for cell in cells_of(spec, row):
-                yield spec, row, cell.place
+        for check in ALL_CHECKS:
+            for case in cases_of(spec, check):
+                yield spec, check, case.id
 
 
-def is_slow(row: Row, cell: Cell) -> bool:
-    """Whether a cell runs in ``make test-all`` only."""
-    is_first = cell.sample is cell.spec.samples[0]
-    return row.tier is Tier.NIGHTLY or (not is_first and row.id in HEAVY.get(cell.spec.name, ()))
+def is_slow(check: Check, case: Case) -> bool:
+    """Whether a case runs in ``make test-all`` only."""
+    is_first = case.sample is case.spec.samples[0]
+    return check.tier is Tier.NIGHTLY or (not is_first and check.id in HEAVY.get(case.spec.name, ()))
 
 
 def as_text(outcome: Outcome) -> str:
-    return f"{outcome.status.value}: {outcome.why}" if outcome.why else outcome.status.value
+    return f"{outcome.status.value}: {outcome.reason}" if outcome.reason else outcome.status.value
 
 
 @functools.cache
@@ -72,13 +72,13 @@ def load() -> Record:
 
 
 def updated(record: Record, outcomes: Iterable[tuple[str, Outcome]]) -> Record:
-    """The record with new outcomes, in order, and without cells that are there no more."""
-    new = {(layer, outcome.row, outcome.place): as_text(outcome) for layer, outcome in outcomes}
+    """The record with new outcomes, in order, without removed cases."""
+    new = {(layer, outcome.check_id, outcome.case_id): as_text(outcome) for layer, outcome in outcomes}
     result: Record = {}
-    for spec, row, place in all_cells():
-        text = new.get((spec.name, row.id, place), record.get(spec.name, {}).get(row.id, {}).get(place))
+    for spec, check, case_id in all_cases():
+        text = new.get((spec.name, check.id, case_id), record.get(spec.name, {}).get(check.id, {}).get(case_id))
         if text is not None:
-            result.setdefault(spec.name, {}).setdefault(row.id, {})[place] = text
+            result.setdefault(spec.name, {}).setdefault(check.id, {})[case_id] = text
     return result
 
 
@@ -86,9 +86,9 @@ def status_of(text: str) -> Status:
     return Status(text.split(":")[0])
 
 
-def _mark(cells: Mapping[str, str]) -> str:
-    """One sign for a layer in a row."""
-    statuses = {status_of(text) for text in cells.values()}
+def _mark(cases: Mapping[str, str]) -> str:
+    """The symbol for a layer in a check."""
+    statuses = {status_of(text) for text in cases.values()}
     if not statuses:
         return "not run yet"
     if Status.XFAILED in statuses:
@@ -97,58 +97,59 @@ def _mark(cells: Mapping[str, str]) -> str:
 
 
 def _table(lines: list[list[str]]) -> list[str]:
-    """A simple table of reStructuredText; the first line is its head."""
+    """A simple reStructuredText table; the first line is its header."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = "  ".join("=" * width for width in widths)
-    head, *body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    head, *body = ["  ".join(case.ljust(width) for case, width in zip(line, widths, strict=True)) for line in lines]
     return [line.rstrip() for line in (rule, head, rule, *body, rule)] + [""]
 
 
 def _exceptions(record: Record) -> list[str]:
-    """What did not pass, by row and reason, with the layers, and the places where these are not all of them."""
+    """Cases that did not pass, by check and reason, with their layers, and with case ids unless all cases agree."""
     layers: dict[tuple[str, str], list[str]] = {}
-    for layer, rows in record.items():
-        for row, cells in rows.items():
-            for text in dict.fromkeys(text for text in cells.values() if text != Status.PASSED.value):
-                places = [place for place, other in cells.items() if other == text]
-                where = "" if len(places) == len(cells) else f" ({', '.join(places)})"
-                layers.setdefault((row, text), []).append(f"``{layer}``{where}")
-    order = {row.id: i for i, row in enumerate(ROWS_HERE)}
+    for layer, checks in record.items():
+        for check, cases in checks.items():
+            for text in dict.fromkeys(text for text in cases.values() if text != Status.PASSED.value):
+                ids = [case_id for case_id, other in cases.items() if other == text]
+                suffix = "" if len(ids) == len(cases) else f" ({', '.join(ids)})"
+                layers.setdefault((check, text), []).append(f"``{layer}``{suffix}")
+    order = {check.id: i for i, check in enumerate(ALL_CHECKS)}
     return [
         line
-        for (row, text), names in sorted(layers.items(), key=lambda item: order[item[0][0]])
-        for line in (f"``{row}``, {text}", f"    {', '.join(names)}")
+        for (check, text), names in sorted(layers.items(), key=lambda item: order[item[0][0]])
+        for line in (f"``{check}``, {text}", f"    {', '.join(names)}")
     ]
 
 
 def render(record: Record) -> str:
-    """The page: a table by subject, layers down and checks across, what each check asks for, and what did not pass."""
+    """The page: one table per subject, the requirement of each check, and the cases that did not pass."""
     statuses = Counter(
-        status_of(text) for rows in record.values() for cells in rows.values() for text in cells.values()
+        status_of(text) for checks in record.values() for cases in checks.values() for text in cases.values()
     )
     page = [
         "Conformance",
         "===========",
         "",
-        ".. This page is made from conformance.json by ``make table``; a test fails where it is not current.",
+        ".. ``make table`` generates this page from conformance.json; a test fails if it is out of date.",
         "",
-        f"{len(record)} layers, {sum(len(spec.samples) for spec in SPECS)} samples, {len(ROWS_HERE)} checks: "
-        f"{statuses[Status.PASSED]} cells passed, {statuses[Status.NOT_APPLICABLE]} do not apply, "
-        f"{statuses[Status.XFAILED]} failed for a reason outside of the layer.",
+        f"{len(record)} layers, {sum(len(spec.samples) for spec in SPECS)} samples, {len(ALL_CHECKS)} checks: "
+        f"{statuses[Status.PASSED]} cases passed, {statuses[Status.NOT_APPLICABLE]} do not apply, "
+        f"{statuses[Status.XFAILED]} failed for a reason outside the layer.",
         "",
-        "✓ passed in every sample and variant that it applies to, – does not apply, × failed as expected in some; "
-        "the reasons stand below.",
+        "✓ passed in all cases that apply, – does not apply, × failed as expected in some; the reasons are below.",
         "",
     ]
     for layer, heavy in HEAVY.items():
         ids = ", ".join(f"``{id}``" for id in heavy)
-        page += [f"The samples of ``{layer}`` after the first run in {ids} in ``make test-all`` only.", ""]
-    for group, rows in GROUPS_HERE.items():
-        lines = [[f"``{layer}``", *(_mark(cells.get(row.id, {})) for row in rows)] for layer, cells in record.items()]
-        page += [group, "-" * len(group), "", *_table([["layer", *(row.id for row in rows)], *lines])]
-        for row in rows:
-            nightly = " Runs in ``make test-all`` only." if row.tier is Tier.NIGHTLY else ""
-            page += [f"``{row.id}``", f"    {row.summary}{nightly}"]
+        page += [f"In {ids}, only the first sample of ``{layer}`` runs in ``make test``.", ""]
+    for group, checks in ALL_GROUPS.items():
+        lines = [
+            [f"``{layer}``", *(_mark(cases.get(check.id, {})) for check in checks)] for layer, cases in record.items()
+        ]
+        page += [group, "-" * len(group), "", *_table([["layer", *(check.id for check in checks)], *lines])]
+        for check in checks:
+            nightly = " Runs in ``make test-all`` only." if check.tier is Tier.NIGHTLY else ""
+            page += [f"``{check.id}``", f"    {check.summary}{nightly}"]
         page += [""]
-    page += ["What did not pass", "-----------------", "", *_exceptions(record)]
+    page += ["Cases that did not pass", "-----------------------", "", *_exceptions(record)]
     return "\n".join(page) + "\n"

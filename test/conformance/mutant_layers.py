@@ -1,4 +1,4 @@
-"""A sound layer, and layers that are broken, each in the way that one row of the matrix is there to find."""
+"""A correct layer, and mutants of it: each has one fault, for the check of the same name."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from . import reference as ref
 
 
 class Control(nn.Module):
-    """A sound layer: ``relu(norm(conv(x)))``, plus ``x``."""
+    """A correct layer: ``x + relu(norm(conv(x)))``."""
 
     def __init__(
         self, channels: int = 3, inplace: bool = False, *, device: str | None = None, dtype: torch.dtype | None = None
@@ -47,7 +47,7 @@ class Reference(Control):
 
 class OutShape(Control):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[..., : x.shape[-1] // 2 * 2]  # loses the last column of an odd width
+        return super().forward(x)[..., : x.shape[-1] // 2 * 2]  # drops the last column of an odd width
 
 
 class BatchIndep(Control):
@@ -56,7 +56,7 @@ class BatchIndep(Control):
 
 
 class Determinism(Control):
-    """Rarely another value: two calls would often agree."""
+    """Differs at every eighth call only, so that two calls usually agree."""
 
     calls = itertools.count()
 
@@ -70,7 +70,7 @@ class RandomFlag(Control):
 
 
 class Dropping(Control):
-    """A sound layer that drops."""
+    """A correct layer with stochastic depth."""
 
     def __init__(self, kind: type[nn.Module] = torchvision.ops.StochasticDepth) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class NoSharedModule(Control):
 
 
 class TrainEvalFlag(Control):
-    """Looks at the mode in a place where the sample says it does not."""
+    """Reads the mode, while its sample declares ``reads_mode=False``."""
 
 
 class NoStatistics(nn.BatchNorm2d):
@@ -203,13 +203,13 @@ class Meta(Control):
 class SkipInit(Control):
     def __init__(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(device=device, dtype=dtype)
-        self.first = self.conv.weight.sum().item()  # on meta there is no number
+        self.first = self.conv.weight.sum().item()  # meta tensors have no values
 
 
 class Copies(Control):
     def __init__(self) -> None:
         super().__init__()
-        self.scale = float(torch.rand(()))  # in no state dict
+        self.scale = float(torch.rand(()))  # not in the state dict
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.scale
@@ -217,7 +217,7 @@ class Copies(Control):
 
 class Dtypes(Control):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.zeros(x.shape[-1])  # float32, whatever comes in
+        return super().forward(x) + torch.zeros(x.shape[-1])  # float32 for any input
 
 
 class ChannelsLast(Control):
@@ -231,7 +231,7 @@ class EmptyBatch(Control):
 
 
 class Errors(Control):
-    """Refuses nothing of what its specification lists."""
+    """Accepts the invalid arguments of its specification."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__(max(channels, 1))
@@ -269,12 +269,12 @@ class Compile(Control):
 
 class Export(Control):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (2.0 if x.shape[2] == 6 else 1.0)  # binds the height to that of the example
+        return super().forward(x) * (2.0 if x.shape[2] == 6 else 1.0)  # specializes on the height of the example
 
 
 class Onnx(Control):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 0.0 * torch.special.bessel_j0(x)  # ONNX has no such operator
+        return super().forward(x) + 0.0 * torch.special.bessel_j0(x)  # not in ONNX
 
 
 class OtherWhenCompiled(Control):
@@ -308,7 +308,7 @@ class SyncBn(Control):
 
 
 class FarFromZero(Control):
-    """Computes near a thousand, where the steps of eight bits are wide, and takes that away again."""
+    """Computes around 1000, where quantization steps are large, and subtracts the mean."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x + 1e3)[..., 1:-1, 1:-1]  # away from the padding
@@ -328,7 +328,7 @@ class TwinOfOtherKeys(quantized.QuantizableConvNormAct):
 
 
 class NeverFused(tnn.ConvNormAct):
-    """A layer of its own, for a twin of its own."""
+    """The float layer of the twin below."""
 
 
 class TwinThatDoesNotFuse(quantized.QuantizableConvNormAct):
@@ -338,29 +338,29 @@ class TwinThatDoesNotFuse(quantized.QuantizableConvNormAct):
         return None
 
 
-class StridesByTurns(nn.Module):
-    """With a stride of one and of two by turns: what no state dict tells."""
+class AlternatingStrides(nn.Module):
+    """Instances alternate between stride 1 and 2, which is not in the state dict."""
 
-    turn = itertools.cycle([1, 2])
+    strides = itertools.cycle([1, 2])
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3, stride=next(self.turn))
+        self.conv = nn.Conv2d(3, 5, 3, stride=next(self.strides))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
-class WithAHook(tnn.ConvNormAct):
-    """Its convolution cannot be joined with what follows: the hook would be called with something else."""
+class WithHook(tnn.ConvNormAct):
+    """Its convolution cannot be fused, because the hook would get another output."""
 
     def __init__(self, in_channels: int, out_channels: int, activation_layer: type[nn.Module]) -> None:
         super().__init__(in_channels, out_channels, activation_layer=activation_layer)
         self[0].register_forward_hook(lambda module, args, output: None)
 
 
-def other_values_under_a_recorded_name() -> type[nn.Module]:
-    """Of the name and the arguments of a layer that is recorded, and of other values."""
+def different_layer_with_a_recorded_name() -> type[nn.Module]:
+    """A class with the name and arguments of a recorded layer, and other outputs."""
 
     class ConvNormAct(tnn.ConvNormAct):
         def forward(self, input: Tensor) -> Tensor:

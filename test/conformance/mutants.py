@@ -1,4 +1,4 @@
-"""For each row of the matrix a layer that is broken in the way the row is there to find, and a sound one."""
+"""For each check, a mutant that the check must detect, and a correct layer that it must pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, Geometry, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, InvalidInput, LayerSpec, Sample, ShapeExample
 
 from . import mutant_layers as broken
 
-__all__ = ["CONTROL", "DROPPING", "MORE_ROGUES", "ROGUES", "TWIN", "WITHOUT_MODE", "Rogue"]
+__all__ = ["CONTROL", "DROPPING", "MORE_MUTANTS", "MUTANTS", "TWIN", "WITHOUT_MODE", "Mutant"]
 
 SHAPE = (2, 3, 6, 7)
 SAME_SHAPE = st.tuples(st.integers(0, 3), st.just(3), st.integers(1, 8), st.integers(1, 8)).map(
-    lambda shape: Geometry({}, shape, shape)
+    lambda shape: ShapeExample({}, shape, shape)
 )
-NO_CHANNELS = BadArguments(Misuse.CHANNELS, {"channels": 0}, ValueError, "channels must be at least 1, got 0")
+NO_CHANNELS = BadArguments(InvalidInput.CHANNELS, {"channels": 0}, ValueError, "channels must be at least 1, got 0")
 
 
 def spec(cls: Callable[..., nn.Module], **fields: object) -> LayerSpec:
-    sample = Sample("rogue", {}, SHAPE, broken.control_reference, reads_mode=True)
-    return LayerSpec(cls, (sample,), (NO_CHANNELS,), geometries=SAME_SHAPE, **fields)
+    sample = Sample("mutant", {}, SHAPE, broken.control_reference, reads_mode=True)
+    return LayerSpec(cls, (sample,), (NO_CHANNELS,), shape_strategy=SAME_SHAPE, **fields)
 
 
 def twin_spec(
@@ -32,7 +32,7 @@ def twin_spec(
     kwargs = {"in_channels": 3, "out_channels": 5}
     if activation_layer is not nn.ReLU:
         kwargs["activation_layer"] = activation_layer
-    sample = Sample(f"rogue {activation_layer.__name__}", kwargs, (2, 3, 7, 9))
+    sample = Sample(f"mutant {activation_layer.__name__}", kwargs, (2, 3, 7, 9))
     return LayerSpec(cls, (sample,), twin=twin)
 
 
@@ -49,71 +49,73 @@ TWIN = twin_spec(quantized.QuantizableConvNormAct)
 
 
 @dataclass(frozen=True)
-class Rogue:
-    """A broken layer, what the row should say of it, and a sound one that the same row passes."""
+class Mutant:
+    """A broken layer, a pattern in the message of its failure, and a correct layer that passes the same check."""
 
     broken: LayerSpec
-    says: str
+    message: str
     control: LayerSpec = CONTROL
 
 
-_BY_TURNS = LayerSpec(broken.StridesByTurns, (Sample("rogue", {}, SHAPE),), twin=quantized.QuantizableConvNormAct)
+_ALTERNATING = LayerSpec(
+    broken.AlternatingStrides, (Sample("mutant", {}, SHAPE),), twin=quantized.QuantizableConvNormAct
+)
 
-# A float island where none is declared: silently left in float, which is what the row must see.
-_ISLAND = Rogue(twin_spec(quantized.QuantizableConvNormAct, nn.SiLU), "AssertionError", TWIN)
+# An undeclared float fallback, which the check must detect.
+_FLOAT_FALLBACK = Mutant(twin_spec(quantized.QuantizableConvNormAct, nn.SiLU), "AssertionError", TWIN)
 
-ROGUES: dict[str, Rogue] = {
-    "reference": Rogue(spec(broken.Reference), "Not equal to tolerance"),
-    "out_shape": Rogue(spec(broken.OutShape), "the formula"),
-    "batch_indep": Rogue(spec(broken.BatchIndep), "not close"),
-    "determinism": Rogue(spec(broken.Determinism), "call 8 gives other values"),
-    "random_flag": Rogue(spec(broken.RandomFlag), "draws random numbers, is_random=False"),
-    "stochastic": Rogue(
+MUTANTS: dict[str, Mutant] = {
+    "reference": Mutant(spec(broken.Reference), "Not equal to tolerance"),
+    "out_shape": Mutant(spec(broken.OutShape), "the formula"),
+    "batch_indep": Mutant(spec(broken.BatchIndep), "not close"),
+    "determinism": Mutant(spec(broken.Determinism), "call 8 differs from the first"),
+    "random_flag": Mutant(spec(broken.RandomFlag), "draws random numbers, is_random=False"),
+    "stochastic": Mutant(
         LayerSpec(broken.Stochastic, (Sample("dropping", {}, SHAPE, is_random=True),)), "not close", DROPPING
     ),
-    "no_mutation": Rogue(spec(broken.NoMutation), "the input was changed"),
-    "no_broadcast": Rogue(spec(broken.NoBroadcast), "stretches"),
-    "gradcheck": Rogue(spec(broken.Gradcheck), "GradcheckError"),
-    "gradcheck_slow": Rogue(spec(broken.GradcheckSlow), "GradcheckError"),
-    "gradgradcheck": Rogue(spec(broken.Gradgradcheck), "GradcheckError"),
-    "grads_reach": Rogue(spec(broken.GradsReach), "no gradient reaches unused"),
-    "noncontig": Rogue(spec(broken.Noncontig), "not close"),
-    "functional": Rogue(spec(broken.Functional), "vmap"),
-    "checkpoint": Rogue(spec(broken.Checkpoint), "output or gradients differ"),
-    "factory_kwargs": Rogue(spec(broken.FactoryKwargs), "scale is on cpu"),
-    "no_loose_tensor": Rogue(spec(broken.NoLooseTensor), "keeps a tensor in scales"),
-    "no_shared_module": Rogue(spec(broken.NoSharedModule), "again is the module of act"),
-    "train_eval_flag": Rogue(
-        LayerSpec(broken.TrainEvalFlag, (Sample("rogue", {}, SHAPE, reads_mode=False),)), "reads_mode=False"
+    "no_mutation": Mutant(spec(broken.NoMutation), "the input changed"),
+    "no_broadcast": Mutant(spec(broken.NoBroadcast), "broadcasts"),
+    "gradcheck": Mutant(spec(broken.Gradcheck), "GradcheckError"),
+    "gradcheck_slow": Mutant(spec(broken.GradcheckSlow), "GradcheckError"),
+    "gradgradcheck": Mutant(spec(broken.Gradgradcheck), "GradcheckError"),
+    "grads_reach": Mutant(spec(broken.GradsReach), "no gradient reaches unused"),
+    "noncontig": Mutant(spec(broken.Noncontig), "not close"),
+    "functional": Mutant(spec(broken.Functional), "vmap"),
+    "checkpoint": Mutant(spec(broken.Checkpoint), "output or gradients differ"),
+    "factory_kwargs": Mutant(spec(broken.FactoryKwargs), "scale is on cpu"),
+    "no_loose_tensor": Mutant(spec(broken.NoLooseTensor), "keeps a tensor in scales"),
+    "no_shared_module": Mutant(spec(broken.NoSharedModule), "again is the same module as act"),
+    "train_eval_flag": Mutant(
+        LayerSpec(broken.TrainEvalFlag, (Sample("mutant", {}, SHAPE, reads_mode=False),)), "reads_mode=False"
     ),
-    "statistics": Rogue(spec(broken.Statistics), "norm.running_mean"),
-    "meta": Rogue(spec(broken.Meta), "meta"),
-    "skip_init": Rogue(spec(broken.SkipInit), "meta"),
-    "copies": Rogue(spec(broken.Copies), "the state dict gives other values"),
-    "dtypes": Rogue(spec(broken.Dtypes), "gives torch.float32 for torch.bfloat16"),
-    "channels_last": Rogue(spec(broken.ChannelsLast), "layer gives another layout"),
-    "empty_batch": Rogue(spec(broken.EmptyBatch), "reshape tensor of 0 elements"),
-    "errors": Rogue(spec(broken.Errors), "was accepted by the constructor"),
-    "unknown_keyword": Rogue(spec(broken.UnknownKeyword), "answered with nothing"),
-    "wrong_width": Rogue(spec(broken.WrongWidth), "an input of shape"),
-    "fx": Rogue(spec(broken.Fx), "TraceError"),
-    "script": Rogue(spec(broken.Script), "UnsupportedNodeError"),
-    "compile": Rogue(spec(broken.Compile), "Unsupported"),
-    "export": Rogue(spec(broken.Export), "ConstraintViolation|UserError"),
-    "onnx": Rogue(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
-    "inductor": Rogue(spec(broken.OtherWhenCompiled), "not close"),
-    "aoti": Rogue(spec(broken.OtherWhenCompiled), "not close"),
-    "ddp": Rogue(spec(broken.OtherInAGroup), "not close"),
-    "fsdp2": Rogue(spec(broken.OtherInAGroup), "not close"),
-    "fsdp2_meta": Rogue(spec(broken.Fsdp2Meta), "other values"),
-    "syncbn": Rogue(spec(broken.SyncBn), "other values"),
-    "ddp_two": Rogue(spec(broken.OtherInAGroup), "not close"),
-    "fsdp2_two": Rogue(spec(broken.OtherInAGroup), "not close"),
-    "twin_keys": Rogue(twin_spec(broken.TwinOfOtherKeys), "the keys differ", TWIN),
-    "fuse": Rogue(twin_spec(broken.TwinThatDoesNotFuse, cls=broken.NeverFused), "a batch norm is left", TWIN),
-    "golden": Rogue(
+    "statistics": Mutant(spec(broken.Statistics), "norm.running_mean"),
+    "meta": Mutant(spec(broken.Meta), "meta"),
+    "skip_init": Mutant(spec(broken.SkipInit), "meta"),
+    "copies": Mutant(spec(broken.Copies), "outputs differ after"),
+    "dtypes": Mutant(spec(broken.Dtypes), "returns torch.float32 for torch.bfloat16"),
+    "channels_last": Mutant(spec(broken.ChannelsLast), "layer returns another layout"),
+    "empty_batch": Mutant(spec(broken.EmptyBatch), "reshape tensor of 0 elements"),
+    "errors": Mutant(spec(broken.Errors), "was accepted by the constructor"),
+    "unknown_keyword": Mutant(spec(broken.UnknownKeyword), "raised no error"),
+    "wrong_width": Mutant(spec(broken.WrongWidth), "an input of shape"),
+    "fx": Mutant(spec(broken.Fx), "TraceError"),
+    "script": Mutant(spec(broken.Script), "UnsupportedNodeError"),
+    "compile": Mutant(spec(broken.Compile), "Unsupported"),
+    "export": Mutant(spec(broken.Export), "ConstraintViolation|UserError"),
+    "onnx": Mutant(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
+    "inductor": Mutant(spec(broken.OtherWhenCompiled), "not close"),
+    "aoti": Mutant(spec(broken.OtherWhenCompiled), "not close"),
+    "ddp": Mutant(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2": Mutant(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2_meta": Mutant(spec(broken.Fsdp2Meta), "outputs differ"),
+    "syncbn": Mutant(spec(broken.SyncBn), "outputs differ"),
+    "ddp_two": Mutant(spec(broken.OtherInAGroup), "not close"),
+    "fsdp2_two": Mutant(spec(broken.OtherInAGroup), "not close"),
+    "twin_keys": Mutant(twin_spec(broken.TwinOfOtherKeys), "the keys differ", TWIN),
+    "fuse": Mutant(twin_spec(broken.TwinThatDoesNotFuse, cls=broken.NeverFused), "a batch norm is left", TWIN),
+    "golden": Mutant(
         LayerSpec(
-            broken.other_values_under_a_recorded_name(),
+            broken.different_layer_with_a_recorded_name(),
             (Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 7, 9)),),
         ),
         "not close",
@@ -122,18 +124,18 @@ ROGUES: dict[str, Rogue] = {
             (Sample("default", {"in_channels": 3, "out_channels": 5}, (2, 3, 7, 9)),),
         ),
     ),
-    "pt2e_ptq": Rogue(spec(broken.FarFromZero), "dB to float"),
-    "pt2e_io": Rogue(spec(broken.StridesByTurns), "the state dict gives other values"),
-    "pt2e_qat": Rogue(spec(broken.Frozen), "does not require grad"),
-    "onnx_qdq": Rogue(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
-    "ptq_eager": _ISLAND,
-    "qat_eager": _ISLAND,
-    "int8_io": Rogue(_BY_TURNS, "the state dict gives other values", TWIN),
+    "pt2e_ptq": Mutant(spec(broken.FarFromZero), "dB to float"),
+    "pt2e_io": Mutant(spec(broken.AlternatingStrides), "outputs differ after"),
+    "pt2e_qat": Mutant(spec(broken.Frozen), "does not require grad"),
+    "onnx_qdq": Mutant(spec(broken.Onnx), "Conversion|Dispatch|ONNX"),
+    "ptq_eager": _FLOAT_FALLBACK,
+    "qat_eager": _FLOAT_FALLBACK,
+    "int8_io": Mutant(_ALTERNATING, "outputs differ after", TWIN),
 }
 
-#: Other faults that a row is there to find, by its id.
-MORE_ROGUES: tuple[tuple[str, Rogue], ...] = (
-    ("qat_eager", Rogue(_BY_TURNS, "resumed from its state", TWIN)),
-    ("pt2e_qat", Rogue(spec(broken.StridesByTurns), "resumed from its state")),
-    ("ptq_eager", Rogue(_silu_spec(broken.WithAHook), r"SiLU is in float at \['2'\]", _silu_spec(tnn.ConvNormAct))),
+#: More mutants, by check id.
+MORE_MUTANTS: tuple[tuple[str, Mutant], ...] = (
+    ("qat_eager", Mutant(_ALTERNATING, "after resuming", TWIN)),
+    ("pt2e_qat", Mutant(spec(broken.AlternatingStrides), "after resuming")),
+    ("ptq_eager", Mutant(_silu_spec(broken.WithHook), r"SiLU is in float at \['2'\]", _silu_spec(tnn.ConvNormAct))),
 )

@@ -1,4 +1,4 @@
-"""``check_layer``, as somebody with a layer of their own calls it."""
+"""``check_layer`` on layers outside the package."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.testing import LayerCheckError, Sample, Status, XFail, check_layer
-from torchvision_layers.testing._rows.pt2e import NOTHING_TO_QUANTIZE
+from torchvision_layers.testing._checks.pt2e import NOTHING_TO_QUANTIZE
 
 from .mutant_layers import Control, UnknownKeyword
 
@@ -25,14 +25,14 @@ LINK = "https://example.org/why"
 
 
 def blocks(language: str) -> list[str]:
-    """Code of the page, without its indentation."""
+    """Code blocks of the page, dedented."""
     found = re.findall(rf"\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", PAGE.read_text(encoding="utf-8"))
     return [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip() for block in found]
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The code of the page as a module: running it is the test that its last line raises nothing."""
+    """The code of the page as a module, whose last line must not raise."""
     file = tmp_path_factory.mktemp("page") / "page_of_check_layer.py"
     file.write_text("\n\n\n".join(blocks("python")) + "\n", encoding="utf-8")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -43,32 +43,32 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-def test_the_example_fails_three_checks_as_shown_and_its_mended_form_none(example: ModuleType) -> None:
-    (shown,) = blocks("text")
-    assert example.broken.failed_rows == ("channels_last", "unknown_keyword", "wrong_width")
+def test_the_example_fails_three_checks_and_its_fix_none(example: ModuleType) -> None:
+    (output,) = blocks("text")
+    assert example.broken.failed_checks == ("channels_last", "unknown_keyword", "wrong_width")
     lines = str(example.broken).splitlines()
-    assert [line for line in lines if " FAILED " in line] == shown.splitlines()
+    assert [line for line in lines if " FAILED " in line] == output.splitlines()
 
 
 def test_failures_are_raised_with_the_report() -> None:
-    with pytest.raises(LayerCheckError, match="unknown_keyword .*FAILED 1 of 1") as caught:
+    with pytest.raises(LayerCheckError, match="unknown_keyword .*FAILED 1 of 1") as error:
         check_layer(UnknownKeyword, SAMPLE, rows=["unknown_keyword", "determinism"])
-    assert caught.value.report.failed_rows == ("unknown_keyword",)
-    assert isinstance(caught.value, AssertionError)
+    assert error.value.report.failed_checks == ("unknown_keyword",)
+    assert isinstance(error.value, AssertionError)
 
 
-def test_an_expected_failure_is_none_and_is_strict() -> None:
+def test_expected_failures_are_strict() -> None:
     expected = {"unknown_keyword": XFail("takes all keywords", LINK)}
     report = check_layer(UnknownKeyword, SAMPLE, rows=["unknown_keyword"], expected_failures=expected)
     assert [outcome.status for outcome in report.outcomes] == [Status.XFAILED]
     assert "takes all keywords" in str(report)
-    with pytest.raises(LayerCheckError, match="passes, and is expected to fail: takes all keywords"):
+    with pytest.raises(LayerCheckError, match="passes, but is expected to fail: takes all keywords"):
         check_layer(Control, SAMPLE, rows=["unknown_keyword"], expected_failures=expected)
 
 
-def test_an_expected_failure_of_what_does_not_apply_is_a_failure() -> None:
+def test_an_expected_failure_of_a_check_that_does_not_apply_is_a_failure() -> None:
     expected = {"stochastic": XFail("drops nothing", LINK)}
-    with pytest.raises(LayerCheckError, match="does not apply .*, and is expected to fail: drops nothing"):
+    with pytest.raises(LayerCheckError, match="does not apply .*, but is expected to fail: drops nothing"):
         check_layer(Control, SAMPLE, rows=["stochastic"], expected_failures=expected)
 
 
@@ -81,17 +81,17 @@ def test_one_variant_can_be_expected_to_fail() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rows": ["grad"]}, "rows must name checks of the matrix, got 'grad'; there are .*gradcheck"),
+        ({"rows": ["grad"]}, "rows must name checks, got 'grad'; the checks are .*gradcheck"),
         ({"expected_failures": {"fx[test]": XFail("", LINK)}}, r"expected_failures must name .*got 'fx\[test\]'"),
-        ({"samples": []}, "samples must hold at least one, got none"),
+        ({"samples": []}, "samples must contain at least one Sample, got none"),
     ],
 )
-def test_what_it_refuses(arguments: dict, message: str) -> None:
+def test_invalid_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_layer(**{"cls": Control, "samples": SAMPLE, **arguments})
 
 
-def test_it_leaves_the_state_of_torch_alone() -> None:
+def test_global_state_does_not_change() -> None:
     torch.manual_seed(7)
     before, hook = torch.get_rng_state(), sys.excepthook
     check_layer(Control, SAMPLE, rows=["stochastic", "determinism", "ddp", "meta"])
@@ -101,14 +101,14 @@ def test_it_leaves_the_state_of_torch_alone() -> None:
     assert torch.get_default_dtype() is torch.float32
 
 
-def test_a_layer_of_torchvision_shows_what_it_lacks() -> None:
+def test_a_layer_of_torchvision() -> None:
     sample = Sample("default", {"input_channels": 6, "squeeze_channels": 3}, (2, 6, 5, 7), reads_mode=False)
     report = check_layer(torchvision.ops.SqueezeExcitation, sample, raise_on_error=False)
-    assert report.failed_rows == ("factory_kwargs", "skip_init")
-    assert check_layer(tnn.SqueezeExcitation, sample, rows=report.failed_rows).failures == ()
+    assert report.failed_checks == ("factory_kwargs", "skip_init")
+    assert check_layer(tnn.SqueezeExcitation, sample, rows=report.failed_checks).failures == ()
 
 
-def test_a_function_that_makes_a_layer_is_checked_too() -> None:
+def test_a_function_that_returns_a_layer() -> None:
     def make(channels: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(channels, 4, 1), nn.ReLU())
 
@@ -140,40 +140,40 @@ class QuantizableGated(quantized.QuantizableLayer, Gated):
 
 
 class Correlates(nn.Module):
-    """Has no convolution and no projection, and multiplies."""
+    """Multiplies tensors, without a convolution or linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2) @ x.flatten(2).transpose(1, 2)
 
 
-class ForgetsTheProduct(Gated):
-    """A layer whose twin multiplies as it does, for which int8 has no kernel."""
+class MissingProduct(Gated):
+    """A layer whose twin multiplies int8 tensors, which has no kernel."""
 
 
-class QuantizableForgetsTheProduct(quantized.QuantizableLayer, ForgetsTheProduct):
-    float_class = ForgetsTheProduct
+class QuantizableMissingProduct(quantized.QuantizableLayer, MissingProduct):
+    float_class = MissingProduct
 
 
 def test_a_layer_with_a_twin_is_quantized() -> None:
     rows = ["twin_keys", "fuse", "ptq_eager", "qat_eager", "int8_io", "pt2e_ptq", "pt2e_io", "pt2e_qat"]
     report = check_layer(Gated, SAMPLE, twin=QuantizableGated, rows=rows)
-    assert {outcome.row for outcome in report.outcomes if outcome.status is Status.PASSED} == set(rows)
-    broken = check_layer(ForgetsTheProduct, SAMPLE, twin=QuantizableForgetsTheProduct, rows=rows, raise_on_error=False)
-    assert broken.failed_rows == ("ptq_eager", "qat_eager", "int8_io")
+    assert {outcome.check_id for outcome in report.outcomes if outcome.status is Status.PASSED} == set(rows)
+    broken = check_layer(MissingProduct, SAMPLE, twin=QuantizableMissingProduct, rows=rows, raise_on_error=False)
+    assert broken.failed_checks == ("ptq_eager", "qat_eager", "int8_io")
 
 
-def test_a_layer_without_a_twin_is_quantized_as_a_graph_where_it_multiplies() -> None:
+def test_a_layer_without_a_twin_is_quantized_as_a_graph_if_it_multiplies() -> None:
     rows = ["ptq_eager", "pt2e_ptq"]
     outcomes = check_layer(nn.Softsign, SAMPLE, rows=rows).outcomes
-    assert {outcome.why for outcome in outcomes} == {"has no twin", NOTHING_TO_QUANTIZE.reason}
+    assert {outcome.reason for outcome in outcomes} == {"has no twin", NOTHING_TO_QUANTIZE.reason}
     (graph,) = check_layer(Correlates, SAMPLE, rows=["pt2e_ptq"]).outcomes
     assert graph.status is Status.PASSED
 
 
-def test_without_assertions_it_refuses_to_pass_anything() -> None:
+def test_python_without_assertions_raises() -> None:
     module = importlib.import_module(check_layer.__module__)
     code = compile(Path(module.__file__).read_text(encoding="utf-8"), module.__file__, "exec", optimize=1)  # as with -O
     names = {"__name__": module.__name__, "__package__": module.__package__}
     exec(code, names)
-    with pytest.raises(RuntimeError, match="check_layer is made of assertions"):
+    with pytest.raises(RuntimeError, match="check_layer relies on assert"):
         names["check_layer"](Control, SAMPLE, rows=["copies"])

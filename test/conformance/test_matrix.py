@@ -1,60 +1,59 @@
-"""The matrix: every layer, every check, every sample, each with the outcome that the docs show."""
+"""Every layer in every check with every sample. Outcomes must equal those in the docs."""
 
 import pytest
 
-from torchvision_layers.testing import Cell, Row, Status, cells_of, run_cell
+from torchvision_layers.testing import Case, Check, Status, cases_of, run_case
 
-from .matrix_record import HEAVY, OUTCOMES, ROWS_HERE, TABLE, all_cells, as_text, is_slow, load, render, status_of
+from .matrix_record import ALL_CHECKS, HEAVY, OUTCOMES, TABLE, all_cases, as_text, is_slow, load, render, status_of
 from .specs import SPECS
 
-# How many exemptions the layers have for reasons outside of them. May only fall.
+# The number of expected failures for reasons outside the layers. It may only decrease.
 EXPECTED_FAILURES = 1
 
-NOT_CURRENT = "docs/source/conformance.* is not current: run `make table`"
+OUT_OF_DATE = "docs/source/conformance.* is out of date: run `make table`"
 
-
-CELLS = [
-    pytest.param(row, cell, id=f"{spec.name}-{row.id}-{cell.place}", marks=[pytest.mark.slow] * is_slow(row, cell))
+CASES = [
+    pytest.param(check, case, id=f"{spec.name}-{check.id}-{case.id}", marks=[pytest.mark.slow] * is_slow(check, case))
     for spec in SPECS
-    for row in ROWS_HERE
-    for cell in cells_of(spec, row)
+    for check in ALL_CHECKS
+    for case in cases_of(spec, check)
 ]
 
 
-@pytest.mark.parametrize(("row", "cell"), CELLS)
-def test_cell(row: Row, cell: Cell, request: pytest.FixtureRequest) -> None:
-    outcome = run_cell(row, cell)
+@pytest.mark.parametrize(("check", "case"), CASES)
+def test_case(check: Check, case: Case, request: pytest.FixtureRequest) -> None:
+    outcome = run_case(check, case)
     if outcome.error is not None:
         raise outcome.error
     if request.config.getoption("--write-matrix"):
-        request.config.stash[OUTCOMES].append((cell.spec.name, outcome))
+        request.config.stash[OUTCOMES].append((case.spec.name, outcome))
         return
-    assert as_text(outcome) == load().get(cell.spec.name, {}).get(row.id, {}).get(outcome.place), NOT_CURRENT
+    assert as_text(outcome) == load().get(case.spec.name, {}).get(check.id, {}).get(outcome.case_id), OUT_OF_DATE
 
 
-def test_the_record_holds_every_cell_and_no_other() -> None:
-    recorded = {(layer, row, place) for layer, rows in load().items() for row in rows for place in rows[row]}
-    assert recorded == {(spec.name, row.id, place) for spec, row, place in all_cells()}, NOT_CURRENT
-    texts = [text for rows in load().values() for cells in rows.values() for text in cells.values()]
+def test_the_record_has_exactly_the_cases() -> None:
+    recorded = {(layer, check, case) for layer, checks in load().items() for check in checks for case in checks[check]}
+    assert recorded == {(spec.name, check.id, case_id) for spec, check, case_id in all_cases()}, OUT_OF_DATE
+    texts = [text for checks in load().values() for cases in checks.values() for text in cases.values()]
     assert Status.FAILED not in {status_of(text) for text in texts}
 
 
-def test_the_table_is_current() -> None:
-    assert TABLE.read_text(encoding="utf-8") == render(load()), NOT_CURRENT
+def test_the_page_is_up_to_date() -> None:
+    assert TABLE.read_text(encoding="utf-8") == render(load()), OUT_OF_DATE
 
 
-def test_exemptions_are_known_and_fewer_with_time() -> None:
-    places = {place for row in ROWS_HERE for place in (row.id, *(f"{row.id}[{variant}]" for variant in row.variants))}
-    exemptions = [(spec.name, place, xfail) for spec in SPECS for place, xfail in spec.exempt.items()]
-    assert len(exemptions) == EXPECTED_FAILURES
-    for layer, place, xfail in exemptions:
-        assert place in places, (layer, place)
-        assert xfail.reason, (layer, place)
-        assert xfail.link.startswith("https://"), (layer, place)
+def test_xfails_are_known_and_documented() -> None:
+    ids = {id for check in ALL_CHECKS for id in (check.id, *(f"{check.id}[{variant}]" for variant in check.variants))}
+    xfails = [(spec.name, id, xfail) for spec in SPECS for id, xfail in spec.xfails.items()]
+    assert len(xfails) == EXPECTED_FAILURES
+    for layer, id, xfail in xfails:
+        assert id in ids, (layer, id)
+        assert xfail.reason, (layer, id)
+        assert xfail.link.startswith("https://"), (layer, id)
 
 
-def test_rows_said_to_be_heavy_are_there_and_have_more_than_one_sample() -> None:
+def test_heavy_checks_exist_and_their_layers_have_more_than_one_sample() -> None:
     samples = {spec.name: len(spec.samples) for spec in SPECS}
-    for layer, rows in HEAVY.items():
+    for layer, checks in HEAVY.items():
         assert samples[layer] > 1
-        assert set(rows) <= {row.id for row in ROWS_HERE}
+        assert set(checks) <= {check.id for check in ALL_CHECKS}

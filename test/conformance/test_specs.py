@@ -1,4 +1,4 @@
-"""Whether the specs say of each layer what the matrix must know, as far as the machine can see it from the layer."""
+"""Specifications are complete, as far as rules over the constructor and modules of each layer can tell."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
-from torchvision_layers.testing import ROWS, Misuse
+from torchvision_layers.testing import CHECKS, InvalidInput
 
 from .specs import SPECS, LayerSpec
 
@@ -23,12 +23,12 @@ Rule = Callable[[LayerSpec], bool]
 
 
 def named(pattern: str) -> Rule:
-    """Has an argument of such a name."""
+    """Has an argument whose name matches the pattern."""
     return lambda spec: any(re.search(pattern, name) for name in inspect.signature(spec.cls).parameters)
 
 
 def keeps_the_size(spec: LayerSpec) -> bool:
-    """Chooses the padding itself, unless told otherwise."""
+    """Chooses the padding itself by default."""
     arguments = inspect.signature(spec.cls).parameters
     return "kernel_size" in arguments and ("padding" not in arguments or arguments["padding"].default is None)
 
@@ -43,7 +43,7 @@ def has_state(spec: LayerSpec) -> bool:
 
 
 def needs_pixels(spec: LayerSpec) -> bool:
-    """Slides a window, takes a mean over the image, or statistics over the batch."""
+    """Convolves, pools the image, or computes statistics of the batch."""
     kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd)
     kinds += (nn.modules.batchnorm._BatchNorm, enn.CLayerNorm, enn.PFLayerNorm)
     return any(isinstance(module, kinds) for module in modules(spec))
@@ -53,66 +53,66 @@ def always(spec: LayerSpec) -> bool:
     return True
 
 
-#: Which layers can be misused in which way.
-RULES: dict[Misuse, Rule] = {
-    Misuse.GROUPS: named("groups"),
-    Misuse.CHANNELS: named(r"channels$|features$|planes$|^(inp|oup|dim)$|multiplier|expan|width"),
-    Misuse.PROBABILITY: named(r"^p$|^drop|stochastic_depth"),
-    Misuse.BLOCK_SIZE: named("block_size"),
-    Misuse.RANK: always,
-    Misuse.WIDTH: has_state,
-    Misuse.HEADS: named("heads"),
-    Misuse.EVEN_KERNEL: keeps_the_size,
-    Misuse.DIVISIBILITY: named("(patch|window)_size|scale_factor"),
-    Misuse.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims)$|affine|_dim$"),
-    Misuse.DTYPE: always,
-    Misuse.RESIDUAL: named("downsample|stochastic_depth"),
-    Misuse.EPS: named(r"^eps$|layer_scale|init_value"),
-    Misuse.WINDOW: named("kernel_size|stride|dilation"),
-    Misuse.NO_PIXELS: needs_pixels,
-    Misuse.KEYWORD: always,
+#: The layers that each kind of invalid input concerns.
+RULES: dict[InvalidInput, Rule] = {
+    InvalidInput.GROUPS: named("groups"),
+    InvalidInput.CHANNELS: named(r"channels$|features$|planes$|^(inp|oup|dim)$|multiplier|expan|width"),
+    InvalidInput.PROBABILITY: named(r"^p$|^drop|stochastic_depth"),
+    InvalidInput.BLOCK_SIZE: named("block_size"),
+    InvalidInput.RANK: always,
+    InvalidInput.WIDTH: has_state,
+    InvalidInput.HEADS: named("heads"),
+    InvalidInput.EVEN_KERNEL: keeps_the_size,
+    InvalidInput.DIVISIBILITY: named("(patch|window)_size|scale_factor"),
+    InvalidInput.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims)$|affine|_dim$"),
+    InvalidInput.DTYPE: always,
+    InvalidInput.RESIDUAL: named("downsample|stochastic_depth"),
+    InvalidInput.EPS: named(r"^eps$|layer_scale|init_value"),
+    InvalidInput.WINDOW: named("kernel_size|stride|dilation"),
+    InvalidInput.NO_PIXELS: needs_pixels,
+    InvalidInput.KEYWORD: always,
 }
-# Asked of every layer by a row of its own; an entry may say more.
-BY_ROW = {Misuse.KEYWORD: "unknown_keyword"}
+# Covered by a check of its own.
+BY_CHECK = {InvalidInput.KEYWORD: "unknown_keyword"}
 
 
-def possible(spec: LayerSpec) -> set[Misuse]:
-    return {kind for kind, holds in RULES.items() if holds(spec)} - BY_ROW.keys()
+def possible(spec: LayerSpec) -> set[InvalidInput]:
+    return {kind for kind, holds in RULES.items() if holds(spec)} - BY_CHECK.keys()
 
 
-def given(spec: LayerSpec) -> set[Misuse]:
-    return {bad.kind for bad in [*spec.bad_arguments, *spec.bad_inputs]} - BY_ROW.keys()
+def specified(spec: LayerSpec) -> set[InvalidInput]:
+    return {bad.kind for bad in [*spec.bad_arguments, *spec.bad_inputs]} - BY_CHECK.keys()
 
 
-#: Of ``torch.nn``, under the names that they had before they came there.
-OF_TORCH = {"Flatten", "Mish", "Swish"}
+#: Classes of ``torch.nn`` under earlier names.
+FROM_TORCH = {"Flatten", "Mish", "Swish"}
 
 
 def test_every_public_layer_has_one_spec() -> None:
-    staged = [name for name in enn.__all__ if name not in OF_TORCH]
+    staged = [name for name in enn.__all__ if name not in FROM_TORCH]
     assert Counter(spec.name for spec in SPECS) == Counter([*tnn.__all__, *staged])
     assert all(spec.cls is getattr(enn if spec.name in staged else tnn, spec.name) for spec in SPECS)
 
 
-def test_the_room_tells_the_status() -> None:
-    assert {spec.name for spec in SPECS if spec.status == "experimental"} == set(enn.__all__) - OF_TORCH
+def test_the_package_determines_the_status() -> None:
+    assert {spec.name for spec in SPECS if spec.status == "experimental"} == set(enn.__all__) - FROM_TORCH
     assert {spec.name for spec in SPECS if spec.status == "stable"} == set(tnn.__all__)
 
 
 def test_every_layer_with_parameters_has_a_twin() -> None:
-    """A lazy layer has the twin of the layer that it becomes."""
+    """A lazy layer has the twin of its materialized class."""
     stable = [spec for spec in SPECS if spec.status == "stable"]
     without = {spec.cls for spec in stable if spec.twin is None and not issubclass(spec.cls, LazyModuleMixin)}
     assert without == {tnn.FrozenBatchNorm2d, tnn.Permute, tnn.StochasticDepth}
     twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
-    # The last is the twin of what folding leaves of a CoordConv2d, which is no layer to build with.
+    # The last is the twin of a folded CoordConv2d, which is not a public layer.
     others = {"QuantizableGraph", "QuantizableLayer", "QuantizableModel", "QuantizablePositionalConv2d"}
     assert {spec.twin.__name__ for spec in SPECS if spec.twin} == twins - others
 
 
 @each_spec
-def test_a_spec_leaves_no_row_out(spec: LayerSpec) -> None:
-    assert spec.geometries is not None
+def test_a_spec_is_complete(spec: LayerSpec) -> None:
+    assert spec.shape_strategy is not None
     assert len(spec.bad_arguments) + len(spec.bad_inputs) >= 3
     assert len({sample.id for sample in spec.samples}) == len(spec.samples)
     for sample in spec.samples:
@@ -123,42 +123,48 @@ def test_a_spec_leaves_no_row_out(spec: LayerSpec) -> None:
 
 
 @each_spec
-def test_each_kind_of_misuse_has_an_entry(spec: LayerSpec) -> None:
-    missing, beside = possible(spec) - given(spec), given(spec) - possible(spec)
+def test_each_kind_of_invalid_input_is_specified(spec: LayerSpec) -> None:
+    missing, extra = possible(spec) - specified(spec), specified(spec) - possible(spec)
     assert not missing, f"no entry for {sorted(kind.name for kind in missing)}"
-    assert not beside, f"no rule finds {sorted(kind.name for kind in beside)} in the layer"
+    assert not extra, f"no rule matches {sorted(kind.name for kind in extra)}"
 
 
 @each_spec
-def test_no_entry_stands_twice(spec: LayerSpec) -> None:
+def test_entries_are_unique(spec: LayerSpec) -> None:
     entries = Counter(repr(bad) for bad in [*spec.bad_arguments, *spec.bad_inputs])
     assert not [entry for entry, count in entries.items() if count > 1]
 
 
-def test_every_kind_of_misuse_has_a_rule() -> None:
-    assert set(RULES) == set(Misuse)
-    assert set(BY_ROW.values()) <= {row.id for row in ROWS}
+def test_every_kind_of_invalid_input_has_a_rule() -> None:
+    assert set(RULES) == set(InvalidInput)
+    assert set(BY_CHECK.values()) <= {check.id for check in CHECKS}
 
 
 @each_spec
-def test_the_rules_miss_nothing_that_is_left_out(spec: LayerSpec) -> None:
-    """A spec without the entries of one kind is found out, for each kind."""
-    for kind in given(spec):
-        poorer = replace(
+def test_rules_detect_missing_entries(spec: LayerSpec) -> None:
+    """A rule detects a spec without the entries of one kind, for each kind."""
+    for kind in specified(spec):
+        incomplete = replace(
             spec,
             bad_arguments=[bad for bad in spec.bad_arguments if bad.kind is not kind],
             bad_inputs=[bad for bad in spec.bad_inputs if bad.kind is not kind],
         )
-        assert possible(poorer) - given(poorer) == {kind}
+        assert possible(incomplete) - specified(incomplete) == {kind}
 
 
-class Fantastic(nn.Module):
-    """Has the arguments that no layer here has yet."""
+class Hypothetical(nn.Module):
+    """Has arguments that no layer has yet."""
 
     def __init__(self, num_heads: int = 1, block_size: int = 3, window_size: int = 7) -> None:
         super().__init__()
 
 
-def test_the_rules_see_what_no_layer_has_yet() -> None:
-    found = possible(LayerSpec(Fantastic, SPECS[0].samples[:0]))
-    assert found == {Misuse.HEADS, Misuse.BLOCK_SIZE, Misuse.DIVISIBILITY, Misuse.RANK, Misuse.DTYPE}
+def test_rules_for_arguments_that_no_layer_has_yet() -> None:
+    kinds = possible(LayerSpec(Hypothetical, SPECS[0].samples[:0]))
+    assert kinds == {
+        InvalidInput.HEADS,
+        InvalidInput.BLOCK_SIZE,
+        InvalidInput.DIVISIBILITY,
+        InvalidInput.RANK,
+        InvalidInput.DTYPE,
+    }

@@ -1,4 +1,4 @@
-"""Models for the tests of deployment, the files made of them, and comparisons of folded models."""
+"""Models for the tests of deployment, files written from them, and comparisons of folded models."""
 
 import copy
 import math
@@ -21,23 +21,22 @@ __all__ = [
     "FAST",
     "IMAGES",
     "Case",
-    "Given",
-    "Reads",
-    "Written",
+    "CaseFile",
+    "FunctionModule",
     "assert_folds",
     "assert_up_to_date",
-    "by_path",
     "conv",
+    "conv_and_norm",
     "coord_conv",
+    "count_norms",
     "example",
     "float_model",
-    "folded",
+    "fold_layer",
     "int8_model",
+    "leaf_classes",
     "norm",
-    "norms",
-    "pair",
-    "relative",
-    "trained",
+    "randomize",
+    "relative_error",
     "write",
 ]
 
@@ -61,12 +60,12 @@ CASES = {
     "aoti-int8": Case("aoti", "pt2e", ".pt2"),
     "aoti": Case("aoti", None, ".pt2"),
 }
-#: Compiling takes ten seconds and more; one of the two is enough for every change.
+#: Compilation takes more than ten seconds, so only one of the two aoti files is tested by default.
 FAST = [name for name in CASES if name != "aoti"]
 
 
 @dataclass(frozen=True)
-class Written:
+class CaseFile:
     model: nn.Module
     exported: deploy.Exported
 
@@ -85,7 +84,7 @@ def float_model(seed: int = 0) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(8, 5),
     )
-    for _ in range(3):  # batch norms as after some training
+    for _ in range(3):  # gives the batch norms statistics
         model(torch.randn(4, 3, 16, 16))
     return model.eval()
 
@@ -98,7 +97,7 @@ def int8_model(engine: str, seed: int = 0) -> nn.Module:
     return quantized.quantize(float_model(seed), [example()], engine=engine)
 
 
-def write(case: Case, path: Path) -> Written:
+def write(case: Case, path: Path) -> CaseFile:
     model = float_model() if case.engine is None else int8_model(case.engine)
     exported = deploy.export(
         model,
@@ -110,41 +109,28 @@ def write(case: Case, path: Path) -> Written:
         std=[0.5, 0.6, 0.7],
         about={"trained on": "noise", "epochs": 3, "log": [1.5, None, "ä\n\"'"]},
     )
-    return Written(model, exported)
+    return CaseFile(model, exported)
 
 
-class Reads(nn.Module):
-    """Calls a function on its input, and on its children."""
+IMAGES = torch.randn(2, 4, 7, 6, generator=torch.Generator().manual_seed(0))
 
-    def __init__(self, function: Callable[..., object], **children: nn.Module) -> None:
+
+class FunctionModule(nn.Module):
+    """Runs ``function(self, x)``, with modules as children, in eval mode."""
+
+    def __init__(self, function: Callable[..., object], **modules: nn.Module) -> None:
         super().__init__()
         self.function = function
-        for name, child in children.items():
-            self.add_module(name, child)
+        for name, module in modules.items():
+            self.add_module(name, module)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
 
 
-IMAGES = torch.randn(2, 4, 7, 6, generator=torch.Generator().manual_seed(0))
-
-
-class Given(nn.Module):
-    """Modules by name, and a ``forward`` that is given: ``function(self, *inputs)``."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def trained(model: nn.Module) -> nn.Module:
-    """Random statistics, affine parameters and scales, all far from what they start as; in eval mode."""
+def randomize(model: nn.Module) -> nn.Module:
+    """``model`` in eval mode with random statistics, affine parameters and scales, far from their initial values."""
     with torch.no_grad():
         for module in model.modules():
             if getattr(module, "running_mean", None) is not None:
@@ -160,26 +146,26 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, of the largest value; infinite where types or shapes differ."""
-    if got.shape != expected.shape or got.dtype != expected.dtype:
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """The largest difference divided by the largest value; infinite if dtypes or shapes differ."""
+    if output.shape != expected.shape or output.dtype != expected.dtype:
         return math.inf
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) if got.numel() else 0.0
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) if output.numel() else 0.0
 
 
-def by_path(model: nn.Module) -> dict[str, str]:
-    """The class of every module that calls no others."""
+def leaf_classes(model: nn.Module) -> dict[str, str]:
+    """The class name of every module without children, by path."""
     return {path: type(m).__name__ for path, m in model.named_modules() if next(m.children(), None) is None}
 
 
 def assert_folds(model: nn.Module, x: Tensor, *, batch: object = None, tolerance: float = 1e-10) -> nn.Module:
-    """The folded model, after a comparison in float64 with the model, which must stay what it is; so must a second."""
+    """Folds ``model`` in float64 and compares: the model must not change, and folding again must change nothing."""
     model, x = model.double().eval(), x.double()
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         expected = model(x.clone())
         folded = deploy.fold(model, batch)
-        assert relative(folded(x.clone()), expected) <= tolerance
+        assert relative_error(folded(x.clone()), expected) <= tolerance
         assert torch.equal(model(x.clone()), expected)
         again = deploy.fold(folded, batch)
         assert torch.equal(again(x.clone()), folded(x.clone()))
@@ -198,11 +184,11 @@ def norm() -> nn.BatchNorm2d:
     return nn.BatchNorm2d(4)
 
 
-def pair(*more: nn.Module) -> nn.Sequential:
+def conv_and_norm(*more: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv(), norm(), *more)
 
 
-def norms(model: nn.Module) -> int:
+def count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
@@ -210,14 +196,14 @@ def coord_conv(**arguments: Any) -> enn.CoordConv2d:
     return enn.CoordConv2d(4, 8, **{"kernel_size": 3, "padding": 1, **arguments})
 
 
-def folded(layer: nn.Module) -> PositionalConv2d:
-    made = deploy.fold(layer)
-    assert type(made) is PositionalConv2d
-    return made
+def fold_layer(layer: nn.Module) -> PositionalConv2d:
+    folded = deploy.fold(layer)
+    assert type(folded) is PositionalConv2d
+    return folded
 
 
 def assert_up_to_date(layer: PositionalConv2d, x: Tensor) -> None:
-    """Whatever it keeps, it gives what a copy gives, which keeps nothing."""
+    """The cached maps must give the same output as a copy with an empty cache."""
     fresh = copy.deepcopy(layer)
     assert not fresh.position._cache
     with torch.no_grad():

@@ -1,20 +1,20 @@
-"""Files of every format, written once."""
+"""A file of every format, written once a session."""
 
 from collections.abc import Callable
 
 import pytest
 
-from ._support import CASES, Written, write
+from ._support import CASES, CaseFile, write
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
-    """The file of a case, which nobody may change."""
-    made: dict[str, Written] = {}
+def case_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CaseFile]:
+    """Returns the file of a case, which tests must not change."""
+    files: dict[str, CaseFile] = {}
 
-    def get(name: str) -> Written:
-        if name not in made:
-            made[name] = write(CASES[name], tmp_path_factory.mktemp("files") / name)
-        return made[name]
+    def get(name: str) -> CaseFile:
+        if name not in files:
+            files[name] = write(CASES[name], tmp_path_factory.mktemp("files") / name)
+        return files[name]
 
     return get

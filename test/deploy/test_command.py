@@ -1,4 +1,4 @@
-"""The command for a checkpoint of a model: what it reads, what it refuses, what it hands on."""
+"""The command: the files and options that it accepts, its errors, and the calls that it makes."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers._utils.importing import factory
-from torchvision_layers.deploy.__main__ import main
+from torchvision_layers.deploy._cli import main
 
 SOURCE = """
 import torch
@@ -49,7 +49,7 @@ def stem():
 
 @pytest.fixture
 def package(tmp_path: Path) -> str:
-    """The file of a model whose package has the name of one that is loaded, which is another."""
+    """The file of a model, in a package that has the same name as an imported one."""
     folder = tmp_path / "json" / "models"
     folder.mkdir(parents=True)
     (tmp_path / "json" / "__init__.py").touch()
@@ -61,7 +61,7 @@ def package(tmp_path: Path) -> str:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, package: str) -> Path:
-    """A checkpoint as the reference scripts write it."""
+    """A checkpoint like those of the reference scripts."""
     with factory(f"{package}:net") as function:
         state = function(num_classes=3).state_dict()
     about = {"model_name": "net", "num_classes": 3, "classes": ["a", "b", "c"], "settings": {"image_size": 20}}
@@ -71,30 +71,30 @@ def checkpoint(tmp_path: Path, package: str) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the command hands to ``fold``, ``quantize`` and ``export``, which do nothing."""
-    seen: dict[str, Any] = {}
+    """The arguments of the calls of ``fold``, ``quantize`` and ``export``, which are replaced by stubs."""
+    arguments: dict[str, Any] = {}
 
     def fold(model: nn.Module, batch: Tensor | None = None) -> nn.Module:
-        seen["fold"] = model, batch
+        arguments["fold"] = model, batch
         return model
 
     def quantize(model: nn.Module, batches: list[Tensor], **options: object) -> nn.Module:
-        seen["quantize"] = batches, options
+        arguments["quantize"] = batches, options
         return model
 
     def export(model: nn.Module, example: Tensor, path: Path, **options: Any) -> deploy.Exported:
-        seen["export"] = model, example, path, options
+        arguments["export"] = model, example, path, options
         return deploy.Exported(path, options["format"], 2_340_000, 1.5e-7, ((2, 3, 20, 20), (1, 3, 20, 20)))
 
     monkeypatch.setattr(deploy, "fold", fold)
     monkeypatch.setattr(deploy, "export", export)
     monkeypatch.setattr(quantized, "quantize", quantize)
-    return seen
+    return arguments
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command, which must end with status 2 and one line; gives the line."""
+def command_error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, checks that it ends with status 2 and one line, and returns that line."""
 
     def run(*argv: object) -> str:
         assert main([str(arg) for arg in argv]) == 2
@@ -106,7 +106,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_checkpoint_of_the_scripts(
+def test_checkpoint_of_reference_scripts(
     package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "model.onnx"
@@ -129,13 +129,13 @@ def test_checkpoint_of_the_scripts(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("folded")
     assert printed[-1] == (
-        f"{output}: onnx, 2.3 MB, at most 1.5e-07 of the largest output from the model, "
+        f"{output}: onnx, 2.3 MB, differs from the model by at most 1.5e-07 of the largest output, "
         "compared on 2×3×20×20, 1×3×20×20"
     )
 
 
-def test_the_size_that_the_checkpoint_says(checkpoint: Path, tmp_path: Path, calls: dict[str, Any]) -> None:
-    """What the training script multiplied widths and depths by."""
+def test_model_arguments_of_checkpoint(checkpoint: Path, tmp_path: Path, calls: dict[str, Any]) -> None:
+    """The training script saves its multipliers of channels and depth."""
     (tmp_path / "wide.py").write_text(
         "from torch import nn\n\n\ndef wide(num_classes, width_mult=1.0):\n"
         "    return nn.Sequential(nn.Conv2d(3, int(8 * width_mult), 3), nn.Flatten(), nn.LazyLinear(num_classes))\n"
@@ -143,8 +143,8 @@ def test_the_size_that_the_checkpoint_says(checkpoint: Path, tmp_path: Path, cal
     with factory(f"{tmp_path / 'wide.py'}:wide") as function:
         model = function(3, 0.25)
     model(torch.zeros(1, 3, 20, 20))
-    held = torch.load(checkpoint, weights_only=True)
-    torch.save({**held, "model": model.state_dict(), "model_arguments": {"width_mult": 0.25}}, checkpoint)
+    fields = torch.load(checkpoint, weights_only=True)
+    torch.save({**fields, "model": model.state_dict(), "model_arguments": {"width_mult": 0.25}}, checkpoint)
     argv = [f"{tmp_path / 'wide.py'}:wide", str(checkpoint), "--output", str(tmp_path / "a.pt"), "--no-fold"]
     assert main(argv) == 0
     assert calls["export"][0][0].out_channels == 2
@@ -196,81 +196,81 @@ def test_int8(
     output, *rest = options
     argv = [f"{package}:net", checkpoint, "--output", tmp_path / output, *rest, "--calibration", file]
     assert main([str(arg) for arg in argv]) == 0
-    batches, given = calls["quantize"]
+    batches, kwargs = calls["quantize"]
     assert torch.equal(torch.cat(batches), images)
     assert max(len(batch) for batch in batches) <= 32
-    assert given == {"engine": engine, "backend": backend}
+    assert kwargs == {"engine": engine, "backend": backend}
     assert calls["export"][3]["format"] == format
     assert torch.equal(calls["export"][1], images[:2])
 
 
-def test_options_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_invalid_options(package: str, checkpoint: Path, tmp_path: Path, command_error: Callable[..., str]) -> None:
     start = (f"{package}:net", checkpoint, "--output")
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 3, 8, 8), np.float32))
-    assert "must end in .onnx, .pt, .pt2, .pte, or --format" in refused(*start, tmp_path / "a.bin")
-    assert "--int8 needs --calibration FILE" in refused(*start, tmp_path / "a.pt", "--int8")
-    assert "--format onnx-qdq needs --cal" in refused(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
-    assert "give --int8" in refused(*start, tmp_path / "a.pt", "--calibration", images)
-    assert "give --int8" in refused(*start, tmp_path / "a.pt", "--backend", "x86")
+    assert "must end in .onnx, .pt, .pt2, .pte, or pass --format" in command_error(*start, tmp_path / "a.bin")
+    assert "--int8 needs --calibration FILE" in command_error(*start, tmp_path / "a.pt", "--int8")
+    assert "--format onnx-qdq needs --cal" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
+    assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--calibration", images)
+    assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--backend", "x86")
     int8 = ("--int8", "--calibration", images)
-    assert "--format onnx-qdq" in refused(*start, tmp_path / "a.onnx", "--format", "onnx", *int8)
-    assert "[8, 8], got [9, 9]" in refused(*start, tmp_path / "a.pt", *int8, "--image-size", "9")
-    assert "one or two numbers, got 3" in refused(*start, tmp_path / "a.pt", "--image-size", "9", "9", "9")
-    assert "folder that exists" in refused(*start, tmp_path / "none" / "a.pt")
+    assert "pass --format onnx-qdq for int8" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx", *int8)
+    assert "[8, 8], got [9, 9]" in command_error(*start, tmp_path / "a.pt", *int8, "--image-size", "9")
+    assert "one or two numbers, got 3" in command_error(*start, tmp_path / "a.pt", "--image-size", "9", "9", "9")
+    assert "existing folder" in command_error(*start, tmp_path / "none" / "a.pt")
 
 
-def test_files_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_error: Callable[..., str]) -> None:
     name, output = f"{package}:net", ("--output", tmp_path / "a.pt")
     content, wrong = checkpoint.read_bytes(), tmp_path / "wrong.pth"
-    assert "none.pth" in refused(name, tmp_path / "none.pth", *output)
+    assert "none.pth" in command_error(name, tmp_path / "none.pth", *output)
     for damaged in (content[:-100], b"", b"text", content[:200] + bytes(200) + content[400:]):
         wrong.write_bytes(damaged)
-        assert "wrong.pth is not a checkpoint" in refused(name, wrong, *output)
+        assert "wrong.pth is not a checkpoint" in command_error(name, wrong, *output)
     torch.save(nn.ReLU(), wrong)
-    assert "wrong.pth is not a checkpoint, it holds more than tensors" in refused(name, wrong, *output)
+    assert "wrong.pth is not a checkpoint: it contains more than tensors" in command_error(name, wrong, *output)
     torch.save({"epoch": 3}, wrong)
-    assert "wrong.pth is no checkpoint" in refused(name, wrong, *output)
-    held = torch.load(checkpoint, weights_only=True)
-    torch.save({**held, "kind": "quantization-aware"}, wrong)
-    assert "checkpoint of quantization-aware training" in refused(name, wrong, *output)
-    weights = held["model"]
+    assert "wrong.pth is not a checkpoint: it must contain" in command_error(name, wrong, *output)
+    fields = torch.load(checkpoint, weights_only=True)
+    torch.save({**fields, "kind": "quantization-aware"}, wrong)
+    assert "checkpoint of quantization-aware training" in command_error(name, wrong, *output)
+    weights = fields["model"]
     torch.save(
-        {**held, "model": {**{k: v for k, v in weights.items() if k != "fc.bias"}, "more": weights["fc.bias"]}}, wrong
+        {**fields, "model": {**{k: v for k, v in weights.items() if k != "fc.bias"}, "more": weights["fc.bias"]}}, wrong
     )
-    assert "small.py:net: missing fc.bias; unexpected more" in refused(name, wrong, *output)
-    torch.save({**held, "num_classes": 4}, wrong)
-    assert "size mismatch for fc.weight" in refused(name, wrong, *output)
+    assert "small.py:net: missing fc.bias; unexpected more" in command_error(name, wrong, *output)
+    torch.save({**fields, "num_classes": 4}, wrong)
+    assert "size mismatch for fc.weight" in command_error(name, wrong, *output)
     for array, message in (
-        (np.zeros((2, 3, 8, 8)), "images.npy must hold a float32 tensor, it holds torch.float64"),
-        (np.zeros((2, 1, 8, 8), np.float32), "images.npy must hold inputs of shape N×3×H×W, it holds"),
-        (np.array([None]), "images.npy is not an array of numpy.save"),
+        (np.zeros((2, 3, 8, 8)), "images.npy must contain a float32 tensor, got torch.float64"),
+        (np.zeros((2, 1, 8, 8), np.float32), "images.npy must contain inputs of shape N×3×H×W, got"),
+        (np.array([None]), "images.npy is not an array saved by numpy.save"),
     ):
         np.save(tmp_path / "images.npy", array)
         int8 = ("--int8", "--calibration", tmp_path / "images.npy")
-        assert message in refused(name, checkpoint, *output, *int8)
+        assert message in command_error(name, checkpoint, *output, *int8)
     torch.save([1], tmp_path / "list.pt")
-    assert "list.pt must hold a float32" in refused(
+    assert "list.pt must contain a float32" in command_error(
         name, checkpoint, *output, "--int8", "--calibration", tmp_path / "list.pt"
     )
 
 
-def test_models_that_do_not_fit(package: str, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_invalid_models(package: str, checkpoint: Path, tmp_path: Path, command_error: Callable[..., str]) -> None:
     rest = (checkpoint, "--output", tmp_path / "a.pt")
-    assert "must be FILE.py:FUNCTION or package.module:FUNCTION" in refused(package, *rest)
-    assert "none.py" in refused("none.py:net", *rest)
-    assert "has no function 'net2'; its functions are: Net, net, nothing" in refused(f"{package}:net2", *rest)
-    assert "small.py:nothing must take (num_classes=3)" in refused(f"{package}:nothing", *rest)
-    assert "none.such cannot be imported: ModuleNotFoundError" in refused("none.such:net", *rest)
+    assert "must be FILE.py:FUNCTION or package.module:FUNCTION" in command_error(package, *rest)
+    assert "none.py" in command_error("none.py:net", *rest)
+    assert "has no function 'net2'; its functions are: Net, net, nothing" in command_error(f"{package}:net2", *rest)
+    assert "small.py:nothing must accept (num_classes=3)" in command_error(f"{package}:nothing", *rest)
+    assert "none.such cannot be imported: ModuleNotFoundError" in command_error("none.such:net", *rest)
     (tmp_path / "bad.py").write_text("import torch\n1 / 0\n")
-    assert "bad.py cannot be imported: ZeroDivisionError: division by zero" in refused(
+    assert "bad.py cannot be imported: ZeroDivisionError: division by zero" in command_error(
         f"{tmp_path / 'bad.py'}:f", *rest
     )
     (tmp_path / "bad.py").write_text("def f(num_classes):\n    return num_classes\n")
-    assert "bad.py:f must return a module, it returns a int" in refused(f"{tmp_path / 'bad.py'}:f", *rest)
+    assert "bad.py:f must return a module, got int" in command_error(f"{tmp_path / 'bad.py'}:f", *rest)
 
 
-def test_imports_leave_no_trace(package: str) -> None:
+def test_imports_are_undone(package: str) -> None:
     import json
 
     before, modules = list(sys.path), set(sys.modules)
@@ -296,26 +296,26 @@ def test_function_of_a_module(tmp_path: Path, calls: dict[str, Any]) -> None:
     assert type(calls["export"][0]).__name__ == "SqueezeNet"
 
 
-def test_interruption(
+def test_keyboard_interrupt(
     package: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(model: nn.Module, batch: Tensor) -> nn.Module:
+    def interrupt(model: nn.Module, batch: Tensor) -> nn.Module:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deploy, "fold", interrupted)
+    monkeypatch.setattr(deploy, "fold", interrupt)
     assert main([f"{package}:net", str(checkpoint), "--output", str(tmp_path / "a.pt")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_file_gives_what_the_model_gives(package: str, checkpoint: Path, tmp_path: Path) -> None:
-    """As a user runs it: in a process, from the file to the file."""
+def test_file_matches_model(package: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The command runs in its own process, as a user runs it."""
     output, images = tmp_path / "model.pt", torch.randn(3, 3, 20, 24)
     command = [sys.executable, "-m", "torchvision_layers.deploy"]
     done = subprocess.run(
         [*command, f"{package}:net", str(checkpoint), "--output", str(output)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"{output}: torchscript, 0.0 MB, at most ")
+    assert done.stdout.splitlines()[-1].startswith(f"{output}: torchscript, 0.0 MB, differs from the model by at most ")
     with factory(f"{package}:net") as function:
         model = function(num_classes=3).eval()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
@@ -335,10 +335,10 @@ def test_int8_file(package: str, checkpoint: Path, tmp_path: Path) -> None:
     assert loaded(images).shape == (64, 3)
 
 
-def test_help_tells_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     for word in ("torchscript", "pt2", "aoti", "onnx-qdq", "executorch", "--calibration", "resnet.py:resnet18"):
-        assert word in told
+        assert word in text

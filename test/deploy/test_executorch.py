@@ -1,4 +1,4 @@
-"""Programs of executorch: with the package they are made and run, without it the error says what to install."""
+"""ExecuTorch programs. Without the package, the tests check the error that names it."""
 
 import json
 from importlib.util import find_spec
@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.deploy import _executorch
-from torchvision_layers.deploy._sealing import seal_program
-from torchvision_layers.deploy._sizes import checker
+from torchvision_layers.deploy._subject import Subject
+from torchvision_layers.deploy.formats import executorch
+from torchvision_layers.deploy.formats.size_rules import size_check
+from torchvision_layers.deploy.integrity.checksum import Container, append_checksum
+
+from ._support import relative_error
 
 INSTALLED = find_spec("executorch") is not None
 
 
 def small_model() -> nn.Module:
-    """Residual blocks, and channel attention, whose mean is a sum in our layers; with statistics."""
+    """Residual blocks and channel attention, with batch norm statistics."""
     model = nn.Sequential(
         tnn.ConvNormAct(3, 8, stride=2, activation_layer=nn.ReLU6),
         tnn.BasicBlock(8, 16, stride=2, se_layer=tnn.SqueezeExcitation),
@@ -33,7 +36,7 @@ def small_model() -> nn.Module:
 
 
 class Branching(nn.Module):
-    """Does something else for odd heights, and for wide images."""
+    """Takes another branch for odd heights, and for wide images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,12 +49,8 @@ class Branching(nn.Module):
         return output if input.shape[3] < 20 else output + 1
 
 
-def relative(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).detach().abs().max() / wanted.detach().abs().max())
-
-
-def exported(model: nn.Module, path: Path, size: int = 16) -> deploy.Exported | None:
-    """The file, or ``None`` where the missing package was named."""
+def export_program(model: nn.Module, path: Path, size: int = 16) -> deploy.Exported | None:
+    """Exports the model; without the package, checks the error and returns ``None``."""
     example = torch.randn(2, 3, size, size)
     if INSTALLED:
         return deploy.export(model, example, path, format="executorch", about={"name": "é"})
@@ -63,7 +62,7 @@ def exported(model: nn.Module, path: Path, size: int = 16) -> deploy.Exported | 
 
 def test_float_model_of_every_size(tmp_path: Path) -> None:
     model = small_model()
-    done = exported(model, tmp_path / "model.pte")
+    done = export_program(model, tmp_path / "model.pte")
     if done is None:
         return
     assert done.difference < 1e-5
@@ -72,7 +71,7 @@ def test_float_model_of_every_size(tmp_path: Path) -> None:
     assert loaded.metadata["about"] == {"name": "é"}
     for shape in ((1, 3, 16, 16), (16, 3, 32, 32), (5, 3, 9, 31), (3, 3, 16, 1)):
         input = torch.randn(shape)
-        assert relative(loaded(input), model(input)) < 1e-5
+        assert relative_error(loaded(input), model(input)) < 1e-5
         assert torch.equal(loaded(input.to(memory_format=torch.channels_last)), loaded(input))
     assert loaded(torch.empty(0, 3, 16, 16)).shape == (0, 5)
     for shape in ((17, 3, 16, 16), (2, 3, 40, 16), (2, 3, 16, 33)):
@@ -90,19 +89,19 @@ def test_int8_model(tmp_path: Path) -> None:
     int8 = quantized.quantize(model, images, engine="pt2e", backend="xnnpack")
     rows = {row.path: row for row in quantized.report(int8).rows}
     assert all(rows[path].runs_in == "int8" for path in ("0.0", "1.conv1", "1.conv2", "1.downsample.0", "5"))
-    floats, done = exported(model, tmp_path / "float.pte"), exported(int8, tmp_path / "int8.pte")
+    floats, done = export_program(model, tmp_path / "float.pte"), export_program(int8, tmp_path / "int8.pte")
     assert done is not None
     assert floats is not None
     assert done.size < floats.size
     loaded = deploy.load(done.path)
     assert loaded.metadata["quantization"]["backend"] == "xnnpack"
     input = torch.randn(4, 3, 20, 18)
-    assert relative(loaded(input), int8(input)) < 0.05  # some steps of 127
-    assert 0 < relative(loaded(input), model(input)) < 0.2
+    assert relative_error(loaded(input), int8(input)) < 0.05  # a few quantization steps of 1/127
+    assert 0 < relative_error(loaded(input), model(input)) < 0.2
 
 
-def test_all_but_sums_runs_in_xnnpack(tmp_path: Path) -> None:
-    done = exported(small_model(), tmp_path / "model.pte")
+def test_folded_model_runs_in_xnnpack(tmp_path: Path) -> None:
+    done = export_program(deploy.fold(small_model()), tmp_path / "model.pte")
     if done is not None:
         content = done.path.read_bytes()
         assert b"XnnpackBackend" in content
@@ -114,34 +113,33 @@ def test_all_but_sums_runs_in_xnnpack(tmp_path: Path) -> None:
 def test_weights_in_channels_last(tmp_path: Path) -> None:
     model = small_model()
     input = torch.randn(2, 3, 16, 16)
-    wanted = model(input)
-    done = exported(model.to(memory_format=torch.channels_last), tmp_path / "model.pte")
+    expected = model(input)
+    done = export_program(model.to(memory_format=torch.channels_last), tmp_path / "model.pte")
     if done is not None:
-        assert relative(deploy.load(done.path)(input), wanted) < 1e-5
+        assert relative_error(deploy.load(done.path)(input), expected) < 1e-5
 
 
-def test_sizes_that_branch_are_refused(tmp_path: Path) -> None:
+def test_sizes_of_other_branches_raise(tmp_path: Path) -> None:
     model = Branching().eval()
     example = torch.randn(2, 3, 14, 14)
     if not INSTALLED:
-        assert exported(model, tmp_path / "model.pte") is None
+        assert export_program(model, tmp_path / "model.pte") is None
         return
-    metadata = json.dumps({"input_shape": [None, 3, None, None]})
-    _executorch.write(model, example, tmp_path / "model.pte", metadata)
-    call, text = _executorch.read(tmp_path / "model.pte")
-    assert text == metadata
+    content = executorch.serialize(Subject.of(model, example), "metadata")
+    call, metadata = executorch.deserialize(content, tmp_path / "model.pte")
+    assert metadata == "metadata"
     for shape in ((1, 3, 14, 14), (2, 3, 16, 19)):
         input = torch.randn(shape)
-        assert relative(call(input), model(input)) < 1e-5
+        assert relative_error(call(input), model(input)) < 1e-5
     with pytest.raises(ValueError, match=r"input must have sizes with .*size\[2\]"):
         call(torch.randn(2, 3, 15, 14))
     with pytest.raises(ValueError, match="input must have a size from .* to 19 in dimension 3, got 21"):
         call(torch.randn(2, 3, 14, 21))
 
 
-def test_runtime_passes_over_the_checksum(tmp_path: Path) -> None:
+def test_runtime_ignores_the_checksum(tmp_path: Path) -> None:
     model = small_model()
-    done = exported(model, tmp_path / "model.pte")
+    done = export_program(model, tmp_path / "model.pte")
     if done is None:
         return
     from executorch.runtime import Runtime, Verification
@@ -149,73 +147,32 @@ def test_runtime_passes_over_the_checksum(tmp_path: Path) -> None:
     input = torch.randn(2, 3, 16, 16)
     for verification in (Verification.Minimal, Verification.InternalConsistency):
         program = Runtime.get().load_program(done.path, verification=verification)
-        assert relative(program.load_method("forward").execute([input])[0], model(input)) < 1e-5
+        assert relative_error(program.load_method("forward").execute([input])[0], model(input)) < 1e-5
         assert json.loads(program.load_method("metadata").execute([])[0])["about"] == {"name": "é"}
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
-    done = exported(small_model(), path)
-    content = seal_program(b"\x3c\0\0\0ET12" + bytes(1000)) if done is None else path.read_bytes()
+    done = export_program(small_model(), path)
+    content = (
+        append_checksum(b"\x3c\0\0\0ET12" + bytes(1000), Container.EXECUTORCH) if done is None else path.read_bytes()
+    )
     for damaged in (content[:-1], content[: len(content) // 2], content[:500] + b"\x55" + content[501:], content[:40]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="model.pte"):
             deploy.load(path)
 
 
-def test_foreign_program_is_named(tmp_path: Path) -> None:
+def test_foreign_program(tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
-    path.write_bytes(seal_program(b"\x3c\0\0\0ET12" + bytes(1000)))
+    path.write_bytes(append_checksum(b"\x3c\0\0\0ET12" + bytes(1000), Container.EXECUTORCH))
     with pytest.raises(ValueError if INSTALLED else ImportError, match="model.pte" if INSTALLED else "pip install"):
         deploy.load(path)
 
 
-def test_other_int8_is_refused() -> None:
-    images = [torch.randn(2, 3, 16, 16)]
-    eager = quantized.quantize(small_model(), images)
-    with pytest.raises(TypeError, match="engine='pt2e' and backend='xnnpack' .* or use format='torchscript'"):
-        _executorch.check(eager)
-    graph = quantized.quantize(small_model(), images, engine="pt2e")
-    with pytest.raises(TypeError, match="int8 for x86.*quantize with backend='xnnpack'"):
-        _executorch.check(graph)
-    _executorch.check(small_model())
-
-
-@pytest.mark.parametrize("is_dynamic", [True, False])
-def test_sums_become_means(is_dynamic: bool) -> None:
-    model, example = small_model(), torch.randn(2, 3, 16, 16)
-    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO} if is_dynamic else {}
-    program = torch.export.export(model, (example,), dynamic_shapes=(sizes,))
-    _executorch._use_means(program)
-    operators = {str(node.target) for node in program.graph.nodes}
-    assert "aten.mean.dim" in operators
-    assert not any("sum" in name for name in operators)
-    assert relative(program.module()(example), model(example)) < 1e-5
-
-
-class Sums(nn.Module):
-    """Divides a sum by something else than the pixels, and gives back a mean at once."""
-
-    def __init__(self, divisor: int) -> None:
-        super().__init__()
-        self.divisor = divisor
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input.sum((2, 3), keepdim=True) / self.divisor
-
-
-@pytest.mark.parametrize(("divisor", "becomes_mean"), [(9, False), (12, True)])
-def test_only_sums_over_all_pixels_become_means(divisor: int, becomes_mean: bool) -> None:
-    input = torch.randn(2, 3, 3, 4)
-    program = torch.export.export(Sums(divisor), (input,))
-    _executorch._use_means(program)
-    assert any(str(node.target) == "aten.mean.dim" for node in program.graph.nodes) == becomes_mean
-    torch.testing.assert_close(program.module()(input), Sums(divisor)(input))
-
-
-def test_rules_hold_arithmetic_only() -> None:
+def test_rules_contain_arithmetic_only() -> None:
     text = {"least": [1, 3, 2], "most": [4, 3, 9], "rules": ["(size[2] % 2) == 0 and max(1, size[0]) < 4"]}
-    check = checker(json.dumps(text))
+    check = size_check(json.dumps(text))
     check((3, 3, 4))
     for size, message in (
         ((3, 3), "must have 3 dimensions, got 2"),
@@ -227,5 +184,5 @@ def test_rules_hold_arithmetic_only() -> None:
         with pytest.raises(ValueError, match=message):
             check(size)
     for rule in ("__import__('os')", "size.x", "9 ** 9", "1 << 9", "'a' == 'a'", "[1]", "(lambda: 1)()", "other[0]"):
-        with pytest.raises(ValueError, match="a rule must hold sizes and arithmetic only"):
-            checker(json.dumps({**text, "rules": [rule]}))
+        with pytest.raises(ValueError, match="a rule must contain sizes and arithmetic only"):
+            size_check(json.dumps({**text, "rules": [rule]}))

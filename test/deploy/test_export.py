@@ -1,4 +1,4 @@
-"""Every format: what is in the file, what it computes, and what it cannot hold."""
+"""Every format: the contents of its files and the outputs that they compute."""
 
 import json
 import os
@@ -15,13 +15,12 @@ from torch import nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.deploy import _onnx
+from torchvision_layers.deploy.formats import onnx as onnx_format
 
-from ._support import CASES, CLASSES, FAST, Reads, example, float_model, int8_model
+from ._support import CASES, CLASSES, FAST, FunctionModule, example, float_model, int8_model
 
 ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
-#: Largest difference, relative to the largest output, on models as small as these. Kernels of int8 round ties as they
-#: like.
+#: Tolerance relative to the largest output for models this small. Int8 kernels differ in how they round ties.
 BOUNDS = {
     "torchscript": 1e-6,
     "torchscript-int8": 0.0,
@@ -34,20 +33,20 @@ SHAPES = [(3, 3, 16, 16), (1, 3, 16, 16), (7, 3, 16, 16), (2, 3, 33, 24), (1, 3,
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_file_computes_what_the_model_does_for_all_sizes(name: str, written) -> None:
-    model, loaded = written(name).model, deploy.load(written(name).path)
+def test_file_matches_model_at_all_sizes(name: str, case_file) -> None:
+    model, loaded = case_file(name).model, deploy.load(case_file(name).path)
     for shape in SHAPES:
         x = torch.randn(shape)
         with torch.no_grad():
             expected = model(x)
-        got = loaded(x)
-        assert not got.requires_grad
-        assert float((got - expected).abs().max()) <= BOUNDS.get(name, 1e-5) * float(expected.abs().max())
+        output = loaded(x)
+        assert not output.requires_grad
+        assert float((output - expected).abs().max()) <= BOUNDS.get(name, 1e-5) * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_was_written_is_told(name: str, written) -> None:
-    exported = written(name).exported
+def test_exported_describes_file(name: str, case_file) -> None:
+    exported = case_file(name).exported
     assert exported.format == CASES[name].format
     assert exported.size == exported.path.stat().st_size
     assert 0 <= exported.difference <= BOUNDS.get(name, 1e-5)
@@ -59,8 +58,8 @@ def test_what_was_written_is_told(name: str, written) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_metadata(name: str, written) -> None:
-    loaded, case = deploy.load(written(name).path), CASES[name]
+def test_metadata(name: str, case_file) -> None:
+    loaded, case = deploy.load(case_file(name).path), CASES[name]
     metadata = loaded.metadata
     assert loaded.format == metadata["format"] == case.format
     assert metadata["classes"] == CLASSES
@@ -74,54 +73,54 @@ def test_metadata(name: str, written) -> None:
         return
     quantization = metadata["quantization"]
     assert (quantization["engine"], quantization["backend"]) == (case.engine, "x86")
-    rows = quantized.report(written(name).model).rows
+    rows = quantized.report(case_file(name).model).rows
     assert [row["path"] for row in quantization["report"]] == [row.path for row in rows]
     assert quantization["report"][0]["runs_in"] == "int8"
 
 
 @pytest.mark.parametrize("name", ["pt2", "pt2-int8", "onnx", "onnx-qdq"])
-def test_no_paths_of_this_machine_and_no_images_are_in_the_file(name: str, written) -> None:
-    content = written(name).path.read_bytes()
+def test_file_contains_no_local_paths_and_no_images(name: str, case_file) -> None:
+    content = case_file(name).path.read_bytes()
     assert b"site-packages" not in content
     assert str(Path(__file__).parents[2]).encode() not in content
     assert example().numpy().tobytes()[:64] not in content
 
 
-def test_residual_additions_are_int8_in_onnx(written) -> None:
+def test_onnx_residual_additions_are_int8(case_file) -> None:
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load(written("onnx-qdq").path).graph
-    makers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list] = {}
+    graph = onnx.load(case_file("onnx-qdq").path).graph
+    producers = {output: node for node in graph.node for output in node.output}
+    consumers: dict[str, list] = {}
     for node in graph.node:
         for name in node.input:
-            readers.setdefault(name, []).append(node)
+            consumers.setdefault(name, []).append(node)
     additions = [node for node in graph.node if node.op_type == "Add"]
     assert len(additions) == 2
     for addition in additions:
-        kinds = [makers[name].op_type for name in addition.input]
+        kinds = [producers[name].op_type for name in addition.input]
         assert "DequantizeLinear" in kinds
-        assert set(kinds) <= {"DequantizeLinear", "Conv"}  # a convolution and the sum after it are one kernel
-        (reader,) = readers[addition.output[0]]
-        if reader.op_type == "Relu":
-            (reader,) = readers[reader.output[0]]
-        assert reader.op_type == "QuantizeLinear"
+        assert set(kinds) <= {"DequantizeLinear", "Conv"}  # one kernel runs a convolution and the sum after it
+        (consumer,) = consumers[addition.output[0]]
+        if consumer.op_type == "Relu":
+            (consumer,) = consumers[consumer.output[0]]
+        assert consumer.op_type == "QuantizeLinear"
     weights = {node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm")}
-    stored = {initializer.name: initializer.data_type for initializer in graph.initializer}
+    dtypes = {initializer.name: initializer.data_type for initializer in graph.initializer}
     for name in weights:
-        assert makers[name].op_type in ("DequantizeLinear", "Transpose")
-    assert sum(kind == onnx.TensorProto.INT8 for kind in stored.values()) >= len(weights)
+        assert producers[name].op_type in ("DequantizeLinear", "Transpose")
+    assert sum(kind == onnx.TensorProto.INT8 for kind in dtypes.values()) >= len(weights)
 
 
-def test_onnx_holds_no_notes_of_the_exporter(written) -> None:
+def test_onnx_contains_no_traces_of_exporter(case_file) -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(written("onnx-qdq").path)
+    model = onnx.load(case_file("onnx-qdq").path)
     assert {prop.key for prop in model.metadata_props} == {"metadata.json", "torchvision_layers.sha256"}
-    assert not any(len(held.metadata_props) for held in (*model.graph.node, *model.graph.value_info))
+    assert not any(len(part.metadata_props) for part in (*model.graph.node, *model.graph.value_info))
 
 
-def test_axes_of_onnx_have_names(written) -> None:
+def test_onnx_axes_have_names(case_file) -> None:
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load(written("onnx").path).graph
+    graph = onnx.load(case_file("onnx").path).graph
     (input,), (output,) = graph.input, graph.output
     assert (input.name, output.name) == ("input", "output")
     assert [dim.dim_param or dim.dim_value for dim in input.type.tensor_type.shape.dim] == [
@@ -133,23 +132,23 @@ def test_axes_of_onnx_have_names(written) -> None:
     assert [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim] == ["batch", 5]
 
 
-def test_onnx_runs_with_unsigned_weights_on_processors_without_vnni(written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_onnx, "has_vnni", lambda: False)
-    model, loaded = written("onnx-qdq").model, deploy.load(written("onnx-qdq").path)
+def test_onnx_makes_weights_unsigned_without_vnni(case_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_format, "has_vnni", lambda: False)
+    model, loaded = case_file("onnx-qdq").model, deploy.load(case_file("onnx-qdq").path)
     x = example()
     torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0.02 * float(model(x).abs().max()))
 
 
 @pytest.mark.parametrize("name", ["pt2", "aoti-int8", "onnx", "torchscript-int8"])
-def test_every_memory_format_and_empty_batches_run(name: str, written) -> None:
-    loaded, x = deploy.load(written(name).path), example()
+def test_memory_formats_and_empty_batches(name: str, case_file) -> None:
+    loaded, x = deploy.load(case_file(name).path), example()
     torch.testing.assert_close(loaded(x.to(memory_format=torch.channels_last)), loaded(x), rtol=0, atol=1e-6)
     torch.testing.assert_close(loaded(x.transpose(2, 3)), loaded(x.transpose(2, 3).contiguous()), rtol=0, atol=1e-6)
     assert loaded(x.clone().requires_grad_()).requires_grad is False
     assert loaded(x[:0]).shape == (0, 5)
 
 
-def test_an_int8_model_within_another_is_int8(tmp_path: Path) -> None:
+def test_nested_int8_model_is_recognized(tmp_path: Path) -> None:
     model = nn.Sequential(int8_model("eager"), nn.Softmax(1)).eval()
     exported = deploy.export(model, example(), tmp_path / "model.pt")
     assert exported.difference == 0
@@ -157,7 +156,7 @@ def test_an_int8_model_within_another_is_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
-def test_a_model_of_one_image_size_is_a_file_of_one(format: str, tmp_path: Path) -> None:
+def test_fixed_image_size(format: str, tmp_path: Path) -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), nn.Flatten(), nn.Linear(4 * 256, 2)).eval()
     exported = deploy.export(model, example(), tmp_path / "model.pt2", format=format)
     assert {shape[1:] for shape in exported.shapes} == {(3, 16, 16)}
@@ -178,39 +177,41 @@ def test_a_model_of_one_image_size_is_a_file_of_one(format: str, tmp_path: Path)
         (tnn.ConvNormAct(3, 4), (1, 3, 9, 9), [None, 3, None, None]),
     ],
 )
-def test_inputs_of_other_dimensions(format: str, model, shape: tuple, input_shape: list, tmp_path: Path) -> None:
+def test_input_dimensions(format: str, model, shape: tuple, input_shape: list, tmp_path: Path) -> None:
     exported = deploy.export(model.eval(), torch.randn(shape), tmp_path / "model.pt2", format=format)
     assert deploy.load(exported.path).metadata["input_shape"] == input_shape
     assert exported.difference < 1e-5
 
 
-def test_sizes_in_steps_of_a_stride_are_found(tmp_path: Path) -> None:
-    """A U-Net, say, takes multiples of eight only."""
+def test_sizes_with_stride_are_found(tmp_path: Path) -> None:
+    """A U-Net, for example, accepts only multiples of eight."""
 
     def forward(self, x):
         assert x.shape[2] % 8 == 0
         assert x.shape[3] % 8 == 0
         return self.conv(x)
 
-    exported = deploy.export(Reads(forward, conv=tnn.ConvNormAct(3, 4)), example(), tmp_path / "m.pt2", format="pt2")
+    exported = deploy.export(
+        FunctionModule(forward, conv=tnn.ConvNormAct(3, 4)), example(), tmp_path / "m.pt2", format="pt2"
+    )
     assert (2, 3, 48, 80) in exported.shapes
 
 
-def test_a_program_keeps_the_guards_on_sizes(tmp_path: Path) -> None:
-    """Where the forward would take another way than the one that was traced, there is an error and no answer."""
+def test_program_keeps_guards_on_sizes(tmp_path: Path) -> None:
+    """The program raises an error for sizes at which the forward would take another branch than the traced one."""
 
     def forward(self, x):
         y = self.conv(x)
         return y if (x.shape[2] + x.shape[3]) % 2 == 0 else 2 * y
 
-    model = Reads(forward, conv=tnn.ConvNormAct(3, 4))
+    model = FunctionModule(forward, conv=tnn.ConvNormAct(3, 4))
     exported = deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
     with pytest.raises(Exception, match="Guard failed"):
         deploy.load(exported.path)(torch.randn(1, 3, 20, 21))
 
 
 def _name_of(value: Any) -> str:
-    """Of a function or a pass: torch may copy it."""
+    """The name of a function or a pass, because torch may copy the object itself."""
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
@@ -233,11 +234,11 @@ def _state() -> SimpleNamespace:
 @pytest.mark.parametrize(
     "name", ["torchscript-int8", "pt2-int8", "onnx", pytest.param("aoti-int8", marks=pytest.mark.slow)]
 )
-def test_nothing_global_and_nothing_of_the_model_changes(name: str, tmp_path: Path) -> None:
+def test_global_state_and_model_do_not_change(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model = float_model() if case.engine is None else int8_model(case.engine)
     engine = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "onednn"  # another than the model's
+    torch.backends.quantized.engine = "onednn"  # not the backend of the model
     try:
         before, output, modules = _state(), model(example()), [type(module) for module in model.modules()]
         exported = deploy.export(model, example(), tmp_path / "model.pt2", format=case.format)
@@ -250,39 +251,39 @@ def test_nothing_global_and_nothing_of_the_model_changes(name: str, tmp_path: Pa
     assert not model.training
 
 
-def test_int8_torchscript_runs_on_its_own_engine(written, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are packed for the engine in force when a file is loaded, and some kernels ask for it when they run."""
-    seen = []
+def test_int8_torchscript_runs_on_its_own_backend(case_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are packed for the current backend on loading, and some kernels check it when they run."""
+    engines = []
 
     def load(file, map_location):
-        seen.append(torch.backends.quantized.engine)
-        return lambda x: seen.append(torch.backends.quantized.engine) or x
+        engines.append(torch.backends.quantized.engine)
+        return lambda x: engines.append(torch.backends.quantized.engine) or x
 
     monkeypatch.setattr(torch.jit, "load", load)
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "onednn"
     try:
-        deploy.load(written("torchscript-int8").path)(example())
+        deploy.load(case_file("torchscript-int8").path)(example())
         assert torch.backends.quantized.engine == "onednn"
     finally:
         torch.backends.quantized.engine = before
-    assert seen == ["x86", "x86"]
+    assert engines == ["x86", "x86"]
 
 
-def test_a_model_with_functions_of_torchvision_is_scripted(tmp_path: Path) -> None:
+def test_functions_of_torchvision_are_scripted(tmp_path: Path) -> None:
     model = tnn.BasicBlock(3, 3, stochastic_depth=0.5).eval()
     assert deploy.export(model, example(), tmp_path / "model.pt").difference == 0
 
 
-def test_compiled_int8_runs_kernels_of_int8(written) -> None:
-    content = written("aoti-int8").path.read_bytes()
+def test_compiled_int8_uses_int8_kernels(case_file) -> None:
+    content = case_file("aoti-int8").path.read_bytes()
     for kernel in (b"aoti_torch_cpu__qconv_pointwise", b"aoti_torch_cpu__qlinear_pointwise"):
         assert kernel in content
 
 
 @pytest.mark.parametrize("format", ["pt2", "onnx", pytest.param("aoti", marks=pytest.mark.slow)])
-def test_images_that_shrink_to_a_pixel_do_not_bind_the_file(format: str, tmp_path: Path) -> None:
-    """Torch takes sizes of one for constants, inside of a model too."""
+def test_features_of_one_pixel_do_not_fix_sizes(format: str, tmp_path: Path) -> None:
+    """torch treats sizes of one as constants, inside a model too."""
     stages = [tnn.BasicBlock(channels, 2 * channels, stride=2) for channels in (3, 6, 12)]
     model = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images, path = torch.randn(2, 3, 8, 8), tmp_path / "model.pt2"
@@ -294,8 +295,8 @@ def test_images_that_shrink_to_a_pixel_do_not_bind_the_file(format: str, tmp_pat
             torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_batches_of_one_where_a_layout_depends_on_the_batch(tmp_path: Path) -> None:
-    """A convolution after a norm in channels_last: torch asks there whether the batch is one."""
+def test_batch_size_one_when_layout_depends_on_batch(tmp_path: Path) -> None:
+    """For a convolution after a norm in channels_last, torch checks whether the batch size is one."""
     model = nn.Sequential(tnn.LayerNorm2d(3), nn.Conv2d(3, 4, 3), tnn.ConvNeXtBlock(4)).eval()
     for format in ("pt2", "onnx"):
         deploy.export(model, torch.randn(2, 3, 16, 16), tmp_path / "model", format=format)

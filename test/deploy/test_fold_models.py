@@ -1,4 +1,4 @@
-"""Every layer of ours, and models of torchvision and of the references, folded: equal to what they were."""
+"""Every layer of the package, and models of torchvision and of the references, compute the same when folded."""
 
 import copy
 import warnings
@@ -14,58 +14,58 @@ from torchvision_layers.testing import LayerSpec, Sample
 
 from ..conformance.specs import SPECS
 from ..quantized._support import build_model, with_running_stats
-from ._support import assert_folds, relative, trained
+from ._support import assert_folds, randomize, relative_error
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, torchvision.ops.FrozenBatchNorm2d)
-CELLS = [pytest.param(spec, sample, id=f"{spec.name}-{sample.id}") for spec in SPECS for sample in spec.samples]
+CASES = [pytest.param(spec, sample, id=f"{spec.name}-{sample.id}") for spec in SPECS for sample in spec.samples]
 
 
-def made(spec: LayerSpec, sample: Sample) -> tuple[nn.Module, Tensor]:
+def build(spec: LayerSpec, sample: Sample) -> tuple[nn.Module, Tensor]:
     layer, x = spec.cls(**sample.kwargs), torch.randn(sample.shape)
-    layer(x)  # a lazy layer meets its channels
-    return trained(layer), x
+    layer(x)  # initializes lazy layers
+    return randomize(layer), x
 
 
-@pytest.mark.parametrize(("spec", "sample"), CELLS)
-def test_a_layer(spec: LayerSpec, sample: Sample) -> None:
-    layer, x = made(spec, sample)
+@pytest.mark.parametrize(("spec", "sample"), CASES)
+def test_layer(spec: LayerSpec, sample: Sample) -> None:
+    layer, x = build(spec, sample)
     with torch.no_grad():
-        assert relative(deploy.fold(layer, x)(x), layer(x)) <= 1e-5
+        assert relative_error(deploy.fold(layer, x)(x), layer(x)) <= 1e-5
         folded = assert_folds(copy.deepcopy(layer), x)
         assert_folds(nn.Sequential(nn.Identity(), nn.Sequential(layer, nn.Dropout())), x)
-    left = {type(module).__name__ for path, module in folded.named_modules() if path}
-    assert left.isdisjoint({"StochasticDepth", "Dropout", "WSConv2d", "SWSConv2d", "CoordConv2d"})
+    classes = {type(module).__name__ for path, module in folded.named_modules() if path}
+    assert classes.isdisjoint({"StochasticDepth", "Dropout", "WSConv2d", "SWSConv2d", "CoordConv2d"})
 
 
-@pytest.mark.parametrize(("spec", "sample"), [cell for cell in CELLS if cell.values[0].twin])
-def test_a_twin(spec: LayerSpec, sample: Sample) -> None:
-    layer, x = made(spec, sample)
+@pytest.mark.parametrize(("spec", "sample"), [case for case in CASES if case.values[0].twin])
+def test_twin(spec: LayerSpec, sample: Sample) -> None:
+    layer, x = build(spec, sample)
     twin = spec.twin.from_float(layer)
     assert torch.equal(deploy.fold(twin)(x), deploy.fold(layer)(x))
     assert_folds(twin, x)
 
 
-def called(model: nn.Module, x: Tensor) -> list[nn.Module]:
-    """The modules that run: auxiliary heads and some more of torchvision's do not."""
-    found: list[nn.Module] = []
+def modules_called(model: nn.Module, x: Tensor) -> list[nn.Module]:
+    """The modules that run; some of torchvision's, such as auxiliary heads, do not."""
+    calls: list[nn.Module] = []
     model = copy.deepcopy(model)
     for module in model.modules():
-        module.register_forward_hook(lambda module, *_: found.append(module))
+        module.register_forward_hook(lambda module, *_: calls.append(module))
     model(x)
-    return found
+    return calls
 
 
 def assert_model_folds(model: nn.Module, size: int, norms_left: int = 0) -> None:
-    """In float64: how rounding grows through the layers is not what is asked."""
+    """Compares in float64, so that rounding errors do not matter."""
     assert not any(module.training for module in model.modules())
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     folded = assert_folds(model, x, batch=x)
-    left = called(folded, x)
-    assert sum(isinstance(module, NORMS) for module in left) == norms_left
-    assert not any(isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)) for module in left)
+    remaining = modules_called(folded, x)
+    assert sum(isinstance(module, NORMS) for module in remaining) == norms_left
+    assert not any(isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)) for module in remaining)
 
 
-# Names, sizes of images and norms that come before their convolutions.
+# Name, image size, and number of norms that precede their convolutions.
 SMALL = [
     ("resnet18", 32, 0), ("mobilenet_v3_small", 32, 0), ("mnasnet0_5", 32, 0), ("shufflenet_v2_x0_5", 32, 0),
     ("squeezenet1_1", 48, 0),
@@ -80,7 +80,7 @@ LARGE = [
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},
-    "inception_v3": {"init_weights": False, "aux_logits": False},  # the auxiliary head wants large images
+    "inception_v3": {"init_weights": False, "aux_logits": False},  # the auxiliary head needs large images
     "vit_b_32": {"image_size": 64},
 }
 
@@ -89,9 +89,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     ("name", "size", "norms_left"),
     [*SMALL, *(pytest.param(*entry, marks=pytest.mark.slow) for entry in LARGE)],
 )
-def test_a_model_of_torchvision(name: str, size: int, norms_left: int) -> None:
+def test_torchvision_model(name: str, size: int, norms_left: int) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of another initialization to come
+        warnings.simplefilter("ignore", FutureWarning)  # about a future change of initialization
         arguments = ARGUMENTS.get(name, {})
         model = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
     assert_model_folds(with_running_stats(model, size), size, norms_left)
@@ -107,5 +107,5 @@ REFERENCES = [
     "name",
     ["mobilenet_v3_small", "se_resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in REFERENCES)],
 )
-def test_a_reference_model(name: str) -> None:
+def test_reference_model(name: str) -> None:
     assert_model_folds(with_running_stats(build_model(name, 10), 32), 32)

@@ -1,4 +1,4 @@
-"""What folds is quantized through its folded form: all of its convolutions in int8, and close to float."""
+"""Folded models can be quantized: all of their convolutions run in int8, with outputs close to float."""
 
 import copy
 import io
@@ -13,13 +13,13 @@ from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.layers.positional_conv import PositionalConv2d, PositionMap
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
-from ._support import relative, trained
+from ._support import randomize, relative_error
 
 BACKENDS = ("x86", "onednn", "qnnpack")
-#: x86 has a bit less for its weights.
-ENOUGH = {"x86": 28.0, "onednn": 33.0, "qnnpack": 33.0}
+#: Required signal-to-noise ratio in decibels; x86 has one bit less for its weights.
+MIN_DECIBELS = {"x86": 28.0, "onednn": 33.0, "qnnpack": 33.0}
 
 group_norm = partial(nn.GroupNorm, 4)
 
@@ -51,14 +51,14 @@ def batches() -> list[Tensor]:
     return [torch.randn(16, 3, 14, 12, generator=generator) for _ in range(2)]
 
 
-def made(name: str) -> tuple[nn.Module, nn.Module]:
-    """The model and its folded form."""
-    model = trained(MODELS[name]())
+def build(name: str) -> tuple[nn.Module, nn.Module]:
+    """The model and the folded model."""
+    model = randomize(MODELS[name]())
     return model, deploy.fold(model, batches()[0])
 
 
-def weighted(model: nn.Module) -> list[str]:
-    """Paths of convolutions and projections that are not int8, but for those of maps."""
+def float_weighted_layers(model: nn.Module) -> list[str]:
+    """Paths of convolutions and linear layers that are not int8, except those of position maps."""
     of_maps = {m for map in model.modules() if isinstance(map, PositionMap) for m in map.modules()}
     kinds = (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)
     return [path for path, m in model.named_modules() if isinstance(m, kinds) and m not in of_maps]
@@ -67,14 +67,14 @@ def weighted(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_eager(name: str, backend: str) -> None:
-    model, folded = made(name)
+    model, folded = build(name)
     int8 = quantized.quantize(folded, batches(), backend=backend)
     for x in (batches()[0], batches()[1][:1, :, :9, :11]):
-        assert decibels(model(x), int8(x)) >= ENOUGH[backend]
-    assert not weighted(int8)
+        assert decibels(model(x), int8(x)) >= MIN_DECIBELS[backend]
+    assert not float_weighted_layers(int8)
     rows = [row for row in quantized.report(int8).rows if "Conv" in row.after or "Linear" in row.after]
     assert {row.runs_in for row in rows if ".position" not in f".{row.path}"} == {"int8"}
-    other = quantized.quantize(deploy.fold(trained(MODELS[name]())), batches(), backend=backend)
+    other = quantized.quantize(deploy.fold(randomize(MODELS[name]())), batches(), backend=backend)
     other.load_state_dict(int8.state_dict(), strict=True)
     assert torch.equal(other(batches()[0]), int8(batches()[0]))
 
@@ -82,7 +82,7 @@ def test_eager(name: str, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated", "ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("name", MODELS)
 def test_scripted(name: str) -> None:
-    _, folded = made(name)
+    _, folded = build(name)
     int8 = quantized.quantize(folded, batches())
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(int8), file)
@@ -96,33 +96,33 @@ def test_scripted(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_pt2e(name: str) -> None:
     pytest.importorskip("torchao")
-    model, folded = made(name)
+    model, folded = build(name)
     int8 = quantized.quantize(folded, batches(), engine="pt2e")
     x = batches()[0]
     assert decibels(model(x), int8(x)) >= 28.0
     rows = [row for row in quantized.report(int8).rows if "Conv" in row.before or "Linear" in row.before]
     assert {row.runs_in for row in rows if ".position" not in f".{row.path}"} == {"int8"}
-    other = quantized.quantize(deploy.fold(trained(MODELS[name]())), batches(), engine="pt2e")
+    other = quantized.quantize(deploy.fold(randomize(MODELS[name]())), batches(), engine="pt2e")
     other.load_state_dict(int8.state_dict(), strict=True)
     assert torch.equal(other(x), int8(x))
 
 
-def test_without_folding_they_are_refused() -> None:
+def test_unfolded_models_cannot_be_quantized() -> None:
     for name in ("scaled, no norm", "coordinates"):
         with pytest.raises(TypeError, match="which has no quantizable twin"):
             quantized.quantizable(MODELS[name]())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_quantizable_gives_the_same(name: str) -> None:
-    _, folded = made(name)
+def test_quantizable_computes_the_same(name: str) -> None:
+    _, folded = build(name)
     twin = quantized.quantizable(folded)
     x = batches()[0]
     assert torch.equal(twin(x), folded(x))
     assert list(twin.state_dict()) == list(folded.state_dict())
 
 
-def test_the_twin_of_a_positional_convolution() -> None:
+def test_twin_of_positional_convolution() -> None:
     layer = deploy.fold(enn.CoordConv2d(3, 8, 3, padding=1, with_r=True))
     assert type(layer) is PositionalConv2d
     twin = quantized.QuantizablePositionalConv2d.from_float(layer)
@@ -138,8 +138,8 @@ def test_the_twin_of_a_positional_convolution() -> None:
         quantized.QuantizablePositionalConv2d.from_float(enn.CoordConv2d(3, 8, 3))
 
 
-def test_of_no_images() -> None:
-    _, folded = made("coordinates")
+def test_empty_batch() -> None:
+    _, folded = build("coordinates")
     assert quantized.quantize(folded, batches())(batches()[0][:0]).shape == (0, 8, 12, 10)
 
 
@@ -148,8 +148,8 @@ def test_of_no_images() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_quantization_aware_training(name: str) -> None:
-    """A folded model needs no gradients; who trains it says so."""
-    model, folded = made(name)
+    """A folded model requires no gradients until ``requires_grad_()``."""
+    model, folded = build(name)
     frozen = quantized.prepare_qat(folded)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     with pytest.raises(RuntimeError, match="does not require grad"):
@@ -165,13 +165,13 @@ def test_quantization_aware_training(name: str) -> None:
     assert not any(torch.equal(parameter, before[name]) for name, parameter in prepared.named_parameters())
     quantized.freeze(prepared)
     int8 = quantized.convert(prepared)
-    assert not weighted(int8)
+    assert not float_weighted_layers(int8)
     assert decibels(prepared.eval()(batches()[0]), int8(batches()[0])) >= 25.0
     assert decibels(model(batches()[0]), int8(batches()[0])) >= 20.0
 
 
-def test_the_map_follows_the_training() -> None:
-    _, folded = made("coordinates")
+def test_position_map_follows_training() -> None:
+    _, folded = build("coordinates")
     prepared = quantized.prepare_qat(folded.requires_grad_())
     x = batches()[0]
     prepared.eval()
@@ -181,9 +181,9 @@ def test_the_map_follows_the_training() -> None:
     optimizer = torch.optim.SGD(prepared.parameters(), 0.1)
     prepared(x).square().mean().backward()
     optimizer.step()
-    quantized.freeze(prepared)  # ranges stay what they are from here on
+    quantized.freeze(prepared)  # ranges stay fixed from here on
     prepared.eval()
     with torch.no_grad():
         second = prepared(x)
-        assert relative(second, first) > 1e-3
+        assert relative_error(second, first) > 1e-3
         assert torch.equal(copy.deepcopy(prepared)(x), second)

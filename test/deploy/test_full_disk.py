@@ -1,4 +1,4 @@
-"""Disks that are full while a file is written: the earlier file stays, and nothing else."""
+"""If the disk is full during a write, the earlier file stays and no other file is left."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import torch
 
 from torchvision_layers import deploy
 from torchvision_layers._utils.atomic import atomic_path
-from torchvision_layers.deploy import _aoti
+from torchvision_layers.deploy.formats import aoti
 
 from ._support import CASES, example, float_model, int8_model
 
@@ -24,11 +24,11 @@ def fill_up(path: Path, content: bytes) -> int:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_leaves_the_earlier_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_earlier_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, path = CASES[name], tmp_path / "model.pt2"
     model = float_model() if case.engine is None else int8_model(case.engine)
     path.write_bytes(b"earlier")
-    if case.format == "aoti":  # it need not compile for this
+    if case.format == "aoti":  # no need to compile
 
         def package(program, package_path, inductor_configs) -> None:
             package_path.write(b"PK\x05\x06" + bytes(18))
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_earlier_file(name: str, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def no_long_files() -> Iterator[None]:
-    """As on a disk that is full, the system ends a write after some bytes."""
+    """Makes the system stop writes after some bytes, as on a full disk."""
     resource = pytest.importorskip("resource", reason="limits of files are of POSIX")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -53,7 +53,7 @@ def no_long_files() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
-def test_a_write_that_the_system_ends_leaves_the_earlier_file(format: str, tmp_path: Path, no_long_files: None) -> None:
+def test_interrupted_write_keeps_earlier_file(format: str, tmp_path: Path, no_long_files: None) -> None:
     path = tmp_path / "model.pt2"
     path.write_bytes(b"earlier")
     with pytest.raises(OSError, match="File too large"):
@@ -62,9 +62,9 @@ def test_a_write_that_the_system_ends_leaves_the_earlier_file(format: str, tmp_p
     assert os.listdir(tmp_path) == ["model.pt2"]
 
 
-def test_a_compiler_without_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_during_compilation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(_aoti.tempfile, "tempdir", None)
+    monkeypatch.setattr(aoti.tempfile, "tempdir", None)
 
     def package(program, package_path, inductor_configs) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -75,7 +75,7 @@ def test_a_compiler_without_room_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
-def interrupted(path: Path) -> None:
+def interrupt_write(path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("second")
         raise KeyboardInterrupt
@@ -89,14 +89,14 @@ def test_atomic_path(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_text() == "first"
     with pytest.raises(KeyboardInterrupt):
-        interrupted(path)
+        interrupt_write(path)
     assert path.read_text() == "first"
     assert os.listdir(tmp_path) == ["report.txt"]
 
 
-def test_atomic_path_writes_through_links_and_keeps_to_the_mask(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    target, link = tmp_path / "there" / "model.pt", tmp_path / "link.pt"
+def test_atomic_path_follows_links_and_respects_umask(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "model.pt", tmp_path / "link.pt"
     target.write_text("first")
     link.symlink_to(target)
     with atomic_path(link) as temporary:
@@ -108,7 +108,7 @@ def test_atomic_path_writes_through_links_and_keeps_to_the_mask(tmp_path: Path) 
     assert target.stat().st_mode == plain.stat().st_mode
 
 
-def test_atomic_path_without_a_file_leaves_none(tmp_path: Path) -> None:
+def test_atomic_path_without_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "model.pt"):
         pass
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""What is left of a CoordConv: a convolution, and a map that is kept for each size and never out of date."""
+"""The folded form of CoordConv: a convolution, and a position map that is cached for each size and never stale."""
 
 import copy
 import threading
@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torchvision_layers import deploy
 from torchvision_layers.layers.positional_conv import PositionalConv2d
 
-from ._support import IMAGES, assert_up_to_date, coord_conv, folded
+from ._support import IMAGES, assert_up_to_date, coord_conv, fold_layer
 
 
 class Convolutions(TorchFunctionMode):
-    """Counts them."""
+    """Counts convolutions."""
 
     count = 0
 
@@ -52,9 +52,9 @@ def convolutions(expected: int) -> Iterator[None]:
     ],
     ids=str,
 )
-def test_it_gives_what_the_layer_gives(arguments: dict[str, Any], with_r: bool) -> None:
+def test_matches_layer(arguments: dict[str, Any], with_r: bool) -> None:
     layer = coord_conv(with_r=with_r, **arguments).double()
-    plain = folded(layer)
+    plain = fold_layer(layer)
     for size in ((7, 6), (7, 9), (6, 7), (7, 6), (3, 6)):
         for form in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(2, 4, *size, dtype=torch.float64).to(memory_format=form)
@@ -72,11 +72,11 @@ def test_it_gives_what_the_layer_gives(arguments: dict[str, Any], with_r: bool) 
 @pytest.mark.parametrize("shape", [(0, 4, 7, 6), (1, 4, 1, 1), (3, 4, 1, 9), (2, 4, 301, 3)], ids=str)
 def test_odd_sizes(shape: tuple[int, ...]) -> None:
     layer, x = coord_conv(with_r=True).double(), torch.randn(shape, dtype=torch.float64)
-    torch.testing.assert_close(folded(layer)(x), layer(x).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fold_layer(layer)(x), layer(x).detach(), rtol=0, atol=1e-12)
 
 
-def test_bad_input_is_named() -> None:
-    layer = folded(coord_conv())
+def test_invalid_input() -> None:
+    layer = fold_layer(coord_conv())
     for x, message in (
         (torch.randn(2, 4, 0, 6), r"at least one pixel, got shape \[2, 4, 0, 6\]"),
         (torch.randn(2, 3, 7, 6), "4 channels"),
@@ -88,11 +88,11 @@ def test_bad_input_is_named() -> None:
         layer(IMAGES.double())
 
 
-# The map is kept
+# The cache
 
 
-def test_a_size_is_computed_once() -> None:
-    layer = folded(coord_conv())
+def test_each_size_is_computed_once() -> None:
+    layer = fold_layer(coord_conv())
     with convolutions(1):
         layer.conv(IMAGES)
     for size, count in (((7, 6), 2), ((7, 6), 1), ((7, 5), 2), ((5, 6), 2), ((7, 6), 1), ((7, 5), 1)):
@@ -100,12 +100,12 @@ def test_a_size_is_computed_once() -> None:
             layer(torch.randn(3, 4, *size))
     with convolutions(1), torch.inference_mode():
         layer(IMAGES)
-    with convolutions(2):  # the original computes it each time
+    with convolutions(2):  # the original layer does not cache
         coord_conv()(IMAGES)
 
 
-def test_few_sizes_are_kept() -> None:
-    layer = folded(coord_conv())
+def test_cache_size_is_limited() -> None:
+    layer = fold_layer(coord_conv())
     for side in range(3, 40):
         layer(torch.randn(1, 4, side, 5))
     assert len(layer.position._cache) == 16
@@ -117,8 +117,8 @@ def test_few_sizes_are_kept() -> None:
 
 
 def test_threads() -> None:
-    """They evict one another's sizes."""
-    layer, failed = folded(coord_conv()), []
+    """Threads evict each other's sizes."""
+    layer, errors = fold_layer(coord_conv()), []
 
     def work(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -127,17 +127,17 @@ def test_threads() -> None:
                 side = int(torch.randint(1, 30, (), generator=generator))
                 assert layer(torch.zeros(1, 4, side, 3)).shape == (1, 8, side, 3)
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed
+    assert not errors
 
 
-# The map is never out of date
+# The map is never stale
 
 
 def other_data(layer: PositionalConv2d) -> None:
@@ -170,9 +170,9 @@ def an_optimizer(layer: PositionalConv2d) -> None:
 
 
 CHANGES: dict[str, Callable[[PositionalConv2d], Any]] = {
-    "load_state_dict": lambda layer: layer.load_state_dict(folded(coord_conv(with_r=True)).state_dict()),
+    "load_state_dict": lambda layer: layer.load_state_dict(fold_layer(coord_conv(with_r=True)).state_dict()),
     "load_state_dict, assigned": lambda layer: layer.load_state_dict(
-        folded(coord_conv(with_r=True)).state_dict(), assign=True
+        fold_layer(coord_conv(with_r=True)).state_dict(), assign=True
     ),
     "other data": other_data,
     "other data twice": lambda layer: [(other_data(layer), layer(IMAGES)) for _ in range(20)],
@@ -192,26 +192,26 @@ CHANGES: dict[str, Callable[[PositionalConv2d], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_a_map_is_not_out_of_date(change: Callable[[PositionalConv2d], Any], mode: Callable[[], Any]) -> None:
-    layer = folded(coord_conv(with_r=True))
+def test_changed_weights_change_the_map(change: Callable[[PositionalConv2d], Any], mode: Callable[[], Any]) -> None:
+    layer = fold_layer(coord_conv(with_r=True))
     with mode():
         layer(IMAGES)
     change(layer)
     assert_up_to_date(layer, IMAGES)
 
 
-def test_weights_of_inference_mode() -> None:
-    """Writing to one leaves no trace, so nothing is kept for them."""
+def test_inference_weights() -> None:
+    """Inference tensors have no version counter, so nothing is cached for them."""
     with torch.inference_mode():
-        layer = folded(coord_conv())
+        layer = fold_layer(coord_conv())
         assert layer.position.conv.weight.is_inference()
         layer(IMAGES)
         layer.position.conv.weight.mul_(2)
         assert_up_to_date(layer, IMAGES)
 
 
-def test_types_and_devices_have_maps_of_their_own() -> None:
-    layer, x = folded(coord_conv()), IMAGES
+def test_dtypes_and_devices_have_separate_maps() -> None:
+    layer, x = fold_layer(coord_conv()), IMAGES
     layer(x)
     for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.float32):
         layer.to(dtype)
@@ -238,19 +238,19 @@ def test_modes_in_every_order() -> None:
         assert all(parameter.grad is not None for parameter in fresh.parameters())
 
 
-def test_a_map_of_inference_mode_serves_gradients() -> None:
-    layer, factor = folded(coord_conv()), torch.ones((), requires_grad=True)
+def test_map_computed_in_inference_mode_serves_gradients() -> None:
+    layer, factor = fold_layer(coord_conv()), torch.ones((), requires_grad=True)
     with torch.inference_mode():
         layer(IMAGES)
-    (layer.position(IMAGES) * factor).sum().backward()  # which keeps the map for its own
+    (layer.position(IMAGES) * factor).sum().backward()  # autograd saves the map
     assert factor.grad is not None
     with pytest.raises(RuntimeError, match="(?i)type"):
         layer.position(IMAGES.double())
 
 
-def test_gradients_of_weights_that_are_trained_again() -> None:
+def test_gradients_of_retrained_weights() -> None:
     original, layer = coord_conv().double(), None
-    layer = folded(original).requires_grad_()
+    layer = fold_layer(original).requires_grad_()
     x = IMAGES.double()
     with torch.no_grad():
         layer(x)

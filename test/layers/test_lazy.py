@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
-from torchvision_layers.testing._rows.distributed import group
+from torchvision_layers.testing._checks.distributed import group
 
 # Each lazy layer, and the layer with 6 input channels that it should become.
 CONV: dict[str, Any] = {"out_channels": 8, "groups": 2}

@@ -178,26 +178,26 @@ def test_testing() -> None:
         """\
 BadArguments
 BadInput
-Cell
+CHECKS
+Case
+Check
 GROUPS
-Geometry
+InvalidInput
 LayerCheckError
 LayerSpec
-Misuse
-NA
+NotApplicable
 Outcome
-ROWS
 Reference
 Report
-Row
 Sample
+ShapeExample
 Status
 Tier
 XFail
-cells_of(spec, row)
+cases_of(spec, check)
+check(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
+    per_layer=False, ignored_warnings=())
 check_layer(cls, samples, *, bad_arguments=(), bad_inputs=(), twin=None, geometries=None,
     expected_failures=None, rows=None, slow=False, raise_on_error=True)
-row(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
-    per_layer=False, ignored_warnings=())
-run_cell(row, cell)""",
+run_case(check, case)""",
     )

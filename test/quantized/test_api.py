@@ -100,7 +100,7 @@ def test_report_at_each_stage() -> None:
 
 
 def test_batches_with_targets() -> None:
-    model = small_model()
+    model = tnn.ConvNormAct(3, 4).eval()
     inputs = batches()
     expected = quantized.quantize(model, inputs)(inputs[0])
     pairs = [(batch, torch.zeros(16)) for batch in inputs]

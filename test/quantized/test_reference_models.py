@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from torchvision_layers import quantized
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import build_model, reference_model, torchvision_int8, with_running_stats
 

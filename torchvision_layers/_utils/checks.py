@@ -115,9 +115,9 @@ def check_not_lazy(argument: str, model: nn.Module) -> None:
     """Raises if ``model`` contains a lazy module that has not seen its first batch."""
     for path, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
-            place = f" at {path}" if path else ""
+            location = f" at {path}" if path else ""
             raise TypeError(
-                f"{argument} must not contain lazy modules, got {type(module).__name__}{place}: "
+                f"{argument} must not contain lazy modules, got {type(module).__name__}{location}: "
                 "initialize it with model(batch)"
             )
 

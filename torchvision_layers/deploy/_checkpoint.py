@@ -102,7 +102,7 @@ def load_calibration(path: str, channels: int) -> Tensor:
             try:
                 inputs: Any = torch.from_numpy(np.load(file, allow_pickle=False))
             except Exception as error:  # numpy raises many types
-                raise ValueError(f"{path} is damaged, or not an array saved by numpy.save: {error}") from error
+                raise ValueError(f"{path} is not an array saved by numpy.save, or is damaged: {error}") from error
     else:
         inputs = _load(path, "a tensor saved by torch.save")
     if not isinstance(inputs, Tensor) or inputs.dtype != torch.float32:
@@ -119,12 +119,12 @@ def _load(path: str, expected: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if not zipfile.is_zipfile(path):
-                raise ValueError(f"{path} is damaged, or not {expected}") from error
+                raise ValueError(f"{path} is not {expected}, or is damaged") from error
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"{path} is not {expected}: it contains more than tensors and numbers: {reason}"
             ) from error
         except Exception as error:  # torch raises almost any type for such a file, OSError too
             raise ValueError(
-                f"{path} is damaged, or not {expected} ({type(error).__name__} when it was loaded)"
+                f"{path} is not {expected}, or is damaged ({type(error).__name__} when it was loaded)"
             ) from error

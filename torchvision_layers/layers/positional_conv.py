@@ -61,7 +61,7 @@ class PositionMap(nn.Module):
         image = torch.empty((1, 1, *input.shape[2:]), dtype=input.dtype, device=input.device)
         is_trained = torch.is_grad_enabled() and weight.requires_grad
         # Tensors made in inference mode have no version counter.
-        if is_trained or weight.is_inference() or _is_mixed(input) or _is_transformed():
+        if is_trained or weight.is_inference() or _is_autocast(input) or _is_transformed():
             return self.conv(coordinates(image, self.with_r))
         # Loading new values changes the version; assigning new data changes the address.
         key = (*input.shape[2:], input.dtype, input.device, weight, weight.data_ptr(), weight._version)
@@ -90,7 +90,7 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _is_mixed(input: Tensor) -> bool:
+def _is_autocast(input: Tensor) -> bool:
     device = input.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

@@ -37,6 +37,7 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
         return _mean_of_pixels(input)
 
     def folded(self) -> nn.Module:
+        """The same mean as a single operation."""
         return PixelMean()
 
 

@@ -1,32 +1,32 @@
-"""The checks that every layer of this package passes, for layers of your own: :func:`check_layer`."""
+"""The conformance checks of this package, for your own layers: :func:`check_layer`."""
 
-from ._cell import Cell
-from ._check import LayerCheckError, Report, check_layer
-from ._row import NA, Outcome, Row, Status, Tier, cells_of, row, run_cell
-from ._rows import GROUPS, ROWS
-from ._spec import BadArguments, BadInput, Geometry, LayerSpec, Misuse, Reference, Sample, XFail
+from ._case import Case
+from ._check import Check, NotApplicable, Outcome, Status, Tier, cases_of, check, run_case
+from ._check_layer import LayerCheckError, Report, check_layer
+from ._checks import CHECKS, GROUPS
+from ._spec import BadArguments, BadInput, InvalidInput, LayerSpec, Reference, Sample, ShapeExample, XFail
 
 __all__ = [
+    "CHECKS",
     "GROUPS",
-    "NA",
-    "ROWS",
     "BadArguments",
     "BadInput",
-    "Cell",
-    "Geometry",
+    "Case",
+    "Check",
+    "InvalidInput",
     "LayerCheckError",
     "LayerSpec",
-    "Misuse",
+    "NotApplicable",
     "Outcome",
     "Reference",
     "Report",
-    "Row",
     "Sample",
+    "ShapeExample",
     "Status",
     "Tier",
     "XFail",
-    "cells_of",
+    "cases_of",
+    "check",
     "check_layer",
-    "row",
-    "run_cell",
+    "run_case",
 ]

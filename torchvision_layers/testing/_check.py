@@ -1,140 +1,146 @@
-"""``check_layer``: the matrix for anybody's layer."""
+"""A conformance check: its function, its variants, and the conditions in which it does not apply."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
-from torch import nn
+import numpy as np
+import torch
 
-from ._row import Outcome, Status, Tier, cells_of, run_cell
-from ._rows import ROWS
-from ._spec import BadArguments, BadInput, LayerSpec, Sample, XFail
+from ._case import Case
+from ._spec import LayerSpec, Sample
 
-__all__ = ["LayerCheckError", "Report", "check_layer"]
+__all__ = ["Check", "NotApplicable", "Outcome", "Status", "Tier", "cases_of", "check", "run_case"]
+
+
+class Tier(Enum):
+    """How often a check runs."""
+
+    EVERY_CHANGE = "every change"
+    NIGHTLY = "nightly"
+
+
+class Status(Enum):
+    """The result of a case."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    XFAILED = "failed as expected"
+    NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came out of all cells of one layer; ``print`` shows one line a row."""
+class NotApplicable:
+    """A reason why a check does not apply, and the predicate that decides it."""
 
-    name: str
-    #: ``"stable"``, ``"experimental"``, or ``"proposed"`` for a layer from elsewhere.
-    status: str
-    outcomes: tuple[Outcome, ...]
+    reason: str
+    holds: Callable[[Case], bool]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A conformance check. Its function raises if the layer fails, and its docstring states the requirement."""
+
+    id: str
+    function: Callable[[Case], None]
+    tier: Tier
+    variants: tuple[str, ...]
+    not_applicable: tuple[NotApplicable, ...]
+    #: Whether the check concerns the layer as a whole: it then runs with the first sample only.
+    per_layer: bool
+    #: Patterns and categories of warnings that the check itself causes.
+    ignored_warnings: tuple[tuple[str, type[Warning]], ...]
 
     @property
-    def failures(self) -> tuple[Outcome, ...]:
-        return tuple(outcome for outcome in self.outcomes if outcome.status is Status.FAILED)
-
-    @property
-    def failed_rows(self) -> tuple[str, ...]:
-        """Ids of rows with a failure, each once, in order."""
-        return tuple(dict.fromkeys(outcome.row for outcome in self.failures))
-
-    def __str__(self) -> str:
-        lines = []
-        for id in dict.fromkeys(outcome.row for outcome in self.outcomes):
-            outcomes = [outcome for outcome in self.outcomes if outcome.row == id]
-            by_status = {status: [o for o in outcomes if o.status is status] for status in Status}
-            ran = len(outcomes) - len(by_status[Status.NOT_APPLICABLE])
-            if by_status[Status.FAILED]:
-                word = f"FAILED {len(by_status[Status.FAILED])} of {ran}"
-            elif ran == 0:
-                word = "n/a"
-            elif by_status[Status.XFAILED]:
-                word = "as expected"
-            else:
-                word = f"passed {ran}"
-            notable = by_status[Status.FAILED] or by_status[Status.XFAILED] or (outcomes if ran == 0 else [])
-            why = f"{notable[0].place}: {notable[0].why}" if notable and ran else notable[0].why if notable else ""
-            lines.append(f"{id:<16} {word:<14} {why}".rstrip())
-        counts = {status: sum(o.status is status for o in self.outcomes) for status in Status}
-        total = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
-        return "\n".join([f"{self.name} ({self.status}): {total}", *lines])
+    def summary(self) -> str:
+        """The first paragraph of the docstring."""
+        return " ".join((self.function.__doc__ or "").split("\n\n")[0].split())
 
 
-class LayerCheckError(AssertionError):
-    """A layer fails checks; ``report`` holds them all."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(str(report))
-        self.report = report
-
-
-def _check_ids(argument: str, ids: Collection[str], known: Collection[str]) -> None:
-    for id in ids:
-        if id not in known:
-            raise ValueError(
-                f"{argument} must name checks of the matrix, got {id!r}; there are {', '.join(sorted(known))}"
-            )
-
-
-def check_layer(
-    cls: Callable[..., nn.Module],
-    samples: Sample | Sequence[Sample],
+def check(
+    id: str,
     *,
-    bad_arguments: Sequence[BadArguments] = (),
-    bad_inputs: Sequence[BadInput] = (),
-    twin: type[nn.Module] | None = None,
-    geometries: Any = None,
-    expected_failures: Mapping[str, XFail] | None = None,
-    rows: Collection[str] | None = None,
-    slow: bool = False,
-    raise_on_error: bool = True,
-) -> Report:
-    """Runs the checks that every layer of this package passes on a layer of yours.
+    tier: Tier = Tier.EVERY_CHANGE,
+    variants: Sequence[str] = ("",),
+    not_applicable: Sequence[NotApplicable] = (),
+    per_layer: bool = False,
+    ignored_warnings: Sequence[tuple[str, type[Warning]]] = (),
+) -> Callable[[Callable[[Case], None]], Check]:
+    """Decorator that makes a :class:`Check` from a function that takes a :class:`Case` and raises on failure."""
 
-    Args:
-        cls: the layer: a class, or a function that makes one.
-        samples: ways to build it, each with the shape of an input.
-        bad_arguments: what the constructor must refuse, over the arguments of the first sample.
-        bad_inputs: what the call must refuse.
-        twin: its quantizable twin, with ``from_float`` and ``fuse_model``. Default: ``None``.
-        geometries: a strategy of hypothesis for :class:`Geometry`, to check shapes with. Default: ``None``.
-        expected_failures: checks known to fail, by ``"row"`` or ``"row[variant]"``. Strict: passing is a failure.
-        rows: ids of the checks to run. Default: all those that are not slow.
-        slow: also runs checks that compile or start processes. Default: ``False``.
-        raise_on_error: raises where a check fails. Default: ``True``.
+    def decorate(function: Callable[[Case], None]) -> Check:
+        return Check(id, function, tier, tuple(variants), tuple(not_applicable), per_layer, tuple(ignored_warnings))
 
-    Returns the :class:`Report`, which prints as a table: what passed, what did not, and why.
+    return decorate
 
-    Errors: :class:`LayerCheckError`, an ``AssertionError`` that holds the report, where a check fails; ``ValueError``
-    for ids that no row has, and for no sample; ``TypeError`` for an expected failure that is no :class:`XFail`.
 
-    The caller's random numbers (those drawn on the CPU), modes and default type stay as they were. Functions that
-    ``torch.compile`` made before are compiled again when they are next called.
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one case, and the reason if it did not pass."""
 
-    Examples::
+    check_id: str
+    case_id: str
+    status: Status
+    reason: str = ""
+    error: Exception | None = None
 
-        >>> from torchvision_layers.testing import Sample, check_layer
-        >>> sample = Sample("default", {"num_channels": 3}, (2, 3, 6, 7))
-        >>> print(check_layer(tnn.LayerNorm2d, sample, rows=["gradcheck", "syncbn"]))
-        LayerNorm2d (stable): 2 passed, 1 not applicable
-        gradcheck        passed 2
-        syncbn           n/a            has no batch normalization
-    """
-    if not __debug__:
-        raise RuntimeError("check_layer is made of assertions, which python -O leaves out")
-    spec = LayerSpec(
-        cls,
-        (samples,) if isinstance(samples, Sample) else tuple(samples),
-        tuple(bad_arguments),
-        tuple(bad_inputs),
-        twin,
-        geometries,
-        dict(expected_failures or {}),
-    )
-    if not spec.samples:
-        raise ValueError("samples must hold at least one, got none")
-    places = {row.id: {row.id, *(f"{row.id}[{variant}]" for variant in row.variants)} for row in ROWS}
-    _check_ids("rows", rows or (), places)
-    _check_ids("expected_failures", spec.exempt, set().union(*places.values()))
-    for id, xfail in spec.exempt.items():
-        if not isinstance(xfail, XFail):
-            raise TypeError(f"expected_failures must hold an XFail for each id, got {xfail!r} for {id!r}")
-    chosen = [row for row in ROWS if (row.id in rows if rows is not None else slow or row.tier is Tier.EVERY_CHANGE)]
-    outcomes = tuple(run_cell(row, cell) for row in chosen for cell in cells_of(spec, row))
-    report = Report(spec.name, spec.status, outcomes)
-    if raise_on_error and report.failures:
-        raise LayerCheckError(report)
-    return report
+
+@contextmanager
+def _isolated_modes() -> Iterator[None]:
+    dtype, python_state, numpy_state = torch.get_default_dtype(), random.getstate(), np.random.get_state()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def cases_of(spec: LayerSpec, check: Check) -> list[Case]:
+    """The cases of a layer in a check: each sample in each variant."""
+    samples: Sequence[Sample] = spec.samples[:1] if check.per_layer else spec.samples
+    return [Case(spec, sample, variant) for sample in samples for variant in check.variants]
+
+
+def run_case(check: Check, case: Case) -> Outcome:
+    """Run a check from a fixed seed and in modes of its own. The caller's seeds and modes do not change."""
+    xfail = case.spec.xfails.get(check.id) or case.spec.xfails.get(f"{check.id}[{case.variant}]")
+
+    def outcome(status: Status, reason: str = "", error: Exception | None = None) -> Outcome:
+        return Outcome(check.id, case.id, status, reason, error)
+
+    with ExitStack() as stack:
+        stack.enter_context(_isolated_modes())
+        stack.enter_context(warnings.catch_warnings())
+        for pattern, category in check.ignored_warnings:
+            warnings.filterwarnings("ignore", pattern, category)
+        torch.manual_seed(0)
+        try:
+            reason = next((entry.reason for entry in check.not_applicable if entry.holds(case)), None)
+            if reason is None:
+                torch.manual_seed(0)
+                check.function(case)
+        except Exception as error:  # any error of the layer is a failure of the check
+            if xfail:
+                return outcome(Status.XFAILED, f"{xfail.reason} ({xfail.link})")
+            return outcome(Status.FAILED, _first_line(error), error)
+    if xfail:
+        result = "passes" if reason is None else f"does not apply ({reason})"
+        unexpected = AssertionError(f"{result}, but is expected to fail: {xfail.reason} ({xfail.link})")
+        return outcome(Status.FAILED, str(unexpected), unexpected)
+    return outcome(Status.PASSED) if reason is None else outcome(Status.NOT_APPLICABLE, reason)
+
+
+def _first_line(error: Exception) -> str:
+    """The type and the first line of a message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -1,4 +1,4 @@
-"""What the matrix needs to know of a layer: its samples, what it must refuse, its twin, its exemptions."""
+"""The specification of a layer: samples, invalid arguments and inputs, quantizable twin, known failures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,37 +9,37 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["BadArguments", "BadInput", "Geometry", "LayerSpec", "Misuse", "Reference", "Sample", "XFail"]
+__all__ = ["BadArguments", "BadInput", "InvalidInput", "LayerSpec", "Reference", "Sample", "ShapeExample", "XFail"]
 
-#: Called with input, weights by key of the ``state_dict`` and whether in training; NumPy, float64.
+#: A function of input, weights by ``state_dict`` key, and whether the layer is training; NumPy, float64.
 Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], bool], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One way to build a layer, and an input for it: one floating-point tensor, which gives one tensor.
+    """Arguments of a layer, and the shape of its input: one floating-point tensor, which maps to one tensor.
 
-    The sizes in ``shape`` should differ pairwise: equal ones let a layer mix up height and width unseen, and let
-    ``torch.export`` tie them to one another.
+    The sizes in ``shape`` should differ pairwise. Equal sizes hide a swap of height and width, and ``torch.export``
+    may tie them to each other.
     """
 
-    #: A name, short.
+    #: A short name.
     id: str
     #: Arguments of the constructor.
     kwargs: Mapping[str, Any]
-    #: Shape of the input; dimension 0 is the batch, of at least two.
+    #: Shape of the input. Dimension 0 is the batch, at least 2.
     shape: tuple[int, ...]
-    #: The independent result; ``None`` leaves the row ``reference`` out.
+    #: The independent result. The check ``reference`` does not apply if it is ``None``.
     reference: Reference | None = None
-    #: Whether it draws random numbers in training, where no reference holds.
+    #: Whether the layer draws random numbers in training, when no reference applies.
     is_random: bool = False
-    #: Whether ``forward`` looks at ``training``, its own or a child's; ``None`` leaves the row ``train_eval_flag`` out.
+    #: Whether ``forward`` reads ``training``, its own or a child's. ``train_eval_flag`` does not apply if ``None``.
     reads_mode: bool | None = None
-    #: Dimensions of the input that may have any size; by default all but the channels, dimension 1.
+    #: Dimensions of the input that may have any size. Default: all except dimension 1, the channels.
     dynamic_dims: tuple[int, ...] | None = None
-    #: Kinds of modules that an int8 model of the eager engine keeps in float islands.
+    #: Classes of modules that an int8 model of the eager engine runs as a float fallback.
     islands: tuple[type[nn.Module], ...] = ()
-    #: Whether such a model keeps the layer as a whole in a float island.
+    #: Whether such a model runs the whole layer as a float fallback.
     is_island: bool = False
 
     def __post_init__(self) -> None:
@@ -55,44 +55,44 @@ class Sample:
         return tuple(dim for dim in range(len(self.shape)) if dim != 1)
 
 
-class Misuse(Enum):
-    """Kinds of bad arguments and inputs that layers of any library were seen to accept."""
+class InvalidInput(Enum):
+    """Kinds of invalid arguments and inputs that layers of some library accept silently."""
 
     GROUPS = "channels not divisible by groups"
-    CHANNELS = "a width below 1"
+    CHANNELS = "fewer than 1 channel"
     PROBABILITY = "a probability outside [0, 1], or NaN"
     BLOCK_SIZE = "a block that is even, empty or larger than the image"
-    RANK = "an input of another rank"
-    WIDTH = "an input of another width"
-    HEADS = "a width not divisible by heads"
+    RANK = "a wrong number of dimensions"
+    WIDTH = "a wrong number of channels or features"
+    HEADS = "channels not divisible by heads"
     EVEN_KERNEL = "an even kernel that should keep the size"
-    DIVISIBILITY = "a height or width not divisible as needed"
-    CHOICE = "an unknown mode or name, or something that is no layer"
-    DTYPE = "an input of another type"
+    DIVISIBILITY = "a height or width that is not divisible as required"
+    CHOICE = "an unknown mode or name, or an object that is not a layer"
+    DTYPE = "a wrong dtype"
     RESIDUAL = "a skip and a branch of different shapes"
     EPS = "a negative eps, or NaN"
     WINDOW = "a kernel, stride or dilation below 1, or too many of them"
-    NO_PIXELS = "no pixel, or one value for a statistic"
-    KEYWORD = "a misspelt keyword"
+    NO_PIXELS = "no pixels, or one value for a statistic"
+    KEYWORD = "a misspelled keyword"
 
 
 @dataclass(frozen=True)
 class BadArguments:
-    """Arguments, over those of the first sample, that the constructor must refuse."""
+    """Arguments that the constructor must reject, applied over those of the first sample."""
 
-    kind: Misuse
+    kind: InvalidInput
     kwargs: Mapping[str, Any]
     error: type[Exception]
-    #: A pattern found in the message: it should name the argument, the rule and the value.
+    #: A pattern in the message, which should name the argument, the rule and the value.
     message: str
 
 
 @dataclass(frozen=True)
 class BadInput:
-    """An input, to a layer made as the first sample with ``kwargs`` over it, that the call must refuse."""
+    """An input that the call must reject, for a layer built from the first sample with ``kwargs`` over it."""
 
-    kind: Misuse
-    #: A shape, a tensor, or anything else.
+    kind: InvalidInput
+    #: A shape, a tensor, or any object.
     input: tuple[int, ...] | Tensor | object
     error: type[Exception]
     message: str
@@ -101,10 +101,10 @@ class BadInput:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Arguments, the shape of an input and the shape that the formula in the docs gives for the output.
+class ShapeExample:
+    """Arguments, the shape of an input, and the output shape by the documented formula.
 
-    ``out_shape=None`` says that the call must refuse the input, with a ``ValueError`` or torch's own ``RuntimeError``.
+    ``out_shape=None`` means that the call must reject the input, with a ``ValueError`` or torch's ``RuntimeError``.
     """
 
     kwargs: Mapping[str, Any]
@@ -114,7 +114,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class XFail:
-    """A check that is known to fail, for a reason outside of the layer. Strict: that it passes is a failure."""
+    """A known failure of a check, for a reason outside the layer. Strict: a pass is a failure."""
 
     reason: str
     link: str
@@ -122,7 +122,7 @@ class XFail:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer and all that its row of the matrix is made from."""
+    """A layer, and everything that its checks need."""
 
     cls: Callable[..., nn.Module]
     samples: Sequence[Sample]
@@ -130,10 +130,10 @@ class LayerSpec:
     bad_inputs: Sequence[BadInput] = ()
     #: Its quantizable twin, a class with ``from_float`` and ``fuse_model``.
     twin: type[nn.Module] | None = None
-    #: A strategy of hypothesis that draws a :class:`Geometry`; ``None`` leaves the row ``out_shape`` out.
-    geometries: Any = None
-    #: By id of a row, or ``"id[variant]"`` for one variant of it.
-    exempt: Mapping[str, XFail] = field(default_factory=dict)
+    #: A hypothesis strategy that draws a :class:`ShapeExample`. The check ``out_shape`` does not apply if ``None``.
+    shape_strategy: Any = None
+    #: By check id, or by ``"id[variant]"`` for one variant.
+    xfails: Mapping[str, XFail] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -142,6 +142,6 @@ class LayerSpec:
 
     @property
     def status(self) -> str:
-        """Where the layer stands: ``"stable"``, ``"experimental"``, or ``"proposed"`` for one from elsewhere."""
-        room = getattr(self.cls, "__module__", "").removeprefix("torchvision_layers.").split(".")[0]
-        return {"layers": "stable", "experimental": "experimental"}.get(room, "proposed")
+        """``"stable"``, ``"experimental"``, or ``"proposed"`` for a layer of another package."""
+        package = getattr(self.cls, "__module__", "").removeprefix("torchvision_layers.").split(".")[0]
+        return {"layers": "stable", "experimental": "experimental"}.get(package, "proposed")

@@ -8,10 +8,10 @@ from torch import nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse, staged_geometries
+from . import invalid_inputs, shape_strategies, staged_shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -35,26 +35,26 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("input_channels", "squeeze_channels"),
-            *misuse.layers("activation", "scale_activation"),
+            *invalid_inputs.widths("input_channels", "squeeze_channels"),
+            *invalid_inputs.layers("activation", "scale_activation"),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"scale_activation": nn.PReLU(4)},
                 ValueError,
                 "scale_activation has num_parameters=4, expected 6",
             ),
         ),
         (
-            *misuse.shapes(6, (7, 9)),
-            *misuse.not_floating((2, 6, 7, 9)),
+            *invalid_inputs.shapes(6, (7, 9)),
+            *invalid_inputs.not_floating((2, 6, 7, 9)),
             BadInput(
-                Misuse.DTYPE, torch.zeros(2, 6, 7, 9, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"
+                InvalidInput.DTYPE, torch.zeros(2, 6, 7, 9, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"
             ),
-            BadInput(Misuse.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
-            BadInput(Misuse.NO_PIXELS, (2, 6, 7, 0), ValueError, r"at least one pixel, got shape \[2, 6, 7, 0\]"),
+            BadInput(InvalidInput.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
+            BadInput(InvalidInput.NO_PIXELS, (2, 6, 7, 0), ValueError, r"at least one pixel, got shape \[2, 6, 7, 0\]"),
         ),
         quantized.QuantizableSqueezeExcitation,
-        geometries.squeeze_excitation(),
+        shape_strategies.squeeze_excitation(),
     ),
     LayerSpec(
         enn.SEBlock,
@@ -75,34 +75,34 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("in_channels", "ratio"),
+            *invalid_inputs.widths("in_channels", "ratio"),
             BadArguments(
-                Misuse.CHANNELS,
+                InvalidInput.CHANNELS,
                 {"ratio": 7},
                 ValueError,
                 "ratio must be at most in_channels=6, got 7",
             ),
-            *misuse.layers("activation"),
+            *invalid_inputs.layers("activation"),
         ),
         (
-            *misuse.shapes(6, (7, 9)),
-            *misuse.not_floating((2, 6, 7, 9)),
-            BadInput(Misuse.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
+            *invalid_inputs.shapes(6, (7, 9)),
+            *invalid_inputs.not_floating((2, 6, 7, 9)),
+            BadInput(InvalidInput.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
             BadInput(
-                Misuse.CHANNELS,
+                InvalidInput.CHANNELS,
                 (2, 6, 7, 9),
                 ValueError,
                 "ratio must be at most in_channels=6, got 7",
                 {"in_channels": None, "ratio": 7},
             ),
             BadInput(
-                Misuse.WIDTH,
+                InvalidInput.WIDTH,
                 (2, 6, 7, 9),
                 ValueError,
                 "activation has num_parameters=5, expected 2",
                 {"in_channels": None, "activation": nn.PReLU(5)},
             ),
         ),
-        geometries=staged_geometries.se_block(),
+        shape_strategy=staged_shape_strategies.se_block(),
     ),
 )

@@ -7,10 +7,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample, XFail
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample, XFail
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -23,38 +23,53 @@ _UNPACKS_2D_ONLY = XFail(
 def _arguments(dims: int) -> tuple[BadArguments, ...]:
     """Bad arguments of the first samples, which all have 3 channels and 5 after them."""
     return (
-        *misuse.widths("in_channels", "out_channels"),
-        BadArguments(Misuse.GROUPS, {"groups": 2}, ValueError, "in_channels must be divisible by groups, got 3 and 2"),
-        BadArguments(Misuse.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"),
-        BadArguments(Misuse.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        *misuse.numbers_each(dims, "kernel_size", "stride", "dilation"),
-        BadArguments(Misuse.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
-        BadArguments(Misuse.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
+        *invalid_inputs.widths("in_channels", "out_channels"),
         BadArguments(
-            Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd if padding=None.*got 4"
+            InvalidInput.GROUPS, {"groups": 2}, ValueError, "in_channels must be divisible by groups, got 3 and 2"
         ),
         BadArguments(
-            Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full', should be one of.*'same'"
+            InvalidInput.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"
+        ),
+        BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        *invalid_inputs.numbers_each(dims, "kernel_size", "stride", "dilation"),
+        BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
+        BadArguments(
+            InvalidInput.EVEN_KERNEL,
+            {"kernel_size": 4},
+            ValueError,
+            "kernel_size must be odd if padding=None.*got 4",
         ),
         BadArguments(
-            Misuse.CHOICE, {"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided conv"
-        ),
-        *misuse.norms(5),
-        *misuse.layers("activation_layer", "conv_layer"),
-        BadArguments(
-            Misuse.CHOICE, {"activation_layer": torch.relu}, TypeError, "activation_layer=.* cannot be called"
+            InvalidInput.CHOICE,
+            {"padding": "full"},
+            ValueError,
+            "Invalid padding string 'full', should be one of.*'same'",
         ),
         BadArguments(
-            Misuse.CHOICE,
+            InvalidInput.CHOICE,
+            {"padding": "same", "stride": 2},
+            ValueError,
+            "'same' is not supported for strided conv",
+        ),
+        *invalid_inputs.norms(5),
+        *invalid_inputs.layers("activation_layer", "conv_layer"),
+        BadArguments(
+            InvalidInput.CHOICE, {"activation_layer": torch.relu}, TypeError, "activation_layer=.* cannot be called"
+        ),
+        BadArguments(
+            InvalidInput.CHOICE,
             {"activation_layer": nn.PReLU(7)},
             ValueError,
             "activation_layer has num_parameters=7, expected 5",
         ),
-        BadArguments(Misuse.CHOICE, {"conv_layer": nn.Linear}, TypeError, "conv_layer=.*Linear.* cannot be called"),
-        BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
-        BadArguments(Misuse.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
         BadArguments(
-            Misuse.KEYWORD,
+            InvalidInput.CHOICE, {"conv_layer": nn.Linear}, TypeError, "conv_layer=.*Linear.* cannot be called"
+        ),
+        BadArguments(InvalidInput.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        BadArguments(InvalidInput.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
+        BadArguments(
+            InvalidInput.KEYWORD,
             {"activations_layer": nn.ReLU},
             TypeError,
             "unexpected keyword argument 'activations_layer'",
@@ -64,9 +79,9 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
 
 def _inputs(image: tuple[int, ...]) -> tuple[BadInput, ...]:
     return (
-        *misuse.shapes(3, image),
-        *misuse.types_of_torch((2, 3, *image)),
-        *misuse.no_pixels(3, len(image)),
+        *invalid_inputs.shapes(3, image),
+        *invalid_inputs.types_of_torch((2, 3, *image)),
+        *invalid_inputs.no_pixels(3, len(image)),
     )
 
 
@@ -125,34 +140,37 @@ SPECS = (
         (
             *_arguments(2),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 6, 3, padding=1)},
                 ValueError,
                 "conv_layer has out_channels=6, expected out_channels=5",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 5, 5)},
                 ValueError,
                 r"conv_layer has kernel_size=\(5, 5\), expected kernel_size=\(3, 3\)",
             ),
             BadArguments(
-                Misuse.CHOICE, {"conv_layer": nn.LazyConv2d}, TypeError, "conv_layer must not be lazy.*got LazyConv2d"
+                InvalidInput.CHOICE,
+                {"conv_layer": nn.LazyConv2d},
+                TypeError,
+                "conv_layer must not be lazy.*got LazyConv2d",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": lambda *a, **k: nn.Conv2d(3, 9, 3)},
                 ValueError,
                 "conv_layer has out_channels=9, expected out_channels=5",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": nn.Conv2d(3, 5, 3, padding=1, bias=False), "bias": True},
                 ValueError,
                 "bias must match conv_layer, which has no bias, got True",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": partial(nn.Conv2d, bias=True), "bias": False},
                 ValueError,
                 "bias must match conv_layer, which has a bias, got False",
@@ -161,11 +179,11 @@ SPECS = (
         (
             *_inputs((7, 9)),
             BadInput(
-                Misuse.CHOICE, (2, 3, 7, 9), ValueError, "expected 2D or 3D input", {"norm_layer": nn.BatchNorm1d}
+                InvalidInput.CHOICE, (2, 3, 7, 9), ValueError, "expected 2D or 3D input", {"norm_layer": nn.BatchNorm1d}
             ),
         ),
         quantized.QuantizableConvNormAct,
-        geometries.conv_norm_act(2),
+        shape_strategies.conv_norm_act(2),
     ),
     LayerSpec(
         tnn.Conv1dNormAct,
@@ -182,7 +200,7 @@ SPECS = (
         _arguments(1),
         _inputs((11,)),
         quantized.QuantizableConv1dNormAct,
-        geometries.conv_norm_act(1),
+        shape_strategies.conv_norm_act(1),
     ),
     LayerSpec(
         tnn.Conv3dNormAct,
@@ -201,7 +219,7 @@ SPECS = (
         _arguments(3),
         _inputs((4, 6, 7)),
         quantized.QuantizableConv3dNormAct,
-        geometries.conv_norm_act(3),
+        shape_strategies.conv_norm_act(3),
         {"int8_io[qnnpack]": _UNPACKS_2D_ONLY},
     ),
 )

@@ -6,10 +6,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -37,34 +37,41 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("dim", "expansion"),
-            *misuse.numbers("kernel_size"),
+            *invalid_inputs.widths("dim", "expansion"),
+            *invalid_inputs.numbers("kernel_size"),
             BadArguments(
-                Misuse.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
+                InvalidInput.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
             ),
-            BadArguments(Misuse.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
-            *misuse.probability("stochastic_depth"),
-            *misuse.norms(3),
-            *misuse.layers("activation_layer", "conv_layer"),
-            BadArguments(Misuse.EPS, {"layer_scale": misuse.NAN}, ValueError, "layer_scale must be finite, got nan"),
-            BadArguments(Misuse.EPS, {"layer_scale": "small"}, TypeError, "layer_scale must be a number, got 'small'"),
+            BadArguments(InvalidInput.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
+            *invalid_inputs.probability("stochastic_depth"),
+            *invalid_inputs.norms(3),
+            *invalid_inputs.layers("activation_layer", "conv_layer"),
+            BadArguments(
+                InvalidInput.EPS, {"layer_scale": invalid_inputs.NAN}, ValueError, "layer_scale must be finite, got nan"
+            ),
+            BadArguments(
+                InvalidInput.EPS, {"layer_scale": "small"}, TypeError, "layer_scale must be a number, got 'small'"
+            ),
         ),
         (
-            *misuse.shapes(3, (8, 9)),
-            *misuse.types_of_torch((2, 3, 8, 9)),
+            *invalid_inputs.shapes(3, (8, 9)),
+            *invalid_inputs.types_of_torch((2, 3, 8, 9)),
             BadInput(
-                Misuse.NO_PIXELS, (2, 3, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
+                InvalidInput.NO_PIXELS,
+                (2, 3, 0, 9),
+                RuntimeError,
+                "Kernel size can't be greater than actual input size",
             ),
             # One pixel is left, which would be stretched to fit.
             BadInput(
-                Misuse.RESIDUAL,
+                InvalidInput.RESIDUAL,
                 (2, 3, 7, 7),
                 ValueError,
-                r"the output of conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
-                {"conv_layer": misuse.unpadded},
+                r"conv_layer must have the shape of the input \[2, 3, 7, 7\], got \[2, 3, 1, 1\]",
+                {"conv_layer": invalid_inputs.unpadded},
             ),
         ),
         quantized.QuantizableConvNeXtBlock,
-        geometries.convnext_block(),
+        shape_strategies.convnext_block(),
     ),
 )

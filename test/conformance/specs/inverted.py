@@ -6,10 +6,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -17,42 +17,44 @@ __all__ = ["SPECS"]
 def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, ...]:
     """Bad arguments of all blocks with a skip; ``width`` is that of the first norm."""
     return (
-        *misuse.widths(in_name, out_name),
-        *misuse.numbers("kernel_size"),
-        BadArguments(Misuse.WINDOW, {"stride": 0}, ValueError, "stride must be 1 or 2, got 0"),
-        BadArguments(Misuse.WINDOW, {"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
-        BadArguments(Misuse.WINDOW, {"stride": (1, 1)}, ValueError, r"stride must be 1 or 2, got \(1, 1\)"),
-        BadArguments(Misuse.WINDOW, {"stride": 1.0}, TypeError, r"stride must be an int, got 1\.0"),
-        BadArguments(Misuse.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd, got 4"),
+        *invalid_inputs.widths(in_name, out_name),
+        *invalid_inputs.numbers("kernel_size"),
+        BadArguments(InvalidInput.WINDOW, {"stride": 0}, ValueError, "stride must be 1 or 2, got 0"),
+        BadArguments(InvalidInput.WINDOW, {"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
+        BadArguments(InvalidInput.WINDOW, {"stride": (1, 1)}, ValueError, r"stride must be 1 or 2, got \(1, 1\)"),
+        BadArguments(InvalidInput.WINDOW, {"stride": 1.0}, TypeError, r"stride must be an int, got 1\.0"),
+        BadArguments(InvalidInput.EVEN_KERNEL, {"kernel_size": 4}, ValueError, "kernel_size must be odd, got 4"),
         *(
             BadArguments(
-                Misuse.CHANNELS,
+                InvalidInput.CHANNELS,
                 {"expand_ratio": ratio},
                 ValueError,
                 f"expand_ratio must leave at least one channel, got {ratio} for {in_name}=",
             )
-            for ratio in (0, -1, 0.1, misuse.NAN, float("inf"))
+            for ratio in (0, -1, 0.1, invalid_inputs.NAN, float("inf"))
         ),
-        BadArguments(Misuse.CHANNELS, {"expand_ratio": "6"}, TypeError, "expand_ratio must be a number, got '6'"),
-        BadArguments(Misuse.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"),
-        *misuse.probability("stochastic_depth"),
-        *misuse.norms(width),
-        *misuse.layers("activation_layer", "conv_layer"),
+        BadArguments(InvalidInput.CHANNELS, {"expand_ratio": "6"}, TypeError, "expand_ratio must be a number, got '6'"),
+        BadArguments(
+            InvalidInput.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"
+        ),
+        *invalid_inputs.probability("stochastic_depth"),
+        *invalid_inputs.norms(width),
+        *invalid_inputs.layers("activation_layer", "conv_layer"),
     )
 
 
 def _inputs(channels: int) -> tuple[BadInput, ...]:
     return (
-        *misuse.shapes(channels, (6, 7)),
-        *misuse.types_of_torch((2, channels, 6, 7)),
-        *misuse.no_pixels(channels),
+        *invalid_inputs.shapes(channels, (6, 7)),
+        *invalid_inputs.types_of_torch((2, channels, 6, 7)),
+        *invalid_inputs.no_pixels(channels),
         # One pixel is left, which would be stretched to fit.
         BadInput(
-            Misuse.RESIDUAL,
+            InvalidInput.RESIDUAL,
             (2, channels, 3, 3),
             ValueError,
             rf"conv_layer must have the shape of the input \[2, {channels}, 3, 3\], got \[2, {channels}, 1, 1\]",
-            {"conv_layer": misuse.unpadded},
+            {"conv_layer": invalid_inputs.unpadded},
         ),
     )
 
@@ -104,10 +106,10 @@ SPECS = (
         ),
         (
             *_arguments("inp", "oup", 3),
-            *misuse.numbers_each(2, "dilation"),
-            *misuse.layers("se_layer"),
+            *invalid_inputs.numbers_each(2, "dilation"),
+            *invalid_inputs.layers("se_layer"),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
                 ValueError,
                 "se_layer has input_channels=4, expected 12",
@@ -115,7 +117,7 @@ SPECS = (
         ),
         _inputs(3),
         quantized.QuantizableInvertedResidual,
-        geometries.inverted("inp", "oup", dilates=True, squeezes=True),
+        shape_strategies.inverted("inp", "oup", dilates=True, squeezes=True),
     ),
     LayerSpec(
         tnn.MBConv,
@@ -147,9 +149,9 @@ SPECS = (
         ),
         (
             *_arguments("in_channels", "out_channels", 8),
-            *misuse.layers("se_layer"),
+            *invalid_inputs.layers("se_layer"),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
                 ValueError,
                 "se_layer has input_channels=4, expected 8",
@@ -157,7 +159,7 @@ SPECS = (
         ),
         _inputs(4),
         quantized.QuantizableMBConv,
-        geometries.inverted("in_channels", "out_channels", squeezes=True),
+        shape_strategies.inverted("in_channels", "out_channels", squeezes=True),
     ),
     LayerSpec(
         tnn.FusedMBConv,
@@ -181,7 +183,7 @@ SPECS = (
         _arguments("in_channels", "out_channels", 12),
         _inputs(3),
         quantized.QuantizableFusedMBConv,
-        geometries.inverted("in_channels", "out_channels"),
+        shape_strategies.inverted("in_channels", "out_channels"),
     ),
     LayerSpec(
         tnn.DepthwiseSeparableConv,
@@ -199,17 +201,20 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("in_channels", "out_channels", "depth_multiplier"),
-            *misuse.numbers_each(2, "kernel_size", "stride", "dilation"),
+            *invalid_inputs.widths("in_channels", "out_channels", "depth_multiplier"),
+            *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(
-                Misuse.EVEN_KERNEL, {"kernel_size": 2}, ValueError, "kernel_size must be odd if padding=None.*got 2"
+                InvalidInput.EVEN_KERNEL,
+                {"kernel_size": 2},
+                ValueError,
+                "kernel_size must be odd if padding=None.*got 2",
             ),
-            BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
-            *misuse.norms(3),
-            *misuse.layers("activation_layer"),
+            BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
+            *invalid_inputs.norms(3),
+            *invalid_inputs.layers("activation_layer"),
         ),
-        (*misuse.shapes(3, (6, 7)), *misuse.types_of_torch((2, 3, 6, 7)), *misuse.no_pixels(3)),
+        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.types_of_torch((2, 3, 6, 7)), *invalid_inputs.no_pixels(3)),
         quantized.QuantizableDepthwiseSeparableConv,
-        geometries.depthwise_separable(),
+        shape_strategies.depthwise_separable(),
     ),
 )

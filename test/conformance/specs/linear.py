@@ -6,10 +6,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -18,34 +18,40 @@ _NORM = {"norm_layer": nn.BatchNorm1d}
 
 def _flags() -> tuple[BadArguments, ...]:
     return (
-        BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
-        BadArguments(Misuse.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
+        BadArguments(InvalidInput.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        BadArguments(InvalidInput.CHOICE, {"inplace": 1}, TypeError, "inplace must be True or False, got 1"),
     )
 
 
 def _inputs() -> tuple[BadInput, ...]:
     """Both first samples take five features."""
     return (
-        BadInput(Misuse.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
-        BadInput(Misuse.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
-        BadInput(Misuse.RANK, (), ValueError, r"size 5 in dimension -1, got shape \[\]"),
+        BadInput(InvalidInput.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
+        BadInput(InvalidInput.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
+        BadInput(InvalidInput.RANK, (), ValueError, r"size 5 in dimension -1, got shape \[\]"),
         # Of a sequence nn.BatchNorm1d would normalize the steps, silently where they are as many as the features.
         BadInput(
-            Misuse.RANK, (4, 3, 5), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3", _NORM
+            InvalidInput.RANK,
+            (4, 3, 5),
+            ValueError,
+            "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3",
+            _NORM,
         ),
         BadInput(
-            Misuse.RANK,
+            InvalidInput.RANK,
             (4, 7, 5),
             ValueError,
             "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3",
             _NORM,
             training=True,
         ),
-        BadInput(Misuse.RANK, (5,), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 1", _NORM),
-        *misuse.no_tensors(),
-        *misuse.types_of_torch((4, 5)),
         BadInput(
-            Misuse.NO_PIXELS,
+            InvalidInput.RANK, (5,), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 1", _NORM
+        ),
+        *invalid_inputs.no_tensors(),
+        *invalid_inputs.types_of_torch((4, 5)),
+        BadInput(
+            InvalidInput.NO_PIXELS,
             (1, 5),
             ValueError,
             "Expected more than 1 value per channel when training",
@@ -93,15 +99,15 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("in_features", "out_features"),
-            *misuse.probability("dropout"),
-            *misuse.layers("activation_layer"),
-            *misuse.norms(3),
+            *invalid_inputs.widths("in_features", "out_features"),
+            *invalid_inputs.probability("dropout"),
+            *invalid_inputs.layers("activation_layer"),
+            *invalid_inputs.norms(3),
             *_flags(),
         ),
         _inputs(),
         quantized.QuantizableLinearDropoutAct,
-        geometries.linear_dropout_act(),
+        shape_strategies.linear_dropout_act(),
     ),
     LayerSpec(
         tnn.MLP,
@@ -142,10 +148,10 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("in_channels"),
+            *invalid_inputs.widths("in_channels"),
             *(
                 BadArguments(
-                    Misuse.CHANNELS,
+                    InvalidInput.CHANNELS,
                     {"hidden_channels": hidden},
                     ValueError,
                     f"hidden_channels must be a non-empty sequence of ints, got {shown}",
@@ -153,18 +159,24 @@ SPECS = (
                 for hidden, shown in (([], r"\[\]"), (None, "None"), (7, "7"), ("73", "'73'"))
             ),
             BadArguments(
-                Misuse.CHANNELS, {"hidden_channels": [7, 0]}, ValueError, "hidden_channels must be at least 1, got 0"
+                InvalidInput.CHANNELS,
+                {"hidden_channels": [7, 0]},
+                ValueError,
+                "hidden_channels must be at least 1, got 0",
             ),
             BadArguments(
-                Misuse.CHANNELS, {"hidden_channels": [7.0]}, TypeError, r"hidden_channels must be an int, got 7\.0"
+                InvalidInput.CHANNELS,
+                {"hidden_channels": [7.0]},
+                TypeError,
+                r"hidden_channels must be an int, got 7\.0",
             ),
-            *misuse.probability("dropout"),
-            *misuse.layers("activation_layer"),
-            *misuse.norms(7),
+            *invalid_inputs.probability("dropout"),
+            *invalid_inputs.layers("activation_layer"),
+            *invalid_inputs.norms(7),
             *_flags(),
         ),
         _inputs(),
         quantized.QuantizableMLP,
-        geometries.mlp(),
+        shape_strategies.mlp(),
     ),
 )

@@ -6,10 +6,10 @@ import torch
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -17,9 +17,9 @@ SPECS = (
     LayerSpec(
         tnn.FrozenBatchNorm2d,
         (Sample("default", {"num_features": 3}, (2, 3, 6, 7), ref.frozen_batch_norm, reads_mode=True),),
-        (*misuse.widths("num_features"), *misuse.eps()),
-        (*misuse.shapes(3, (6, 7)), *misuse.types((2, 3, 6, 7))),
-        geometries=geometries.image_norm("num_features"),
+        (*invalid_inputs.widths("num_features"), *invalid_inputs.eps()),
+        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.types((2, 3, 6, 7))),
+        shape_strategy=shape_strategies.image_norm("num_features"),
     ),
     LayerSpec(
         tnn.LayerNorm2d,
@@ -35,20 +35,20 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("num_channels"),
-            *misuse.eps(),
+            *invalid_inputs.widths("num_channels"),
+            *invalid_inputs.eps(),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"elementwise_affine": "no"},
                 TypeError,
                 "elementwise_affine must be True or False, got 'no'",
             ),
         ),
         (
-            *misuse.shapes(3, (6, 7)),
-            *misuse.types((2, 3, 6, 7)),
+            *invalid_inputs.shapes(3, (6, 7)),
+            *invalid_inputs.types((2, 3, 6, 7)),
             BadInput(
-                Misuse.DTYPE,
+                InvalidInput.DTYPE,
                 torch.zeros(2, 3, 6, 7, dtype=torch.uint8),
                 TypeError,
                 "input must have a floating-point dtype, got torch.uint8",
@@ -56,7 +56,7 @@ SPECS = (
             ),
         ),
         quantized.QuantizableLayerNorm2d,
-        geometries.image_norm("num_channels"),
+        shape_strategies.image_norm("num_channels"),
     ),
     LayerSpec(
         tnn.LayerScale,
@@ -75,29 +75,35 @@ SPECS = (
             ),
         ),
         (
-            *misuse.widths("dim"),
-            BadArguments(Misuse.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
-            BadArguments(Misuse.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
-            BadArguments(Misuse.CHOICE, {"channels_dim": 1.0}, TypeError, r"channels_dim must be an int, got 1\.0"),
-            BadArguments(Misuse.EPS, {"init_value": "small"}, TypeError, "init_value must be a number, got 'small'"),
-            BadArguments(Misuse.EPS, {"init_value": misuse.NAN}, ValueError, "init_value must be finite, got nan"),
+            *invalid_inputs.widths("dim"),
+            BadArguments(InvalidInput.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
+            BadArguments(InvalidInput.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
+            BadArguments(
+                InvalidInput.CHOICE, {"channels_dim": 1.0}, TypeError, r"channels_dim must be an int, got 1\.0"
+            ),
+            BadArguments(
+                InvalidInput.EPS, {"init_value": "small"}, TypeError, "init_value must be a number, got 'small'"
+            ),
+            BadArguments(
+                InvalidInput.EPS, {"init_value": invalid_inputs.NAN}, ValueError, "init_value must be finite, got nan"
+            ),
         ),
         (
-            BadInput(Misuse.RANK, (3,), ValueError, r"size 3 in dimension 1, got shape \[3\]"),
-            BadInput(Misuse.RANK, (), ValueError, r"size 3 in dimension 1, got shape \[\]"),
-            BadInput(Misuse.WIDTH, (2, 4, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 4, 6, 7\]"),
-            BadInput(Misuse.WIDTH, (2, 1, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 1, 6, 7\]"),
+            BadInput(InvalidInput.RANK, (3,), ValueError, r"size 3 in dimension 1, got shape \[3\]"),
+            BadInput(InvalidInput.RANK, (), ValueError, r"size 3 in dimension 1, got shape \[\]"),
+            BadInput(InvalidInput.WIDTH, (2, 4, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 4, 6, 7\]"),
+            BadInput(InvalidInput.WIDTH, (2, 1, 6, 7), ValueError, r"size 3 in dimension 1, got shape \[2, 1, 6, 7\]"),
             BadInput(
-                Misuse.WIDTH,
+                InvalidInput.WIDTH,
                 (2, 7, 1),
                 ValueError,
                 r"size 3 in dimension -1, got shape \[2, 7, 1\]",
                 {"channels_dim": -1},
             ),
-            *misuse.no_tensors(),
-            *misuse.types((2, 3, 6, 7)),
+            *invalid_inputs.no_tensors(),
+            *invalid_inputs.types((2, 3, 6, 7)),
         ),
         quantized.QuantizableLayerScale,
-        geometries.layer_scale(),
+        shape_strategies.layer_scale(),
     ),
 )

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -26,7 +26,7 @@ def _drop(p: float, mode: str, shape: tuple[int, ...]) -> Sample:
 
 
 def _dims(dims: object, error: type[Exception], message: str) -> BadArguments:
-    return BadArguments(Misuse.CHOICE, {"dims": dims}, error, message)
+    return BadArguments(InvalidInput.CHOICE, {"dims": dims}, error, message)
 
 
 SPECS = (
@@ -34,17 +34,19 @@ SPECS = (
         tnn.StochasticDepth,
         (_drop(0.3, "row", (2, 3, 5, 7)), _drop(0.3, "batch", (2, 3, 5)), _drop(0.0, "row", (2, 3, 5))),
         (
-            *misuse.probability("p"),
-            BadArguments(Misuse.CHOICE, {"mode": "column"}, ValueError, "mode must be 'batch' or 'row', got 'column'"),
-            BadArguments(Misuse.CHOICE, {"mode": None}, ValueError, "mode must be 'batch' or 'row', got None"),
+            *invalid_inputs.probability("p"),
+            BadArguments(
+                InvalidInput.CHOICE, {"mode": "column"}, ValueError, "mode must be 'batch' or 'row', got 'column'"
+            ),
+            BadArguments(InvalidInput.CHOICE, {"mode": None}, ValueError, "mode must be 'batch' or 'row', got None"),
         ),
         (
-            BadInput(Misuse.RANK, (), ValueError, "input must have at least 1 dimension, got 0"),
-            *misuse.no_tensors(),
+            BadInput(InvalidInput.RANK, (), ValueError, "input must have at least 1 dimension, got 0"),
+            *invalid_inputs.no_tensors(),
             # torch would refuse them in training only.
             *(
                 BadInput(
-                    Misuse.DTYPE,
+                    InvalidInput.DTYPE,
                     torch.zeros(2, 3, 5, dtype=dtype),
                     TypeError,
                     f"input must have a floating-point dtype, got {dtype}",
@@ -54,7 +56,7 @@ SPECS = (
                 for training in (False, True)
             ),
         ),
-        geometries=geometries.stochastic_depth(),
+        shape_strategy=shape_strategies.stochastic_depth(),
     ),
     LayerSpec(
         tnn.Permute,
@@ -79,10 +81,10 @@ SPECS = (
             _dims(None, TypeError, "dims must be a list or tuple of ints, got None"),
         ),
         (
-            BadInput(Misuse.RANK, (2, 3, 6), ValueError, r"x must have 4 dimensions, got 3: shape \[2, 3, 6\]"),
-            BadInput(Misuse.RANK, (1, 2, 3, 6, 7), ValueError, "x must have 4 dimensions, got 5"),
-            *misuse.no_tensors(),
+            BadInput(InvalidInput.RANK, (2, 3, 6), ValueError, r"x must have 4 dimensions, got 3: shape \[2, 3, 6\]"),
+            BadInput(InvalidInput.RANK, (1, 2, 3, 6, 7), ValueError, "x must have 4 dimensions, got 5"),
+            *invalid_inputs.no_tensors(),
         ),
-        geometries=geometries.permute(),
+        shape_strategy=shape_strategies.permute(),
     ),
 )

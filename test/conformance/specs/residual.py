@@ -6,10 +6,10 @@ from torch import nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import reference as ref
-from . import geometries, misuse
+from . import invalid_inputs, shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -17,18 +17,18 @@ __all__ = ["SPECS"]
 def _arguments(width: int) -> tuple[BadArguments, ...]:
     """Bad arguments of both; ``width`` is that of the first norm."""
     return (
-        *misuse.widths("inplanes", "planes"),
-        *misuse.numbers("stride", "dilation"),
-        BadArguments(Misuse.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
-        BadArguments(Misuse.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        *misuse.probability("stochastic_depth"),
-        *misuse.norms(width),
-        *misuse.layers("activation_layer", "se_layer", "conv_layer"),
+        *invalid_inputs.widths("inplanes", "planes"),
+        *invalid_inputs.numbers("stride", "dilation"),
+        BadArguments(InvalidInput.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
+        BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        *invalid_inputs.probability("stochastic_depth"),
+        *invalid_inputs.norms(width),
+        *invalid_inputs.layers("activation_layer", "se_layer", "conv_layer"),
         BadArguments(
-            Misuse.CHOICE, {"downsample": "conv"}, TypeError, "downsample must be a module or None, got 'conv'"
+            InvalidInput.CHOICE, {"downsample": "conv"}, TypeError, "downsample must be a module or None, got 'conv'"
         ),
         BadArguments(
-            Misuse.CHOICE, {"downsample": nn.Conv2d}, TypeError, "downsample must be a module or None, got <class"
+            InvalidInput.CHOICE, {"downsample": nn.Conv2d}, TypeError, "downsample must be a module or None, got <class"
         ),
     )
 
@@ -38,30 +38,30 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
     shape = (2, channels, side, side)
     wanted = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
     return (
-        *misuse.shapes(channels, (6, 7)),
-        *misuse.types_of_torch((2, channels, 6, 7)),
-        *misuse.no_pixels(channels),
+        *invalid_inputs.shapes(channels, (6, 7)),
+        *invalid_inputs.types_of_torch((2, channels, 6, 7)),
+        *invalid_inputs.no_pixels(channels),
         # One channel, or one pixel, would be stretched to fit.
         BadInput(
-            Misuse.RESIDUAL,
+            InvalidInput.RESIDUAL,
             shape,
             ValueError,
             wanted + rf"\[2, 1, {side}, {side}\]",
             {"downsample": nn.Conv2d(channels, 1, 1)},
         ),
         BadInput(
-            Misuse.RESIDUAL,
+            InvalidInput.RESIDUAL,
             shape,
             ValueError,
             wanted + rf"\[2, {out_channels}, 1, 1\]",
             {"downsample": nn.Conv2d(channels, out_channels, 1, stride=side)},
         ),
         BadInput(
-            Misuse.RESIDUAL,
+            InvalidInput.RESIDUAL,
             shape,
             ValueError,
             rf"conv_layer must have the shape of the input \[2, {channels}, {side}, {side}\], got .* 1, 1\]",
-            {"conv_layer": misuse.unpadded},
+            {"conv_layer": invalid_inputs.unpadded},
         ),
     )
 
@@ -104,19 +104,19 @@ SPECS = (
         (
             *_arguments(3),
             BadArguments(
-                Misuse.GROUPS,
+                InvalidInput.GROUPS,
                 {"groups": 2},
                 ValueError,
                 "groups and base_width must be 1 and 64 in BasicBlock, got 2 and 64",
             ),
             BadArguments(
-                Misuse.CHANNELS,
+                InvalidInput.CHANNELS,
                 {"base_width": 32},
                 ValueError,
                 "groups and base_width must be 1 and 64 in BasicBlock, got 1 and 32",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
                 ValueError,
                 "se_layer has input_channels=4, expected 3",
@@ -124,7 +124,7 @@ SPECS = (
         ),
         _inputs(3, 3, side=5),
         quantized.QuantizableBasicBlock,
-        geometries.basic_block(),
+        shape_strategies.basic_block(),
     ),
     LayerSpec(
         tnn.Bottleneck,
@@ -153,15 +153,15 @@ SPECS = (
         ),
         (
             *_arguments(2),
-            *misuse.widths("base_width"),
+            *invalid_inputs.widths("base_width"),
             BadArguments(
-                Misuse.CHANNELS,
+                InvalidInput.CHANNELS,
                 {"base_width": 16},
                 ValueError,
                 "base_width must leave at least one channel, got 16 for planes=2",
             ),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"conv_layer": nn.Conv2d(2, 3, 3, padding=1)},
                 ValueError,
                 "conv_layer has out_channels=3, expected out_channels=2",
@@ -169,6 +169,6 @@ SPECS = (
         ),
         _inputs(8, 8, side=3),
         quantized.QuantizableBottleneck,
-        geometries.bottleneck(),
+        shape_strategies.bottleneck(),
     ),
 )

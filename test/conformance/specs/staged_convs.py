@@ -5,10 +5,10 @@ from functools import partial
 from torch import nn
 
 from torchvision_layers.experimental import nn as enn
-from torchvision_layers.testing import BadArguments, BadInput, LayerSpec, Misuse, Sample
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput, LayerSpec, Sample
 
 from .. import staged_reference as ref
-from . import misuse, staged_geometries
+from . import invalid_inputs, staged_shape_strategies
 
 __all__ = ["SPECS"]
 
@@ -16,40 +16,46 @@ __all__ = ["SPECS"]
 def _arguments(groups: int) -> tuple[BadArguments, ...]:
     """Bad arguments of the first samples, which have 4 channels and 6 after them, which ``groups`` does not divide."""
     return (
-        *misuse.widths("in_channels", "out_channels"),
+        *invalid_inputs.widths("in_channels", "out_channels"),
         BadArguments(
-            Misuse.GROUPS,
+            InvalidInput.GROUPS,
             {"groups": groups},
             ValueError,
             f"out_channels must be divisible by groups, got 6 and {groups}",
         ),
-        BadArguments(Misuse.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        BadArguments(Misuse.GROUPS, {"groups": 2.0}, TypeError, r"groups must be an int, got 2\.0"),
-        *misuse.numbers_each(2, "kernel_size", "stride", "dilation"),
-        BadArguments(Misuse.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
-        BadArguments(Misuse.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
-        BadArguments(Misuse.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        BadArguments(InvalidInput.GROUPS, {"groups": 2.0}, TypeError, r"groups must be an int, got 2\.0"),
+        *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
+        BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
+        BadArguments(InvalidInput.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
     )
 
 
 _CHOICES = (
-    BadArguments(Misuse.GROUPS, {"groups": 3}, ValueError, "in_channels must be divisible by groups, got 4 and 3"),
-    BadArguments(Misuse.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
-    BadArguments(Misuse.CHOICE, {"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided"),
-    BadArguments(Misuse.CHOICE, {"padding_mode": "mirror"}, ValueError, "padding_mode must be one of.*got.*'mirror'"),
+    BadArguments(
+        InvalidInput.GROUPS, {"groups": 3}, ValueError, "in_channels must be divisible by groups, got 4 and 3"
+    ),
+    BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
+    BadArguments(
+        InvalidInput.CHOICE, {"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided"
+    ),
+    BadArguments(
+        InvalidInput.CHOICE, {"padding_mode": "mirror"}, ValueError, "padding_mode must be one of.*got.*'mirror'"
+    ),
 )
 _SINGLE = BadArguments(
-    Misuse.WINDOW,
+    InvalidInput.WINDOW,
     {"in_channels": 2, "groups": 2, "kernel_size": 1},
     ValueError,
     r"must give each filter more than one weight, got 2 / 2 \* 1 \* 1",
 )
 _ZERO_EPS = BadArguments(
-    Misuse.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, so that a filter of equal weights.*got 0"
+    InvalidInput.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, so that a filter of equal weights.*got 0"
 )
-_INPUTS = (*misuse.shapes(4, (7, 9)), *misuse.types_of_torch((2, 4, 7, 9)))
+_INPUTS = (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.types_of_torch((2, 4, 7, 9)))
 _NO_PIXELS = BadInput(
-    Misuse.NO_PIXELS, (2, 4, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
+    InvalidInput.NO_PIXELS, (2, 4, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
 )
 _BASE = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}
 _STRIDED = {
@@ -75,9 +81,9 @@ SPECS = (
             Sample("default", _BASE, (2, 4, 7, 9), partial(ref.standardized_conv, **_PADDED), reads_mode=False),
             Sample("strided", _STRIDED, (2, 4, 9, 11), partial(ref.standardized_conv, **_STRIDES), reads_mode=False),
         ),
-        (*_arguments(4), *_CHOICES, *misuse.eps(), _ZERO_EPS, _SINGLE),
+        (*_arguments(4), *_CHOICES, *invalid_inputs.eps(), _ZERO_EPS, _SINGLE),
         (*_INPUTS, _NO_PIXELS),
-        geometries=staged_geometries.conv2d(),
+        shape_strategy=staged_shape_strategies.conv2d(),
     ),
     LayerSpec(
         enn.SWSConv2d,
@@ -103,32 +109,39 @@ SPECS = (
         (
             *_arguments(4),
             *_CHOICES,
-            *misuse.eps(),
+            *invalid_inputs.eps(),
             _ZERO_EPS,
             _SINGLE,
-            *misuse.layers("activation"),
+            *invalid_inputs.layers("activation"),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
                 {"activation": partial(nn.Threshold, 1e9, 0.0)},
                 ValueError,
                 r"activation must have a finite variance above 0, got 0\.0",
             ),
-            BadArguments(Misuse.CHOICE, {"activation": nn.GLU}, ValueError, "activation must be elementwise, got.*GLU"),
             BadArguments(
-                Misuse.CHOICE,
+                InvalidInput.CHOICE,
+                {"activation": nn.GLU},
+                ValueError,
+                "activation must be elementwise, got.*GLU",
+            ),
+            BadArguments(
+                InvalidInput.CHOICE,
                 {"activation": partial(nn.LogSoftmax, dim=0)},
                 ValueError,
                 "activation must be elementwise, got.*LogSoftmax",
             ),
             BadArguments(
-                Misuse.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"
+                InvalidInput.CHOICE, {"activation": lambda: 3}, TypeError, "activation must return a module, got int"
             ),
-            BadArguments(Misuse.CHOICE, {"gamma": 0.0}, ValueError, r"gamma must be above 0, got 0\.0"),
-            BadArguments(Misuse.CHOICE, {"gamma": misuse.NAN}, ValueError, "gamma must be finite, got nan"),
-            BadArguments(Misuse.CHOICE, {"gamma": "relu"}, TypeError, "gamma must be a number, got 'relu'"),
+            BadArguments(InvalidInput.CHOICE, {"gamma": 0.0}, ValueError, r"gamma must be above 0, got 0\.0"),
+            BadArguments(
+                InvalidInput.CHOICE, {"gamma": invalid_inputs.NAN}, ValueError, "gamma must be finite, got nan"
+            ),
+            BadArguments(InvalidInput.CHOICE, {"gamma": "relu"}, TypeError, "gamma must be a number, got 'relu'"),
         ),
         (*_INPUTS, _NO_PIXELS),
-        geometries=staged_geometries.conv2d(),
+        shape_strategy=staged_shape_strategies.conv2d(),
     ),
     LayerSpec(
         enn.CoordConv2d,
@@ -145,13 +158,13 @@ SPECS = (
         (
             *_arguments(4),
             *_CHOICES,
-            BadArguments(Misuse.CHOICE, {"with_r": 1}, TypeError, "with_r must be True or False, got 1"),
+            BadArguments(InvalidInput.CHOICE, {"with_r": 1}, TypeError, "with_r must be True or False, got 1"),
         ),
         (
             *_INPUTS,
-            BadInput(Misuse.NO_PIXELS, (2, 4, 0, 9), ValueError, r"at least one pixel, got shape \[2, 4, 0, 9\]"),
+            BadInput(InvalidInput.NO_PIXELS, (2, 4, 0, 9), ValueError, r"at least one pixel, got shape \[2, 4, 0, 9\]"),
         ),
-        geometries=staged_geometries.conv2d(needs_pixels=True),
+        shape_strategy=staged_shape_strategies.conv2d(needs_pixels=True),
     ),
     LayerSpec(
         enn.MultiHeadedSpatialAttention,
@@ -180,29 +193,29 @@ SPECS = (
         ),
         (
             *_arguments(4),
-            BadArguments(Misuse.GROUPS, {"groups": 2}, ValueError, "out_channels / groups must be even.*got 6 / 2"),
-            BadArguments(Misuse.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, so that.*got 2"),
             BadArguments(
-                Misuse.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, so that.*got 3"
+                InvalidInput.GROUPS, {"groups": 2}, ValueError, "out_channels / groups must be even.*got 6 / 2"
             ),
-            BadArguments(Misuse.CHOICE, {"padding": "same"}, TypeError, "padding must be an int, got 'same'"),
+            BadArguments(InvalidInput.WINDOW, {"padding": 2}, ValueError, "padding must be at most.*= 1, .*got 2"),
+            BadArguments(InvalidInput.WINDOW, {"padding": (1, 3)}, ValueError, "padding must be at most.*= 1, .*got 3"),
+            BadArguments(InvalidInput.CHOICE, {"padding": "same"}, TypeError, "padding must be an int, got 'same'"),
         ),
         (
             *_INPUTS,
             BadInput(
-                Misuse.NO_PIXELS,
+                InvalidInput.NO_PIXELS,
                 (2, 4, 0, 9),
                 ValueError,
                 r"input must be at least 1 in dimension 2 to hold a window, got shape \[2, 4, 0, 9\]",
             ),
             BadInput(
-                Misuse.WINDOW,
+                InvalidInput.WINDOW,
                 (2, 4, 7, 4),
                 ValueError,
                 r"input must be at least 5 in dimension 3 to hold a window, got shape \[2, 4, 7, 4\]",
                 {"kernel_size": 5, "padding": 0},
             ),
         ),
-        geometries=staged_geometries.attention(),
+        shape_strategy=staged_shape_strategies.attention(),
     ),
 )

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 

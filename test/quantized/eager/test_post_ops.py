@@ -11,7 +11,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import post_ops
 from torchvision_layers.quantized.eager.int8_modules import Int8ConvActivation2d, Int8ConvAddition2d
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 FUSED_CLASSES = (Int8ConvActivation2d, Int8ConvAddition2d)
 FLOAT = {"hardswish": F.hardswish, "swish": F.silu}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 IMAGES = torch.randn(8, 3, 12, 10)
 BACKENDS = ("x86", "onednn", "qnnpack")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.quantized.pt2e.nodes import is_quantize
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 
 def network() -> nn.Module:

@@ -16,7 +16,7 @@ from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import (
     FunctionModule,

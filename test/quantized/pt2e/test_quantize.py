@@ -17,7 +17,7 @@ from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
 from torchvision_layers.quantized.pt2e import workflow
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, batches, calibrated, call_nodes, int8, small_model, tiny_model, with_running_stats
 

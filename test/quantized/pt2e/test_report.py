@@ -12,7 +12,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import ReportRow
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.report import graph_rows
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, calibrated, call_nodes, int8, with_running_stats
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, call_nodes, sgd, train_step, with_running_stats, without_quantization
 

@@ -49,7 +49,7 @@ class MultiHeadedSpatialAttention(nn.Module):
         kernel_size: size of the window, an int or (height, width).
         stride: distance between queries. Default: ``1``.
         padding: how far windows extend beyond the image on each side; at most
-            :math:`d \lfloor (k - 1) / 2 \rfloor`, which puts the query at the border. Default: ``0``.
+            :math:`d \lfloor (k - 1) / 2 \rfloor`, so that all queries are inside the image. Default: ``0``.
         dilation: spacing between elements of the window. Default: ``1``.
         groups: number of heads; each gets an even number of ``out_channels``. Default: ``1``.
         bias: whether queries, keys and values have a learned bias. Default: ``True``.

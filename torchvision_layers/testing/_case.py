@@ -1,4 +1,4 @@
-"""A cell of the matrix: one sample of one layer in one variant of a check, with what checks build from it."""
+"""A case: one sample of one layer in one variant of a check, and the layers and inputs that checks build from it."""
 
 import copy
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torch.nn.parameter import is_lazy
 
 from ._spec import LayerSpec, Sample
 
-__all__ = ["Cell", "run_seeded"]
+__all__ = ["Case", "run_seeded"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a check is given."""
+class Case:
+    """The argument of a check."""
 
     spec: LayerSpec
     sample: Sample
     variant: str = ""
 
     @property
-    def place(self) -> str:
-        """The sample, with the variant."""
+    def id(self) -> str:
+        """The id of the sample, followed by the variant in brackets."""
         return f"{self.sample.id}[{self.variant}]" if self.variant else self.sample.id
 
     @property
@@ -32,24 +32,24 @@ class Cell:
         return self.variant == "train"
 
     def kwargs(self) -> dict[str, object]:
-        """Arguments of the sample; modules among them are copied, so that no check can spoil them for the next.
+        """Arguments of the sample. Modules are copied, so a check cannot affect the next one.
 
-        Like all that is made in the check, they stand on torch's default device.
+        Copies are on torch's default device, like everything else that a check creates.
         """
         device = torch.get_default_device()
         kwargs = copy.deepcopy(dict(self.sample.kwargs))
         return {name: arg.to(device) if isinstance(arg, nn.Module) else arg for name, arg in kwargs.items()}
 
     def fresh(self) -> nn.Module:
-        """The layer as its constructor leaves it, in the mode of the variant; a lazy one is what it becomes."""
+        """The layer as its constructor leaves it, in the mode of the variant. A lazy layer is materialized."""
         layer = self.spec.cls(**self.kwargs())
         if any(is_lazy(tensor) for tensor in [*layer.parameters(), *layer.buffers()]):
             with torch.no_grad():
-                layer.eval()(torch.zeros(self.sample.shape))  # in eval: statistics are not to count it
+                layer.eval()(torch.zeros(self.sample.shape))  # in eval mode, so that statistics do not count it
         return layer.train(self.training)
 
     def layer(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The layer with numbers in its vectors that no default could give."""
+        """The layer with random vectors, which no default could produce."""
         return randomize(self.fresh()).to(dtype)
 
     def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,11 +57,11 @@ class Cell:
 
     @property
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """The free dimensions of the input, as ``torch.export`` wants them."""
+        """The free dimensions of the input, in the form that ``torch.export`` takes."""
         return ({dim: torch.export.Dim.DYNAMIC for dim in self.sample.free_dims},)
 
     def other_input(self, batch: int) -> Tensor:
-        """An input whose free dimensions all have sizes other than the sample's."""
+        """An input whose free dimensions all differ in size from the sample's."""
         shape = list(self.sample.shape)
         for dim in self.sample.free_dims:
             shape[dim] = batch if dim == 0 else shape[dim] + 2 + dim
@@ -69,7 +69,7 @@ class Cell:
 
 
 def randomize(layer: nn.Module) -> nn.Module:
-    """Draws vectors, scalars and constants (biases, scales, statistics), whose defaults would hide mistakes."""
+    """Draw vectors, scalars and constants (biases, scales, statistics), because their defaults would hide mistakes."""
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             is_vector = parameter.numel() == max(parameter.shape, default=1)
@@ -87,6 +87,6 @@ def _draw(name: str, tensor: Tensor) -> None:
 
 
 def run_seeded(layer: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    """Calls from one seed, so that random layers draw the same."""
+    """Call the layer from a fixed seed, so that random layers draw the same numbers."""
     torch.manual_seed(1)
     return layer(input)

@@ -4,15 +4,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from torchvision_layers.testing import Geometry
+from torchvision_layers.testing import ShapeExample
 
-from .geometries import BATCH, IMAGE, convolve, each, one_or_each, width
+from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, width
 
 __all__ = ["attention", "conv2d", "normalized", "se_block"]
 
 
 @st.composite
-def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> Geometry:
+def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
     """With two channels or more in a group, so that every filter has weights to standardize."""
     groups = draw(st.integers(1, 3))
     channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
@@ -24,11 +24,11 @@ def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> Geometry:
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out = convolve(shape, out_channels, each(kernel, 2), each(stride, 2), each(padding, 2), each(dilation, 2))
     is_refused = shape[1] != channels or (needs_pixels and 0 in shape[2:])
-    return Geometry(kwargs, shape, None if is_refused else out)
+    return ShapeExample(kwargs, shape, None if is_refused else out)
 
 
 @st.composite
-def attention(draw: st.DrawFn) -> Geometry:
+def attention(draw: st.DrawFn) -> ShapeExample:
     """Windows of any side, whose centre the padding leaves inside of the image."""
     heads, channels = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     out_channels = heads * 2 * draw(st.integers(1, 2))
@@ -39,22 +39,22 @@ def attention(draw: st.DrawFn) -> Geometry:
     kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": heads}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out = convolve(shape, out_channels, kernel, stride, padding, dilation)
-    return Geometry(kwargs, shape, out if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, out if shape[1] == channels else None)
 
 
 @st.composite
-def normalized(draw: st.DrawFn, name: str | None = None) -> Geometry:
+def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
     """Images keep their shape if there are two values to normalize; ``name`` is the argument of the width."""
     dims = draw(st.sampled_from([(1, 2, 3), (2, 3)]))
     channels = draw(st.integers(1, 4))
     shape = (draw(BATCH), draw(width(channels)) if name else channels, *draw(IMAGE))
     values = shape[2] * shape[3] * (shape[1] if 1 in dims else 1)
     kwargs: dict[str, Any] = {"dims": dims} | ({name: channels} if name else {})
-    return Geometry(kwargs, shape, shape if values > 1 and shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, shape if values > 1 and shape[1] == channels else None)
 
 
 @st.composite
-def se_block(draw: st.DrawFn) -> Geometry:
+def se_block(draw: st.DrawFn) -> ShapeExample:
     """Given its channels or not."""
     ratio = draw(st.integers(1, 3))
     channels = ratio + draw(st.integers(0, 4))
@@ -62,4 +62,4 @@ def se_block(draw: st.DrawFn) -> Geometry:
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     fits = shape[1] >= ratio if is_lazy else shape[1] == channels
     kwargs = {"ratio": ratio, "in_channels": None if is_lazy else channels}
-    return Geometry(kwargs, shape, shape if fits and 0 not in shape[2:] else None)
+    return ShapeExample(kwargs, shape, shape if fits and 0 not in shape[2:] else None)

@@ -1,4 +1,4 @@
-"""Layers that fold themselves, parametrized weights, twins, and what is refused by name."""
+"""Layers with ``folded()``, parametrized weights, quantizable twins, and models that cannot be folded."""
 
 import copy
 from collections.abc import Callable
@@ -12,11 +12,21 @@ from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-from ._support import IMAGES, Given, assert_folds, by_path, conv, norm, norms, pair, trained
+from ._support import (
+    IMAGES,
+    FunctionModule,
+    assert_folds,
+    conv,
+    conv_and_norm,
+    count_norms,
+    leaf_classes,
+    norm,
+    randomize,
+)
 
 
 class Custom(nn.Module):
-    """A layer of a user's, with a ``folded`` that may be wrong."""
+    """A user's layer, with a ``folded`` that may be wrong."""
 
     def __init__(self, make: Callable[[nn.Conv2d], object]) -> None:
         super().__init__()
@@ -36,16 +46,16 @@ def doubled(inner: nn.Conv2d) -> nn.Conv2d:
     return inner
 
 
-def test_a_layer_of_a_users_that_folds_itself() -> None:
-    model = trained(nn.Sequential(Custom(doubled), norm()))
-    assert by_path(assert_folds(model, IMAGES, batch=IMAGES.double())) == {"0": "Conv2d"}
+def test_folded_of_users_layer() -> None:
+    model = randomize(nn.Sequential(Custom(doubled), norm()))
+    assert leaf_classes(assert_folds(model, IMAGES, batch=IMAGES.double())) == {"0": "Conv2d"}
     (root,) = [assert_folds(Custom(doubled), IMAGES)]
     assert type(root) is nn.Conv2d
 
 
-def test_what_a_layer_becomes_is_folded_too() -> None:
+def test_result_of_folded_is_folded_too() -> None:
     model = nn.Sequential(Custom(lambda inner: nn.Sequential(doubled(inner), nn.Dropout())), norm())
-    assert by_path(assert_folds(trained(model), IMAGES)) == {"0.0": "Conv2d"}
+    assert leaf_classes(assert_folds(randomize(model), IMAGES)) == {"0.0": "Conv2d"}
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -58,7 +68,7 @@ def test_what_a_layer_becomes_is_folded_too() -> None:
         def folded(self) -> nn.Module:
             return self.body
 
-    assert by_path(assert_folds(trained(nn.Sequential(Wrapped(), norm())), IMAGES)) == {"0.0": "Conv2d"}
+    assert leaf_classes(assert_folds(randomize(nn.Sequential(Wrapped(), norm())), IMAGES)) == {"0.0": "Conv2d"}
 
     class Chained(nn.Module):
         def __init__(self) -> None:
@@ -71,7 +81,7 @@ def test_what_a_layer_becomes_is_folded_too() -> None:
         def folded(self) -> nn.Module:
             return self.inner
 
-    assert by_path(assert_folds(trained(nn.Sequential(Chained(), norm())), IMAGES)) == {"0": "Conv2d"}
+    assert leaf_classes(assert_folds(randomize(nn.Sequential(Chained(), norm())), IMAGES)) == {"0": "Conv2d"}
 
 
 @pytest.mark.parametrize(
@@ -81,30 +91,30 @@ def test_what_a_layer_becomes_is_folded_too() -> None:
         lambda inner: nn.Sequential(doubled(inner), nn.MaxPool2d(2)),
         lambda inner: nn.Conv2d(3, 4, 1),
         lambda inner: nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan)),
-        lambda inner: Given(lambda self, x: (doubled(inner)(x), x)),
+        lambda inner: FunctionModule(lambda self, x: (doubled(inner)(x), x)),
     ],
     ids=["value", "shape", "cannot run", "nan", "outputs"],
 )
-def test_a_wrong_folded_is_found_on_a_batch(make: Callable[[nn.Conv2d], nn.Module]) -> None:
-    with pytest.raises(RuntimeError, match=r"(changed|cannot run).*folded\(\) gives something else"):
+def test_comparison_finds_wrong_folded(make: Callable[[nn.Conv2d], nn.Module]) -> None:
+    with pytest.raises(RuntimeError, match=r"(changed|cannot run).*folded\(\) computes something else"):
         deploy.fold(Custom(make), IMAGES)
 
 
-def test_a_folded_that_gives_no_module() -> None:
-    with pytest.raises(TypeError, match=r"folded\(\) of 0 must give a module, got None"):
+def test_folded_that_returns_no_module() -> None:
+    with pytest.raises(TypeError, match=r"folded\(\) of 0 must return a module, got None"):
         deploy.fold(nn.Sequential(Custom(lambda inner: None)))
 
 
-def test_a_child_called_folded() -> None:
+def test_child_named_folded() -> None:
     class Child(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.folded = pair()
+            self.folded = conv_and_norm()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.folded(x)
 
-    assert norms(assert_folds(trained(Child()), IMAGES)) == 0
+    assert count_norms(assert_folds(randomize(Child()), IMAGES)) == 0
 
 
 # Parametrizations
@@ -122,25 +132,25 @@ def symmetric(module: nn.Conv2d) -> nn.Module:
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, symmetric])
 @pytest.mark.parametrize("make", [conv, lambda: enn.WSConv2d(4, 4, 3)], ids=["plain", "standardized"])
 def test_parametrized_weights(wrap: Callable[..., nn.Module], make: Callable[[], nn.Conv2d]) -> None:
-    model = trained(nn.Sequential(wrap(make()), norm()))
+    model = randomize(nn.Sequential(wrap(make()), norm()))
     folded = assert_folds(model, IMAGES)
-    assert by_path(folded) == {"0": "Conv2d"}
+    assert leaf_classes(folded) == {"0": "Conv2d"}
     assert set(folded.state_dict()) == {"0.weight", "0.bias"}
     assert parametrize.is_parametrized(model[0], "weight")
     model.train()(IMAGES.double()).sum().backward()  # it still trains
 
 
-def test_parametrized_parameters_that_others_share() -> None:
+def test_shared_parametrized_parameters() -> None:
     first, second = conv(), conv()
     second.weight = first.weight
     symmetric(first)
-    assert_folds(trained(nn.Sequential(first, norm(), second, norm())), IMAGES)
+    assert_folds(randomize(nn.Sequential(first, norm(), second, norm())), IMAGES)
 
 
-def test_a_parametrized_projection_of_a_block_and_a_parametrized_buffer() -> None:
+def test_parametrized_linear_layer_and_buffer() -> None:
     block = tnn.ConvNeXtBlock(4)
     parametrizations.spectral_norm(block.block[5])
-    assert assert_folds(trained(block), IMAGES).layer_scale is None
+    assert assert_folds(randomize(block), IMAGES).layer_scale is None
     frozen = tnn.FrozenBatchNorm2d(4)
     frozen.running_mean.normal_()
     parametrize.register_parametrization(frozen, "running_mean", nn.Tanh())
@@ -148,7 +158,7 @@ def test_a_parametrized_projection_of_a_block_and_a_parametrized_buffer() -> Non
     assert "0.running_mean" in dict(assert_folds(model, IMAGES).named_buffers())
 
 
-# Refused by name
+# Models that cannot be folded
 
 
 @pytest.mark.parametrize(
@@ -163,10 +173,10 @@ def test_a_parametrized_projection_of_a_block_and_a_parametrized_buffer() -> Non
     ],
     ids=["forward", "before", "backward", "before backward", "old backward", "prune"],
 )
-def test_hooks_are_refused_by_name(hook: Callable[[nn.Module], object]) -> None:
+def test_hooks(hook: Callable[[nn.Module], object]) -> None:
     model = nn.Sequential(nn.ReLU(), nn.Sequential(conv(), norm()))
     hook(model[1][0])
-    with pytest.raises(ValueError, match=r"1\.0 has hooks, which would see something else"):
+    with pytest.raises(ValueError, match=r"1\.0 has hooks, which would see other values"):
         deploy.fold(model)
     model = conv()
     hook(model)
@@ -174,26 +184,26 @@ def test_hooks_are_refused_by_name(hook: Callable[[nn.Module], object]) -> None:
         deploy.fold(model)
 
 
-def test_lazy_layers_are_refused_until_they_know_their_channels() -> None:
+def test_lazy_layers() -> None:
     for layer in (nn.LazyConv2d(4, 3), tnn.LazyConvNormAct(4), tnn.LazySqueezeExcitation(2)):
         with pytest.raises(TypeError, match=r"1(\.0)? is a Lazy.* without channels yet: run one batch"):
             deploy.fold(nn.Sequential(nn.ReLU(), layer))
     model = nn.Sequential(tnn.LazyConvNormAct(4), nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
     model(IMAGES)
-    assert norms(assert_folds(trained(model), IMAGES)) == 0
+    assert count_norms(assert_folds(randomize(model), IMAGES)) == 0
 
 
-def test_quantized_models_are_refused() -> None:
+def test_quantized_models() -> None:
     model = tnn.ConvNormAct(4, 4).eval()
-    for made in (
+    for other in (
         quantized.quantizable(model),
         quantized.prepare_qat(model),
         quantized.quantize(model, [IMAGES]),
     ):
         with pytest.raises(ValueError, match="model is a QuantizableModel: fold the float model, then quantize it"):
-            deploy.fold(made)
+            deploy.fold(other)
         with pytest.raises(ValueError, match="0 is a QuantizableModel"):
-            deploy.fold(nn.Sequential(made))
+            deploy.fold(nn.Sequential(other))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated")
@@ -207,20 +217,20 @@ def test_quantized_models_are_refused() -> None:
     ],
     ids=["parallel", "scripted", "traced", "compiled"],
 )
-def test_what_runs_another_module_is_refused_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    for model, path in ((wrap(pair().eval()), "model"), (nn.Sequential(wrap(pair().eval())), "0")):
-        with pytest.raises(ValueError, match=f"{path} is a .*: fold the module that it was made from"):
+def test_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    for model, path in ((wrap(conv_and_norm().eval()), "model"), (nn.Sequential(wrap(conv_and_norm().eval())), "0")):
+        with pytest.raises(ValueError, match=f"{path} is a .*: fold the module that it wraps"):
             deploy.fold(model)
 
 
-def test_twins_fold_as_their_layers_do() -> None:
+def test_twins_fold_like_their_layers() -> None:
     model = nn.Sequential(
         quantized.QuantizableConvNormAct(4, 4),
         quantized.QuantizableConvNeXtBlock(4),
         quantized.QuantizableLayerScale(4),
         nn.Conv2d(4, 4, 1),
     )
-    folded = assert_folds(trained(model), IMAGES)
-    assert {"BatchNorm2d", "QuantizableLayerScale"}.isdisjoint(by_path(folded).values())
+    folded = assert_folds(randomize(model), IMAGES)
+    assert {"BatchNorm2d", "QuantizableLayerScale"}.isdisjoint(leaf_classes(folded).values())
     assert folded[1].layer_scale is None
     assert quantized.quantize(folded.float(), [IMAGES])(IMAGES).shape == IMAGES.shape

@@ -1,12 +1,12 @@
-"""All rows, in the order of the table."""
+"""All checks, in the order of the conformance table."""
 
-from .._row import Row
-from . import distributed, gradients, graphs, inputs, int8, misuse, numerics, pt2e, randomness, state, twins
+from .._check import Check
+from . import distributed, gradients, inputs, int8, invalid_inputs, numerics, programs, pt2e, randomness, state, twins
 
-__all__ = ["GROUPS", "ROWS"]
+__all__ = ["CHECKS", "GROUPS"]
 
-#: By subject, which is a table in the docs.
-GROUPS: dict[str, tuple[Row, ...]] = {
+#: Checks by subject. Each subject is a table in the docs.
+GROUPS: dict[str, tuple[Check, ...]] = {
     "Values": (
         numerics.reference,
         numerics.out_shape,
@@ -36,22 +36,22 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         state.skip_init,
         state.copies,
     ),
-    "Inputs and misuse": (
+    "Inputs and errors": (
         inputs.dtypes,
         inputs.channels_last,
         inputs.empty_batch,
-        misuse.errors,
-        misuse.unknown_keyword,
-        misuse.wrong_width,
+        invalid_inputs.errors,
+        invalid_inputs.unknown_keyword,
+        invalid_inputs.wrong_width,
     ),
     "Programs": (
-        graphs.fx,
-        graphs.script,
-        graphs.compiled,
-        graphs.exported,
-        graphs.onnx,
-        graphs.inductor,
-        graphs.aoti,
+        programs.fx,
+        programs.script,
+        programs.compiled,
+        programs.exported,
+        programs.onnx,
+        programs.inductor,
+        programs.aoti,
     ),
     "Several processes": (
         distributed.ddp,
@@ -65,4 +65,4 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Int8 modules": (int8.ptq_eager, int8.qat_eager, int8.int8_io),
     "Int8 graphs": (pt2e.pt2e_ptq, pt2e.pt2e_io, pt2e.pt2e_qat, pt2e.onnx_qdq),
 }
-ROWS: tuple[Row, ...] = tuple(row for rows in GROUPS.values() for row in rows)
+CHECKS: tuple[Check, ...] = tuple(check for checks in GROUPS.values() for check in checks)

@@ -1,6 +1,7 @@
-"""What cannot be exported: refused with the reason, and with what can."""
+"""Errors of ``deploy.export``: each gives the reason, and a format that works if there is one."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,27 +10,34 @@ from torch import nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.deploy import _aoti, _onnx
-from torchvision_layers.deploy._formats import FORMATS
+from torchvision_layers.deploy._subject import Subject
+from torchvision_layers.deploy.formats import aoti
+from torchvision_layers.deploy.formats.table import FORMATS
 
-from ._support import Reads, example, float_model, int8_model
+from ._support import FunctionModule, example, float_model, int8_model
 
-EAGER_ELSEWHERE = "eager int8.*engine='pt2e'.*format='torchscript'"
+EAGER_REMEDY = "does not support a model that is int8 of engine='eager'.*: use format='torchscript'"
 
 
 @pytest.mark.parametrize(
     ("engine", "format", "message"),
     [
-        ("eager", "pt2", EAGER_ELSEWHERE),
-        ("eager", "aoti", EAGER_ELSEWHERE),
-        ("eager", "onnx", EAGER_ELSEWHERE),
-        ("eager", "onnx-qdq", EAGER_ELSEWHERE),
-        ("pt2e", "torchscript", "no TorchScript.*format='pt2'"),
-        ("pt2e", "onnx", "use format='onnx-qdq'"),
-        (None, "onnx-qdq", "quantize it first with engine='pt2e'"),
+        ("eager", "pt2", f"{EAGER_REMEDY}, or call .*engine='pt2e', backend='x86'"),
+        ("eager", "aoti", EAGER_REMEDY),
+        ("eager", "onnx", f"{EAGER_REMEDY}$"),
+        ("eager", "onnx-qdq", EAGER_REMEDY),
+        ("eager", "executorch", f"{EAGER_REMEDY}, or call .*engine='pt2e', backend='xnnpack'"),
+        ("pt2e", "torchscript", "use format='pt2' or 'aoti' or 'onnx-qdq', or call .*engine='eager', backend='x86'"),
+        ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq'$"),
+        ("pt2e", "executorch", "int8 of engine='pt2e' and backend='x86'.*, or call .*, backend='xnnpack'"),
+        (
+            None,
+            "onnx-qdq",
+            r"that is float: use .*'onnx'.*, or call quantized\.quantize\(.*engine='pt2e', backend='onnx",
+        ),
     ],
 )
-def test_impossible_combinations_name_another(engine: str | None, format: str, message: str, tmp_path: Path) -> None:
+def test_unsupported_model_names_other_formats(engine: str | None, format: str, message: str, tmp_path: Path) -> None:
     model = float_model() if engine is None else int8_model(engine)
     for wrapped in (model, nn.Sequential(model).eval()):
         with pytest.raises(TypeError, match=message):
@@ -39,7 +47,7 @@ def test_impossible_combinations_name_another(engine: str | None, format: str, m
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])
 @pytest.mark.parametrize("format", list(FORMATS))
-def test_a_prepared_model_must_be_converted_first(engine: str, format: str, tmp_path: Path) -> None:
+def test_prepared_model_must_be_converted(engine: str, format: str, tmp_path: Path) -> None:
     model = quantized.prepare_qat(float_model(), example(), engine=engine).eval()
     with pytest.raises(TypeError, match="call quantized.convert"):
         deploy.export(model, example(), tmp_path / "model.pt2", format=format)
@@ -52,12 +60,12 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
     ("change", "error", "message"),
     [
         ({"model": "resnet"}, TypeError, "model must be a module, got 'resnet'"),
-        ({"model": float_model().train()}, ValueError, "eval mode.*it is in training mode"),
-        ({"model": nn.Sequential(float_model()).eval().append(nn.BatchNorm1d(5))}, ValueError, "eval mode.*: 1 is"),
+        ({"model": float_model().train()}, ValueError, "eval mode, but it is in training mode"),
+        ({"model": nn.Sequential(float_model()).eval().append(nn.BatchNorm1d(5))}, ValueError, "eval mode, but 1 is"),
         ({"model": tnn.LazyConvNormAct(8).eval()}, ValueError, "is lazy"),
-        ({"model": nn.Sequential(nn.Linear(16, 2, device="meta")).eval()}, ValueError, "0.weight is on meta"),
-        ({"model": nn.LSTM(16, 2).eval(), "example": torch.zeros(2, 3, 16)}, TypeError, "returns a tuple"),
-        ({"model": Reads(lambda self, x: x / 0)}, ValueError, "finite outputs"),
+        ({"model": nn.Sequential(nn.Linear(16, 2, device="meta")).eval()}, ValueError, "but 0.weight is on meta"),
+        ({"model": nn.LSTM(16, 2).eval(), "example": torch.zeros(2, 3, 16)}, TypeError, "return one tensor, got tuple"),
+        ({"model": FunctionModule(lambda self, x: x / 0)}, ValueError, "finite outputs"),
         ({"example": [[0.0]]}, TypeError, "example must be a float32 tensor, got list"),
         ({"example": example().double()}, TypeError, "got torch.float64"),
         ({"example": torch.zeros(0, 3, 8, 8)}, ValueError, "at least one input"),
@@ -66,25 +74,25 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx, onnx-qdq, executorch, got 'tflite'"),
         ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
-        ({"path": "no/such/folder/model.pt"}, FileNotFoundError, "folder that exists"),
+        ({"path": "no/such/folder/model.pt"}, FileNotFoundError, "existing folder"),
         ({"path": "."}, ValueError, "path must be a file"),
         ({"classes": "abcde"}, TypeError, "classes must be a sequence"),
         ({"classes": [1, 2, 3, 4, 5]}, TypeError, "classes must be a sequence"),
         ({"classes": 3}, TypeError, "classes must be a sequence of names, got 3"),
-        ({"classes": list("abcda")}, ValueError, "'a' is there more than once"),
-        ({"classes": list("abcd")}, ValueError, r"outputs of \[3, 5\], got 4"),
+        ({"classes": list("abcda")}, ValueError, "got 'a' more than once"),
+        ({"classes": list("abcd")}, ValueError, r"outputs of shape \[3, 5\], got 4"),
         ({"mean": [0.5]}, ValueError, "mean must have a value for each of 3 channels"),
         ({"mean": 0.5, "std": 0.5}, TypeError, "mean must be a sequence of numbers, got 0.5"),
-        ({"mean": [0.5] * 3}, ValueError, "given together"),
+        ({"mean": [0.5] * 3}, ValueError, "passed together"),
         ({"mean": [0.5] * 3, "std": [1, 0, 1]}, ValueError, "std must be positive, got 0"),
         ({"mean": [0.5, float("nan"), 0], "std": [1] * 3}, ValueError, "mean must be finite"),
-        ({"about": [1]}, TypeError, "about must hold"),
+        ({"about": [1]}, TypeError, "about must contain"),
         ({"about": {"set": {1}}}, TypeError, "JSON"),
         ({"about": {"loss": float("nan")}}, TypeError, "JSON"),
         ({"about": {1: "one"}}, TypeError, "JSON"),
     ],
 )  # fmt: skip
-def test_bad_arguments(change: dict, error: type, message: str, tmp_path: Path) -> None:
+def test_invalid_arguments(change: dict, error: type, message: str, tmp_path: Path) -> None:
     arguments = {"model": float_model(), "example": example(), "path": tmp_path / "model.pt"} | change
     if "path" in change:
         arguments["path"] = tmp_path / change["path"]
@@ -93,60 +101,63 @@ def test_bad_arguments(change: dict, error: type, message: str, tmp_path: Path) 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_size_that_torch_fixes_is_named(tmp_path: Path) -> None:
+def test_dimension_fixed_by_torch_is_named(tmp_path: Path) -> None:
     def forward(self, x):
         return self.conv(x) * float(x.shape[3])
 
-    model = Reads(forward, conv=tnn.ConvNormAct(3, 4))
-    with pytest.raises(RuntimeError, match="fixes dimension 3 of the input, though"):
+    model = FunctionModule(forward, conv=tnn.ConvNormAct(3, 4))
+    with pytest.raises(RuntimeError, match="fixes dimension 3 of the input, although"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
 
 
-def test_a_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
-    model = Reads(lambda self, x: x.reshape(3, 768))
+def test_fixed_batch_size(tmp_path: Path) -> None:
+    model = FunctionModule(lambda self, x: x.reshape(3, 768))
     with pytest.raises(RuntimeError, match="shape"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_model_that_cannot_run_the_example_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"model must run float32 inputs of \[3, 3, .*: Input type"):
+def test_model_that_cannot_run_example(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"model must run float32 inputs of shape \[3, 3, .*: Input type"):
         deploy.export(float_model().half(), example(), tmp_path / "m.pt")
 
 
-def test_what_cannot_be_scripted_names_another_format(tmp_path: Path) -> None:
+def test_script_error_names_other_format(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cannot be scripted, use format='pt2'"):
-        deploy.export(Reads(lambda self, x: x + 1), example(), tmp_path / "m.pt")
+        deploy.export(FunctionModule(lambda self, x: x + 1), example(), tmp_path / "m.pt")
 
 
-def test_what_cannot_be_exported_names_another_format(tmp_path: Path) -> None:
-    model = Reads(lambda self, x: x + 1 if x.sum() > 0 else x)
+def test_export_error_names_other_format(tmp_path: Path) -> None:
+    model = FunctionModule(lambda self, x: x + 1 if x.sum() > 0 else x)
     with pytest.raises(RuntimeError, match="format='torchscript' may take it"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
 
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
-def test_a_file_of_another_model_is_refused(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_other_model(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.pt2"
     path.write_bytes(b"earlier")
-    real, other = FORMATS[format], float_model(seed=1)
-    wrong = real._replace(write=lambda model, *arguments: real.write(other, *arguments))
-    monkeypatch.setitem(FORMATS, format, wrong)
+    correct, other = FORMATS[format], float_model(seed=1)
+
+    def serialize(subject: Subject, metadata: str) -> bytes:
+        return correct.serialize(replace(subject, model=other), metadata)
+
+    monkeypatch.setitem(FORMATS, format, replace(correct, serialize=serialize))
     with pytest.raises(RuntimeError, match=f"format '{format}' gives other values than the model"):
         deploy.export(float_model(), example(), path, format=format)
     assert path.read_bytes() == b"earlier"
     assert os.listdir(tmp_path) == ["model.pt2"]
 
 
-def test_a_model_that_draws_numbers_is_refused_and_takes_none_of_ours(tmp_path: Path) -> None:
-    model = Reads(lambda self, x: nn.functional.dropout(x, training=True))
+def test_random_forward_leaves_generator_unchanged(tmp_path: Path) -> None:
+    model = FunctionModule(lambda self, x: nn.functional.dropout(x, training=True))
     state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="draws numbers"):
+    with pytest.raises(RuntimeError, match="draws random numbers"):
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+def test_missing_compiler(tmp_path: Path) -> None:
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(FileNotFoundError, match=r"needs a C\+\+ compiler"),
@@ -154,20 +165,20 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
         deploy.export(float_model(), example(), tmp_path / "model.pt2", format="aoti")
 
 
-def test_code_for_another_processor_is_not_run(written, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written("aoti-int8").path
-    monkeypatch.setattr(_aoti, "_cpu", lambda: {"architecture": "aarch64"})
+def test_code_for_other_processor(case_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = case_file("aoti-int8").path
+    monkeypatch.setattr(aoti, "_cpu_capabilities", lambda: {"architecture": "aarch64"})
     with pytest.raises(ValueError, match="compiled for another processor, with .*architecture"):
         deploy.load(path)
 
 
-def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r'needs onnxscript.*pip install "torchvision_layers\[onnx\]"'):
+    with pytest.raises(ImportError, match=r'needs onnxscript: pip install "torchvision_layers\[onnx\]"'):
         deploy.export(float_model(), example(), tmp_path / "model.onnx", format="onnx")
 
 
-def test_a_model_above_two_gigabytes_is_no_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_onnx, "_LIMIT", 1000)
-    with pytest.raises(ValueError, match="an ONNX file holds 2 GB: use format='pt2'"):
+def test_weights_above_two_gigabytes_do_not_fit_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], max_weight_bytes=1000))
+    with pytest.raises(ValueError, match="format='onnx' holds at most .* of weights, .*: use format='pt2'"):
         deploy.export(float_model(), example(), tmp_path / "model.onnx", format="onnx")

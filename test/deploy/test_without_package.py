@@ -1,4 +1,4 @@
-"""The files run where this package and torchao cannot be imported, by what torch and onnxruntime offer."""
+"""The files run with torch or onnxruntime alone, if this package and torchao cannot be imported."""
 
 import json
 import subprocess
@@ -53,10 +53,10 @@ torch.save(results, sys.argv[3])
 """
 
 
-def run_standalone(written, names: list[str], folder: Path) -> dict:
+def run_without_package(case_file, names: list[str], folder: Path) -> dict:
     inputs = [example(), torch.randn(1, 3, 23, 18), torch.randn(6, 3, 17, 40)]
     torch.save(inputs, folder / "inputs.pt")
-    files = {name: (CASES[name].format, str(written(name).path)) for name in names}
+    files = {name: (CASES[name].format, str(case_file(name).path)) for name in names}
     arguments = [json.dumps(files), str(folder / "inputs.pt"), str(folder / "results.pt")]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, *arguments], capture_output=True, text=True, cwd=folder
@@ -67,23 +67,23 @@ def run_standalone(written, names: list[str], folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def standalone(written, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return run_standalone(written, FAST, tmp_path_factory.mktemp("standalone"))
+def results(case_file, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run_without_package(case_file, FAST, tmp_path_factory.mktemp("results"))
 
 
-def check(written, name: str, result: tuple) -> None:
+def check(case_file, name: str, result: tuple) -> None:
     inputs, outputs, metadata = result
-    loaded = deploy.load(written(name).path)
+    loaded = deploy.load(case_file(name).path)
     assert metadata == loaded.metadata
     for x, output in zip(inputs, outputs, strict=True):
         torch.testing.assert_close(output, loaded(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_the_file_runs_without_this_package(name: str, written, standalone: dict) -> None:
-    check(written, name, standalone[name])
+def test_file_runs(name: str, case_file, results: dict) -> None:
+    check(case_file, name, results[name])
 
 
 @pytest.mark.slow
-def test_compiled_float_code_runs_without_this_package(written, tmp_path: Path) -> None:
-    check(written, "aoti", run_standalone(written, ["aoti"], tmp_path)["aoti"])
+def test_compiled_float_file_runs(case_file, tmp_path: Path) -> None:
+    check(case_file, "aoti", run_without_package(case_file, ["aoti"], tmp_path)["aoti"])

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from torchvision_layers.testing import BadArguments, BadInput, Misuse
+from torchvision_layers.testing import BadArguments, BadInput, InvalidInput
 
 NAN = float("nan")
 
@@ -13,29 +13,31 @@ def widths(*names: str) -> tuple[BadArguments, ...]:
         bad
         for name in names
         for bad in (
-            BadArguments(Misuse.CHANNELS, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
-            BadArguments(Misuse.CHANNELS, {name: -8}, ValueError, f"{name} must be at least 1, got -8"),
-            BadArguments(Misuse.CHANNELS, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
+            BadArguments(InvalidInput.CHANNELS, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
+            BadArguments(InvalidInput.CHANNELS, {name: -8}, ValueError, f"{name} must be at least 1, got -8"),
+            BadArguments(InvalidInput.CHANNELS, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
         )
     )
 
 
 def probability(name: str) -> tuple[BadArguments, ...]:
     return (
-        BadArguments(Misuse.PROBABILITY, {name: 1.5}, ValueError, rf"{name} must be in \[0, 1\], got 1\.5"),
-        BadArguments(Misuse.PROBABILITY, {name: -0.1}, ValueError, rf"{name} must be in \[0, 1\], got -0\.1"),
-        BadArguments(Misuse.PROBABILITY, {name: NAN}, ValueError, rf"{name} must be in \[0, 1\], got nan"),
-        BadArguments(Misuse.PROBABILITY, {name: "half"}, TypeError, f"{name} must be a number, got 'half'"),
+        BadArguments(InvalidInput.PROBABILITY, {name: 1.5}, ValueError, rf"{name} must be in \[0, 1\], got 1\.5"),
+        BadArguments(InvalidInput.PROBABILITY, {name: -0.1}, ValueError, rf"{name} must be in \[0, 1\], got -0\.1"),
+        BadArguments(InvalidInput.PROBABILITY, {name: NAN}, ValueError, rf"{name} must be in \[0, 1\], got nan"),
+        BadArguments(InvalidInput.PROBABILITY, {name: "half"}, TypeError, f"{name} must be a number, got 'half'"),
     )
 
 
 def eps() -> tuple[BadArguments, ...]:
     return (
-        BadArguments(Misuse.EPS, {"eps": -1.0}, ValueError, r"eps must be finite and not negative, got -1\.0"),
-        BadArguments(Misuse.EPS, {"eps": NAN}, ValueError, "eps must be finite and not negative, got nan"),
-        BadArguments(Misuse.EPS, {"eps": float("inf")}, ValueError, "eps must be finite and not negative, got inf"),
-        BadArguments(Misuse.EPS, {"eps": "small"}, TypeError, "eps must be a number, got 'small'"),
-        BadArguments(Misuse.EPS, {"eps": True}, TypeError, "eps must be a number, got True"),
+        BadArguments(InvalidInput.EPS, {"eps": -1.0}, ValueError, r"eps must be finite and not negative, got -1\.0"),
+        BadArguments(InvalidInput.EPS, {"eps": NAN}, ValueError, "eps must be finite and not negative, got nan"),
+        BadArguments(
+            InvalidInput.EPS, {"eps": float("inf")}, ValueError, "eps must be finite and not negative, got inf"
+        ),
+        BadArguments(InvalidInput.EPS, {"eps": "small"}, TypeError, "eps must be a number, got 'small'"),
+        BadArguments(InvalidInput.EPS, {"eps": True}, TypeError, "eps must be a number, got True"),
     )
 
 
@@ -45,10 +47,10 @@ def numbers(*names: str) -> tuple[BadArguments, ...]:
         bad
         for name in names
         for bad in (
-            BadArguments(Misuse.WINDOW, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
-            BadArguments(Misuse.WINDOW, {name: -1}, ValueError, f"{name} must be at least 1, got -1"),
-            BadArguments(Misuse.WINDOW, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
-            BadArguments(Misuse.WINDOW, {name: True}, TypeError, f"{name} must be an int, got True"),
+            BadArguments(InvalidInput.WINDOW, {name: 0}, ValueError, f"{name} must be at least 1, got 0"),
+            BadArguments(InvalidInput.WINDOW, {name: -1}, ValueError, f"{name} must be at least 1, got -1"),
+            BadArguments(InvalidInput.WINDOW, {name: 3.0}, TypeError, rf"{name} must be an int, got 3\.0"),
+            BadArguments(InvalidInput.WINDOW, {name: True}, TypeError, f"{name} must be an int, got True"),
         )
     )
 
@@ -61,12 +63,12 @@ def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
         for name in names
         for bad in (
             BadArguments(
-                Misuse.WINDOW,
+                InvalidInput.WINDOW,
                 {name: too_many},
                 ValueError,
                 rf"{name} must be an int or a tuple of length {dims}, got \(3, 3",
             ),
-            BadArguments(Misuse.WINDOW, {name: (0,) * dims}, ValueError, f"{name} must be at least 1, got 0"),
+            BadArguments(InvalidInput.WINDOW, {name: (0,) * dims}, ValueError, f"{name} must be at least 1, got 0"),
         )
     )
 
@@ -77,8 +79,8 @@ def layers(*names: str) -> tuple[BadArguments, ...]:
         bad
         for name in names
         for bad in (
-            BadArguments(Misuse.CHOICE, {name: "relu"}, TypeError, f"{name} must be a constructor.*'relu'"),
-            BadArguments(Misuse.CHOICE, {name: int}, TypeError, f"{name} must be a constructor.*int"),
+            BadArguments(InvalidInput.CHOICE, {name: "relu"}, TypeError, f"{name} must be a constructor.*'relu'"),
+            BadArguments(InvalidInput.CHOICE, {name: int}, TypeError, f"{name} must be a constructor.*int"),
         )
     )
 
@@ -87,7 +89,7 @@ def norms(width: int) -> tuple[BadArguments, ...]:
     """``norm_layer`` of another width than ``width``, or that makes none."""
 
     def other(layer: object, error: type[Exception], message: str) -> BadArguments:
-        return BadArguments(Misuse.CHOICE, {"norm_layer": layer}, error, message)
+        return BadArguments(InvalidInput.CHOICE, {"norm_layer": layer}, error, message)
 
     return (
         *layers("norm_layer"),
@@ -105,14 +107,20 @@ def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
     dims = len(image) + 2
     return (
         BadInput(
-            Misuse.RANK, (channels, *image), ValueError, f"input must have {dims} dimensions, got {dims - 1}: shape"
+            InvalidInput.RANK,
+            (channels, *image),
+            ValueError,
+            f"input must have {dims} dimensions, got {dims - 1}: shape",
         ),
         BadInput(
-            Misuse.RANK, (1, 2, channels, *image), ValueError, f"must have {dims} dimensions, got {dims + 1}: shape"
+            InvalidInput.RANK,
+            (1, 2, channels, *image),
+            ValueError,
+            f"must have {dims} dimensions, got {dims + 1}: shape",
         ),
-        BadInput(Misuse.WIDTH, (2, 1, *image), ValueError, f"input must have {channels} channels, got 1: shape"),
+        BadInput(InvalidInput.WIDTH, (2, 1, *image), ValueError, f"input must have {channels} channels, got 1: shape"),
         BadInput(
-            Misuse.WIDTH,
+            InvalidInput.WIDTH,
             (2, channels + 1, *image),
             ValueError,
             f"input must have {channels} channels, got {channels + 1}",
@@ -123,8 +131,8 @@ def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
 
 def no_tensors() -> tuple[BadInput, ...]:
     return (
-        BadInput(Misuse.DTYPE, None, TypeError, "input must be a Tensor, got NoneType"),
-        BadInput(Misuse.DTYPE, [[1.0, 2.0]], TypeError, "input must be a Tensor, got list"),
+        BadInput(InvalidInput.DTYPE, None, TypeError, "input must be a Tensor, got NoneType"),
+        BadInput(InvalidInput.DTYPE, [[1.0, 2.0]], TypeError, "input must be a Tensor, got list"),
     )
 
 
@@ -132,9 +140,9 @@ def types_of_torch(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
     """Types that torch's convolutions and projections refuse, in words of theirs that name both."""
     return (
         BadInput(
-            Misuse.DTYPE, torch.zeros(shape, dtype=torch.uint8), RuntimeError, r"(Byte|unsigned char).*[Ff]loat\b"
+            InvalidInput.DTYPE, torch.zeros(shape, dtype=torch.uint8), RuntimeError, r"(Byte|unsigned char).*[Ff]loat\b"
         ),
-        BadInput(Misuse.DTYPE, torch.zeros(shape, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"),
+        BadInput(InvalidInput.DTYPE, torch.zeros(shape, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"),
     )
 
 
@@ -142,7 +150,7 @@ def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
     """Types that a layer refuses that would promote them; in training and in eval alike."""
     return tuple(
         BadInput(
-            Misuse.DTYPE,
+            InvalidInput.DTYPE,
             torch.zeros(shape, dtype=dtype),
             TypeError,
             f"input must have the dtype of the layer, torch.float32, got {dtype}",
@@ -157,7 +165,7 @@ def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
     """Types without the numbers that a layer without parameters of its own could compare them with."""
     return tuple(
         BadInput(
-            Misuse.DTYPE,
+            InvalidInput.DTYPE,
             torch.zeros(shape, dtype=dtype),
             TypeError,
             f"input must have a floating-point dtype, got {dtype}",
@@ -170,13 +178,13 @@ def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
     """Images that a convolution refuses, and one value a channel for a batch norm in training."""
     return (
         BadInput(
-            Misuse.NO_PIXELS,
+            InvalidInput.NO_PIXELS,
             (2, channels, *(0, 7, 6)[:dims]),
             RuntimeError,
             "Kernel size can't be greater than actual input size",
         ),
         BadInput(
-            Misuse.NO_PIXELS,
+            InvalidInput.NO_PIXELS,
             (1, channels) + (1,) * dims,
             ValueError,
             "Expected more than 1 value per channel when training",

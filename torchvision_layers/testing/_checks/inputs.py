@@ -1,4 +1,4 @@
-"""Rows on inputs: types, layouts, empty batches, and that nothing given is changed or stretched."""
+"""Checks of inputs: dtypes, layouts, empty batches, no mutation, no accidental broadcasting."""
 
 import copy
 import inspect
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .._cell import Cell, run_seeded
-from .._row import row
-from ._applies import NOT_AN_IMAGE, TRAIN_EVAL, VIEW, trainable
+from .._case import Case, run_seeded
+from .._check import check
+from ._not_applicable import NOT_AN_IMAGE, TRAIN_EVAL, VIEW, trainable
 
 __all__ = ["channels_last", "dtypes", "empty_batch", "no_broadcast", "no_mutation"]
 
 
-def _takes(cell: Cell, argument: str) -> bool:
-    """Whether the constructor has such an argument."""
-    return argument in inspect.signature(cell.spec.cls).parameters
+def _takes(case: Case, argument: str) -> bool:
+    """Whether the constructor has this argument."""
+    return argument in inspect.signature(case.spec.cls).parameters
 
 
 def _relative_l2(got: Tensor, expected: Tensor) -> float:
-    """Distance relative to the expected length, in float64."""
+    """Distance relative to the expected norm, in float64."""
     got, expected = got.detach().double(), expected.detach().double()
     return float((got - expected).norm() / expected.norm().clamp(min=1e-12))
 
@@ -29,28 +29,28 @@ def _relative_l2(got: Tensor, expected: Tensor) -> float:
 _BOUNDS = {"bfloat16": 1e-2, "float16": 2e-3, "autocast": 1e-2}
 
 
-@row("dtypes", variants=tuple(_BOUNDS))
-def dtypes(cell: Cell) -> None:
-    """In bfloat16, in float16 and under autocast, in both modes, it stays close to float32; gradients keep the type."""
+@check("dtypes", variants=tuple(_BOUNDS))
+def dtypes(case: Case) -> None:
+    """In bfloat16, float16 and under autocast, outputs are close to float32 and gradients keep their dtype."""
     for training in (True, False):
-        precise = cell.layer().train(training)
-        input = cell.input()
-        if cell.variant == "autocast":
+        precise = case.layer().train(training)
+        input = case.input()
+        if case.variant == "autocast":
             layer, low = copy.deepcopy(precise), input.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16):
                 output = run_seeded(layer, low)
         else:
-            dtype = getattr(torch, cell.variant)
+            dtype = getattr(torch, case.variant)
             layer, low = copy.deepcopy(precise).to(dtype), input.to(dtype).requires_grad_()
-            # What rounding the weights and the input costs is not the layer's.
+            # Rounding of weights and input is not an error of the layer.
             precise.load_state_dict(
                 {key: value.to(precise.state_dict()[key]) for key, value in layer.state_dict().items()}
             )
             input = low.detach().float()
             output = run_seeded(layer, low)
-            assert output.dtype is dtype, f"gives {output.dtype} for {dtype}"
+            assert output.dtype is dtype, f"returns {output.dtype} for {dtype}"
         distance = _relative_l2(output, run_seeded(precise, input))
-        assert distance <= _BOUNDS[cell.variant], f"relative distance {distance:.1e}"
+        assert distance <= _BOUNDS[case.variant], f"relative distance {distance:.1e}"
         output.float().square().sum().backward()
         for name, tensor in [("input", low), *trainable(layer)]:
             assert tensor.grad is not None, f"no gradient reaches {name}"
@@ -58,41 +58,41 @@ def dtypes(cell: Cell) -> None:
             assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
 
 
-@row("channels_last", variants=TRAIN_EVAL, not_applicable=(NOT_AN_IMAGE, VIEW))
-def channels_last(cell: Cell) -> None:
-    """All layouts of input and layer give the same values, and channels_last comes out where it goes in."""
-    plain, input = cell.layer(), cell.input()
+@check("channels_last", variants=TRAIN_EVAL, not_applicable=(NOT_AN_IMAGE, VIEW))
+def channels_last(case: Case) -> None:
+    """Outputs are equal for all layouts of input and layer, and a channels_last input gives a channels_last output."""
+    plain, input = case.layer(), case.input()
     moved = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     expected = run_seeded(copy.deepcopy(plain), input)
     for layer, format in ((plain, "contiguous"), (moved, "channels_last")):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = input.clone(memory_format=layout).requires_grad_()
             output = run_seeded(copy.deepcopy(layer), x)
-            if not (cell.training and cell.sample.is_random):  # numbers are drawn in the order of memory
+            if not (case.training and case.sample.is_random):  # random numbers are drawn in memory order
                 torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
             if layout is torch.channels_last and output.dim() == 4:
-                assert output.is_contiguous(memory_format=layout), f"a {format} layer gives another layout"
+                assert output.is_contiguous(memory_format=layout), f"a {format} layer returns another layout"
             output.backward(torch.ones_like(output))
             assert x.grad is not None
-            assert x.grad.is_contiguous(memory_format=layout), f"a {format} layer gives the gradient another layout"
+            assert x.grad.is_contiguous(memory_format=layout), f"a {format} layer returns a gradient of another layout"
 
 
-@row("no_mutation", variants=TRAIN_EVAL)
-def no_mutation(cell: Cell) -> None:
-    """The input keeps its bits and its version; ``inplace`` changes neither outputs nor gradients."""
-    layer, input = cell.layer(), cell.input()
+@check("no_mutation", variants=TRAIN_EVAL)
+def no_mutation(case: Case) -> None:
+    """The input is not written to, and ``inplace`` changes neither outputs nor gradients."""
+    layer, input = case.layer(), case.input()
     before = input.clone()
     run_seeded(layer, input)
-    assert torch.equal(input, before), "the input was changed"
+    assert torch.equal(input, before), "the input changed"
     assert input._version == 0, "the input was written to"
-    if not _takes(cell, "inplace"):
+    if not _takes(case, "inplace"):
         return
     results = []
     for inplace in (True, False):
-        other = cell.spec.cls(**{**cell.kwargs(), "inplace": inplace}).train(cell.training)
+        other = case.spec.cls(**{**case.kwargs(), "inplace": inplace}).train(case.training)
         other.load_state_dict(layer.state_dict())
         x = before.clone().requires_grad_()
-        output = run_seeded(other, x * 1.0)  # not a leaf, which could not be written to at all
+        output = run_seeded(other, x * 1.0)  # not a leaf: in-place operations on leaves raise
         output.square().sum().backward()
         results.append([output, x.grad, *(parameter.grad for parameter in other.parameters())])
     for in_place, out_of_place in zip(*results, strict=True):
@@ -118,46 +118,46 @@ _PRODUCTS = frozenset(
 
 
 class _NoBroadcast(TorchFunctionMode):
-    """Raises where a sum stretches an image of the batch, or a product both its sides."""
+    """Raises if a sum broadcasts an image of the batch, or a product both of its operands."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = (*args[:2], *(kwargs or {}).values())
-        operands = [arg for arg in given if isinstance(arg, Tensor) and arg.dim() == 4]
+        values = (*args[:2], *(kwargs or {}).values())
+        operands = [arg for arg in values if isinstance(arg, Tensor) and arg.dim() == 4]
         if len(operands) == 2 and function in _SUMS | _PRODUCTS:
             shapes = [tuple(operand.shape) for operand in operands]
             full = torch.broadcast_shapes(*shapes)
             if shapes[0] != shapes[1]:
                 small = shapes[0] if shapes[1] == full else shapes[1]
-                is_bias = small[0] == 1 or small[2:] == (1, 1)  # the same for all images, or all pixels
+                is_bias = small[0] == 1 or small[2:] == (1, 1)  # equal for all images, or for all pixels
                 if full not in shapes or (function in _SUMS and not is_bias):
-                    raise AssertionError(f"{getattr(function, '__name__', function)} stretches {shapes}")
+                    raise AssertionError(f"{getattr(function, '__name__', function)} broadcasts {shapes}")
         return function(*args, **(kwargs or {}))
 
 
-@row("no_broadcast", variants=TRAIN_EVAL)
-def no_broadcast(cell: Cell) -> None:
-    """No sum stretches an image of the batch, but for one value a channel; no product stretches both its sides."""
-    layer, input = cell.layer(), cell.input()
+@check("no_broadcast", variants=TRAIN_EVAL)
+def no_broadcast(case: Case) -> None:
+    """No sum broadcasts an image of the batch, except by one value per channel; no product broadcasts both operands."""
+    layer, input = case.layer(), case.input()
     with _NoBroadcast():
         layer(input)
 
 
 def _statistics(layer: torch.nn.Module) -> dict[str, Tensor]:
-    """All but counts: torch counts an empty batch too."""
+    """All float buffers. Counters are excluded, because torch counts an empty batch."""
     return {name: buffer.clone() for name, buffer in layer.named_buffers() if buffer.is_floating_point()}
 
 
-@row("empty_batch", variants=TRAIN_EVAL)
-def empty_batch(cell: Cell) -> None:
-    """A batch of none goes forward and backward, and leaves the statistics alone."""
-    layer = cell.layer()
-    full = layer(cell.input())
+@check("empty_batch", variants=TRAIN_EVAL)
+def empty_batch(case: Case) -> None:
+    """An empty batch passes forward and backward, and does not change statistics."""
+    layer = case.layer()
+    full = layer(case.input())
     before = _statistics(layer)
-    input = cell.input()[:0].requires_grad_()
+    input = case.input()[:0].requires_grad_()
     output = layer(input)
-    assert output.shape == (0, *full.shape[1:]), f"gives the shape {tuple(output.shape)}"
+    assert output.shape == (0, *full.shape[1:]), f"returns shape {tuple(output.shape)}"
     output.sum().backward()
     for name, parameter in layer.named_parameters():
-        assert parameter.grad is None or not bool(parameter.grad.any()), f"{name} gets a gradient of nothing"
+        assert parameter.grad is None or not bool(parameter.grad.any()), f"{name} gets a gradient from an empty batch"
     for name, buffer in _statistics(layer).items():
-        assert torch.equal(buffer, before[name]), f"{name} was changed by nothing"
+        assert torch.equal(buffer, before[name]), f"an empty batch changed {name}"

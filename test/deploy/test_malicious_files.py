@@ -1,4 +1,4 @@
-"""Programs with something in them that would run: refused, though their checksums are right."""
+"""Files with code that would run raise an error, although their checksums are valid."""
 
 import contextlib
 import io
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.deploy._sealing import seal_zip
+from torchvision_layers.deploy.integrity.checksum import Container, append_checksum
 
-from ._support import Reads, example
+from ._support import FunctionModule, example
 
 
-def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
-    """The zip file with other records."""
+def rewrite(content: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
+    """The zip file with its records changed."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
-    held = {name.partition("/")[2]: value for name, value in records.items()}
-    change(held)
+    records = {name.partition("/")[2]: value for name, value in records.items()}
+    change(records)
     output = io.BytesIO()
     with zipfile.ZipFile(output, "w") as archive:
-        for name, value in held.items():
+        for name, value in records.items():
             archive.writestr(f"archive/{name}", value)
-    return seal_zip(output.getvalue())
+    return append_checksum(output.getvalue(), Container.ZIP)
 
 
 def in_model(edit: Callable[[dict], None]) -> Callable[[dict[str, bytes]], None]:
@@ -97,35 +97,35 @@ ATTACKS: dict[str, Callable[[dict[str, bytes]], None]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_program_that_would_run_something_is_refused(
-    attack: str, written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_malicious_program_does_not_run(
+    attack: str, case_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pt2"
-    path.write_bytes(rewritten(written("pt2").path.read_bytes(), ATTACKS[attack]))
+    path.write_bytes(rewrite(case_file("pt2").path.read_bytes(), ATTACKS[attack]))
     with pytest.raises(ValueError, match=r"evil\.pt2"):
         deploy.load(path)(example())
     assert os.listdir(tmp_path) == ["evil.pt2"]
 
 
 @pytest.mark.parametrize("attack", ["guard", "size"])
-def test_torch_alone_runs_it(attack: str, written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the tests above would show nothing, and the docs say too much."""
+def test_torch_runs_malicious_program(attack: str, case_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the test above would prove nothing."""
     monkeypatch.chdir(tmp_path)
-    content = rewritten(written("pt2").path.read_bytes(), ATTACKS[attack])
-    with contextlib.suppress(Exception):  # what it gives is no size, no tensor, and so on
+    content = rewrite(case_file("pt2").path.read_bytes(), ATTACKS[attack])
+    with contextlib.suppress(Exception):  # the result is not a size or a tensor
         torch.export.load(io.BytesIO(content)).module()(example())
     assert os.listdir(tmp_path) == ["ran"]
 
 
-def test_a_program_that_is_only_written_anew_loads(written, tmp_path: Path) -> None:
+def test_rewritten_program_loads(case_file, tmp_path: Path) -> None:
     path = tmp_path / "same.pt2"
-    path.write_bytes(rewritten(written("pt2").path.read_bytes(), lambda records: None))
-    assert torch.equal(deploy.load(path)(example()), deploy.load(written("pt2").path)(example()))
+    path.write_bytes(rewrite(case_file("pt2").path.read_bytes(), lambda records: None))
+    assert torch.equal(deploy.load(path)(example()), deploy.load(case_file("pt2").path)(example()))
 
 
 def sizes_of_many_kinds(self, x):
-    """Leaves sums, products, remainders and guards of sizes in the program."""
+    """Produces sums, products, remainders and guards of sizes in the program."""
     assert x.shape[2] % 4 == 0
     height, width = x.shape[2], x.shape[3]
     y = nn_pool(x[:, :, : height // 2 + 1, : max(width - 1, 3)])
@@ -138,16 +138,16 @@ def nn_pool(x):
 
 
 @pytest.mark.parametrize("operator", ["aten.from_file.default", "aten.save.default", "image.write_file.default"])
-def test_a_program_that_opens_files_is_refused(operator: str, written, tmp_path: Path) -> None:
+def test_program_that_opens_files(operator: str, case_file, tmp_path: Path) -> None:
     path = tmp_path / "evil.pt2"
     change = in_model(lambda model: first_node(model).update(target=f"torch.ops.{operator}"))
-    path.write_bytes(rewritten(written("pt2").path.read_bytes(), change))
-    with pytest.raises(ValueError, match=rf"evil\.pt2 calls what is not an operator of torch.*{operator}"):
+    path.write_bytes(rewrite(case_file("pt2").path.read_bytes(), change))
+    with pytest.raises(ValueError, match=rf"evil\.pt2 calls a function that is not an operator of torch.*{operator}"):
         deploy.load(path)
 
 
-def test_guards_and_expressions_of_honest_models_pass(tmp_path: Path) -> None:
-    model = Reads(sizes_of_many_kinds, conv=tnn.ConvNormAct(3, 4))
+def test_harmless_guards_and_expressions_load(tmp_path: Path) -> None:
+    model = FunctionModule(sizes_of_many_kinds, conv=tnn.ConvNormAct(3, 4))
     exported = deploy.export(model, example(), tmp_path / "model.pt2", format="pt2")
     with zipfile.ZipFile(exported.path) as archive:
         text = archive.read("archive/models/model.json").decode()
@@ -156,7 +156,7 @@ def test_guards_and_expressions_of_honest_models_pass(tmp_path: Path) -> None:
     assert deploy.load(exported.path).metadata["input_shape"] == [None, 3, None, None]
 
 
-def test_unusual_names_of_modules_pass(tmp_path: Path) -> None:
+def test_unusual_module_names_load(tmp_path: Path) -> None:
     model = torch.nn.Sequential()
     model.add_module("stage 1/conv-norm", tnn.ConvNormAct(3, 4))
     model.add_module("torch", tnn.ConvNormAct(4, 4))
@@ -169,9 +169,9 @@ class Saves(torch.nn.Module):
         return x
 
 
-def test_a_script_that_writes_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_that_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="code that a model does not need.*save"):
+    with pytest.raises(ValueError, match="code that no model needs.*save"):
         deploy.export(Saves().eval(), example(), tmp_path / "model.pt")
     assert "model.pt" not in os.listdir(tmp_path)
 
@@ -184,19 +184,19 @@ def test_a_script_that_writes_files_is_refused(tmp_path: Path, monkeypatch: pyte
         *('getattr(x, "s\\141ve")', "getattr (torch, 'a')", "o = ops", "ops .image.read_file(x)", "ops\\\n.image"),
     ],
 )
-def test_a_script_with_foreign_code_is_refused(code: str, written, tmp_path: Path) -> None:
+def test_script_with_foreign_code(code: str, case_file, tmp_path: Path) -> None:
     def change(records: dict[str, bytes]) -> None:
         name = next(name for name in records if name.startswith("code/") and name.endswith(".py"))
         records[name] += b"\n# " + code.encode()
 
     path = tmp_path / "evil.pt"
-    path.write_bytes(rewritten(written("torchscript-int8").path.read_bytes(), change))
-    with pytest.raises(ValueError, match=r"evil\.pt holds code that a model does not need"):
+    path.write_bytes(rewrite(case_file("torchscript-int8").path.read_bytes(), change))
+    with pytest.raises(ValueError, match=r"evil\.pt contains code that no model needs"):
         deploy.load(path)
 
 
 class Names(torch.nn.Module):
-    """What is called like an operator, or has names that are no words."""
+    """Has a child named like an operator, and one whose name is not an identifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,8 +210,8 @@ class Names(torch.nn.Module):
         return ops[0] + ops[1]
 
 
-def test_operators_of_onednn_in_a_script_pass(tmp_path: Path) -> None:
-    """Which convolutions take where an activation is theirs."""
+def test_script_with_onednn_operators_loads(tmp_path: Path) -> None:
+    """Convolutions with a fused activation use them."""
     model = nn.Sequential(tnn.InvertedResidual(16, 16, 1, 4, activation_layer=nn.Hardswish)).train()
     images = torch.randn(2, 16, 8, 8)
     prepared = quantized.prepare_qat(model, images, backend="onednn")
@@ -224,12 +224,12 @@ def test_operators_of_onednn_in_a_script_pass(tmp_path: Path) -> None:
     assert torch.equal(deploy.load(path)(images), int8(images))
 
 
-def test_honest_names_in_a_script_pass(tmp_path: Path) -> None:
+def test_script_with_harmless_names_loads(tmp_path: Path) -> None:
     deploy.export(Names().eval(), example(), tmp_path / "model.pt")
 
 
-def listed_twice(content: bytes) -> bytes:
-    """With the same records once more, in another folder, of which torch does not know."""
+def with_duplicate_records(content: bytes) -> bytes:
+    """The same records a second time, in another folder that torch ignores."""
     output = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(output, "w") as twice:
         for folder in ("archive", "other"):
@@ -238,22 +238,22 @@ def listed_twice(content: bytes) -> bytes:
     return output.getvalue()
 
 
-def with_two_lists(content: bytes) -> bytes:
-    """With a second list of records, after the one whose place is written at the end."""
-    content = rewritten(content, lambda records: None)[: -len(seal_zip(EMPTY)) + len(EMPTY) - 2] + b"\0\0"
-    size, place = (int.from_bytes(content[i : i + 4], "little") for i in (-10, -6))
-    return content[:-22] + content[place : place + size] + content[-22:]
+def with_two_directories(content: bytes) -> bytes:
+    """A second directory of records, after the one whose offset is stored at the end."""
+    content = (
+        rewrite(content, lambda records: None)[: -len(append_checksum(EMPTY, Container.ZIP)) + len(EMPTY) - 2] + b"\0\0"
+    )
+    size, offset = (int.from_bytes(content[i : i + 4], "little") for i in (-10, -6))
+    return content[:-22] + content[offset : offset + size] + content[-22:]
 
 
 EMPTY = b"PK\5\6" + bytes(18)
 
 
-@pytest.mark.parametrize("change", [listed_twice, with_two_lists])
+@pytest.mark.parametrize("change", [with_duplicate_records, with_two_directories])
 @pytest.mark.parametrize("format", ["torchscript", "pt2"])
-def test_a_file_that_readers_see_in_two_ways_is_refused(
-    change: Callable[[bytes], bytes], format: str, written, tmp_path: Path
-) -> None:
+def test_file_with_ambiguous_records(change: Callable[[bytes], bytes], format: str, case_file, tmp_path: Path) -> None:
     path = tmp_path / "evil.pt2"
-    path.write_bytes(seal_zip(change(written(format).path.read_bytes())))
-    with pytest.raises(ValueError, match=r"evil\.pt2 is no zip file as deploy\.export writes it.* two ways"):
+    path.write_bytes(append_checksum(change(case_file(format).path.read_bytes()), Container.ZIP))
+    with pytest.raises(ValueError, match=r"evil\.pt2 was not written by deploy\.export: two readers"):
         deploy.load(path)

@@ -1,4 +1,4 @@
-"""Rows on gradients."""
+"""Checks of gradients."""
 
 import re
 from collections.abc import Callable
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._cell import Cell, run_seeded
-from .._row import NA, Tier, row
-from ._applies import TRAIN_EVAL, trainable
+from .._case import Case, run_seeded
+from .._check import NotApplicable, Tier, check
+from ._not_applicable import TRAIN_EVAL, trainable
 
 __all__ = ["checkpointed", "functional", "gradcheck", "gradcheck_slow", "gradgradcheck", "grads_reach", "noncontig"]
 
 
-def _as_function(cell: Cell) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    """The layer as a function of its input and its parameters, in float64, the same at each call."""
-    layer = cell.layer(torch.float64)
+def _as_function(case: Case) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """The layer as a deterministic function of its input and parameters, in float64."""
+    layer = case.layer(torch.float64)
     names = [name for name, _ in layer.named_parameters()]
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
 
@@ -25,30 +25,30 @@ def _as_function(cell: Cell) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]
         state = dict(zip(names, parameters, strict=True)) | {name: b.clone() for name, b in buffers.items()}
         return torch.func.functional_call(layer, state, (input,))
 
-    input = cell.input(torch.float64).requires_grad_()
+    input = case.input(torch.float64).requires_grad_()
     return call, (input, *(p.detach().clone().requires_grad_() for p in layer.parameters()))
 
 
-# A small step, so that it rarely crosses the kink of a ReLU, where no derivative is right.
+# A small step rarely crosses the kink of a ReLU, where no derivative is correct.
 _EPS, _ATOL = 1e-7, 1e-5
 
 
-@row("gradcheck", variants=TRAIN_EVAL)
-def gradcheck(cell: Cell) -> None:
+@check("gradcheck", variants=TRAIN_EVAL)
+def gradcheck(case: Case) -> None:
     """Gradients of the input and of every parameter agree with finite differences, in a random direction."""
-    call, inputs = _as_function(cell)
+    call, inputs = _as_function(case)
     torch.autograd.gradcheck(call, inputs, fast_mode=True, eps=_EPS, atol=_ATOL)
 
 
-@row("gradcheck_slow", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
-def gradcheck_slow(cell: Cell) -> None:
-    """Every single derivative of the input and of every parameter agrees with finite differences."""
-    call, inputs = _as_function(cell)
+@check("gradcheck_slow", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
+def gradcheck_slow(case: Case) -> None:
+    """Each derivative of the input and of every parameter agrees with finite differences."""
+    call, inputs = _as_function(case)
     torch.autograd.gradcheck(call, inputs, eps=_EPS, atol=_ATOL)
 
 
-def _has_no_second_derivative(cell: Cell) -> bool:
-    call, inputs = _as_function(cell)
+def _has_no_second_derivative(case: Case) -> bool:
+    call, inputs = _as_function(case)
     (gradient,) = torch.autograd.grad(call(*inputs).square().sum(), inputs[:1], create_graph=True)
     try:
         gradient.square().sum().backward()
@@ -57,26 +57,26 @@ def _has_no_second_derivative(cell: Cell) -> bool:
     return False
 
 
-@row(
+@check(
     "gradgradcheck",
     tier=Tier.NIGHTLY,
     variants=TRAIN_EVAL,
-    not_applicable=(NA("uses an operator of which torch has no second derivative", _has_no_second_derivative),),
+    not_applicable=(NotApplicable("uses an operator without a second derivative in torch", _has_no_second_derivative),),
 )
-def gradgradcheck(cell: Cell) -> None:
+def gradgradcheck(case: Case) -> None:
     """Second derivatives agree with finite differences, in random directions."""
-    call, inputs = _as_function(cell)
+    call, inputs = _as_function(case)
     torch.autograd.gradgradcheck(call, inputs, fast_mode=True, eps=_EPS, atol=1e-4)
 
 
-@row("grads_reach", variants=TRAIN_EVAL)
-def grads_reach(cell: Cell) -> None:
-    """Every parameter, and the input, gets a finite gradient that is not zero everywhere."""
+@check("grads_reach", variants=TRAIN_EVAL)
+def grads_reach(case: Case) -> None:
+    """The input and every parameter get a finite gradient that is not zero everywhere."""
     unreached: set[str] | None = None
-    for seed in range(16):  # a bottleneck of one unit with a ReLU is shut in many draws of its weights
+    for seed in range(16):  # with many random weights, a bottleneck of one unit with a ReLU outputs zero
         torch.manual_seed(seed)
-        layer = cell.layer()
-        input = cell.input().requires_grad_()
+        layer = case.layer()
+        input = case.input().requires_grad_()
         output = run_seeded(layer, input)
         (output * torch.randn_like(output)).sum().backward()
         zero = set()
@@ -100,35 +100,35 @@ def _outputs_and_gradients(layer: nn.Module, call: Callable[[Tensor], Tensor], i
     return [output.detach(), *(gradient.clone() for gradient in gradients if gradient is not None)]
 
 
-@row("noncontig", variants=TRAIN_EVAL)
-def noncontig(cell: Cell) -> None:
-    """Inputs and gradients of outputs that lie in memory with steps give what contiguous ones give."""
-    plain, strided = cell.layer(), cell.layer()
+@check("noncontig", variants=TRAIN_EVAL)
+def noncontig(case: Case) -> None:
+    """Non-contiguous inputs and output gradients give the same results as contiguous ones."""
+    plain, strided = case.layer(), case.layer()
     strided.load_state_dict(plain.state_dict())
-    input = cell.input()
+    input = case.input()
     expected = _outputs_and_gradients(plain, plain, input)
     spread = torch.stack([input, torch.randn_like(input)], dim=-1)[..., 0]
     assert not spread.is_contiguous()
 
     def call(input: Tensor) -> Tensor:
-        output = strided(input)  # the gradient of the first half of a stack comes back with steps
+        output = strided(input)  # the gradient of one half of a stack is not contiguous
         return torch.stack([output, output.detach()], dim=-1)[..., 0]
 
-    # Relative to the largest: a bias before a batch norm has no gradient, only what rounding leaves of the others.
+    # Relative to the largest gradient: that of a bias before a batch norm is only a rounding error.
     scale = max(1.0, *(float(tensor.abs().max()) for tensor in expected))
     for got, want in zip(_outputs_and_gradients(strided, call, spread), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * scale)
 
 
-@row(
+@check(
     "functional",
-    # torch runs the gradient of Tensor.unfold one sample after the other, which is slow and not wrong.
+    # torch computes the gradient of Tensor.unfold sample by sample, which is slow but correct.
     ignored_warnings=(("There is a performance drop.*batching rule for aten::unfold_backward", UserWarning),),
 )
-def functional(cell: Cell) -> None:
-    """In eval: several layers at once under ``vmap``, and gradients sample by sample, as one by one."""
-    layers = [cell.layer(), cell.layer()]
-    input = cell.input()
+def functional(case: Case) -> None:
+    """In eval mode, ``vmap`` over layers, and over samples for their gradients, equals separate calls."""
+    layers = [case.layer(), case.layer()]
+    input = case.input()
     parameters, buffers = torch.func.stack_module_state(layers)
 
     def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], input: Tensor) -> Tensor:
@@ -159,15 +159,15 @@ def functional(cell: Cell) -> None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * max(1.0, float(want.abs().max())))
 
 
-@row("checkpoint", variants=TRAIN_EVAL)
-def checkpointed(cell: Cell) -> None:
-    """Recomputed in the backward pass, it gives the same bits: output, gradients, and random numbers afterwards."""
-    plain, recomputed = cell.layer(), cell.layer()
+@check("checkpoint", variants=TRAIN_EVAL)
+def checkpointed(case: Case) -> None:
+    """With checkpointing, output, gradients and the random state afterwards are bit-equal."""
+    plain, recomputed = case.layer(), case.layer()
     recomputed.load_state_dict(plain.state_dict())
-    input = cell.input()
+    input = case.input()
     expected = _outputs_and_gradients(plain, plain, input)
     state = torch.get_rng_state()
     got = _outputs_and_gradients(recomputed, lambda x: checkpoint(recomputed, x, use_reentrant=False), input)
-    assert torch.equal(torch.get_rng_state(), state), "random numbers go on differently"
+    assert torch.equal(torch.get_rng_state(), state), "the random state differs"
     for tensor, want in zip(got, expected, strict=True):
         assert torch.equal(tensor, want), "output or gradients differ"

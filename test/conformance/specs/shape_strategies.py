@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.testing import Geometry
+from torchvision_layers.testing import ShapeExample
 
 Shape = tuple[int, ...]
 
@@ -83,47 +83,49 @@ def _sliding(draw: st.DrawFn, dims: int) -> tuple[dict[str, Any], tuple[Shape, S
 
 
 @st.composite
-def conv_norm_act(draw: st.DrawFn, dims: int) -> Geometry:
+def conv_norm_act(draw: st.DrawFn, dims: int) -> ShapeExample:
     groups = draw(st.integers(1, 3))
     channels, out_channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
     kwargs, numbers = draw(_sliding(dims))
     kwargs |= {"in_channels": channels, "out_channels": out_channels, "groups": groups}
     shape = (draw(BATCH), draw(width(channels)), *draw(sizes(dims)))
-    return Geometry(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
 
 
 @st.composite
-def depthwise_separable(draw: st.DrawFn) -> Geometry:
+def depthwise_separable(draw: st.DrawFn) -> ShapeExample:
     channels, out_channels = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     kwargs, numbers = draw(_sliding(2))
     kwargs |= {"in_channels": channels, "out_channels": out_channels, "depth_multiplier": draw(st.integers(1, 3))}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return Geometry(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
 
 
 @st.composite
-def basic_block(draw: st.DrawFn) -> Geometry:
+def basic_block(draw: st.DrawFn) -> ShapeExample:
     channels, planes = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     kwargs = {"inplanes": channels, "planes": planes, "stride": stride, "dilation": dilation}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return Geometry(kwargs, shape, same_size(shape, planes, 3, stride, dilation) if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, same_size(shape, planes, 3, stride, dilation) if shape[1] == channels else None)
 
 
 @st.composite
-def bottleneck(draw: st.DrawFn) -> Geometry:
+def bottleneck(draw: st.DrawFn) -> ShapeExample:
     channels, planes = draw(st.integers(1, 9)), draw(st.integers(2, 3))
     stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     kwargs = {"inplanes": channels, "planes": planes, "stride": stride, "dilation": dilation}
     kwargs |= {"groups": draw(st.integers(1, 3)), "base_width": draw(st.sampled_from([32, 64, 128]))}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return Geometry(kwargs, shape, same_size(shape, 4 * planes, 3, stride, dilation) if shape[1] == channels else None)
+    return ShapeExample(
+        kwargs, shape, same_size(shape, 4 * planes, 3, stride, dilation) if shape[1] == channels else None
+    )
 
 
 @st.composite
 def inverted(
     draw: st.DrawFn, in_name: str, out_name: str, *, dilates: bool = False, squeezes: bool = False
-) -> Geometry:
+) -> ShapeExample:
     """The blocks of MobileNet and EfficientNet: nothing but the stride changes the size."""
     channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.integers(1, 2))
@@ -136,27 +138,27 @@ def inverted(
         kwargs["se_layer"] = draw(st.sampled_from([None, tnn.SqueezeExcitation]))
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out_shape = same_size(shape, out_channels, kernel, stride, dilation)
-    return Geometry(kwargs, shape, out_shape if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, out_shape if shape[1] == channels else None)
 
 
 @st.composite
-def convnext_block(draw: st.DrawFn) -> Geometry:
+def convnext_block(draw: st.DrawFn) -> ShapeExample:
     channels, kernel = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 5, 7]))
     kwargs = {"dim": channels, "kernel_size": kernel, "expansion": draw(st.integers(1, 4))}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return Geometry(kwargs, shape, same_size(shape, channels, kernel) if shape[1] == channels else None)
+    return ShapeExample(kwargs, shape, same_size(shape, channels, kernel) if shape[1] == channels else None)
 
 
 @st.composite
-def squeeze_excitation(draw: st.DrawFn) -> Geometry:
+def squeeze_excitation(draw: st.DrawFn) -> ShapeExample:
     channels = draw(st.integers(1, 6))
     kwargs = {"input_channels": channels, "squeeze_channels": draw(st.integers(1, 4))}
     shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return Geometry(kwargs, shape, shape if shape[1] == channels and 0 not in shape[2:] else None)
+    return ShapeExample(kwargs, shape, shape if shape[1] == channels and 0 not in shape[2:] else None)
 
 
 @st.composite
-def linear_dropout_act(draw: st.DrawFn) -> Geometry:
+def linear_dropout_act(draw: st.DrawFn) -> ShapeExample:
     features, out_features = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     kwargs = {"in_features": features, "out_features": out_features, "dropout": draw(st.floats(0, 1))}
     kwargs |= {"bias": draw(st.booleans()), "norm_layer": draw(NORM_1D)}
@@ -165,7 +167,7 @@ def linear_dropout_act(draw: st.DrawFn) -> Geometry:
 
 
 @st.composite
-def mlp(draw: st.DrawFn) -> Geometry:
+def mlp(draw: st.DrawFn) -> ShapeExample:
     features, hidden = draw(st.integers(1, 6)), draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     kwargs = {"in_channels": features, "hidden_channels": hidden, "norm_layer": draw(NORM_1D)}
     shape = (*draw(st.lists(SIZE, max_size=3)), draw(width(features)))
@@ -173,45 +175,45 @@ def mlp(draw: st.DrawFn) -> Geometry:
     return _projection(kwargs, shape, features, hidden[-1], is_flat=has_norm)
 
 
-def _projection(kwargs: dict[str, Any], shape: Shape, features: int, out_features: int, is_flat: bool) -> Geometry:
+def _projection(kwargs: dict[str, Any], shape: Shape, features: int, out_features: int, is_flat: bool) -> ShapeExample:
     """Of any rank, but with ``nn.BatchNorm1d``, which takes the features second, of two."""
     fits = shape[-1] == features and (len(shape) == 2 or not is_flat)
-    return Geometry(kwargs, shape, (*shape[:-1], out_features) if fits else None)
+    return ShapeExample(kwargs, shape, (*shape[:-1], out_features) if fits else None)
 
 
 @st.composite
-def image_norm(draw: st.DrawFn, name: str) -> Geometry:
+def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
     """A layer that keeps the shape of an image, whatever its size; other ranks are refused."""
     channels = draw(st.integers(1, 6))
     image = draw(IMAGE | st.lists(SIZE, max_size=3).map(tuple))
     shape = (draw(BATCH), draw(width(channels)), *image)
-    return Geometry({name: channels}, shape, shape if shape[1] == channels and len(shape) == 4 else None)
+    return ShapeExample({name: channels}, shape, shape if shape[1] == channels and len(shape) == 4 else None)
 
 
 @st.composite
-def layer_scale(draw: st.DrawFn) -> Geometry:
+def layer_scale(draw: st.DrawFn) -> ShapeExample:
     channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
     others = draw(st.lists(SIZE, max_size=4))
     given = draw(width(channels))
     kwargs = {"dim": channels, "channels_dim": place}
     if place == -1:
         shape = (*others, given)
-        return Geometry(kwargs, shape, shape if given == channels else None)
+        return ShapeExample(kwargs, shape, shape if given == channels else None)
     shape = (*others[:1], given, *others[1:])  # without others there is no dimension 1
-    return Geometry(kwargs, shape, shape if given == channels and len(shape) > 1 else None)
+    return ShapeExample(kwargs, shape, shape if given == channels and len(shape) > 1 else None)
 
 
 @st.composite
-def permute(draw: st.DrawFn) -> Geometry:
+def permute(draw: st.DrawFn) -> ShapeExample:
     rank = draw(st.integers(1, 5))
     order = draw(st.permutations(range(rank)))
     dims = [d - rank if draw(st.booleans()) else d for d in order]
     shape = draw(sizes(rank) | st.lists(SIZE, max_size=6).map(tuple))
-    return Geometry({"dims": dims}, shape, tuple(shape[d] for d in order) if len(shape) == rank else None)
+    return ShapeExample({"dims": dims}, shape, tuple(shape[d] for d in order) if len(shape) == rank else None)
 
 
 @st.composite
-def stochastic_depth(draw: st.DrawFn) -> Geometry:
+def stochastic_depth(draw: st.DrawFn) -> ShapeExample:
     kwargs = {"p": draw(st.floats(0, 1)), "mode": draw(st.sampled_from(["row", "batch"]))}
     shape = tuple(draw(st.lists(SIZE, max_size=4)))
-    return Geometry(kwargs, shape, shape or None)
+    return ShapeExample(kwargs, shape, shape or None)
