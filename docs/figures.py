@@ -1,4 +1,4 @@
-"""The figures of the page on benchmarks: tables of what the scripts have written as JSON."""
+"""Tables of the benchmark page, from the JSON files that the benchmark scripts write."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def layers(report: dict[str, Any]) -> str:
-    """Table of our figures in inference (folded, if it folds) and in training with targets, and of others' figures."""
+    """One row per case: our layer in inference (folded, if it folds) and in training, with targets; its peers."""
     return _table(report, ("layer; input; baseline", "inference", "training", "others"), map(_layer, report["rows"]))
 
 
@@ -46,7 +46,7 @@ def _layer(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def models(report: dict[str, Any]) -> str:
-    """Int8 models, as multiples of the time of torchvision's."""
+    """One row per int8 model, with times relative to torchvision's."""
     rows = []
     for row in report["rows"]:
         case = [f"``{row['model']}``", f"{row['backend']}, images: {row['images']}"]
@@ -56,7 +56,7 @@ def models(report: dict[str, Any]) -> str:
 
 
 def _ratio(ratio: dict[str, Any] | None) -> str:
-    """As the scripts print it."""
+    """A ratio as the scripts print it."""
     return NONE if ratio is None else str(Ratio(ratio["ratio"], *ratio["quartiles"]))
 
 
@@ -65,12 +65,12 @@ def _with_target(ratio: dict[str, Any] | None, target: float | None) -> str:
 
 
 def _lines(parts: Sequence[str]) -> str:
-    """A cell of some lines."""
+    """A table cell of several lines."""
     return "\n       ".join(f"| {part}" for part in parts)
 
 
 def _table(report: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The table, after a line on what it was found on."""
+    """The table, after a line with the machine and versions of the measurement."""
     lines = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), ""]
     lines += [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):

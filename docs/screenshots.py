@@ -40,9 +40,9 @@ class Measured(NamedTuple):
 
 # A Chromium window is at least 500 pixels wide, a frame may be narrower. Its page sees the width of the frame.
 _FRAME = """<!doctype html><body style="margin:0"><iframe id="f" style="border:0"></iframe><pre id="r"></pre><script>
-const jobs = %s, found = [], frame = document.getElementById("f");
+const jobs = %s, results = [], frame = document.getElementById("f");
 function next() {
-  if (!jobs.length) { document.getElementById("r").textContent = "%s" + JSON.stringify(found); return; }
+  if (!jobs.length) { document.getElementById("r").textContent = "%s" + JSON.stringify(results); return; }
   const [page, width] = jobs.shift();
   frame.width = width; frame.height = 900;
   frame.onload = () => setTimeout(() => {
@@ -51,7 +51,7 @@ function next() {
     const wide = [...doc.body.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > width + 1);
     const inner = wide.filter(e => ![...e.children].some(c => wide.includes(c)));
     const images = [...doc.images].filter(i => i.loading != "lazy" && (!i.complete || !i.naturalWidth || !i.alt));
-    found.push([page, width, root.scrollWidth, root.scrollWidth > width ? inner.slice(0, 3).map(
+    results.push([page, width, root.scrollWidth, root.scrollWidth > width ? inner.slice(0, 3).map(
       e => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 60)) : [], images.map(i => i.src)]);
     %s
   }, 300);

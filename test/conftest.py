@@ -1,9 +1,6 @@
-"""Every test starts from one seed and leaves torch's engine as it was; `--write-matrix` records the matrix."""
+"""Each test starts from one seed and keeps torch's engine; `--write-matrix` writes the conformance record."""
 
-import copy
-import functools
 import gc
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from . import known_failures
+from . import known_failures, speedups
 from .conformance import matrix_record
 from .conformance._support import write
 
-# The tensors of the tests are small: a second thread costs three times what it brings.
+# The tensors of the tests are small: a second thread costs three times what it saves.
 torch.set_num_threads(1)
 
-#: Tests, by the beginning of their ids, that run in the same process: the cases of a layer share what was calibrated,
-#: some tests of deployment the files of every format, those of the scripts what was trained, those of the docs a build.
+#: Prefixes of the ids of tests that run in the same process, because they share what takes long to make: calibrated
+#: models of a layer, exported files, trained checkpoints, built docs.
 TOGETHER = (
     r"test/docs/test_build\.py",
     r"test/conformance/test_matrix\.py::test_case\[\w+",
@@ -41,28 +38,35 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes, one runs all that shares what takes long to make; marks of groups would not be seen.
+    """Schedule tests with a common scope on one process.
 
-    pytest-xdist 3.8 writes them where pytest 9.2 no longer reads the ids of tests.
+    xdist_group marks would have no effect: pytest 9.2 does not read the ids that pytest-xdist 3.8 writes for them.
     """
-    if config.getoption("dist") != "load":  # as `-n` sets it; somebody wants another
+    if config.getoption("dist") != "load":  # `-n` sets "load"; any other value is the user's choice
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), nodeid)
+            return _scope(nodeid)
 
     return Together(config, log)
 
 
+def _scope(nodeid: str) -> str:
+    return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), nodeid)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the long scopes first, so that no process waits for one at the end."""
     known_failures.mark(items)
+    items.sort(key=lambda item: _scope(item.nodeid) == item.nodeid)
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays, torch above all: the collector need not walk through it again and again."""
+    """Collect garbage rarely: exports and compilers allocate many objects that are not garbage."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -74,22 +78,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _operators_of_onnx_are_read_once() -> Iterator[None]:
-    """At each export torch parses the source of all operators of onnxscript, which takes longer than a small model."""
-    try:
-        registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        read = functools.cache(registry.from_torchlib)
-    except (AttributeError, ImportError):  # not of this torch: exports are slower, and no different
-        yield
-        return
-
-    def from_torchlib(**options: int) -> object:
-        made = copy.copy(read(**options))
-        made.functions = {target: list(found) for target, found in made.functions.items()}  # an export may add some
-        return made
-
+def _speedups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        speedups.cache_onnx_registry(patch)
+        speedups.speed_up_range_search(patch)
         yield
 
 
@@ -99,7 +91,7 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _engine_is_left_alone() -> Iterator[None]:
+def _engine_does_not_change() -> Iterator[None]:
     before = torch.backends.quantized.engine
     yield
     assert torch.backends.quantized.engine == before

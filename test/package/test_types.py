@@ -13,7 +13,7 @@ from torchvision_layers import quantized
 TWINS = [getattr(quantized, name) for name in quantized.__all__ if hasattr(getattr(quantized, name), "float_class")]
 
 # Each line that is wrong ends with what mypy must say about it.
-CODE = '''
+CODE = """
 from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
@@ -28,7 +28,7 @@ quantized.QuantizableBasicBlock(64, "64")  # Argument 2 to "QuantizableBasicBloc
 quantized.QuantizableSqueezeExcitation(8)  # Missing positional argument "squeeze_channels"
 quantized.QuantizableMLP(4, 8)  # Argument 2 to "QuantizableMLP" has incompatible type "int"
 quantized.QuantizableLayerScale(4, channels_dim=None)  # Argument "channels_dim" to "QuantizableLayerScale" has incompatible
-'''
+"""
 
 
 def test_mypy_sees_the_float_constructors(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def fuse_children(module: nn.Module, is_qat: bool) -> None:
             _fuse_first(module, names[start:], is_qat)
     for name in whole:
         child = module.get_submodule(name)
-        if not type(child).__module__.startswith("torch.ao."):
+        if child._modules and not type(child).__module__.startswith("torch.ao."):
             fuse_children(child, is_qat)
 
 

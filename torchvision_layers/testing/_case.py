@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from ._spec import LayerSpec, Sample
 
-__all__ = ["Case", "run_seeded"]
+__all__ = ["Case", "PerLayerCache", "run_seeded"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,26 @@ class Case:
         for dim in self.sample.free_dims:
             shape[dim] = batch if dim == 0 else shape[dim] + 2 + dim
         return torch.randn(shape)
+
+
+class PerLayerCache(Generic[T]):
+    """Caches a function of cases for the current layer, so that checks share what takes long to build."""
+
+    def __init__(self, function: Callable[[Case], T]) -> None:
+        self._function = function
+        self._spec: LayerSpec | None = None
+        self._results: list[tuple[Sample, str, T]] = []
+
+    def __call__(self, case: Case) -> T:
+        if case.spec is not self._spec:
+            self._spec, self._results = case.spec, []
+        for sample, variant, result in self._results:
+            if sample is case.sample and variant == case.variant:
+                return result
+        torch.manual_seed(0)  # independent of the check that runs first
+        result = self._function(case)
+        self._results.append((case.sample, case.variant, result))
+        return result
 
 
 def randomize(layer: nn.Module) -> nn.Module:

@@ -2,21 +2,18 @@
 
 import copy
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .._case import Case
-from .._spec import LayerSpec, Sample
+from .._spec import Sample
 
 if TYPE_CHECKING:  # checks import `quantized` when they run
     from ...quantized import Report
 
 __all__ = [
     "WEIGHTED",
-    "PerLayerCache",
     "assert_close",
     "assert_copies_are_equal",
     "assert_weighted_is_int8",
@@ -27,28 +24,6 @@ __all__ = [
 
 #: Modules with nearly all weights and run time of a network.
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-T = TypeVar("T")
-
-
-class PerLayerCache(Generic[T]):
-    """Caches a function of cases for the current layer, because calibration dominates the time of these checks."""
-
-    def __init__(self, function: Callable[[Case], T]) -> None:
-        self._function = function
-        self._spec: LayerSpec | None = None
-        self._results: list[tuple[Sample, str, T]] = []
-
-    def __call__(self, case: Case) -> T:
-        if case.spec is not self._spec:
-            self._spec, self._results = case.spec, []
-        for sample, variant, result in self._results:
-            if sample is case.sample and variant == case.variant:
-                return result
-        torch.manual_seed(0)  # independent of the check that runs first
-        result = self._function(case)
-        self._results.append((case.sample, case.variant, result))
-        return result
 
 
 def calibration(sample: Sample) -> list[Tensor]:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .._case import Case
+from .._case import Case, PerLayerCache
 from .._check import NotApplicable, check
 from ._not_applicable import NO_TWIN
 from ._quantization import (
-    PerLayerCache,
     assert_close,
     assert_copies_are_equal,
     assert_weighted_is_int8,

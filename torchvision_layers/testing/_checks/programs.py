@@ -5,13 +5,14 @@ import io
 import pickle
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._case import Case, run_seeded
+from .._case import Case, PerLayerCache, run_seeded
 from .._check import Tier, check
 from ._not_applicable import TRAIN_EVAL, lacks, trainable
 
@@ -74,10 +75,12 @@ def _check_compiled(case: Case, backend: str, stance: Any, tolerance: float, gra
 @check("compile", variants=TRAIN_EVAL)
 def compiled(case: Case) -> None:
     """Compiled into one graph, outputs and gradients agree, and other sizes (N = 2 to 15) do not recompile."""
+    # In eval mode, the captured graph runs without AOTAutograd, which the training variant covers.
+    backend = "aot_eager" if case.training else "eager"
     # Numbers of a layer become constants of its program. By default, torch first compiles them as inputs and then
     # restarts, which the check `inductor` covers.
     with torch._dynamo.config.patch(specialize_float=True):
-        _check_compiled(case, "aot_eager", "fail_on_recompile", 1e-6, 1e-5)
+        _check_compiled(case, backend, "fail_on_recompile", 1e-6, 1e-5)
 
 
 @check("inductor", tier=Tier.NIGHTLY, variants=TRAIN_EVAL)
@@ -88,16 +91,24 @@ def inductor(case: Case) -> None:
         _check_compiled(case, "inductor", "default", 1e-5, 1e-4)
 
 
-def _export(case: Case, layer: nn.Module) -> torch.export.ExportedProgram:
-    return torch.export.export(copy.deepcopy(layer), (case.input(),), dynamic_shapes=case.dynamic_shapes)
+@PerLayerCache
+def _export(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    """A layer and its program, which all checks of exported programs share."""
+    layer = case.layer()
+    return layer, torch.export.export(copy.deepcopy(layer), (case.input(),), dynamic_shapes=case.dynamic_shapes)
+
+
+def export_program(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    """A layer and its program in eval mode."""
+    return _export(replace(case, variant="eval"))
 
 
 @check("export", variants=TRAIN_EVAL)
 def exported(case: Case) -> None:
     """Exported with dynamic sizes, saved and loaded, the layer has equal outputs at other sizes too."""
-    layer = case.layer()
+    layer, program = _export(case)
     file = io.BytesIO()
-    torch.export.save(_export(case, layer), file)
+    torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     for batch in (3, 17):
@@ -108,7 +119,9 @@ def exported(case: Case) -> None:
 NO_ONNX = lacks("onnx", "onnxscript", "onnxruntime")
 
 
-def in_onnx(case: Case, model: nn.Module, example: Tensor) -> tuple[Callable[[Tensor], Tensor], set[str]]:
+def in_onnx(
+    case: Case, model: nn.Module | torch.export.ExportedProgram, example: Tensor
+) -> tuple[Callable[[Tensor], Tensor], set[str]]:
     """A model exported with dynamic sizes, as a function that onnxruntime runs, and its operators."""
     import onnxruntime
 
@@ -126,8 +139,8 @@ def in_onnx(case: Case, model: nn.Module, example: Tensor) -> tuple[Callable[[Te
 @check("onnx", not_applicable=(NO_ONNX,))
 def onnx(case: Case) -> None:
     """Exported to ONNX with dynamic sizes, outputs in onnxruntime are equal at three sizes, batch 1 included."""
-    layer = case.layer()
-    call, _ = in_onnx(case, layer, case.input())
+    layer, program = export_program(case)
+    call, _ = in_onnx(case, program, case.input())
     for input in (case.input(), case.other_input(1), case.other_input(5)):
         torch.testing.assert_close(call(input), layer(input).detach(), rtol=1e-5, atol=1e-5)
 
@@ -135,11 +148,9 @@ def onnx(case: Case) -> None:
 @check("aoti", tier=Tier.NIGHTLY)
 def aoti(case: Case) -> None:
     """Compiled ahead of time into a package and loaded, the layer has equal outputs at other sizes."""
-    layer = case.layer()
+    layer, program = export_program(case)
     with tempfile.TemporaryDirectory() as folder:
-        path = torch._inductor.aoti_compile_and_package(
-            _export(case, layer), package_path=str(Path(folder) / "layer.pt2")
-        )
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "layer.pt2"))
         loaded = torch._inductor.aoti_load_package(path)
         for batch in (3, 17):
             input = case.other_input(batch)

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._case import Case
+from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import lacks
 from ._quantization import (
     WEIGHTED,
-    PerLayerCache,
     assert_close,
     assert_copies_are_equal,
     assert_weighted_is_int8,
     calibration,
     trained_to_int8,
 )
-from .programs import NO_ONNX, in_onnx
+from .programs import NO_ONNX, export_program, in_onnx
 
 if TYPE_CHECKING:
     from ...quantized import Report
@@ -60,10 +59,8 @@ def _computes_weights(case: Case) -> bool:
     weighted = [module for module in layer.modules() if isinstance(module, WEIGHTED)]
     if weighted and all(type(module).__module__.startswith("torch.nn.modules.") for module in weighted):
         return False  # torch's own modules use their parameter directly: no export needed
-    exported = torch.export.export(layer, (case.input(),), dynamic_shapes=case.dynamic_shapes)
-    return any(
-        node.args[1].op != "placeholder" for node in exported.graph.nodes if _WITH_WEIGHT.match(str(node.target))
-    )
+    _, program = export_program(case)
+    return any(node.args[1].op != "placeholder" for node in program.graph.nodes if _WITH_WEIGHT.match(str(node.target)))
 
 
 NOTHING_TO_QUANTIZE = NotApplicable("has no convolution, no linear layer and no product of tensors", _does_not_multiply)
