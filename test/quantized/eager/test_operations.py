@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import quantized
 from torchvision_layers.quantized.eager.operations import _KEEP_SCALE, _SPLITS
-from torchvision_layers.testing._rows._quantizing import decibels
+from torchvision_layers.testing._checks._quantization import decibels
 
 X = torch.randn(4, 8, 12, 10, generator=torch.Generator().manual_seed(3))
 
