@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -50,8 +51,35 @@ class ForwardTrace:
     is_traced: bool = True
 
 
+class _Proxy(torch.fx.Proxy):
+    """A proxy that records ``+=`` and the like as such; those of torch.fx record ``+``."""
+
+
+def _in_place_method(name: str) -> Callable[[_Proxy, Any], torch.fx.Proxy]:
+    target = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", target, (self, other), {})
+
+
+for _name in ("iadd", "iand", "ifloordiv", "imatmul", "imod", "imul", "ior", "ipow", "isub", "itruediv", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place_method(_name))
+
+
 class _ShallowTracer(torch.fx.Tracer):
     """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Whether gradients and autocast were on for each operation.
+        self.modes: set[tuple[bool, bool]] = set()
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        if kind.startswith("call"):
+            gradients = not self.root.training or torch.is_grad_enabled()  # they matter in training only
+            self.modes.add((gradients, torch.is_autocast_enabled("cpu")))
+        return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -65,14 +93,33 @@ class _ShallowTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def shallow_graph(module: nn.Module, training: bool) -> torch.fx.Graph | None:
-    """The graph of ``module.forward`` with children as leaves and defaults filled in; ``None`` if tracing fails."""
+def shallow_graph(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, list[str]] | None:
+    """The graph of ``module.forward`` with children as leaves, defaults filled in, and the effects that it lacks.
+
+    ``None`` if tracing fails. Effects are phrases such as ``"sets self.last"``.
+    """
     copied = _writable_copy(module)
     copied.training = training
+    before = _attributes(copied)
+    tracer = _ShallowTracer()
     try:
-        return _ShallowTracer().trace(copied, _defaults(module))
+        graph = tracer.trace(copied, _defaults(module))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
+    after = _attributes(copied)
+    effects = [f"sets self.{name}" for name, value in after.items() if before.get(name) != value]
+    if len(tracer.modes) > 1:
+        effects.append("computes a part without gradients or under autocast")
+    return graph, effects
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """The identity of each attribute of a module, and of the items of lists and dicts."""
+    return {
+        name: [*map(id, value.values() if isinstance(value, dict) else value)] if type(value) in (dict, list) else id(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_tensor_constant")
+    }
 
 
 def trace_forward(module: nn.Module) -> ForwardTrace:

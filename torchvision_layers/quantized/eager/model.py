@@ -97,11 +97,13 @@ class QuantizableModel(QuantizableWrapper):
         return clone
 
     def __reduce__(self) -> Any:
-        if self.stage is Stage.FLOAT:
-            return super().__reduce__()
-        raise TypeError(
-            "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or torch.jit.script(model)"
-        )
+        if self.stage is not Stage.FLOAT:
+            raise TypeError(
+                "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or torch.jit.script(model)"
+            )
+        if any(hasattr(module, "is_rewritten") for module in self.modules()):
+            raise TypeError("a model with rewritten forwards cannot be pickled as a whole: pickle the float model instead")
+        return super().__reduce__()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

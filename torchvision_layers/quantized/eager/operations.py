@@ -1,5 +1,6 @@
 """Tensor operations in a ``forward``, and the module that takes the place of each in an int8 model."""
 
+import inspect
 import operator
 from collections.abc import Callable
 from enum import Enum
@@ -13,14 +14,15 @@ from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..layers.observed import Addition, Concatenation, Multiplication
+from .in_place import UnsupportedError
 from .wrappers import FloatOperation
 
-__all__ = ["Kind", "Kinds", "Operation", "UnsupportedError", "kind_of", "replacement"]
+__all__ = ["Kinds", "Operation", "kind_of", "replacement", "takes_int8"]
 
 Target = Callable[..., Any] | str
 
-_ADDITIONS: set[Target] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_MULTIPLICATIONS: set[Target] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
+_ADDITIONS: set[Target] = {operator.add, torch.add, "add"}
+_MULTIPLICATIONS: set[Target] = {operator.mul, torch.mul, torch.multiply, "mul", "multiply"}
 _CONCATENATIONS: set[Target] = {torch.cat, torch.concat, torch.concatenate}
 
 #: Elementwise functions and methods of one tensor, with the module that computes the same.
@@ -83,7 +85,13 @@ _SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
 #: ``view`` also works on memory in rows of channels, in which int8 kernels return images, if it becomes ``reshape``.
 _VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
 #: Questions about a tensor.
-_QUERIES: set[Target] = {getattr, torch.numel, "dim", "is_contiguous", "ndimension", "numel", "size", "stride"}
+_QUERIES: set[Target] = {torch.numel, "dim", "is_contiguous", "is_floating_point", "ndimension", "numel", "size", "stride"}
+_ATTRIBUTES = {"device", "dtype", "is_cuda", "is_quantized", "itemsize", "layout", "ndim", "requires_grad", "shape"}
+#: Names of functions and methods that return integers or truth values.
+_DISCRETE = {
+    *("all", "any", "argmax", "argmin", "argsort", "eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "lt", "ne"),
+    *("logical_and", "logical_not", "logical_or", "nonzero", "count_nonzero", "bool", "int", "long", "item"),
+}
 _WEIGHTED: set[Target] = {
     *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(F.linear, F.bilinear),
@@ -96,7 +104,7 @@ class Kind(Enum):
     ACTIVATION = "a tensor that depends on the input, int8 in the int8 model"
     SEQUENCE = "a sequence of activations"
     CONSTANT = "a parameter or buffer, or computed from these only: float in the int8 model"
-    OTHER = "a number, a shape, a flag"
+    OTHER = "a number, a shape, a mask, indices"
 
 
 Kinds = dict[torch.fx.Node, Kind]
@@ -113,15 +121,29 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
     if node.op == "call_module":
         return Kind.ACTIVATION
     inputs = {kinds[argument] for argument in node.all_input_nodes}
-    if node.op == "output" or not inputs & {Kind.ACTIVATION, Kind.SEQUENCE}:
+    if node.op == "output" or not inputs & _INT8:
         return Kind.CONSTANT if Kind.CONSTANT in inputs else Kind.OTHER
-    if node.target in _QUERIES:
+    if _is_query(node) or _name(node) in _DISCRETE:
         return Kind.OTHER
     return Kind.SEQUENCE if node.target in _SPLITS else Kind.ACTIVATION
 
 
-class UnsupportedError(Exception):
-    """An operation that no module can compute; the text completes the sentence "whose forward ..."."""
+_INT8 = {Kind.ACTIVATION, Kind.SEQUENCE}
+
+
+def takes_int8(node: torch.fx.Node, kinds: Kinds) -> bool:
+    """Whether ``node`` is an operation, not a query, on tensors that are int8 in the int8 model."""
+    is_operation = node.op in ("call_function", "call_method")
+    return is_operation and not _is_query(node) and any(kinds[argument] in _INT8 for argument in node.all_input_nodes)
+
+
+def _is_query(node: torch.fx.Node) -> bool:
+    return node.target in _QUERIES or (node.target is getattr and node.args[1] in _ATTRIBUTES)
+
+
+def _name(node: torch.fx.Node) -> str:
+    target: Any = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "operation").strip("_")
 
 
 class Operation(NamedTuple):
@@ -133,23 +155,23 @@ class Operation(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Operation | None:
+def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds, training: bool) -> Operation | None:
     """The operation that computes ``node``; ``None`` if the node can stay, because it takes int8 tensors or none.
 
     Errors: ``UnsupportedError`` if no operation can.
     """
-    if node.op not in ("call_function", "call_method") or kinds[node] in (Kind.CONSTANT, Kind.OTHER):
+    if not takes_int8(node, kinds):
         return None
     target: Any = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "operation").strip("_")
-    if target is operator.setitem or (name.endswith("_") and target not in _ADDITIONS | _MULTIPLICATIONS):
-        raise UnsupportedError(f"writes into a tensor ({name})")
+    name = _name(node)
     for argument in node.all_input_nodes:
         if argument.op == "get_attr" and isinstance(_owner(module, argument), CONV_AND_LINEAR):
             raise UnsupportedError(f"reads {argument.target} instead of calling its module")
-    computed = _module(node, kinds)
+    computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})
+    if target is getattr:
+        return None
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):
         return None
@@ -164,38 +186,51 @@ def _owner(module: nn.Module, node: torch.fx.Node) -> nn.Module | None:
     return module.get_submodule(path) if path else None
 
 
-def _module(node: torch.fx.Node, kinds: Kinds) -> tuple[nn.Module, tuple[Any, ...]] | None:
+def _module(node: torch.fx.Node, kinds: Kinds, training: bool) -> tuple[nn.Module, tuple[Any, ...]] | None:
     """The module that computes a node from its tensors alone, and these; ``None`` if there is none."""
     target: Any = node.target
+    inputs = {kinds[argument] for argument in node.all_input_nodes}
     if target in _CONCATENATIONS:
         bound = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
-        tensors, dim = bound.get("tensors"), bound.get("dim", bound.get("axis", 0))
-        if not isinstance(dim, int) or Kind.CONSTANT in map(kinds.__getitem__, node.all_input_nodes):
-            return None
-        return Concatenation(dim), (tensors,)
-    if not node.args or any(kinds[argument] is not Kind.ACTIVATION for argument in node.all_input_nodes):
+        dim = bound.get("dim", bound.get("axis", 0))
+        return (Concatenation(dim), (bound["tensors"],)) if isinstance(dim, int) and inputs <= _INT8 else None
+    if not node.args or inputs != {Kind.ACTIVATION}:
         return None
     tensors = [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
     if len(tensors) == 2 and len(node.args) == 2 and not node.kwargs:
         if target in _ADDITIONS:
             return Addition(broadcasts=True), node.args
         return (Multiplication(), node.args) if target in _MULTIPLICATIONS else None
-    options = node.args[1:]
+    if len(node.all_input_nodes) > 1 or not tensors:
+        return None
     if target in _ELEMENTWISE:
-        return _ELEMENTWISE[target](*options, **node.kwargs), node.args[:1]
+        return _ELEMENTWISE[target](*node.args[1:], **node.kwargs), node.args[:1]
+    if target not in _DROPOUTS and target is not torchvision.ops.stochastic_depth:
+        return None
+    bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    if bound.arguments["training"] is not training:
+        mode = "training" if training else "eval"
+        raise UnsupportedError(f"calls {_name(node)} with training={bound.arguments['training']} in {mode} mode")
     if target in _DROPOUTS:
-        return _DROPOUTS[target](node.kwargs.get("p", options[0] if options else 0.5)), node.args[:1]
-    if target is torchvision.ops.stochastic_depth:
-        bound = dict(zip(("p", "mode"), options, strict=False)) | node.kwargs
-        return torchvision.ops.StochasticDepth(bound["p"], bound["mode"]), node.args[:1]
-    return None
+        return _DROPOUTS[target](bound.arguments["p"]), node.args[:1]
+    return torchvision.ops.StochasticDepth(bound.arguments["p"], bound.arguments["mode"]), node.args[:1]
 
 
 def _keeps_scale(node: torch.fx.Node) -> bool:
+    """Whether the int8 kernel for these arguments keeps scale and zero point. ``view`` becomes ``reshape``."""
+    bound = dict(node.kwargs)
     if node.target is F.interpolate:
-        return node.kwargs.get("mode", "nearest") in ("nearest", "bilinear")
-    if node.target in (F.avg_pool2d, "mean", torch.mean):
-        return not {"divisor_override", "dtype"} & set(node.kwargs)
+        bound |= zip(("", "size", "scale_factor", "mode", "", "", "antialias"), node.args, strict=False)
+        return bound.get("mode", "nearest") in ("nearest", "bilinear") and not bound.get("antialias")
+    if node.target is F.pad:  # ranges contain zero
+        bound |= zip(("", "", "mode", "value"), node.args, strict=False)
+        return bound.get("mode", "constant") == "constant" and bound.get("value") in (None, 0)
+    if node.target in (F.avg_pool2d, "mean", torch.mean):  # qnnpack's kernel ignores two of these
+        is_plain = bound.get("count_include_pad", True) and bound.get("divisor_override") is bound.get("dtype") is None
+        return is_plain and len(node.args) <= 5
+    if node.target in (F.max_pool1d, F.max_pool2d):
+        return not bound.get("return_indices") and len(node.args) <= 6
     if node.target in _VIEWS:
         node.target = _VIEWS[node.target]
         return True

@@ -6,9 +6,12 @@ import torch.fx
 from torch import nn
 
 from ..._utils.tracing import shallow_graph
+from ..layers.observed import Addition, Concatenation, Multiplication
 from ..report_row import Int8Support
-from .operations import Kinds, UnsupportedError, kind_of, replacement
+from .in_place import UnsupportedError, make_out_of_place_
+from .operations import Kinds, Operation, kind_of, replacement, takes_int8
 from .support import int8_support, is_unit
+from .wrappers import FloatOperation
 
 __all__ = ["rewrite_forwards"]
 
@@ -70,24 +73,50 @@ def _rewrite(module: nn.Module, will_train: bool) -> None:
 
 def _rewritten(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
     """A graph of the ``forward`` whose operations are calls of new children; ``None`` if it has none, or no trace."""
-    graph = shallow_graph(module, training)
-    if graph is None:
+    traced = shallow_graph(module, training)
+    if traced is None:
         return None
-    kinds: Kinds = {}
+    graph, effects = traced
+    operations = _operations(module, graph, training)
+    if not operations:
+        return None
+    if effects:
+        raise UnsupportedError(effects[0])
     children: dict[str, nn.Module] = {}
-    for node in list(graph.nodes):
-        kinds[node] = kind_of(module, node, kinds)
-        operation = replacement(module, node, kinds)
-        if operation is None:
-            continue
+    for node, operation in operations.items():
         name = _free_name(module, children, operation.name)
         children[name] = operation.module
-        with graph.inserting_before(node):
-            call = graph.create_node("call_module", name, operation.args, operation.kwargs)
-        kinds[call] = kinds[node]
-        node.replace_all_uses_with(call)
-        graph.erase_node(node)
-    return (graph, children) if children else None
+        node.op, node.target, node.args, node.kwargs = "call_module", name, operation.args, operation.kwargs
+    return graph, children
+
+
+def _operations(module: nn.Module, graph: torch.fx.Graph, training: bool) -> dict[torch.fx.Node, Operation]:
+    """The operation that takes the place of each node that cannot stay. Values between float operations stay float."""
+    kinds: Kinds = {}
+    for node in graph.nodes:
+        kinds[node] = kind_of(module, node, kinds)
+    make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)])
+    replacements = {node: replacement(module, node, kinds, training) for node in graph.nodes}
+    operations = {node: operation for node, operation in replacements.items() if operation is not None}
+    takes_float: dict[torch.fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        has_float_users = bool(node.users) and all(takes_float[user] for user in node.users)
+        operation = operations.get(node)
+        if operation is None:  # what stays passes floats through, or computes no tensor
+            takes_float[node] = node.op in ("call_function", "call_method") and (
+                has_float_users or not takes_int8(node, kinds)
+            )
+            continue
+        is_after_float = any(
+            isinstance(operations[argument].module, FloatOperation)
+            for argument in node.all_input_nodes
+            if argument in operations
+        )
+        is_arithmetic = isinstance(operation.module, (Addition, Concatenation, Multiplication))
+        if has_float_users and (isinstance(operation.module, FloatOperation) or (is_arithmetic and is_after_float)):
+            operations[node] = Operation(operation.name, FloatOperation(node.target, False), node.args, node.kwargs)
+        takes_float[node] = isinstance(operations[node].module, FloatOperation)
+    return operations
 
 
 def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module]] | None) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
-from .calls import record_calls
+from .calls import Call, record_calls
 from .flat_sequential import flatten_sequentials
 from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_
@@ -29,7 +29,8 @@ _BACKENDS = ("x86", "onednn", "qnnpack")
 
 _REWRITING_CHANGED_RESULTS = (
     "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential (call "
-    "them as wholes), or a forward depends on more than its input"
+    "them as wholes), a forward depends on more than its input, or a tensor is read after an in-place module or a child "
+    "wrote into it"
 )
 
 
@@ -49,13 +50,8 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
+    calls = _try_rewritten(model, prepared, first)
     with torch.no_grad():
-        expected = copy.deepcopy(model).eval()(first)
-        try:
-            output, calls = record_calls(prepared, first)
-        except Exception as error:  # a rewritten forward may call its children with other arguments
-            raise RuntimeError(f"model cannot run once its forwards are rewritten: {_reason(error)}") from error
-        check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
@@ -72,9 +68,13 @@ def prepare_qat(model: nn.Module, example: Tensor | None, backend: str, allow_fl
     if example is not None:
         prepared.image_shape = tuple(example.shape[1:])
     fuse_children(prepared, is_qat=True)
+    calls = None
+    if example is not None and any(hasattr(module, "is_rewritten") for module in prepared.modules()):
+        calls = _try_rewritten(model, prepared.eval(), example)
+        prepared.train()
     if backend == "onednn":
-        prepared.post_ops = find_post_ops(prepared)
-    preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True)
+        prepared.post_ops = find_post_ops(prepared, calls)
+    preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
     prepared.stage, prepared.backend = Stage.PREPARED, backend
     return prepared
 
@@ -99,6 +99,18 @@ def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> Quantiza
     clone = make_quantizable_(copy.deepcopy(model).train(training), allow_float, will_train=training)
     check_float32_parameters(clone.model)
     return clone
+
+
+def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Tensor) -> dict[nn.Module, Call]:
+    """The calls of each module of ``rewritten`` on a batch, on which it must compute the same as ``model``."""
+    with torch.no_grad():
+        expected = copy.deepcopy(model).eval()(batch)
+        try:
+            output, calls = record_calls(rewritten, batch)
+        except Exception as error:  # a rewritten forward may call its children with other arguments
+            raise RuntimeError(f"model cannot run once its forwards are rewritten: {_reason(error)}") from error
+    check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
+    return calls
 
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from ..layers.observed import DeQuantStub, Observed, QuantStub
 
@@ -55,17 +55,22 @@ class MultipleFloatFallback(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
-        quants = iter(self.quants)
-        return tree_map(lambda leaf: next(quants)(leaf) if is_float(leaf) else leaf, self.module(*args, **kwargs))
+        return _quantize(self.module(*args, **kwargs), self.quants)
 
 
 class FloatOperation(nn.Module):
-    """Runs a function, or the tensor method of that name, in float: dequantize, run, quantize."""
+    """Runs a function, or the tensor method of that name, in float: dequantize, run, quantize.
 
-    def __init__(self, operation: Callable[..., Any] | str) -> None:
+    Args:
+        operation: the function, or the name of the method.
+        quantizes: whether to quantize the result; ``False`` if only other operations in float read it.
+    """
+
+    def __init__(self, operation: Callable[..., Any] | str, quantizes: bool = True) -> None:
         super().__init__()
         self.operation = operation
-        self.quant = QuantStub()
+        self.quantizes = quantizes
+        self.quants = nn.ModuleList([QuantStub()] if quantizes else [])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
@@ -73,10 +78,29 @@ class FloatOperation(nn.Module):
             output = getattr(args[0], self.operation)(*args[1:], **kwargs)
         else:
             output = self.operation(*args, **kwargs)
-        return self.quant(output) if is_float(output) else output
+        if not self.quantizes:
+            return output
+        missing = sum(map(is_float, tree_leaves(output))) - len(self.quants)
+        if missing > 0 and type(next(self.quants[0].children(), None)) is nn.Identity:  # not prepared yet
+            self.quants.extend(QuantStub() for _ in range(missing))
+        return _quantize(output, self.quants)
 
     def extra_repr(self) -> str:
         return self.operation if isinstance(self.operation, str) else self.operation.__name__
+
+
+def _quantize(output: Any, quants: nn.ModuleList) -> Any:
+    """``output`` with its floating-point tensors quantized, one stub for each."""
+    leaves, spec = tree_flatten(output)
+    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    if len(places) > len(quants):
+        raise RuntimeError(
+            f"an operation in float returns {len(places)} tensors, and {len(quants)} were observed; pass an example to "
+            "prepare_qat"
+        )
+    for i, quant in zip(places, quants, strict=False):
+        leaves[i] = quant(leaves[i])
+    return tree_unflatten(leaves, spec)
 
 
 def is_float(value: object) -> bool:

@@ -83,9 +83,10 @@ def prepare(
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
-    Modules that are not in ``calls`` stay in float: no batch will reach them.
+    After calibration, modules that are not in ``calls`` stay in float; training may call them.
     """
-    unused = [m for m in model.modules() if calls is not None and not any(below in calls for below in m.modules())]
+    is_unused = {m: calls is not None and not is_qat and calls.keys().isdisjoint(m.modules()) for m in model.modules()}
+    unused = [module for module in model.modules() if is_unused[module]]
     for module in unused:
         module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         module.is_unused = True  # type: ignore[assignment]  # a plain attribute, for the report
