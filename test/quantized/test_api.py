@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -150,22 +151,29 @@ def with_nan_weight(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-class UnusedChild(nn.Module):
+class Branches(nn.Module):
+    """A user-defined module that tracing does not understand."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.spare = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.body, self.spare = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        return self.body(x) if x[0, 0, 0, 0] < 1e3 else self.spare(x)
 
 
-class PlainAddition(nn.Module):
+class BranchesAndAdds(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+class HasParameter(Branches):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
+        return self.scale * super().forward(x)
 
 
 @pytest.mark.parametrize(
@@ -189,16 +197,25 @@ class PlainAddition(nn.Module):
             r"must be float32.*0\.0\.weight is torch.float64",
         ),
         (lambda m: quantized.quantize("resnet", batches()), TypeError, "model must be a module, got 'resnet'"),
-        (lambda m: quantized.quantize(UnusedChild(), batches()), ValueError, "no calibration batch reached spare"),
         (
-            lambda m: quantized.quantize(PlainAddition(), batches()),
+            lambda m: quantized.quantize(Branches(), [torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 1e4)]),
             RuntimeError,
-            "(?s)cannot run: .*in a forward that you wrote",
+            "first batch must reach every module.*calls Conv2d.*for the first time",
         ),
         (
-            lambda m: quantized.quantizable(nn.Sequential(m, Swish())),
+            lambda m: quantized.convert(quantized.prepare_qat(Branches())),
+            ValueError,
+            "no calibration batch reached quant, body, spare",
+        ),
+        (
+            lambda m: quantized.quantize(BranchesAndAdds(), batches()),
+            RuntimeError,
+            "cannot run: torch has no int8 kernel for .*if a forward cannot be traced, move its tensor operations",
+        ),
+        (
+            lambda m: quantized.quantizable(nn.Sequential(m, HasParameter())),
             TypeError,
-            "1 is a Swish, which int8 is not known",
+            "1 is a HasParameter, which int8 is not known",
         ),
         (lambda m: quantized.quantizable(nn.LSTM(3, 3)), TypeError, "model is a LSTM, which int8 is not known"),
         (lambda m: quantized.convert(m), ValueError, "model must come from prepare_qat.*got a Sequential"),
@@ -235,12 +252,29 @@ def test_layer_without_twin_raises() -> None:
 
 
 def test_allow_float_reports_fallback() -> None:
-    model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
+    model = nn.Sequential(tnn.ConvNormAct(3, 3), HasParameter(), nn.Conv2d(3, 4, 1)).eval()
     converted = quantized.quantize(model, batches(), allow_float=True)
     rows = {row.path: row for row in quantized.report(converted).rows}
-    assert rows["1"].after == "FloatFallback(Swish)"
+    assert rows["1"].after == "FloatFallback(HasParameter)"
     assert (rows["1"].runs_in, rows["1"].why) == ("float", "is not known to the int8 engine")
     assert rows["2"].runs_in == "int8"
+
+
+def test_operations_of_user_defined_layer_are_int8() -> None:
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
+    converted = quantized.quantize(model, batches())
+    rows = {row.path: (row.after, row.runs_in) for row in quantized.report(converted).rows}
+    assert rows["1.sigmoid"] == ("Sigmoid", "int8")
+    assert rows["1.multiplication"] == ("Int8Multiplication", "int8")
+
+
+def test_model_with_rewritten_forward_is_copied_but_not_pickled() -> None:
+    model, x = nn.Sequential(tnn.ConvNormAct(3, 4), Swish()).eval(), batches()[0]
+    twin = quantized.quantizable(model)
+    assert torch.equal(copy.deepcopy(twin)(x), model(x))
+    with pytest.raises(TypeError, match="a model with rewritten forwards cannot be pickled.*pickle the float model"):
+        pickle.dumps(twin)
+    pickle.dumps(quantized.quantizable(small_model()))
 
 
 def test_allow_float_keeps_layers_without_twin_whole() -> None:

@@ -52,7 +52,10 @@ class ForwardTrace:
 
 
 class _Proxy(torch.fx.Proxy):
-    """A proxy that records ``+=`` and the like as such; those of torch.fx record ``+``."""
+    """A proxy that records assignments such as ``+=``; those of torch.fx record ``+``, or cannot be assigned to."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
 def _in_place_method(name: str) -> Callable[[_Proxy, Any], torch.fx.Proxy]:
@@ -106,6 +109,10 @@ def shallow_graph(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, li
         graph = tracer.trace(copied, _defaults(module))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    for node, name in zip((node for node in graph.nodes if node.op == "placeholder"), names, strict=True):
+        if not str(node.target).startswith("*"):
+            node.target = name  # torch.fx numbers the arguments that it specializes
     after = _attributes(copied)
     effects = [f"sets self.{name}" for name, value in after.items() if before.get(name) != value]
     if len(tracer.modes) > 1:

@@ -11,7 +11,7 @@ from .layers.layer_norm import QuantizableLayerNorm2d, QuantizableLayerScale
 from .layers.linear import QuantizableLinearDropoutAct
 from .layers.mbconv import QuantizableFusedMBConv, QuantizableMBConv
 from .layers.mlp import QuantizableMLP
-from .layers.observed import Addition, Multiplication
+from .layers.observed import Addition, Concatenation, Multiplication
 from .layers.positional_conv import QuantizablePositionalConv2d
 from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
@@ -20,6 +20,7 @@ from .report import Report, ReportRow, report
 
 __all__ = [
     "Addition",
+    "Concatenation",
     "Multiplication",
     "QuantizableBasicBlock",
     "QuantizableBottleneck",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.testing._checks._quantization import decibels
 
 
 def features() -> nn.Sequential:
@@ -109,9 +110,20 @@ def test_tracing_leaves_no_attributes() -> None:
     pickle.dumps(model)
 
 
-def test_concatenation_raises() -> None:
-    with pytest.raises(TypeError, match="1 concatenates tensors in its forward"):
-        quantized.quantizable(nn.Sequential(nn.Identity(), Concatenates()))
+def test_concatenation_is_int8() -> None:
+    model = nn.Sequential(nn.Identity(), Concatenates()).eval()
+    converted = quantized.quantize(model, [IMAGES])
+    assert decibels(model(IMAGES), converted(IMAGES)) >= 30
+    assert {row.runs_in for row in quantized.report(converted).rows if row.path.startswith("1.")} == {"int8"}
+
+
+def test_concatenation_in_forward_that_branches_raises() -> None:
+    class Branches(Concatenates):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x[0, 0, 0, 0] < 1e9 else x
+
+    with pytest.raises(RuntimeError, match="int8 model cannot run: it concatenates int8 tensors.*cannot be traced"):
+        quantized.quantize(Branches().eval(), [IMAGES])
 
 
 def test_norm_after_linear_on_sequences_is_not_folded() -> None:
@@ -229,19 +241,34 @@ def test_converting_untrained_model_raises() -> None:
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 
-def test_plain_addition_raises_after_training() -> None:
-    class PlainAddition(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
+class PlainAddition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.conv(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
 
+
+def test_plain_addition_is_trained_in_int8() -> None:
     prepared = quantized.prepare_qat(PlainAddition())
     prepared(IMAGES)
-    with pytest.raises(RuntimeError, match="(?s)the int8 model cannot run: .*in a forward that you wrote"):
+    converted = quantized.convert(prepared)
+    assert decibels(prepared.eval()(IMAGES).detach(), converted(IMAGES)) >= 30
+    assert [row.runs_in for row in quantized.report(converted).rows] == ["int8", "int8"]
+
+
+def test_addition_in_forward_that_branches_raises_after_training() -> None:
+    class Branches(PlainAddition):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return x + y if y.shape != () and bool(y[0, 0, 0, 0] < 1e9) else y
+
+    prepared = quantized.prepare_qat(Branches())
+    prepared(IMAGES)
+    with pytest.raises(RuntimeError, match="the int8 model cannot run: torch has no int8 kernel for .*be traced") as info:
         quantized.convert(prepared)
+    assert "CPU: registered" not in str(info.value)
 
 
 def test_frozen_model_stays_frozen_in_train_mode() -> None:

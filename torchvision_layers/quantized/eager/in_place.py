@@ -36,7 +36,7 @@ _VIEWS = {
 def make_out_of_place_(module: nn.Module, graph: torch.fx.Graph, nodes: list[torch.fx.Node]) -> None:
     """Replaces each of ``nodes`` that writes into its input by the form that does not, in place.
 
-    Errors: ``UnsupportedError`` if there is no such form, or if anything reads the memory later by another name.
+    Errors: ``UnsupportedError`` if there is no such form, or if a view of the tensor is read later.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     families: dict[torch.fx.Node, set[torch.fx.Node]] = {}  # the nodes that may share memory with each node
@@ -44,11 +44,14 @@ def make_out_of_place_(module: nn.Module, graph: torch.fx.Graph, nodes: list[tor
         form = _other_form(node) if node in nodes else None
         family = {node}
         if form is not None:
-            others = families[node.all_input_nodes[0]]
+            written = node.all_input_nodes[0]
+            others = families[written]
             if buffer := next((other for other in others if other.op == "get_attr"), None):
                 raise UnsupportedError(f"writes into self.{buffer.target}")
+            for user in [user for user in written.users if order[user] > order[node]]:
+                user.replace_input_with(written, node)  # the result of the operation is the same tensor
             if any(order[user] > order[node] for other in others for user in other.users):
-                raise UnsupportedError(f"reads a tensor after {_name(node)} wrote into it")
+                raise UnsupportedError(f"reads a view of a tensor after {_name(node)} wrote into the tensor")
             family |= others
             node.target, node.args, node.kwargs = form
         elif _shares_memory(module, node):

@@ -59,6 +59,9 @@ def _rewrite(module: nn.Module, will_train: bool) -> None:
     if rewritten is None:
         return
     graph, children = rewritten
+    if not children:
+        module.only_calls_children = any(node.op == "call_module" for node in graph.nodes)
+        return
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
     cls = type(module)
@@ -72,15 +75,13 @@ def _rewrite(module: nn.Module, will_train: bool) -> None:
 
 
 def _rewritten(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
-    """A graph of the ``forward`` whose operations are calls of new children; ``None`` if it has none, or no trace."""
+    """A graph of the ``forward`` whose operations are calls of new children, and these; ``None`` if tracing fails."""
     traced = shallow_graph(module, training)
     if traced is None:
         return None
     graph, effects = traced
     operations = _operations(module, graph, training)
-    if not operations:
-        return None
-    if effects:
+    if operations and effects:
         raise UnsupportedError(effects[0])
     children: dict[str, nn.Module] = {}
     for node, operation in operations.items():
@@ -120,7 +121,8 @@ def _operations(module: nn.Module, graph: torch.fx.Graph, training: bool) -> dic
 
 
 def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module]] | None) -> tuple[str, str] | None:
-    return rewritten and (rewritten[0].python_code("self").src, str(rewritten[1]))
+    """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
+    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[1] else None
 
 
 def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:

@@ -103,7 +103,7 @@ def int8_support(module: nn.Module) -> Int8Support:
     """How a float module will run. A subclass of a known class is unknown, unless it is a twin."""
     if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
         return Int8Support.UNKNOWN
-    if getattr(module, "is_rewritten", False):
+    if getattr(module, "is_rewritten", False) or getattr(module, "only_calls_children", False):
         return Int8Support.CONTAINER
     float_class = getattr(module, "float_class", type(module))
     if _has_unsupported_arguments(module):

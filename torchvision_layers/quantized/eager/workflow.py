@@ -56,9 +56,13 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, backend
+        unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
+        handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
             for batch in chain([first], batches):
                 prepared(batch)
+        for handle in handles:
+            handle.remove()
     return _convert_(prepared)
 
 
@@ -113,6 +117,12 @@ def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Tensor)
     return calls
 
 
+def _raise_late_call(module: nn.Module, args: object) -> None:
+    raise RuntimeError(
+        f"the first batch must reach every module that a later one reaches, a later one calls {module} for the first time"
+    )
+
+
 def _convert_(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model`` in place and tries it on zeros."""
     unreached_paths = [path.removeprefix("model.") for path in preparing.unobserved_paths(model)]
@@ -126,7 +136,7 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     if not model.image_shape:  # no batch ran since it was prepared: its state was loaded
         return model
     try:
-        with torch.no_grad(), _NoConcatenation():
+        with torch.no_grad(), _NoMixedScales():
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
             trial(torch.zeros((1, *model.image_shape)))
@@ -142,15 +152,19 @@ def _reason(error: Exception) -> str:
     """The first sentence of an error; torch's own may go on with a list of its backends."""
     text = str(error).strip().partition("\n")[0]
     operator = re.match(r"Could not run '(\S+)' with arguments from", text)
-    return f"torch has no int8 kernel for {operator[1]}" if operator else text
+    if operator or text.startswith("empty_strided not supported"):
+        return f"torch has no int8 kernel for {operator[1] if operator else 'one of its operations'}"
+    return text
 
 
-class _NoConcatenation(TorchFunctionMode):
-    """Rejects concatenations of int8 tensors that tracing did not find."""
+class _NoMixedScales(TorchFunctionMode):
+    """Rejects operations that tracing did not find, and that would give one int8 tensor the scale of another."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in args[0]):
             raise TypeError("it concatenates int8 tensors, which would take the scale of the first")
+        if func is Tensor.__setitem__ and isinstance(args[2], Tensor) and args[2].is_quantized:
+            raise TypeError("it assigns to a part of an int8 tensor, whose scale is another")
         return func(*args, **(kwargs or {}))

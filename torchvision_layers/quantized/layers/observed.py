@@ -31,9 +31,12 @@ class DeQuantStub(nn.Module):
 
 
 class Addition(Observed):
-    """The sum of two tensors of one shape, followed by a ReLU if one is fused into it.
+    """The sum of two tensors, followed by a ReLU if one is fused into it.
 
-    Errors: ``ValueError`` if the shapes differ: nothing is broadcast.
+    Args:
+        broadcasts: accepts tensors whose shapes differ and broadcasts them, as ``+`` does. Default: ``False``.
+
+    Errors: ``ValueError`` if the shapes differ, unless ``broadcasts`` is set.
     """
 
     def __init__(self, *, broadcasts: bool = False) -> None:
@@ -51,13 +54,26 @@ class Addition(Observed):
 
 
 class Concatenation(Observed):
-    """Tensors side by side in one dimension, with a common scale in int8."""
+    """Concatenates tensors along one dimension. In int8, all are requantized to the range of the result.
+
+    Args:
+        dim: the dimension. Default: ``1``, the channels.
+
+    Errors: ``ValueError`` for no tensors; ``RuntimeError`` if their shapes differ in another dimension.
+
+    Examples::
+
+        >>> quantized.Concatenation()([torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)]).shape
+        torch.Size([1, 5, 4, 4])
+    """
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__()
         self.dim = dim
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
+        if len(inputs) == 0:
+            raise ValueError("inputs must hold at least one tensor, got none")
         return self.activation_post_process(torch.cat(inputs, self.dim))
 
 

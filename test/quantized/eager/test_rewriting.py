@@ -1,0 +1,296 @@
+"""Forwards whose rewriting could go wrong silently: each is close to float, or an error names it before calibration."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchvision_layers import quantized
+from torchvision_layers.testing._checks._quantization import decibels
+
+X = torch.randn(3, 8, 6, 5, generator=torch.Generator().manual_seed(4))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.register_buffer("buf", torch.ones(1))
+
+
+class AddsInPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y += self.b(x)
+        y -= 1
+        y.clamp_(-1, 1)
+        return self.c(F.relu(y, True))
+
+
+class RereadsInPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        x.add_(self.a(x))
+        y = z = self.b(x)
+        y += x
+        F.relu(y, inplace=True)
+        return self.c(y * z)
+
+
+class UsesShapes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y, half = self.a(x), x.size(1) // 2
+        return torch.cat([y[:, half:], y[:, :half]], dim=x.dim() - 3) * (x.shape[1] + 1)
+
+
+class TensorsInKeywords(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.add(input=self.a(x), other=self.b(x), alpha=2)
+        return self.c(torch.mul(y, other=self.a(x)).add(y, alpha=-1))
+
+
+class ConcatenatesEverySpelling(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x), self.b(x)
+        y = torch.cat([y, z], axis=-3)
+        return torch.concat((y, torch.cat(tensors=[z, z], dim=1), torch.zeros_like(y), torch.zeros(y.shape)), 1)
+
+
+class Masks(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y, mask = self.a(x), x > 0
+        y = torch.where(mask, y, self.b(x)) * (~mask | (x > 1))
+        return self.c(y.masked_fill(mask & (x < 0.5), 0)) + x.argmax(1, keepdim=True)
+
+
+class SeveralResults(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        values, _ = torch.max(y, 1, keepdim=True)
+        std, mean = torch.std_mean(y, 1, keepdim=True)
+        return self.c((y - mean) / (std + 1e-3) + values) + self.b(y.max(dim=1, keepdim=True).values + x)
+
+
+class NormalizesByHand(Net):
+    """A small variance that int8 would round to zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 0.01 * self.a(x)
+        mean = y.mean((2, 3), keepdim=True)
+        variance = (y - mean).pow(2).mean((2, 3), keepdim=True)
+        return self.c((y - mean) / torch.sqrt(variance + 1e-9))
+
+
+class HasActivation(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.silu = nn.SiLU(inplace=True)
+
+
+class CallsTwice(HasActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.a(x)) + x
+        return self.a(self.silu(self.a(y * 0.5)) + y)
+
+
+class Transposes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).mT
+        return self.c((y + y.data).mT)
+
+
+class Splits(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).chunk(2, 1)
+        y = F.pad(torch.cat([second, first], 1), (1, 1, 1, 1))[:, [7, 6, 5, 4, 3, 2, 1, 0], 1:-1, 1:-1]
+        return self.c(y) + self.b(x).flip(1)
+
+
+class Children(nn.Module):
+    """Children that return tuples, lists and dicts, in containers, with an own forward in a Sequential."""
+
+    class Pair(Net):
+        def forward(self, x: Tensor, flag: bool = False) -> tuple[Tensor, dict[str, list[Tensor]]]:
+            return self.a(x) + x, {"b": [self.b(x) * self.c(x)]}
+
+    class Reversed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](self[1](x)) + x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = self.Pair()
+        self.again = self.pair
+        self.layers = nn.ModuleDict({"reversed": self.Reversed(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, others = self.pair(x)
+        z, _ = self.again(y)
+        return self.layers["reversed"](others["b"][0] + z)
+
+
+RIGHT = [
+    *(AddsInPlace, RereadsInPlace, UsesShapes, TensorsInKeywords, ConcatenatesEverySpelling, Masks, SeveralResults),
+    *(NormalizesByHand, CallsTwice, Transposes, Splits, Children),
+]
+
+
+@pytest.mark.parametrize("cls", RIGHT)
+def test_result_is_close_to_float(cls: type[nn.Module]) -> None:
+    """In both layouts, for one image and none, after a copy and from a state."""
+    model = cls().eval()
+    int8 = quantized.quantize(model, [X])
+    least = 15 if cls is Masks else 25  # rounding moves values over the thresholds
+    assert decibels(model(X), int8(X)) >= least
+    assert decibels(model(X[1:2]), int8(X[1:2].contiguous(memory_format=torch.channels_last))) >= least - 3
+    assert int8(X[:0]).shape == (0, *model(X).shape[1:])
+    again = quantized.quantize(model, [0.5 * X])
+    again.load_state_dict(int8.state_dict(), strict=True)
+    assert torch.equal(again(X), int8(X))
+    assert torch.equal(copy.deepcopy(int8)(X), int8(X))
+
+
+@pytest.mark.parametrize("backend", ["onednn", "qnnpack"])
+@pytest.mark.parametrize("cls", [AddsInPlace, Splits, Children])
+def test_other_backends_are_close_to_float(cls: type[nn.Module], backend: str) -> None:
+    model = cls().eval()
+    int8 = quantized.quantize(model, [X], backend=backend)
+    assert decibels(model(X), int8(X)) >= 25
+    assert decibels(model(X[:1, :, 1:]), int8(X[:1, :, 1:])) >= 22
+
+
+class RereadsView(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        view = y.flatten(2)
+        y += 1
+        return self.c(y) * view.reshape(x.shape)
+
+
+class RereadsIdentity(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.identity = nn.Sequential(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = self.identity(y)
+        F.relu(y, inplace=True)
+        return self.c(z)
+
+
+class WritesBuffer(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.buf.add_(y.mean())
+        return y + self.buf
+
+
+class WritesOut(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.a(x)
+        torch.mul(out, 2, out=out)
+        return out
+
+
+class SetsAttribute(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.a(x)
+        return self.last + 1
+
+
+class DropsInEvalMode(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.dropout(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (RereadsView, "reads a view of a tensor after iadd wrote into the tensor"),
+        (RereadsIdentity, "reads a view of a tensor after relu wrote into the tensor"),
+        (WritesBuffer, "writes into self.buf"),
+        (WritesOut, r"writes into a tensor \(mul\)"),
+        (SetsAttribute, "sets self.last"),
+        (DropsInEvalMode, "calls dropout with training=True in eval mode"),
+    ],
+)
+def test_forward_that_cannot_be_rewritten_is_named(cls: type[nn.Module], message: str) -> None:
+    with pytest.raises(TypeError, match=f"0 is a {cls.__name__}, whose forward {message}; pass allow_float=True"):
+        quantized.quantize(nn.Sequential(cls()).eval(), [X.clone()])
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Children.Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(x, flag=True)[0]
+
+
+class RereadsModule(HasActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.silu(y)
+        return self.c(y)
+
+
+class RereadsInChild(Net):
+    class Adds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adds = self.Adds()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.adds(y) * y
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Flagged, "forwards are rewritten: flag has been specialized to have value False but got another value"),
+        (RereadsModule, "changed the results.*or a tensor is read after an in-place module or a child wrote into it"),
+        (RereadsInChild, "changed the results.*or a tensor is read after an in-place module or a child wrote into it"),
+    ],
+)
+def test_first_batch_shows_difference(cls: type[nn.Module], message: str) -> None:
+    model = cls().eval()
+    with pytest.raises(RuntimeError, match=message):
+        quantized.quantize(model, [X])
+    if cls is not RereadsModule:  # no forward of it is rewritten, and training with it is right
+        with pytest.raises(RuntimeError, match=message):
+            quantized.prepare_qat(model, X)
+
+
+class MultipliesByResults(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        std, mean = torch.std_mean(self.a(x), 1, keepdim=True)
+        return self.c(self.b(x) * std + mean)
+
+
+def test_several_results_are_trained_with_an_example() -> None:
+    prepared = quantized.prepare_qat(MultipliesByResults(), X)
+    prepared(X).sum().backward()
+    assert decibels(prepared.eval()(X).detach(), quantized.convert(prepared)(X)) >= 25
+    with pytest.raises(RuntimeError, match="returns 2 tensors, and 1 were observed; pass an example to prepare_qat"):
+        quantized.prepare_qat(MultipliesByResults())(X)
+
+
+def test_forward_without_gradients_is_not_trained() -> None:
+    class Frozen(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y = self.a(x)
+            return self.c(y + 1)
+
+    assert decibels(Frozen().eval()(X), quantized.quantize(Frozen().eval(), [X])(X)) < 100
+    with pytest.raises(TypeError, match="whose forward computes a part without gradients or under autocast"):
+        quantized.prepare_qat(Frozen(), X)
