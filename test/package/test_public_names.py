@@ -101,6 +101,7 @@ def test_quantized() -> None:
         "\n".join(sorted(twins) + sorted(functions)),
         """\
 Addition
+Concatenation
 Multiplication
 QuantizableBasicBlock
 QuantizableBottleneck

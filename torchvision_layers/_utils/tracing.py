@@ -123,7 +123,9 @@ def shallow_graph(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, li
 def _attributes(module: nn.Module) -> dict[str, object]:
     """The identity of each attribute of a module, and of the items of lists and dicts."""
     return {
-        name: [*map(id, value.values() if isinstance(value, dict) else value)] if type(value) in (dict, list) else id(value)
+        name: [*map(id, value.values() if isinstance(value, dict) else value)]
+        if type(value) in (dict, list)
+        else id(value)
         for name, value in vars(module).items()
         if not name.startswith("_tensor_constant")
     }

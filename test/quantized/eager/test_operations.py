@@ -61,6 +61,7 @@ KEEPING = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Quantized Adaptive Average Pool 3D is not implemented for QNNPACK:UserWarning")
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_int8_tensors_pass_through_unchanged(backend: str, layout: torch.memory_format) -> None:
@@ -284,9 +285,7 @@ def test_attention_module_as_float_fallback() -> None:
     assert decibels(model(x), int8(x)) >= 30
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
 def test_classifiers_of_torchvision(name: str) -> None:
     model = getattr(torchvision.models, name)(weights=None, num_classes=10)
     x = torch.randn(2, 3, 64, 64)

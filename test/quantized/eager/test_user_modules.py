@@ -266,7 +266,9 @@ def test_addition_in_forward_that_branches_raises_after_training() -> None:
 
     prepared = quantized.prepare_qat(Branches())
     prepared(IMAGES)
-    with pytest.raises(RuntimeError, match="the int8 model cannot run: torch has no int8 kernel for .*be traced") as info:
+    with pytest.raises(
+        RuntimeError, match="the int8 model cannot run: torch has no int8 kernel for .*be traced"
+    ) as info:
         quantized.convert(prepared)
     assert "CPU: registered" not in str(info.value)
 

@@ -99,10 +99,13 @@ class QuantizableModel(QuantizableWrapper):
     def __reduce__(self) -> Any:
         if self.stage is not Stage.FLOAT:
             raise TypeError(
-                "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or torch.jit.script(model)"
+                "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or "
+                "torch.jit.script(model)"
             )
         if any(hasattr(module, "is_rewritten") for module in self.modules()):
-            raise TypeError("a model with rewritten forwards cannot be pickled as a whole: pickle the float model instead")
+            raise TypeError(
+                "a model with rewritten forwards cannot be pickled as a whole: pickle the float model instead"
+            )
         return super().__reduce__()
 
     def load_state_dict(
@@ -132,15 +135,17 @@ def _overflows(weight: Tensor) -> bool:
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
     """A copy of ``model`` in which every layer of this package is its twin, with stubs at input and output.
 
-    Results, parameters and ``state_dict`` keys are those of ``model``, which is not changed.
+    Tensor operations in each ``forward`` that can be traced become modules, named after the operation. Results,
+    parameters and ``state_dict`` keys are those of ``model``, which is not changed.
 
     Args:
         model: takes one tensor and returns one.
         allow_float: keeps modules in float that int8 is not known to run, layers of this package without a twin
             included, instead of raising. Default: ``False``.
 
-    Errors: ``TypeError`` with the path and class of a layer of this package without a twin, of a module that int8 is
-    not known to run, or of a module whose ``forward`` concatenates tensors.
+    Errors: ``TypeError`` with the path and class of a layer of this package without a twin, or of modules that int8 is
+    not known to run or whose ``forward`` writes into tensors, calls a convolution with a weight of its own, or has side
+    effects.
 
     Examples::
 
@@ -174,10 +179,10 @@ def _check_support(module: nn.Module, path: str, allow_float: bool) -> None:
             f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
             "pass allow_float=True to leave it in float"
         )
-    if trace_forward(module).concatenates:
+    if hasattr(module, "float_class") and trace_forward(module).concatenates:  # twins are not rewritten
         raise TypeError(
             f"{path or 'model'} concatenates tensors in its forward, which int8 would do with the scale of the first; "
-            "use engine='pt2e'"
+            "use quantized.Concatenation"
         )
     for name, child in module.named_children():
         _check_support(child, f"{path}.{name}".lstrip("."), allow_float)

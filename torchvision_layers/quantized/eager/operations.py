@@ -85,7 +85,16 @@ _SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
 #: ``view`` also works on memory in rows of channels, in which int8 kernels return images, if it becomes ``reshape``.
 _VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
 #: Questions about a tensor.
-_QUERIES: set[Target] = {torch.numel, "dim", "is_contiguous", "is_floating_point", "ndimension", "numel", "size", "stride"}
+_QUERIES: set[Target] = {
+    torch.numel,
+    "dim",
+    "is_contiguous",
+    "is_floating_point",
+    "ndimension",
+    "numel",
+    "size",
+    "stride",
+}
 _ATTRIBUTES = {"device", "dtype", "is_cuda", "is_quantized", "itemsize", "layout", "ndim", "requires_grad", "shape"}
 #: Names of functions and methods that return integers or truth values.
 _DISCRETE = {
@@ -207,28 +216,29 @@ def _module(node: torch.fx.Node, kinds: Kinds, training: bool) -> tuple[nn.Modul
         return _ELEMENTWISE[target](*node.args[1:], **node.kwargs), node.args[:1]
     if target not in _DROPOUTS and target is not torchvision.ops.stochastic_depth:
         return None
-    bound = inspect.signature(target).bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    if bound.arguments["training"] is not training:
+    signature = inspect.signature(target).bind(*node.args, **node.kwargs)
+    signature.apply_defaults()
+    arguments = signature.arguments
+    if arguments["training"] is not training:
         mode = "training" if training else "eval"
-        raise UnsupportedError(f"calls {_name(node)} with training={bound.arguments['training']} in {mode} mode")
+        raise UnsupportedError(f"calls {_name(node)} with training={arguments['training']} in {mode} mode")
     if target in _DROPOUTS:
-        return _DROPOUTS[target](bound.arguments["p"]), node.args[:1]
-    return torchvision.ops.StochasticDepth(bound.arguments["p"], bound.arguments["mode"]), node.args[:1]
+        return _DROPOUTS[target](arguments["p"]), node.args[:1]
+    return torchvision.ops.StochasticDepth(arguments["p"], arguments["mode"]), node.args[:1]
 
 
 def _keeps_scale(node: torch.fx.Node) -> bool:
     """Whether the int8 kernel for these arguments keeps scale and zero point. ``view`` becomes ``reshape``."""
-    bound = dict(node.kwargs)
+    bound: dict[str, Any] = dict(node.kwargs)
     if node.target is F.interpolate:
         bound |= zip(("", "size", "scale_factor", "mode", "", "", "antialias"), node.args, strict=False)
-        return bound.get("mode", "nearest") in ("nearest", "bilinear") and not bound.get("antialias")
+        return bound.get("mode", "nearest") in {"nearest", "bilinear"} and not bound.get("antialias")
     if node.target is F.pad:  # ranges contain zero
         bound |= zip(("", "", "mode", "value"), node.args, strict=False)
         return bound.get("mode", "constant") == "constant" and bound.get("value") in (None, 0)
     if node.target in (F.avg_pool2d, "mean", torch.mean):  # qnnpack's kernel ignores two of these
-        is_plain = bound.get("count_include_pad", True) and bound.get("divisor_override") is bound.get("dtype") is None
-        return is_plain and len(node.args) <= 5
+        others = (bound.get("divisor_override"), bound.get("dtype"))
+        return bound.get("count_include_pad", True) is True and others == (None, None) and len(node.args) <= 5
     if node.target in (F.max_pool1d, F.max_pool2d):
         return not bound.get("return_indices") and len(node.args) <= 6
     if node.target in _VIEWS:

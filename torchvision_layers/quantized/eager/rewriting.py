@@ -60,7 +60,8 @@ def _rewrite(module: nn.Module, will_train: bool) -> None:
         return
     graph, children = rewritten
     if not children:
-        module.only_calls_children = any(node.op == "call_module" for node in graph.nodes)
+        if any(node.op == "call_module" for node in graph.nodes):
+            module.only_calls_children = True  # type: ignore[assignment]  # a plain attribute
         return
     for name, child in children.items():
         module.add_module(name, child.train(module.training))

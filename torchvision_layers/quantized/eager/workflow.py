@@ -29,8 +29,8 @@ _BACKENDS = ("x86", "onednn", "qnnpack")
 
 _REWRITING_CHANGED_RESULTS = (
     "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential (call "
-    "them as wholes), a forward depends on more than its input, or a tensor is read after an in-place module or a child "
-    "wrote into it"
+    "them as wholes), a forward depends on more than its input, or a tensor is read after an in-place module or a "
+    "child wrote into it"
 )
 
 
@@ -119,7 +119,8 @@ def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Tensor)
 
 def _raise_late_call(module: nn.Module, args: object) -> None:
     raise RuntimeError(
-        f"the first batch must reach every module that a later one reaches, a later one calls {module} for the first time"
+        f"the first batch must reach every module that a later one reaches, a later one calls {module} "
+        "for the first time"
     )
 
 
