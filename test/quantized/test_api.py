@@ -183,12 +183,12 @@ class PlainAddition(nn.Module):
         (
             lambda m: quantized.quantize(m, [batches()[0] * torch.nan]),
             ValueError,
-            "the input in batch 0 must be finite, got NaN",
+            "input in batch 0 must be finite",
         ),
         (
             lambda m: quantized.quantize(m, [batches()[0][:0]]),
             ValueError,
-            r"the input in batch 0 must not be empty, got shape \[0, 3, 12, 10\]",
+            r"batch 0 must not be empty, got shape \[0",
         ),
         (lambda m: quantized.quantize(with_nan_weight(m), batches()), ValueError, "model must give finite outputs"),
         (

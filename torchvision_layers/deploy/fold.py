@@ -74,6 +74,7 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 
 def _check_model(model: nn.Module) -> None:
     check_module("model", model)
+    check_not_lazy("model", model)
     for path, module in model.named_modules():
         name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
@@ -82,7 +83,6 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"{name} is a {type(module).__name__}: fold the module that it wraps")
         if has_hooks(module):
             raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
-    check_not_lazy("model", model)
 
 
 def _check_same(folded: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> None:
