@@ -1,4 +1,4 @@
-"""Fully connected projections."""
+"""Linear layers and MLPs."""
 
 from functools import partial
 
@@ -99,7 +99,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_features", "out_features"),
+            *invalid_inputs.channels("in_features", "out_features"),
             *invalid_inputs.probability("dropout"),
             *invalid_inputs.layers("activation_layer"),
             *invalid_inputs.norms(3),
@@ -148,7 +148,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_channels"),
+            *invalid_inputs.channels("in_channels"),
             *(
                 BadArguments(
                     InvalidInput.CHANNELS,

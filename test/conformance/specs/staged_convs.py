@@ -1,4 +1,4 @@
-"""Staged layers in the place of a convolution."""
+"""Experimental replacements of a convolution."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ __all__ = ["SPECS"]
 def _arguments(groups: int) -> tuple[BadArguments, ...]:
     """Bad arguments of the first samples, which have 4 channels and 6 after them, which ``groups`` does not divide."""
     return (
-        *invalid_inputs.widths("in_channels", "out_channels"),
+        *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(
             InvalidInput.GROUPS,
             {"groups": groups},

@@ -1,4 +1,4 @@
-"""Strategies for the staged layers: what they draw and which shape the formulas give."""
+"""Shape strategies of the experimental layers."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def attention(draw: st.DrawFn) -> ShapeExample:
 
 @st.composite
 def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
-    """Images keep their shape if there are two values to normalize; ``name`` is the argument of the width."""
+    """Images keep their shape if there are two values to normalize; ``name`` is the argument for the channels."""
     dims = draw(st.sampled_from([(1, 2, 3), (2, 3)]))
     channels = draw(st.integers(1, 4))
     shape = (draw(BATCH), draw(width(channels)) if name else channels, *draw(IMAGE))
