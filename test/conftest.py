@@ -81,7 +81,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _speedups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         speedups.cache_onnx_registry(patch)
-        speedups.speed_up_range_search(patch)
         yield
 
 

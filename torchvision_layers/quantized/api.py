@@ -135,8 +135,8 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
     for i, batch in enumerate(batches):
-        input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
-        check_float32(f"the input in batch {i}", input)
+        first = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
+        input = check_float32(f"the input in batch {i}", first)
         if input.numel() == 0:
             raise ValueError(f"the input in batch {i} must not be empty, got shape {list(input.shape)}")
         if not bool(torch.isfinite(input).all()):
