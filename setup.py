@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-# What the training scripts need beyond the layers.
+# Requirements of the training scripts.
 REFERENCES = [
     "matplotlib>=3.7.5",
     "numpy>=1.26",
@@ -23,13 +23,13 @@ MYPY = ["mypy>=1.11"]
 TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX]
 LINT = ["pre-commit>=3.5", *MYPY, *STANDALONE]
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
-# With what the page on moving from timm compares with.
+# timm is for the page on moving from timm, which compares layers.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
 
 setup(
     name="torchvision_layers",
     version=(ROOT / "version.txt").read_text().strip(),
-    description="Layers for computer vision, with quantizable twins that fuse themselves",
+    description="Ready-made layers for computer vision, and a path to int8 and deployment",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
