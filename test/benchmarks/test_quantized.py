@@ -80,9 +80,7 @@ def test_baseline_comes_first(benchmark: ModuleType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:To copy construct from a tensor:UserWarning"
-)  # from inductor
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # from inductor
 def test_the_compiled_graph_runs_beside_the_others(benchmark: ModuleType) -> None:
     models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), compiled=True)
     assert list(benchmark.measure(models, 2, 1)) == ["theirs", "ours", "float", "pt2e"]

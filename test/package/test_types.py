@@ -27,7 +27,7 @@ quantized.QuantizableConvNormAct(3, 8, strides=2)  # Unexpected keyword argument
 quantized.QuantizableBasicBlock(64, "64")  # Argument 2 to "QuantizableBasicBlock" has incompatible type "str"
 quantized.QuantizableSqueezeExcitation(8)  # Missing positional argument "squeeze_channels"
 quantized.QuantizableMLP(4, 8)  # Argument 2 to "QuantizableMLP" has incompatible type "int"
-quantized.QuantizableLayerScale(4, channels_dim=None)  # Argument "channels_dim" to "QuantizableLayerScale" has incompatible
+quantized.QuantizableLayerScale(4, channels_dim=None)  # Argument "channels_dim" to "QuantizableLayerScale" has
 """
 
 
