@@ -23,7 +23,7 @@ MYPY = ["mypy>=1.11"]
 TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX]
 LINT = ["pre-commit>=3.5", *MYPY, *STANDALONE]
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
-# timm is for the page on moving from timm, which compares layers.
+# timm: moving.rst compares its layers with ours.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
 
 setup(

@@ -158,7 +158,7 @@ def depthwise_separable(
 def mbconv(
     x: Array, weights: Weights, training: bool, *, places: str, kernel_size: int = 3, stride: int = 1, activation=silu
 ) -> Array:
-    """``places`` names what stands in the block: expand, depthwise, full, squeeze, project."""
+    """``places`` lists the parts of the block: expand, depthwise, full, squeeze, project."""
     branch = x
     for i, place in enumerate(places.split()):
         step = {"prefix": f"block.{i}.", "activation": activation}

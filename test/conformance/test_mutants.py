@@ -54,7 +54,7 @@ WRONG_FLAGS = {
     "reads_mode missing": (CONTROL, {"reads_mode": False}, "train_eval_flag"),
     "reads_mode of a layer that ignores it": (WITHOUT_MODE, {"reads_mode": True}, "train_eval_flag"),
     "dynamic_dims with the channels": (CONTROL, {"dynamic_dims": (0, 1, 2, 3)}, "export"),
-    "islands without a float fallback": (TWIN, {"islands": (nn.SiLU,)}, "ptq_eager"),
+    "unused float fallback": (TWIN, {"islands": (nn.SiLU,)}, "ptq_eager"),
     "is_island of an int8 layer": (TWIN, {"is_island": True}, "ptq_eager"),
 }
 

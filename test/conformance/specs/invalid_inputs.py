@@ -1,4 +1,4 @@
-"""What many layers must refuse in the same words."""
+"""Invalid arguments and inputs that many layers reject with the same message."""
 
 import torch
 from torch import nn

@@ -29,7 +29,7 @@ def _inputs() -> tuple[BadInput, ...]:
         BadInput(InvalidInput.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
         BadInput(InvalidInput.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
         BadInput(InvalidInput.RANK, (), ValueError, r"size 5 in dimension -1, got shape \[\]"),
-        # Of a sequence nn.BatchNorm1d would normalize the steps, silently where they are as many as the features.
+        # nn.BatchNorm1d would normalize the steps of a sequence, silently if there are as many steps as features.
         BadInput(
             InvalidInput.RANK,
             (4, 3, 5),

@@ -34,7 +34,7 @@ def _arguments(width: int) -> tuple[BadArguments, ...]:
 
 
 def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]:
-    """Bad inputs of both; ``side`` is that of an image of which unpadded convolutions leave one pixel."""
+    """Invalid inputs of both; unpadded convolutions reduce an image with this ``side`` to one pixel."""
     shape = (2, channels, side, side)
     wanted = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
     return (

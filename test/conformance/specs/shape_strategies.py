@@ -43,9 +43,9 @@ def slide(size: int, kernel: int, stride: int, padding: int, dilation: int) -> i
 def convolve(
     shape: Shape, out_channels: int, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape
 ) -> Shape | None:
-    """The shape that a convolution gives; ``None`` where it refuses.
+    """The output shape of a convolution; ``None`` if it raises an error.
 
-    torch refuses images without pixels even where padding would leave room for the kernel, unless the batch is empty.
+    torch rejects images without pixels, even if padding makes them as large as the kernel, unless the batch is empty.
     """
     batch, _, *image = shape
     out = tuple(map(slide, image, kernel, stride, padding, dilation))
@@ -171,12 +171,12 @@ def mlp(draw: st.DrawFn) -> ShapeExample:
     features, hidden = draw(st.integers(1, 6)), draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     kwargs = {"in_channels": features, "hidden_channels": hidden, "norm_layer": draw(NORM_1D)}
     shape = (*draw(st.lists(SIZE, max_size=3)), draw(width(features)))
-    has_norm = kwargs["norm_layer"] is not None and len(hidden) > 1  # it stands between two projections
+    has_norm = kwargs["norm_layer"] is not None and len(hidden) > 1  # it is between two linear layers
     return _projection(kwargs, shape, features, hidden[-1], is_flat=has_norm)
 
 
 def _projection(kwargs: dict[str, Any], shape: Shape, features: int, out_features: int, is_flat: bool) -> ShapeExample:
-    """Of any rank, but with ``nn.BatchNorm1d``, which takes the features second, of two."""
+    """Inputs of any rank; of rank 2 with ``nn.BatchNorm1d``, whose features are dimension 1."""
     fits = shape[-1] == features and (len(shape) == 2 or not is_flat)
     return ShapeExample(kwargs, shape, (*shape[:-1], out_features) if fits else None)
 

@@ -88,7 +88,7 @@ def train_eval_flag(case: Case) -> None:
         reads = True
     else:
         reads = False
-    assert reads == case.sample.reads_mode, f"reads_mode={case.sample.reads_mode}, but for forward it is {reads}"
+    assert reads == case.sample.reads_mode, f"reads_mode={case.sample.reads_mode}, but forward gives {reads}"
 
 
 @check("statistics", variants=TRAIN_EVAL, not_applicable=(BATCH_STATISTICS,))
