@@ -1,4 +1,4 @@
-"""Operators in NumPy and plain loops, in float64: what the layers are measured against.
+"""Operators in NumPy and plain loops, in float64: the references of the layers.
 
 Nothing here calls torch. Weights come as a dictionary of arrays with the keys of the layer's ``state_dict``.
 """

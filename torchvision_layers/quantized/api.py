@@ -100,7 +100,7 @@ def prepare_qat(
     """
     workflow = load_engine(engine)
     if example is not None:
-        example = _input_of("example", example)
+        (example,) = _inputs([example])
     workflow.check_backend(backend)
     return workflow.prepare_qat(model, example, backend, allow_float)
 
@@ -135,15 +135,10 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
     for i, batch in enumerate(batches):
-        yield _input_of(f"batches[{i}]", batch)
-
-
-def _input_of(argument: str, batch: Tensor | Sequence[Tensor]) -> Tensor:
-    """The input in a batch, which may be a sequence such as ``(input, target)``."""
-    input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
-    check_float32(argument, input)
-    if input.numel() == 0:
-        raise ValueError(f"{argument} must not be empty, got shape {list(input.shape)}")
-    if not bool(torch.isfinite(input).all()):
-        raise ValueError(f"{argument} must be finite, got NaN or infinity")
-    return input
+        input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
+        check_float32(f"the input in batch {i}", input)
+        if input.numel() == 0:
+            raise ValueError(f"the input in batch {i} must not be empty, got shape {list(input.shape)}")
+        if not bool(torch.isfinite(input).all()):
+            raise ValueError(f"the input in batch {i} must be finite, got NaN or infinity")
+        yield input

@@ -35,8 +35,8 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("input_channels", "squeeze_channels"),
-            *invalid_inputs.layer_arguments("activation", "scale_activation"),
+            *invalid_inputs.channels("input_channels", "squeeze_channels"),
+            *invalid_inputs.layers("activation", "scale_activation"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"scale_activation": nn.PReLU(4)},
@@ -75,14 +75,14 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("in_channels", "ratio"),
+            *invalid_inputs.channels("in_channels", "ratio"),
             BadArguments(
                 InvalidInput.CHANNELS,
                 {"ratio": 7},
                 ValueError,
                 "ratio must be at most in_channels=6, got 7",
             ),
-            *invalid_inputs.layer_arguments("activation"),
+            *invalid_inputs.layers("activation"),
         ),
         (
             *invalid_inputs.shapes(6, (7, 9)),

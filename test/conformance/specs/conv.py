@@ -21,9 +21,9 @@ _UNPACKS_2D_ONLY = XFail(
 
 
 def _arguments(dims: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples, which have 3 input channels and 5 output channels."""
+    """Bad arguments of the first samples, which all have 3 channels and 5 after them."""
     return (
-        *invalid_inputs.channel_counts("in_channels", "out_channels"),
+        *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(
             InvalidInput.GROUPS, {"groups": 2}, ValueError, "in_channels must be divisible by groups, got 3 and 2"
         ),
@@ -31,7 +31,7 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
             InvalidInput.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"
         ),
         BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        *invalid_inputs.numbers_per_dimension(dims, "kernel_size", "stride", "dilation"),
+        *invalid_inputs.numbers_each(dims, "kernel_size", "stride", "dilation"),
         BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
         BadArguments(
@@ -53,7 +53,7 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
             "'same' is not supported for strided conv",
         ),
         *invalid_inputs.norms(5),
-        *invalid_inputs.layer_arguments("activation_layer", "conv_layer"),
+        *invalid_inputs.layers("activation_layer", "conv_layer"),
         BadArguments(
             InvalidInput.CHOICE, {"activation_layer": torch.relu}, TypeError, "activation_layer=.* cannot be called"
         ),
@@ -80,7 +80,7 @@ def _arguments(dims: int) -> tuple[BadArguments, ...]:
 def _inputs(image: tuple[int, ...]) -> tuple[BadInput, ...]:
     return (
         *invalid_inputs.shapes(3, image),
-        *invalid_inputs.torch_dtypes((2, 3, *image)),
+        *invalid_inputs.types_of_torch((2, 3, *image)),
         *invalid_inputs.no_pixels(3, len(image)),
     )
 

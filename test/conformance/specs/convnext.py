@@ -37,7 +37,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("dim", "expansion"),
+            *invalid_inputs.channels("dim", "expansion"),
             *invalid_inputs.numbers("kernel_size"),
             BadArguments(
                 InvalidInput.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
@@ -45,7 +45,7 @@ SPECS = (
             BadArguments(InvalidInput.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
             *invalid_inputs.probability("stochastic_depth"),
             *invalid_inputs.norms(3),
-            *invalid_inputs.layer_arguments("activation_layer", "conv_layer"),
+            *invalid_inputs.layers("activation_layer", "conv_layer"),
             BadArguments(
                 InvalidInput.EPS, {"layer_scale": invalid_inputs.NAN}, ValueError, "layer_scale must be finite, got nan"
             ),
@@ -55,14 +55,14 @@ SPECS = (
         ),
         (
             *invalid_inputs.shapes(3, (8, 9)),
-            *invalid_inputs.torch_dtypes((2, 3, 8, 9)),
+            *invalid_inputs.types_of_torch((2, 3, 8, 9)),
             BadInput(
                 InvalidInput.NO_PIXELS,
                 (2, 3, 0, 9),
                 RuntimeError,
                 "Kernel size can't be greater than actual input size",
             ),
-            # One pixel is left, which would be broadcast.
+            # One pixel remains, which would broadcast.
             BadInput(
                 InvalidInput.RESIDUAL,
                 (2, 3, 7, 7),

@@ -1,4 +1,4 @@
-"""Invalid arguments and inputs that many layers reject with the same message."""
+"""Arguments and inputs that many layers must reject with the same messages."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torchvision_layers.testing import BadArguments, BadInput, InvalidInput
 NAN = float("nan")
 
 
-def channel_counts(*names: str) -> tuple[BadArguments, ...]:
+def channels(*names: str) -> tuple[BadArguments, ...]:
     return tuple(
         bad
         for name in names
@@ -55,7 +55,7 @@ def numbers(*names: str) -> tuple[BadArguments, ...]:
     )
 
 
-def numbers_per_dimension(dims: int, *names: str) -> tuple[BadArguments, ...]:
+def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
     """Window arguments that take one integer, or one for each dimension."""
     too_many = (3,) * (dims + 1)
     return numbers(*names) + tuple(
@@ -73,8 +73,8 @@ def numbers_per_dimension(dims: int, *names: str) -> tuple[BadArguments, ...]:
     )
 
 
-def layer_arguments(*names: str) -> tuple[BadArguments, ...]:
-    """Values for layer arguments that are not constructors of layers."""
+def layers(*names: str) -> tuple[BadArguments, ...]:
+    """Layer arguments that are not constructors of layers."""
     return tuple(
         bad
         for name in names
@@ -85,17 +85,17 @@ def layer_arguments(*names: str) -> tuple[BadArguments, ...]:
     )
 
 
-def norms(channels: int) -> tuple[BadArguments, ...]:
-    """Values for ``norm_layer`` that are not norms, or norms of another number of channels."""
+def norms(width: int) -> tuple[BadArguments, ...]:
+    """``norm_layer`` with a wrong number of channels, or that does not return a normalization."""
 
     def other(layer: object, error: type[Exception], message: str) -> BadArguments:
         return BadArguments(InvalidInput.CHOICE, {"norm_layer": layer}, error, message)
 
     return (
-        *layer_arguments("norm_layer"),
-        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {channels}"),
-        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {channels}"),
-        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({channels},\)"),
+        *layers("norm_layer"),
+        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {width}"),
+        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {width}"),
+        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({width},\)"),
         other(nn.LazyBatchNorm2d, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
         other(lambda channels: channels, TypeError, "norm_layer must return a module, got int"),
         other(nn.ReLU, TypeError, "norm_layer must return a normalization, got the activation ReLU"),
@@ -103,7 +103,7 @@ def norms(channels: int) -> tuple[BadArguments, ...]:
 
 
 def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Inputs with another rank or number of channels than (N, channels, *image), and objects that are not tensors."""
+    """Inputs with wrong dimensions or channels for (N, channels, *image), and objects that are not tensors."""
     dims = len(image) + 2
     return (
         BadInput(
@@ -125,19 +125,19 @@ def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
             ValueError,
             f"input must have {channels} channels, got {channels + 1}",
         ),
-        *not_tensors(),
+        *no_tensors(),
     )
 
 
-def not_tensors() -> tuple[BadInput, ...]:
+def no_tensors() -> tuple[BadInput, ...]:
     return (
         BadInput(InvalidInput.DTYPE, None, TypeError, "input must be a Tensor, got NoneType"),
         BadInput(InvalidInput.DTYPE, [[1.0, 2.0]], TypeError, "input must be a Tensor, got list"),
     )
 
 
-def torch_dtypes(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Dtypes that torch's convolutions and linear layers reject, with a message that names both dtypes."""
+def types_of_torch(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Dtypes that torch's convolutions and linear layers reject, with messages that name both."""
     return (
         BadInput(
             InvalidInput.DTYPE, torch.zeros(shape, dtype=torch.uint8), RuntimeError, r"(Byte|unsigned char).*[Ff]loat\b"
@@ -146,8 +146,8 @@ def torch_dtypes(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
     )
 
 
-def dtypes(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Dtypes that a layer must reject in both modes, because its arithmetic would promote them."""
+def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
+    """Dtypes that a layer must reject instead of promoting, in training and in eval mode."""
     return tuple(
         BadInput(
             InvalidInput.DTYPE,
@@ -175,7 +175,7 @@ def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
 
 
 def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
-    """Images without pixels, which a convolution rejects, and one value per channel for a batch norm in training."""
+    """Images that a convolution rejects, and one value per channel for a batch norm in training."""
     return (
         BadInput(
             InvalidInput.NO_PIXELS,
@@ -196,5 +196,5 @@ def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
 def unpadded(
     in_channels: int, out_channels: int, kernel_size: tuple, stride: tuple, padding: tuple, **others: object
 ) -> nn.Conv2d:
-    """A constructor of convolutions that ignores the padding that a block passes."""
+    """A constructor of convolutions that ignores the padding."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, 0, **others)

@@ -14,10 +14,10 @@ from . import invalid_inputs, shape_strategies
 __all__ = ["SPECS"]
 
 
-def _arguments(in_name: str, out_name: str, channels: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of all blocks with a skip; ``channels`` are those of the first norm."""
+def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of all blocks with a skip. The first norm has ``width`` channels."""
     return (
-        *invalid_inputs.channel_counts(in_name, out_name),
+        *invalid_inputs.channels(in_name, out_name),
         *invalid_inputs.numbers("kernel_size"),
         BadArguments(InvalidInput.WINDOW, {"stride": 0}, ValueError, "stride must be 1 or 2, got 0"),
         BadArguments(InvalidInput.WINDOW, {"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
@@ -38,17 +38,17 @@ def _arguments(in_name: str, out_name: str, channels: int) -> tuple[BadArguments
             InvalidInput.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"
         ),
         *invalid_inputs.probability("stochastic_depth"),
-        *invalid_inputs.norms(channels),
-        *invalid_inputs.layer_arguments("activation_layer", "conv_layer"),
+        *invalid_inputs.norms(width),
+        *invalid_inputs.layers("activation_layer", "conv_layer"),
     )
 
 
 def _inputs(channels: int) -> tuple[BadInput, ...]:
     return (
         *invalid_inputs.shapes(channels, (6, 7)),
-        *invalid_inputs.torch_dtypes((2, channels, 6, 7)),
+        *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
-        # One pixel is left, which would be broadcast.
+        # One pixel remains, which would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
             (2, channels, 3, 3),
@@ -106,8 +106,8 @@ SPECS = (
         ),
         (
             *_arguments("inp", "oup", 3),
-            *invalid_inputs.numbers_per_dimension(2, "dilation"),
-            *invalid_inputs.layer_arguments("se_layer"),
+            *invalid_inputs.numbers_each(2, "dilation"),
+            *invalid_inputs.layers("se_layer"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
@@ -149,7 +149,7 @@ SPECS = (
         ),
         (
             *_arguments("in_channels", "out_channels", 8),
-            *invalid_inputs.layer_arguments("se_layer"),
+            *invalid_inputs.layers("se_layer"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"se_layer": tnn.SqueezeExcitation(4, 2)},
@@ -201,8 +201,8 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("in_channels", "out_channels", "depth_multiplier"),
-            *invalid_inputs.numbers_per_dimension(2, "kernel_size", "stride", "dilation"),
+            *invalid_inputs.channels("in_channels", "out_channels", "depth_multiplier"),
+            *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(
                 InvalidInput.EVEN_KERNEL,
                 {"kernel_size": 2},
@@ -211,9 +211,9 @@ SPECS = (
             ),
             BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *invalid_inputs.norms(3),
-            *invalid_inputs.layer_arguments("activation_layer"),
+            *invalid_inputs.layers("activation_layer"),
         ),
-        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.torch_dtypes((2, 3, 6, 7)), *invalid_inputs.no_pixels(3)),
+        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.types_of_torch((2, 3, 6, 7)), *invalid_inputs.no_pixels(3)),
         quantized.QuantizableDepthwiseSeparableConv,
         shape_strategies.depthwise_separable(),
     ),

@@ -1,4 +1,4 @@
-"""Lazy layers; the checks run on the layers that the first batch turns them into."""
+"""Lazy layers; the checks run on the materialized layers."""
 
 from functools import partial
 
@@ -25,8 +25,8 @@ def _conv_shapes(draw: st.DrawFn) -> ShapeExample:
     out_channels = groups * draw(st.integers(1, 3))
     shape = draw(st.tuples(_BATCH, _SIZE, _SIZE, _SIZE))
     kwargs = {"out_channels": out_channels, "kernel_size": kernel, "stride": stride, "groups": groups}
-    is_rejected = shape[1] == 0 or shape[1] % groups != 0
-    out_shape = None if is_rejected else shape_strategies.same_size(shape, out_channels, kernel, stride, dilation)
+    is_refused = shape[1] == 0 or shape[1] % groups != 0
+    out_shape = None if is_refused else shape_strategies.same_size(shape, out_channels, kernel, stride, dilation)
     return ShapeExample(kwargs | {"dilation": dilation}, shape, out_shape)
 
 
@@ -43,7 +43,7 @@ def _not_images(channels: int) -> tuple[BadInput, ...]:
         BadInput(InvalidInput.RANK, (channels,), ValueError, rf"{rank} 1: shape \[{channels}\]"),
         BadInput(InvalidInput.RANK, (channels, 7, 9), ValueError, rf"{rank} 3: shape \[{channels}, 7, 9\]"),
         BadInput(InvalidInput.RANK, (2, channels, 4, 7, 9), ValueError, f"{rank} 5"),
-        *invalid_inputs.not_tensors(),
+        *invalid_inputs.no_tensors(),
     )
 
 
@@ -83,13 +83,13 @@ SPECS: tuple[LayerSpec, ...] = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("out_channels"),
+            *invalid_inputs.channels("out_channels"),
             BadArguments(
                 InvalidInput.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"
             ),
             BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
             BadArguments(InvalidInput.GROUPS, {"groups": "2"}, TypeError, "groups must be an int, got '2'"),
-            *invalid_inputs.numbers_per_dimension(2, "kernel_size", "stride", "dilation"),
+            *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
             BadArguments(
                 InvalidInput.EVEN_KERNEL,
@@ -99,7 +99,7 @@ SPECS: tuple[LayerSpec, ...] = (
             ),
             BadArguments(InvalidInput.CHOICE, {"padding": "full"}, ValueError, "Invalid padding string 'full'"),
             *invalid_inputs.norms(5),
-            *invalid_inputs.layer_arguments("activation_layer"),
+            *invalid_inputs.layers("activation_layer"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"activation_layer": nn.PReLU(7)},
@@ -114,7 +114,7 @@ SPECS: tuple[LayerSpec, ...] = (
         ),
         (
             *_not_images(3),
-            *invalid_inputs.dtypes((2, 3, 7, 9)),
+            *invalid_inputs.types((2, 3, 7, 9)),
             *invalid_inputs.no_pixels(3),
             BadInput(InvalidInput.WIDTH, (2, 0, 7, 9), ValueError, "in_channels must be at least 1, got 0"),
             BadInput(
@@ -140,8 +140,8 @@ SPECS: tuple[LayerSpec, ...] = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("squeeze_channels"),
-            *invalid_inputs.layer_arguments("activation", "scale_activation"),
+            *invalid_inputs.channels("squeeze_channels"),
+            *invalid_inputs.layers("activation", "scale_activation"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"activation": nn.PReLU(7)},
@@ -154,7 +154,7 @@ SPECS: tuple[LayerSpec, ...] = (
         ),
         (
             *_not_images(6),
-            *invalid_inputs.dtypes((2, 6, 7, 9)),
+            *invalid_inputs.types((2, 6, 7, 9)),
             BadInput(InvalidInput.WIDTH, (2, 0, 7, 9), ValueError, "input_channels must be at least 1, got 0"),
             BadInput(InvalidInput.NO_PIXELS, (2, 6, 0, 9), ValueError, r"at least one pixel, got shape \[2, 6, 0, 9\]"),
             BadInput(

@@ -1,4 +1,4 @@
-"""Linear layers."""
+"""Linear layers and MLPs."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def _flags() -> tuple[BadArguments, ...]:
 
 
 def _inputs() -> tuple[BadInput, ...]:
-    """Bad inputs of the first samples, which take five features."""
+    """Both first samples take five features."""
     return (
         BadInput(InvalidInput.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
         BadInput(InvalidInput.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
@@ -48,8 +48,8 @@ def _inputs() -> tuple[BadInput, ...]:
         BadInput(
             InvalidInput.RANK, (5,), ValueError, "must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 1", _NORM
         ),
-        *invalid_inputs.not_tensors(),
-        *invalid_inputs.torch_dtypes((4, 5)),
+        *invalid_inputs.no_tensors(),
+        *invalid_inputs.types_of_torch((4, 5)),
         BadInput(
             InvalidInput.NO_PIXELS,
             (1, 5),
@@ -99,9 +99,9 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("in_features", "out_features"),
+            *invalid_inputs.channels("in_features", "out_features"),
             *invalid_inputs.probability("dropout"),
-            *invalid_inputs.layer_arguments("activation_layer"),
+            *invalid_inputs.layers("activation_layer"),
             *invalid_inputs.norms(3),
             *_flags(),
         ),
@@ -148,7 +148,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("in_channels"),
+            *invalid_inputs.channels("in_channels"),
             *(
                 BadArguments(
                     InvalidInput.CHANNELS,
@@ -171,7 +171,7 @@ SPECS = (
                 r"hidden_channels must be an int, got 7\.0",
             ),
             *invalid_inputs.probability("dropout"),
-            *invalid_inputs.layer_arguments("activation_layer"),
+            *invalid_inputs.layers("activation_layer"),
             *invalid_inputs.norms(7),
             *_flags(),
         ),

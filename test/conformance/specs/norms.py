@@ -17,8 +17,8 @@ SPECS = (
     LayerSpec(
         tnn.FrozenBatchNorm2d,
         (Sample("default", {"num_features": 3}, (2, 3, 6, 7), ref.frozen_batch_norm, reads_mode=True),),
-        (*invalid_inputs.channel_counts("num_features"), *invalid_inputs.eps()),
-        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.dtypes((2, 3, 6, 7))),
+        (*invalid_inputs.channels("num_features"), *invalid_inputs.eps()),
+        (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.types((2, 3, 6, 7))),
         shape_strategy=shape_strategies.image_norm("num_features"),
     ),
     LayerSpec(
@@ -35,7 +35,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("num_channels"),
+            *invalid_inputs.channels("num_channels"),
             *invalid_inputs.eps(),
             BadArguments(
                 InvalidInput.CHOICE,
@@ -46,7 +46,7 @@ SPECS = (
         ),
         (
             *invalid_inputs.shapes(3, (6, 7)),
-            *invalid_inputs.dtypes((2, 3, 6, 7)),
+            *invalid_inputs.types((2, 3, 6, 7)),
             BadInput(
                 InvalidInput.DTYPE,
                 torch.zeros(2, 3, 6, 7, dtype=torch.uint8),
@@ -75,7 +75,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.channel_counts("dim"),
+            *invalid_inputs.channels("dim"),
             BadArguments(InvalidInput.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
             BadArguments(InvalidInput.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
             BadArguments(
@@ -100,8 +100,8 @@ SPECS = (
                 r"size 3 in dimension -1, got shape \[2, 7, 1\]",
                 {"channels_dim": -1},
             ),
-            *invalid_inputs.not_tensors(),
-            *invalid_inputs.dtypes((2, 3, 6, 7)),
+            *invalid_inputs.no_tensors(),
+            *invalid_inputs.types((2, 3, 6, 7)),
         ),
         quantized.QuantizableLayerScale,
         shape_strategies.layer_scale(),

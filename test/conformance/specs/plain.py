@@ -42,7 +42,7 @@ SPECS = (
         ),
         (
             BadInput(InvalidInput.RANK, (), ValueError, "input must have at least 1 dimension, got 0"),
-            *invalid_inputs.not_tensors(),
+            *invalid_inputs.no_tensors(),
             # torch would reject them in training only.
             *(
                 BadInput(
@@ -83,7 +83,7 @@ SPECS = (
         (
             BadInput(InvalidInput.RANK, (2, 3, 6), ValueError, r"x must have 4 dimensions, got 3: shape \[2, 3, 6\]"),
             BadInput(InvalidInput.RANK, (1, 2, 3, 6, 7), ValueError, "x must have 4 dimensions, got 5"),
-            *invalid_inputs.not_tensors(),
+            *invalid_inputs.no_tensors(),
         ),
         shape_strategy=shape_strategies.permute(),
     ),

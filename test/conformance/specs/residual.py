@@ -14,16 +14,16 @@ from . import invalid_inputs, shape_strategies
 __all__ = ["SPECS"]
 
 
-def _arguments(channels: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of both blocks; ``channels`` are those of the first norm."""
+def _arguments(width: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of both blocks. The first norm has ``width`` channels."""
     return (
-        *invalid_inputs.channel_counts("inplanes", "planes"),
+        *invalid_inputs.channels("inplanes", "planes"),
         *invalid_inputs.numbers("stride", "dilation"),
         BadArguments(InvalidInput.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
         BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
         *invalid_inputs.probability("stochastic_depth"),
-        *invalid_inputs.norms(channels),
-        *invalid_inputs.layer_arguments("activation_layer", "se_layer", "conv_layer"),
+        *invalid_inputs.norms(width),
+        *invalid_inputs.layers("activation_layer", "se_layer", "conv_layer"),
         BadArguments(
             InvalidInput.CHOICE, {"downsample": "conv"}, TypeError, "downsample must be a module or None, got 'conv'"
         ),
@@ -34,26 +34,26 @@ def _arguments(channels: int) -> tuple[BadArguments, ...]:
 
 
 def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]:
-    """Bad inputs of both blocks; unpadded convolutions reduce an image with this ``side`` to one pixel."""
+    """Invalid inputs of both; unpadded convolutions reduce an image with this ``side`` to one pixel."""
     shape = (2, channels, side, side)
-    message = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
+    wanted = rf"the output of downsample must have the shape of the branch \[2, {out_channels}, {side}, {side}\], got "
     return (
         *invalid_inputs.shapes(channels, (6, 7)),
-        *invalid_inputs.torch_dtypes((2, channels, 6, 7)),
+        *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
-        # One channel or one pixel would be broadcast.
+        # One channel, or one pixel, would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
             shape,
             ValueError,
-            message + rf"\[2, 1, {side}, {side}\]",
+            wanted + rf"\[2, 1, {side}, {side}\]",
             {"downsample": nn.Conv2d(channels, 1, 1)},
         ),
         BadInput(
             InvalidInput.RESIDUAL,
             shape,
             ValueError,
-            message + rf"\[2, {out_channels}, 1, 1\]",
+            wanted + rf"\[2, {out_channels}, 1, 1\]",
             {"downsample": nn.Conv2d(channels, out_channels, 1, stride=side)},
         ),
         BadInput(
@@ -153,7 +153,7 @@ SPECS = (
         ),
         (
             *_arguments(2),
-            *invalid_inputs.channel_counts("base_width"),
+            *invalid_inputs.channels("base_width"),
             BadArguments(
                 InvalidInput.CHANNELS,
                 {"base_width": 16},

@@ -30,9 +30,9 @@ def each(value: int | Shape, dims: int) -> Shape:
 
 
 @st.composite
-def usually(draw: st.DrawFn, channels: int) -> int:
-    """Mostly the number of channels that a layer accepts, sometimes another number."""
-    return draw(SIZE) if draw(st.integers(0, 9)) == 9 else channels
+def width(draw: st.DrawFn, expected: int) -> int:
+    """The number of channels that a layer expects, or sometimes another."""
+    return draw(SIZE) if draw(st.integers(0, 9)) == 9 else expected
 
 
 def slide(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -55,16 +55,16 @@ def convolve(
 
 
 def same_size(shape: Shape, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> Shape | None:
-    """The output shape of a convolution with a square odd kernel, padded to keep the size at stride 1."""
+    """The output shape of a square convolution with an odd kernel and padding to keep the size."""
     pad = (kernel - 1) // 2 * dilation
     return convolve(shape, out_channels, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (dilation,) * 2)
 
 
 @st.composite
 def _sliding(draw: st.DrawFn, dims: int) -> tuple[dict[str, Any], tuple[Shape, Shape, Shape, Shape]]:
-    """Arguments of a convolution as a user passes them; kernel, stride, padding and dilation of each dimension."""
+    """Arguments of a convolution in all accepted forms, and kernel, stride, padding and dilation of each dimension."""
     how = draw(st.sampled_from(["default", "numbers", "same", "valid"]))
-    odd = how in ("default", "same")  # torch warns about "same" with an even kernel, which costs a copy
+    odd = how in ("default", "same")  # torch warns of "same" with an even kernel, which costs a copy
     kernel = draw(one_or_each(st.sampled_from([1, 3, 5]) if odd else st.integers(1, 4), dims))
     stride = 1 if how == "same" else draw(one_or_each(st.integers(1, 3), dims))
     dilation = draw(one_or_each(st.integers(1, 3), dims))
@@ -88,7 +88,7 @@ def conv_norm_act(draw: st.DrawFn, dims: int) -> ShapeExample:
     channels, out_channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
     kwargs, numbers = draw(_sliding(dims))
     kwargs |= {"in_channels": channels, "out_channels": out_channels, "groups": groups}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(sizes(dims)))
+    shape = (draw(BATCH), draw(width(channels)), *draw(sizes(dims)))
     return ShapeExample(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
 
 
@@ -97,7 +97,7 @@ def depthwise_separable(draw: st.DrawFn) -> ShapeExample:
     channels, out_channels = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     kwargs, numbers = draw(_sliding(2))
     kwargs |= {"in_channels": channels, "out_channels": out_channels, "depth_multiplier": draw(st.integers(1, 3))}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     return ShapeExample(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
 
 
@@ -106,7 +106,7 @@ def basic_block(draw: st.DrawFn) -> ShapeExample:
     channels, planes = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     kwargs = {"inplanes": channels, "planes": planes, "stride": stride, "dilation": dilation}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     return ShapeExample(kwargs, shape, same_size(shape, planes, 3, stride, dilation) if shape[1] == channels else None)
 
 
@@ -116,7 +116,7 @@ def bottleneck(draw: st.DrawFn) -> ShapeExample:
     stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     kwargs = {"inplanes": channels, "planes": planes, "stride": stride, "dilation": dilation}
     kwargs |= {"groups": draw(st.integers(1, 3)), "base_width": draw(st.sampled_from([32, 64, 128]))}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     return ShapeExample(
         kwargs, shape, same_size(shape, 4 * planes, 3, stride, dilation) if shape[1] == channels else None
     )
@@ -126,7 +126,7 @@ def bottleneck(draw: st.DrawFn) -> ShapeExample:
 def inverted(
     draw: st.DrawFn, in_name: str, out_name: str, *, dilates: bool = False, squeezes: bool = False
 ) -> ShapeExample:
-    """The blocks of MobileNet and EfficientNet: only the stride changes the size."""
+    """The blocks of MobileNet and EfficientNet: nothing but the stride changes the size."""
     channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.integers(1, 2))
     dilation = draw(st.integers(1, 3)) if dilates else 1
@@ -136,7 +136,7 @@ def inverted(
         kwargs["dilation"] = dilation
     if squeezes:
         kwargs["se_layer"] = draw(st.sampled_from([None, tnn.SqueezeExcitation]))
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out_shape = same_size(shape, out_channels, kernel, stride, dilation)
     return ShapeExample(kwargs, shape, out_shape if shape[1] == channels else None)
 
@@ -145,7 +145,7 @@ def inverted(
 def convnext_block(draw: st.DrawFn) -> ShapeExample:
     channels, kernel = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 5, 7]))
     kwargs = {"dim": channels, "kernel_size": kernel, "expansion": draw(st.integers(1, 4))}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     return ShapeExample(kwargs, shape, same_size(shape, channels, kernel) if shape[1] == channels else None)
 
 
@@ -153,7 +153,7 @@ def convnext_block(draw: st.DrawFn) -> ShapeExample:
 def squeeze_excitation(draw: st.DrawFn) -> ShapeExample:
     channels = draw(st.integers(1, 6))
     kwargs = {"input_channels": channels, "squeeze_channels": draw(st.integers(1, 4))}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     return ShapeExample(kwargs, shape, shape if shape[1] == channels and 0 not in shape[2:] else None)
 
 
@@ -162,20 +162,20 @@ def linear_dropout_act(draw: st.DrawFn) -> ShapeExample:
     features, out_features = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     kwargs = {"in_features": features, "out_features": out_features, "dropout": draw(st.floats(0, 1))}
     kwargs |= {"bias": draw(st.booleans()), "norm_layer": draw(NORM_1D)}
-    shape = (*draw(st.lists(SIZE, max_size=3)), draw(usually(features)))
-    return _linear(kwargs, shape, features, out_features, is_flat=kwargs["norm_layer"] is not None)
+    shape = (*draw(st.lists(SIZE, max_size=3)), draw(width(features)))
+    return _projection(kwargs, shape, features, out_features, is_flat=kwargs["norm_layer"] is not None)
 
 
 @st.composite
 def mlp(draw: st.DrawFn) -> ShapeExample:
     features, hidden = draw(st.integers(1, 6)), draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     kwargs = {"in_channels": features, "hidden_channels": hidden, "norm_layer": draw(NORM_1D)}
-    shape = (*draw(st.lists(SIZE, max_size=3)), draw(usually(features)))
+    shape = (*draw(st.lists(SIZE, max_size=3)), draw(width(features)))
     has_norm = kwargs["norm_layer"] is not None and len(hidden) > 1  # it is between two linear layers
-    return _linear(kwargs, shape, features, hidden[-1], is_flat=has_norm)
+    return _projection(kwargs, shape, features, hidden[-1], is_flat=has_norm)
 
 
-def _linear(kwargs: dict[str, Any], shape: Shape, features: int, out_features: int, is_flat: bool) -> ShapeExample:
+def _projection(kwargs: dict[str, Any], shape: Shape, features: int, out_features: int, is_flat: bool) -> ShapeExample:
     """Inputs of any rank; of rank 2 with ``nn.BatchNorm1d``, whose features are dimension 1."""
     fits = shape[-1] == features and (len(shape) == 2 or not is_flat)
     return ShapeExample(kwargs, shape, (*shape[:-1], out_features) if fits else None)
@@ -183,10 +183,10 @@ def _linear(kwargs: dict[str, Any], shape: Shape, features: int, out_features: i
 
 @st.composite
 def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
-    """A layer that keeps the shape of images of any size, and rejects other ranks."""
+    """A layer that keeps the shape of images of any size, and rejects other dimensions."""
     channels = draw(st.integers(1, 6))
     image = draw(IMAGE | st.lists(SIZE, max_size=3).map(tuple))
-    shape = (draw(BATCH), draw(usually(channels)), *image)
+    shape = (draw(BATCH), draw(width(channels)), *image)
     return ShapeExample({name: channels}, shape, shape if shape[1] == channels and len(shape) == 4 else None)
 
 
@@ -194,13 +194,13 @@ def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
 def layer_scale(draw: st.DrawFn) -> ShapeExample:
     channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
     others = draw(st.lists(SIZE, max_size=4))
-    size = draw(usually(channels))
+    given = draw(width(channels))
     kwargs = {"dim": channels, "channels_dim": place}
     if place == -1:
-        shape = (*others, size)
-        return ShapeExample(kwargs, shape, shape if size == channels else None)
-    shape = (*others[:1], size, *others[1:])  # of rank 1 if there are no others
-    return ShapeExample(kwargs, shape, shape if size == channels and len(shape) > 1 else None)
+        shape = (*others, given)
+        return ShapeExample(kwargs, shape, shape if given == channels else None)
+    shape = (*others[:1], given, *others[1:])  # without others there is no dimension 1
+    return ShapeExample(kwargs, shape, shape if given == channels and len(shape) > 1 else None)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Staged layers that replace a convolution."""
+"""Experimental replacements of a convolution."""
 
 from functools import partial
 
@@ -14,9 +14,9 @@ __all__ = ["SPECS"]
 
 
 def _arguments(groups: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples: 4 input channels, 6 output channels, which ``groups`` does not divide."""
+    """Bad arguments of the first samples, which have 4 channels and 6 after them, which ``groups`` does not divide."""
     return (
-        *invalid_inputs.channel_counts("in_channels", "out_channels"),
+        *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(
             InvalidInput.GROUPS,
             {"groups": groups},
@@ -25,7 +25,7 @@ def _arguments(groups: int) -> tuple[BadArguments, ...]:
         ),
         BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
         BadArguments(InvalidInput.GROUPS, {"groups": 2.0}, TypeError, r"groups must be an int, got 2\.0"),
-        *invalid_inputs.numbers_per_dimension(2, "kernel_size", "stride", "dilation"),
+        *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
         BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         BadArguments(InvalidInput.WINDOW, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
         BadArguments(InvalidInput.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
@@ -53,7 +53,7 @@ _SINGLE = BadArguments(
 _ZERO_EPS = BadArguments(
     InvalidInput.EPS, {"eps": 0.0}, ValueError, "eps must be above 0, so that a filter of equal weights.*got 0"
 )
-_INPUTS = (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.torch_dtypes((2, 4, 7, 9)))
+_INPUTS = (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.types_of_torch((2, 4, 7, 9)))
 _NO_PIXELS = BadInput(
     InvalidInput.NO_PIXELS, (2, 4, 0, 9), RuntimeError, "Kernel size can't be greater than actual input size"
 )
@@ -68,7 +68,7 @@ _STRIDED = {
     "groups": 2,
     "bias": False,
 }
-# The same arguments for the references.
+# The same for the references.
 _PADDED = {"padding": (1, 1)}
 _STRIDES = {"stride": (2, 1), "padding": (2, 0), "dilation": (2, 1), "groups": 2}
 # By quadrature to 15 digits, and in closed form: (2 / (1 - 1 / pi))^(1/2).
@@ -112,7 +112,7 @@ SPECS = (
             *invalid_inputs.eps(),
             _ZERO_EPS,
             _SINGLE,
-            *invalid_inputs.layer_arguments("activation"),
+            *invalid_inputs.layers("activation"),
             BadArguments(
                 InvalidInput.CHOICE,
                 {"activation": partial(nn.Threshold, 1e9, 0.0)},

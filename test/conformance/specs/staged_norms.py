@@ -52,7 +52,7 @@ SPECS = (
                 InvalidInput.RANK, (4, 7, 9), ValueError, r"input must have 4 dimensions, got 3: shape \[4, 7, 9\]"
             ),
             BadInput(InvalidInput.RANK, (1, 2, 4, 7, 9), ValueError, "input must have 4 dimensions, got 5: shape"),
-            *invalid_inputs.not_tensors(),
+            *invalid_inputs.no_tensors(),
             *invalid_inputs.not_floating((2, 4, 7, 9)),
             *_too_few(4),
         ),
@@ -70,8 +70,8 @@ SPECS = (
                 reads_mode=False,
             ),
         ),
-        (*invalid_inputs.channel_counts("channels"), *_DIMS, *invalid_inputs.eps()),
-        (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.dtypes((2, 4, 7, 9)), *_too_few(4)),
+        (*invalid_inputs.channels("channels"), *_DIMS, *invalid_inputs.eps()),
+        (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.types((2, 4, 7, 9)), *_too_few(4)),
         shape_strategy=staged_shape_strategies.normalized("channels"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Strategies that draw arguments and sizes of the staged layers, and the output shape by formulas."""
+"""Shape strategies of the experimental layers."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from torchvision_layers.testing import ShapeExample
 
-from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, usually
+from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, width
 
 __all__ = ["attention", "conv2d", "normalized", "se_block"]
 
 
 @st.composite
 def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
-    """At least two channels per group, so that every filter has weights to standardize."""
+    """With two channels or more in a group, so that every filter has weights to standardize."""
     groups = draw(st.integers(1, 3))
     channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
     kernel = draw(one_or_each(st.integers(1, 4), 2))
@@ -21,15 +21,15 @@ def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
     padding = draw(one_or_each(st.integers(0, 3), 2))
     kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
     kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out = convolve(shape, out_channels, each(kernel, 2), each(stride, 2), each(padding, 2), each(dilation, 2))
-    is_rejected = shape[1] != channels or (needs_pixels and 0 in shape[2:])
-    return ShapeExample(kwargs, shape, None if is_rejected else out)
+    is_refused = shape[1] != channels or (needs_pixels and 0 in shape[2:])
+    return ShapeExample(kwargs, shape, None if is_refused else out)
 
 
 @st.composite
 def attention(draw: st.DrawFn) -> ShapeExample:
-    """Windows of any size, with their centres inside the image."""
+    """Windows of any side, whose centre the padding leaves inside of the image."""
     heads, channels = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     out_channels = heads * 2 * draw(st.integers(1, 2))
     kernel = draw(st.tuples(*[st.integers(1, 5)] * 2))
@@ -37,7 +37,7 @@ def attention(draw: st.DrawFn) -> ShapeExample:
     padding = tuple(draw(st.integers(0, d * ((k - 1) // 2))) for k, d in zip(kernel, dilation, strict=True))
     kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
     kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": heads}
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     out = convolve(shape, out_channels, kernel, stride, padding, dilation)
     return ShapeExample(kwargs, shape, out if shape[1] == channels else None)
 
@@ -47,7 +47,7 @@ def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
     """Images keep their shape if there are two values to normalize; ``name`` is the argument for the channels."""
     dims = draw(st.sampled_from([(1, 2, 3), (2, 3)]))
     channels = draw(st.integers(1, 4))
-    shape = (draw(BATCH), draw(usually(channels)) if name else channels, *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)) if name else channels, *draw(IMAGE))
     values = shape[2] * shape[3] * (shape[1] if 1 in dims else 1)
     kwargs: dict[str, Any] = {"dims": dims} | ({name: channels} if name else {})
     return ShapeExample(kwargs, shape, shape if values > 1 and shape[1] == channels else None)
@@ -55,11 +55,11 @@ def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
 
 @st.composite
 def se_block(draw: st.DrawFn) -> ShapeExample:
-    """With the number of channels, or lazy."""
+    """Given its channels or not."""
     ratio = draw(st.integers(1, 3))
     channels = ratio + draw(st.integers(0, 4))
     is_lazy = draw(st.booleans())
-    shape = (draw(BATCH), draw(usually(channels)), *draw(IMAGE))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
     fits = shape[1] >= ratio if is_lazy else shape[1] == channels
     kwargs = {"ratio": ratio, "in_channels": None if is_lazy else channels}
     return ShapeExample(kwargs, shape, shape if fits and 0 not in shape[2:] else None)
