@@ -139,8 +139,7 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
 
 
 def _input_of(name: str, batch: Tensor | Sequence[Tensor]) -> Tensor:
-    input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
-    check_float32(name, input)
+    input = check_float32(name, batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch)
     if input.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {list(input.shape)}")
     if not bool(torch.isfinite(input).all()):
