@@ -16,7 +16,7 @@ REFERENCES = [
     "tqdm>=4.65",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
-PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
+PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
 STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
 MYPY = ["mypy>=1.11"]

@@ -17,12 +17,17 @@ def cache_onnx_registry(patch: pytest.MonkeyPatch) -> None:
     """Read onnxscript's operators once: torch parses their source at each export, longer than a small model takes."""
     try:
         registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        read = functools.cache(registry.from_torchlib)
+        plain = registry.from_torchlib
     except (AttributeError, ImportError):  # another version of torch: exports are slower, but equal
         return
 
+    @functools.cache
+    def read(has_int8: bool, **options: int) -> Any:
+        return plain(**options)
+
     def from_torchlib(**options: int) -> object:
-        result = copy.copy(read(**options))
+        # A registry holds the operators that torch has when it is read; those of int8 come with torchao.
+        result = copy.copy(read(hasattr(torch.ops.quantized_decomposed, "dequantize_per_channel"), **options))
         result.functions = {target: list(functions) for target, functions in result.functions.items()}
         return result
 
