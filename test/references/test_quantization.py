@@ -78,7 +78,7 @@ def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: 
     assert accuracy == accuracies["int8"]
 
 
-def test_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
+def test_script_cannot_import_the_package(tmp_path: Path) -> None:
     """It fails if a module that it imports imports the package; it cannot import torchao either."""
     scripts = Path(evaluate_exported.__file__).parent
     shutil.copy(scripts / "evaluate_exported.py", tmp_path)
