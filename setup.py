@@ -29,7 +29,7 @@ DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
 setup(
     name="torchvision_layers",
     version=(ROOT / "version.txt").read_text().strip(),
-    description="Layers for computer vision, with quantizable twins that fuse themselves",
+    description="Ready-made layers for computer vision, and a path to int8 and deployment",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",

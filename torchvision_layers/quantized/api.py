@@ -100,7 +100,7 @@ def prepare_qat(
     """
     workflow = load_engine(engine)
     if example is not None:
-        (example,) = _inputs([example])
+        example = _input_of("example", example)
     workflow.check_backend(backend)
     return workflow.prepare_qat(model, example, backend, allow_float)
 
@@ -135,10 +135,13 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
     for i, batch in enumerate(batches):
-        first = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
-        input = check_float32(f"the input in batch {i}", first)
-        if input.numel() == 0:
-            raise ValueError(f"the input in batch {i} must not be empty, got shape {list(input.shape)}")
-        if not bool(torch.isfinite(input).all()):
-            raise ValueError(f"the input in batch {i} must be finite, got NaN or infinity")
-        yield input
+        yield _input_of(f"the input in batch {i}", batch)
+
+
+def _input_of(name: str, batch: Tensor | Sequence[Tensor]) -> Tensor:
+    input = check_float32(name, batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch)
+    if input.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {list(input.shape)}")
+    if not bool(torch.isfinite(input).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return input

@@ -21,7 +21,7 @@ _UNPACKS_2D_ONLY = XFail(
 
 
 def _arguments(dims: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples, which all have 3 channels and 5 after them."""
+    """Bad arguments of the first samples, which have 3 input channels and 5 output channels."""
     return (
         *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(

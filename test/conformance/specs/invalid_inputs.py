@@ -85,7 +85,7 @@ def layers(*names: str) -> tuple[BadArguments, ...]:
     )
 
 
-def norms(width: int) -> tuple[BadArguments, ...]:
+def norms(channels: int) -> tuple[BadArguments, ...]:
     """``norm_layer`` with a wrong number of channels, or that does not return a normalization."""
 
     def other(layer: object, error: type[Exception], message: str) -> BadArguments:
@@ -93,9 +93,9 @@ def norms(width: int) -> tuple[BadArguments, ...]:
 
     return (
         *layers("norm_layer"),
-        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {width}"),
-        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {width}"),
-        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({width},\)"),
+        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {channels}"),
+        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {channels}"),
+        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({channels},\)"),
         other(nn.LazyBatchNorm2d, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
         other(lambda channels: channels, TypeError, "norm_layer must return a module, got int"),
         other(nn.ReLU, TypeError, "norm_layer must return a normalization, got the activation ReLU"),

@@ -14,8 +14,8 @@ from . import invalid_inputs, shape_strategies
 __all__ = ["SPECS"]
 
 
-def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of all blocks with a skip. The first norm has ``width`` channels."""
+def _arguments(in_name: str, out_name: str, channels: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of all blocks with a skip. The first norm has ``channels`` channels."""
     return (
         *invalid_inputs.channels(in_name, out_name),
         *invalid_inputs.numbers("kernel_size"),
@@ -38,7 +38,7 @@ def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, .
             InvalidInput.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"
         ),
         *invalid_inputs.probability("stochastic_depth"),
-        *invalid_inputs.norms(width),
+        *invalid_inputs.norms(channels),
         *invalid_inputs.layers("activation_layer", "conv_layer"),
     )
 

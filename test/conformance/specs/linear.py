@@ -24,7 +24,7 @@ def _flags() -> tuple[BadArguments, ...]:
 
 
 def _inputs() -> tuple[BadInput, ...]:
-    """Both first samples take five features."""
+    """Bad inputs of the first samples, which take five features."""
     return (
         BadInput(InvalidInput.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
         BadInput(InvalidInput.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),

@@ -64,7 +64,7 @@ def same_size(shape: Shape, out_channels: int, kernel: int, stride: int = 1, dil
 def _sliding(draw: st.DrawFn, dims: int) -> tuple[dict[str, Any], tuple[Shape, Shape, Shape, Shape]]:
     """Arguments of a convolution in all accepted forms, and kernel, stride, padding and dilation of each dimension."""
     how = draw(st.sampled_from(["default", "numbers", "same", "valid"]))
-    odd = how in ("default", "same")  # torch warns of "same" with an even kernel, which costs a copy
+    odd = how in ("default", "same")  # torch warns about "same" with an even kernel, which costs a copy
     kernel = draw(one_or_each(st.sampled_from([1, 3, 5]) if odd else st.integers(1, 4), dims))
     stride = 1 if how == "same" else draw(one_or_each(st.integers(1, 3), dims))
     dilation = draw(one_or_each(st.integers(1, 3), dims))
@@ -126,7 +126,7 @@ def bottleneck(draw: st.DrawFn) -> ShapeExample:
 def inverted(
     draw: st.DrawFn, in_name: str, out_name: str, *, dilates: bool = False, squeezes: bool = False
 ) -> ShapeExample:
-    """The blocks of MobileNet and EfficientNet: nothing but the stride changes the size."""
+    """The blocks of MobileNet and EfficientNet: only the stride changes the size."""
     channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.integers(1, 2))
     dilation = draw(st.integers(1, 3)) if dilates else 1
@@ -194,13 +194,13 @@ def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
 def layer_scale(draw: st.DrawFn) -> ShapeExample:
     channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
     others = draw(st.lists(SIZE, max_size=4))
-    given = draw(width(channels))
+    size = draw(width(channels))
     kwargs = {"dim": channels, "channels_dim": place}
     if place == -1:
-        shape = (*others, given)
-        return ShapeExample(kwargs, shape, shape if given == channels else None)
-    shape = (*others[:1], given, *others[1:])  # without others there is no dimension 1
-    return ShapeExample(kwargs, shape, shape if given == channels and len(shape) > 1 else None)
+        shape = (*others, size)
+        return ShapeExample(kwargs, shape, shape if size == channels else None)
+    shape = (*others[:1], size, *others[1:])  # of rank 1 if there are no others
+    return ShapeExample(kwargs, shape, shape if size == channels and len(shape) > 1 else None)
 
 
 @st.composite
