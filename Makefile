@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything themselves; both may be run again, in any order.
+# `make demo` and `make test` install their requirements; you can run them again, in any order.
 
 PYTHON ?= $(shell command -v python3 || command -v python3.11 || echo python3)
 ifeq ($(OS),Windows_NT)
@@ -24,34 +24,34 @@ test: .venv/test.stamp
 test-all: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
 
-# The matrix as a page of the docs, from a run of all of it. `make test` fails where it is not current.
+# Runs all conformance checks and writes their page of the docs; `make test` fails if it is out of date.
 table: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest test/conformance/test_matrix.py -k test_case -m "slow or not slow" --write-matrix
 
-# The pages in docs/build/html; a warning is an error.
+# Builds the pages in docs/build/html; a warning is an error.
 docs: .venv/docs.stamp
 	$(VENV_PYTHON) -m sphinx -W --keep-going -n -q -E -b html docs/source docs/build/html
 
-# A stable layer as a change to a checkout of torchvision: `make upstream LAYER=MBConv CHECKOUT=DIR`.
+# Adds a stable layer to a checkout of torchvision: `make upstream LAYER=MBConv CHECKOUT=DIR`.
 upstream: .venv/test.stamp
 	@$(VENV_PYTHON) -m tools.upstream "$(LAYER)" "$(CHECKOUT)"
 
-# The layers beside their peers, as ratios. Longer rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
+# Times the layers relative to their peers. More rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
 
-# Int8 models beside torchvision's.
+# Times int8 models relative to torchvision's.
 bench-int8: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/quantized.py $(BENCH)
 
-# Whole models in each runtime. Takes half an hour; one model: `BENCH="--only resnet18"`.
+# Times whole models in each runtime, which takes half an hour. One model: `BENCH="--only resnet18"`.
 bench-deploy: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/deploy.py $(BENCH)
 
 lint: .venv/lint.stamp
 	PATH="$(CURDIR)/$(VENV_BIN):$$PATH" $(VENV_PYTHON) -m pre_commit run --all-files
 
-# The wheel and the source distribution, and the tests of what each of them installs: KIND is whl or tar.gz.
+# `make dist` builds the wheel and the source distribution; `make test-dist KIND=whl` (or tar.gz) installs and tests one.
 KIND ?= whl
 dist: .venv/dist.stamp
 	rm -rf dist

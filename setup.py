@@ -16,12 +16,13 @@ REFERENCES = [
     "tqdm>=4.65",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
-PYTEST = ["expecttest>=0.2.1", "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
+HYPOTHESIS = ["hypothesis>=6.100"]
+PYTEST = ["expecttest>=0.2.1", *HYPOTHESIS, "pytest>=8.2", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
 STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
 MYPY = ["mypy>=1.11"]
 TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX]
-LINT = ["pre-commit>=3.5", *MYPY, *STANDALONE]
+LINT = ["pre-commit>=3.5", *HYPOTHESIS, *MYPY, *STANDALONE]  # with the types of hypothesis for mypy
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 # timm: moving.rst compares its layers with ours.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
@@ -29,7 +30,7 @@ DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
 setup(
     name="torchvision_layers",
     version=(ROOT / "version.txt").read_text().strip(),
-    description="Layers for computer vision, with quantizable twins that fuse themselves",
+    description="Ready-made layers for computer vision, and a path to int8 and deployment",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",

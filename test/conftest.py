@@ -16,8 +16,8 @@ from .conformance._support import write
 # The tensors of the tests are small: a second thread costs three times what it saves.
 torch.set_num_threads(1)
 
-#: Prefixes of the ids of tests that run in the same process, because they share what takes long to make: calibrated
-#: models of a layer, exported files, trained checkpoints, built docs.
+#: Beginnings of the ids of tests that start first and share a process, because they share what takes long to make:
+#: calibrated models of a layer, exported files, trained checkpoints, built docs. Other tests share one by file.
 TOGETHER = (
     r"test/docs/test_build\.py",
     r"test/conformance/test_matrix\.py::test_case\[\w+",
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Schedule tests with a common scope on one process.
+    """Run the tests of a group or file in one process.
 
     xdist_group marks would have no effect: pytest 9.2 does not read the ids that pytest-xdist 3.8 writes for them.
     """
@@ -48,19 +48,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _scope(nodeid)
+            return _group(nodeid) or nodeid.partition("::")[0]
 
     return Together(config, log)
 
 
-def _scope(nodeid: str) -> str:
-    return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), nodeid)
+def _group(nodeid: str) -> str | None:
+    return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the long scopes first, so that no process waits for one at the end."""
+    """Start the long groups first, so that no process waits for one at the end."""
     known_failures.mark(items)
-    items.sort(key=lambda item: _scope(item.nodeid) == item.nodeid)
+    items.sort(key=lambda item: _group(item.nodeid) is None)
 
 
 def pytest_collection_finish() -> None:
@@ -81,17 +81,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _speedups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         speedups.cache_onnx_registry(patch)
-        speedups.speed_up_range_search(patch)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed_and_engine() -> Iterator[None]:
+    """Seed each test, and require that it keeps torch's quantized engine."""
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _engine_does_not_change() -> Iterator[None]:
-    before = torch.backends.quantized.engine
+    engine = torch.backends.quantized.engine
     yield
-    assert torch.backends.quantized.engine == before
+    assert torch.backends.quantized.engine == engine

@@ -12,14 +12,14 @@ BEFORE_TORCH_2_15 = {  # 2.14 is the newest torch for Python 3.10
     ),
 }
 OLDEST_TORCH = {
-    "layers/test_mixed_precision.py::test_autocast_lets_float32_into_a_half_layer[compiled-": (
+    "layers/test_mixed_precision.py::test_half_layers_accept_float32_under_autocast[compiled-": (
         "compiled code cannot check whether autocast is enabled"
     ),
-    "experimental/test_spatial_attention.py::test_an_exported_program_serves_sizes_of_every_remainder[{'stride': 2": (
+    "experimental/test_spatial_attention.py::test_an_exported_program_accepts_sizes_of_every_remainder[{'stride': 2": (
         "the exported program requires more pixels before its last blocks than sizes of any remainder have"
     ),
-    "quantized/pt2e/test_quantize.py::test_equal_to_torchao_workflow": ("torchao leaves the model in float"),
-    "quantized/pt2e/test_report.py::test_torchao_workflow_fails_on_reused_relu": ("torchao leaves the model in float"),
+    "quantized/pt2e/test_quantize.py::test_equal_to_torchao_workflow": "torchao leaves the model in float",
+    "quantized/pt2e/test_report.py::test_torchao_workflow_fails_on_reused_relu": "torchao leaves the model in float",
 }
 OLDEST_ONNXRUNTIME = {  # 1.23 is the newest onnxruntime for Python 3.10
     "conformance/test_matrix.py::test_case[LayerNorm2d-onnx-default]": "the variance is wrong in the second digit",

@@ -101,8 +101,10 @@ def check(path: Path) -> list[Violation]:
     numbered = list(enumerate(lines, 1))
     if kind == ".py":
         paragraphs = _of_python(text)
+    elif kind in _PLAIN:  # a comment is a paragraph of its own, also behind code
+        paragraphs = ([(number, part)] for number, line in numbered for part in line.split("#"))
     else:
-        paragraphs = ([line] for line in numbered) if kind in _PLAIN else _of_markup(numbered)
+        paragraphs = _of_markup(numbered)
     violations = {
         Violation(path, number, words, hint)
         for paragraph in paragraphs

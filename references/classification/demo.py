@@ -172,7 +172,7 @@ def run(name: str, output_dir: Path, settings: DemoSettings) -> tuple[Row, list[
 def evaluate_in_new_process(path: Path) -> tuple[float, Tensor]:
     """Accuracy and outputs of an exported model in a new process that cannot import ``torchvision_layers``."""
     outputs_path = path.with_name("reloaded_outputs.pth")
-    script = Path(__file__).with_name("artefact.py")
+    script = Path(__file__).with_name("evaluate_exported.py")
     command = [sys.executable, str(script), str(path), "--outputs", str(outputs_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:

@@ -1,4 +1,4 @@
-"""Operators in NumPy and plain loops, in float64: what the layers are measured against.
+"""Operators in NumPy and plain loops, in float64: the references of the layers.
 
 Nothing here calls torch. Weights come as a dictionary of arrays with the keys of the layer's ``state_dict``.
 """
@@ -254,7 +254,7 @@ def residual_block(
     dilation: int = 1,
     activation: Callable[[Array], Array] = relu,
 ) -> Array:
-    """Both blocks: convolutions of whatever size the weights have, the last without its own activation."""
+    """Both blocks: convolutions with the kernel sizes of the weights, the last without an activation."""
     branch = x
     for i, (stride, group) in enumerate(zip(strides, groups, strict=True), start=1):
         weight = weights[f"conv{i}.weight"]

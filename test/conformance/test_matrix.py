@@ -52,8 +52,5 @@ def test_xfails_are_known_and_documented() -> None:
         assert xfail.link.startswith("https://"), (layer, id)
 
 
-def test_heavy_checks_exist_and_their_layers_have_more_than_one_sample() -> None:
-    samples = {spec.name: len(spec.samples) for spec in SPECS}
-    for layer, checks in HEAVY.items():
-        assert samples[layer] > 1
-        assert set(checks) <= {check.id for check in ALL_CHECKS}
+def test_heavy_checks_exist() -> None:
+    assert set(HEAVY) <= {check.id for check in ALL_CHECKS}

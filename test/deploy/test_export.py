@@ -163,7 +163,7 @@ def test_fixed_image_size(format: str, tmp_path: Path) -> None:
     loaded = deploy.load(exported.path)
     assert loaded.metadata["input_shape"] == [None, 3, 16, 16]
     assert loaded(torch.randn(9, 3, 16, 16)).shape == (9, 2)
-    with pytest.raises(ValueError, match="size 16 in dimension 3, got 17"):
+    with pytest.raises(ValueError, match="size 16 in dimension 3, got shape"):
         loaded(torch.randn(2, 3, 16, 17))
 
 

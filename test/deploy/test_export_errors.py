@@ -62,7 +62,7 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"model": "resnet"}, TypeError, "model must be a module, got 'resnet'"),
         ({"model": float_model().train()}, ValueError, "eval mode, but it is in training mode"),
         ({"model": nn.Sequential(float_model()).eval().append(nn.BatchNorm1d(5))}, ValueError, "eval mode, but 1 is"),
-        ({"model": tnn.LazyConvNormAct(8).eval()}, ValueError, "is lazy"),
+        ({"model": tnn.LazyConvNormAct(8).eval()}, TypeError, "must not contain lazy modules"),
         ({"model": nn.Sequential(nn.Linear(16, 2, device="meta")).eval()}, ValueError, "but 0.weight is on meta"),
         ({"model": nn.LSTM(16, 2).eval(), "example": torch.zeros(2, 3, 16)}, TypeError, "return one tensor, got tuple"),
         ({"model": FunctionModule(lambda self, x: x / 0)}, ValueError, "finite outputs"),

@@ -166,7 +166,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_inputs_are_checked_before_the_model_runs(name: str, case_file) -> None:
     loaded = deploy.load(case_file(name).path)
     for wrong, message in (
-        (torch.zeros(1, 4, 16, 16), "size 3 in dimension 1, got 4"),
+        (torch.zeros(1, 4, 16, 16), "size 3 in dimension 1, got shape"),
         (torch.zeros(3, 16, 16), "4 dimensions"),
         (torch.zeros(1, 3, 0, 16), "no empty dimension except"),
     ):

@@ -42,9 +42,10 @@ def test_every_word_is_found_across_lines(rule: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("sentence", "rule"), [*zip(OPENINGS, prose.OPENINGS, strict=True)])
 def test_every_opening_is_found(sentence: str, rule: str, tmp_path: Path) -> None:
-    path = tmp_path / "page.md"
-    path.write_text(f"A sentence. {sentence}\n", encoding="utf-8")
-    assert [violation.hint for violation in prose.check(path)] == [prose.OPENINGS[rule]]
+    for name, text in (("page.md", f"A sentence. {sentence}\n"), ("settings.toml", f"x = 1  # {sentence}\n")):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        assert [violation.hint for violation in prose.check(path)] == [prose.OPENINGS[rule]]
 
 
 @pytest.mark.parametrize(

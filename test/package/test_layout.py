@@ -94,7 +94,7 @@ def test_every_form_of_import_is_found(statement: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_file_fits_in_the_head(file: Path) -> None:
+def test_file_has_at_most_300_lines(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
 
 

@@ -16,7 +16,8 @@ def run(*command: str, cwd: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("kind", ["checkout", "source distribution"])
+# A source distribution is built from the checkout, and its installation builds the same wheel as that of a checkout.
+@pytest.mark.parametrize("kind", [pytest.param("checkout", marks=pytest.mark.slow), "source distribution"])
 def test_the_package_installs_and_imports_outside_the_checkout(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "a checkout" / "source"
     names = ("setup.py", "pyproject.toml", "version.txt", "MANIFEST.in", "README.md", "LICENSE", "torchvision_layers")

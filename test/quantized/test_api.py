@@ -187,9 +187,17 @@ class HasParameter(Branches):
         ),
         (lambda m: quantized.quantize(m, []), ValueError, "batches must hold at least one batch, got none"),
         (lambda m: quantized.quantize(m, batches()[0]), TypeError, "batches must be an iterable.*pass .batch."),
-        (lambda m: quantized.quantize(m, ["a"]), TypeError, "batch 0 holds str"),
-        (lambda m: quantized.quantize(m, [batches()[0] * torch.nan]), ValueError, "batch 0 holds NaN or infinity"),
-        (lambda m: quantized.quantize(m, [batches()[0][:0]]), ValueError, r"batch 0 has shape \[0, 3, 12, 10\]"),
+        (lambda m: quantized.quantize(m, ["a"]), TypeError, "the input in batch 0 must be a float32 tensor, got str"),
+        (
+            lambda m: quantized.quantize(m, [batches()[0] * torch.nan]),
+            ValueError,
+            "input in batch 0 must be finite",
+        ),
+        (
+            lambda m: quantized.quantize(m, [batches()[0][:0]]),
+            ValueError,
+            r"batch 0 must not be empty, got shape \[0",
+        ),
         (lambda m: quantized.quantize(with_nan_weight(m), batches()), ValueError, "model must give finite outputs"),
         (
             lambda m: quantized.quantize(m.double(), batches()),

@@ -104,7 +104,7 @@ def test_data_path_is_required_or_refused(name):
         ):
             datasets.load_datasets(name, "photos")
     else:
-        with pytest.raises(ValueError, match=f"data_path must be given for the {name} dataset"):
+        with pytest.raises(ValueError, match=f"data_path is required for the {name} dataset"):
             datasets.load_datasets(name)
 
 

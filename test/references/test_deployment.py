@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import artefact
 import deployment
+import evaluate_exported
 import models
 import onnxruntime
 import pytest
@@ -117,7 +117,7 @@ def test_files_and_their_rows(photos: Path, tmp_path: Path, capsys: pytest.Captu
     session = onnxruntime.InferenceSession(str(files / "onnx.onnx"))
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), expected)
     for name in ("torchscript.pt", "pt2.pt2"):
-        model, about = artefact.load_exported(files / name)
+        model, about = evaluate_exported.load_exported(files / name)
         torch.testing.assert_close(model(x), expected)
         assert (about["model_name"], about["classes"]) == ("small", ["blue", "red"])
         assert "engine" not in about
@@ -144,7 +144,15 @@ def test_int8_file_does_not_depend_on_other_files(
 def test_files_run_without_the_package(photos: Path, tmp_path: Path) -> None:
     write(photos, train_one(photos, tmp_path), tmp_path, "--files", "torchscript int8")
     path, outputs = tmp_path / "torchscript_int8.pt", tmp_path / "outputs.pth"
-    command = [sys.executable, artefact.__file__, str(path), "--data-path", str(photos), "--outputs", str(outputs)]
+    command = [
+        sys.executable,
+        evaluate_exported.__file__,
+        str(path),
+        "--data-path",
+        str(photos),
+        "--outputs",
+        str(outputs),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.stdout.startswith("small without torchvision_layers: test accuracy"), result.stderr
     assert torch.equal(torch.load(outputs, weights_only=True)["outputs"], deploy.load(path)(images_in(photos)))
@@ -255,7 +263,7 @@ def test_train_quantization_folds_standardized_weights(photos: Path, tmp_path: P
     weights = train_one(photos, tmp_path, "standardized")
     argv = [*options_for(photos, "standardized"), "--weights", str(weights), "--output-dir", str(tmp_path)]
     train_quantization.main(train_quantization.get_parser().parse_args([*argv, *extra]))
-    model, _ = artefact.load_exported(tmp_path / ("int8_qat.pt" if extra else "int8.pt"))
+    model, _ = evaluate_exported.load_exported(tmp_path / ("int8_qat.pt" if extra else "int8.pt"))
     x = images_in(photos)
     with torch.no_grad():
         assert relative_error(model(x), trained(weights, standardized)(x)) < 0.02

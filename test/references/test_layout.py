@@ -10,7 +10,7 @@ from ._support import SCRIPTS
 FILES = sorted(SCRIPTS.rglob("*.py"))
 SCRIPT_FILES = sorted(SCRIPTS.glob("*.py"))
 SCRIPT_NAMES = {path.stem for path in SCRIPT_FILES}
-# These modules import torchvision_layers, directly or through models; artefact.py must run without them.
+# These modules import torchvision_layers, directly or through models; evaluate_exported.py must run without them.
 WITH_PACKAGE = {"common.exporting", "common.quantization", "common.runs.restore", "common.training.run"}
 
 

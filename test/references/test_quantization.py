@@ -1,4 +1,4 @@
-"""train_quantization.py, artefact.py and the parts of demo.py, on a small model."""
+"""train_quantization.py, evaluate_exported.py and the parts of demo.py, on a small model."""
 
 import shutil
 import subprocess
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import artefact
 import demo
 import deployment
+import evaluate_exported
 import models
 import pytest
 import train
@@ -78,14 +78,14 @@ def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: 
     assert accuracy == accuracies["int8"]
 
 
-def test_artefact_script_cannot_import_the_package(tmp_path: Path) -> None:
+def test_script_cannot_import_the_package(tmp_path: Path) -> None:
     """It fails if a module that it imports imports the package; it cannot import torchao either."""
-    scripts = Path(artefact.__file__).parent
-    shutil.copy(scripts / "artefact.py", tmp_path)
+    scripts = Path(evaluate_exported.__file__).parent
+    shutil.copy(scripts / "evaluate_exported.py", tmp_path)
     shutil.copytree(scripts / "common", tmp_path / "common")
     with open(tmp_path / "common" / "data" / "presets.py", "a") as presets:
         presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
-    command = [sys.executable, str(tmp_path / "artefact.py"), "int8.pt"]
+    command = [sys.executable, str(tmp_path / "evaluate_exported.py"), "int8.pt"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert "import of torchvision_layers halted" in result.stderr
     assert result.returncode == 1
@@ -103,13 +103,13 @@ def test_files_that_are_not_exported_models(tmp_path: Path, content: bytes | Non
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(error, match=message):
-        artefact.load_exported(path)
+        evaluate_exported.load_exported(path)
 
 
 def test_state_dict_is_not_an_exported_model(tmp_path: Path) -> None:
     save_atomically(build_model("mobilenet_v2", 10).state_dict(), tmp_path / "model.pth")
     with pytest.raises(ValueError, match="model.pth is damaged or not an exported model"):
-        artefact.load_exported(tmp_path / "model.pth")
+        evaluate_exported.load_exported(tmp_path / "model.pth")
 
 
 def test_truncated_exported_model(trained: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_truncated_exported_model(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "int8.pt"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="int8.pt is damaged or not an exported model"):
-        artefact.load_exported(path)
+        evaluate_exported.load_exported(path)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_demo_checks_numbers_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("script", [artefact, demo, deployment, train, train_quantization])
+@pytest.mark.parametrize("script", [evaluate_exported, demo, deployment, train, train_quantization])
 def test_help(script: ModuleType) -> None:
     """It shows a command on its own line, a help text for each option, and defaults other than None."""
     parser = script.get_parser()

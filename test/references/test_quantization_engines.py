@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-import artefact
+import evaluate_exported
 import models
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_resumed_training_is_bit_equal(
     assert [entry["is_frozen"] for entry in load(copies[2])["history"]] == [False, True, True]
     final, images = load(tmp_path / "complete" / "checkpoint_qat.pth"), torch.rand(5, 3, 16, 16)
     suffix = "pt2" if engine == "pt2e" else "pt"
-    expected = artefact.load_exported(tmp_path / "complete" / f"int8_qat.{suffix}")[0](images)
+    expected = evaluate_exported.load_exported(tmp_path / "complete" / f"int8_qat.{suffix}")[0](images)
     changed = [key for key, value in load(copies[0])["model"].items() if not torch.equal(value, final["model"][key])]
     assert any("weight" in key for key in changed)
 
@@ -89,7 +89,7 @@ def test_resumed_training_is_bit_equal(
             assert resumed["model"].keys() == final["model"].keys()
             for key, value in final["model"].items():
                 assert torch.equal(resumed["model"][key], value), key
-        output = artefact.load_exported(output_dir / f"int8_qat.{suffix}")[0](images)
+        output = evaluate_exported.load_exported(output_dir / f"int8_qat.{suffix}")[0](images)
         assert torch.equal(output, expected)
 
 
@@ -126,7 +126,7 @@ def test_exported_graph(photos: Path, tmp_path: Path) -> None:
     """It accepts batches of any size and cannot be trained; a damaged or truncated file raises an error."""
     quantize_small(photos, train_small(photos, tmp_path), tmp_path, "--engine", "pt2e")
     path = tmp_path / "int8.pt2"
-    model, about = artefact.load_exported(path)
+    model, about = evaluate_exported.load_exported(path)
     assert (about["engine"], about["backend"]) == ("pt2e", "x86")
     images = torch.rand(5, 3, 16, 16)
     for count in (1, 2, 5):
@@ -139,4 +139,4 @@ def test_exported_graph(photos: Path, tmp_path: Path) -> None:
     for damaged in (content[:-1000], content.replace(b"quantize_per_tensor", b"quantize_per_sensor")):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="int8.pt2 is damaged or not an exported model"):
-            artefact.load_exported(path)
+            evaluate_exported.load_exported(path)

@@ -151,7 +151,7 @@ def _expected(spec: LayerSpec, sample: Sample) -> tuple[tuple[int, ...], Tensor]
 
 
 def _bad_arguments(spec: LayerSpec) -> list[str]:
-    """Arguments that the constructor refuses, one case for each argument and type of error."""
+    """Arguments that the constructor rejects, one case for each argument and type of error."""
     cases: dict[object, str] = {}
     for bad in spec.bad_arguments:
         with suppress(UnwritableError):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from typing_extensions import Self
 
+from .._utils.checks import check_not_lazy
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
 from ..quantized.pt2e.nodes import qparams
@@ -41,8 +41,8 @@ class Subject:
     def of(cls, model: nn.Module, example: Tensor) -> Self:
         """Checks a model and runs it on ``example`` and on inputs of other sizes.
 
-        Errors: ``TypeError`` for a model that is not converted yet, contains several int8 models, or does not return
-        one tensor; ``ValueError`` for a model that is not in eval mode on the CPU, is lazy, or gives NaN or infinity;
+        Errors: ``TypeError`` for a model that is not converted yet, is lazy, contains several int8 models, or does not
+        return one tensor; ``ValueError`` for a model that is not in eval mode on the CPU, or gives NaN or infinity;
         ``RuntimeError`` for a model that cannot run.
         """
         part = _converted_part(model)
@@ -91,8 +91,7 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
         raise ValueError(
             f"model must be in eval mode, but {training[0] or 'it'} is in training mode: call model.eval()"
         )
+    check_not_lazy("model", model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"model must be initialized, but {name} is lazy: run one batch through it first")
         if tensor.device.type != "cpu":
             raise ValueError(f"model must be on the CPU, but {name} is on {tensor.device}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.atomic import atomic_path
-from .._utils.checks import check_number
+from .._utils.checks import check_float32, check_module, check_number
 from ._inputs import max_difference, other_batch, perturb, run_model
 from ._metadata import describe
 from ._subject import Subject
@@ -71,8 +71,7 @@ def export(
     package that is not installed; ``RuntimeError`` if the model cannot be written in the format, or if the file gives
     other values; ``OSError`` if the disk is full.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module("model", model)
     _check_example(example)
     file_format = find_format(format)
     target = _check_path(path, file_format)
@@ -137,9 +136,7 @@ def _compare(subject: Subject, program: Callable[[Tensor], Tensor], input: Tenso
 
 
 def _check_example(example: Tensor) -> None:
-    if not isinstance(example, Tensor) or example.dtype != torch.float32:
-        dtype = example.dtype if isinstance(example, Tensor) else type(example).__name__
-        raise TypeError(f"example must be a float32 tensor, got {dtype}")
+    check_float32("example", example)
     if example.dim() < 2 or example.numel() == 0:
         raise ValueError(f"example must be a batch of at least one input, got shape {list(example.shape)}")
     if example.device.type != "cpu":

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._utils.checks import check_module, check_not_lazy
 from .._utils.modules import has_hooks
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.folding_pass import FoldingPass
@@ -73,16 +73,14 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {model!r}")
+    check_module("model", model)
+    check_not_lazy("model", model)
     for path, module in model.named_modules():
         name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             raise ValueError(f"{name} is a {type(module).__name__}: fold the float model, then quantize it")
         if isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":  # the class of torch.compile
             raise ValueError(f"{name} is a {type(module).__name__}: fold the module that it wraps")
-        if isinstance(module, LazyModuleMixin):
-            raise TypeError(f"{name} is a {type(module).__name__} without channels yet: run one batch through it first")
         if has_hooks(module):
             raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.checks import check_float32, check_shape
 from ._metadata import parse
 from .formats.table import format_of
 from .integrity.checksum import read_verified
@@ -38,19 +39,12 @@ class Loaded:
             return self._call(dense)
 
     def _check(self, input: Tensor) -> None:
-        if not isinstance(input, Tensor) or input.dtype != torch.float32:
-            dtype = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"input must be a float32 tensor, got {dtype}")
+        check_float32("input", input)
         if input.device.type != "cpu":
             raise ValueError(f"input must be on the CPU, got {input.device}")
-        shape = self.metadata["input_shape"]
-        if input.dim() != len(shape):
-            raise ValueError(f"input must have {len(shape)} dimensions, got shape {list(input.shape)}")
-        for i, size in enumerate(shape):
-            if size is not None and input.shape[i] != size:
-                raise ValueError(f"input must have size {size} in dimension {i}, got {input.shape[i]}")
-            if i > 0 and input.shape[i] == 0:
-                raise ValueError(f"input must have no empty dimension except the batch, got shape {list(input.shape)}")
+        check_shape("input", input, self.metadata["input_shape"])
+        if 0 in input.shape[1:]:
+            raise ValueError(f"input must have no empty dimension except the batch, got shape {list(input.shape)}")
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.path)!r}, format={self.format!r})"

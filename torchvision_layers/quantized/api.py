@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_module
+from .._utils.checks import check_float32, check_module
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel
 from .engine import load_engine
@@ -100,7 +100,7 @@ def prepare_qat(
     """
     workflow = load_engine(engine)
     if example is not None:
-        (example,) = _inputs([example])
+        example = _input_of("example", example)
     workflow.check_backend(backend)
     return workflow.prepare_qat(model, example, backend, allow_float)
 
@@ -135,12 +135,13 @@ def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
     for i, batch in enumerate(batches):
-        input = batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch
-        if not isinstance(input, Tensor) or input.dtype != torch.float32:
-            name = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"batches must hold float32 tensors, or have them first; batch {i} holds {name}")
-        if input.numel() == 0:
-            raise ValueError(f"batches must not be empty, batch {i} has shape {list(input.shape)}")
-        if not bool(torch.isfinite(input).all()):
-            raise ValueError(f"batches must be finite, batch {i} holds NaN or infinity")
-        yield input
+        yield _input_of(f"the input in batch {i}", batch)
+
+
+def _input_of(name: str, batch: Tensor | Sequence[Tensor]) -> Tensor:
+    input = check_float32(name, batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch)
+    if input.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {list(input.shape)}")
+    if not bool(torch.isfinite(input).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return input

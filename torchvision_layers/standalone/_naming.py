@@ -50,7 +50,7 @@ def _top(origin: Origin) -> str:
 
 
 def _is_hidden(name: str, uses: Iterable[Use]) -> bool:
-    """Whether a local variable of this name is visible to a use that would be rewrite."""
+    """Whether a local variable of this name is visible to a use that would be renamed."""
     return any(use.reference.hides(name) for use in uses if use.reference.names[: use.count] != (name,))
 
 

@@ -114,7 +114,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add(
         "--use-deterministic-algorithms",
         action="store_true",
-        help="refuse operators that may give different results when repeated; always on for CPUs",
+        help="raise an error at operators that may give different results when repeated; always on for CPUs",
     )
 
     add = parser.add_argument_group("results").add_argument

@@ -1,4 +1,4 @@
-"""One spec a layer, all that the matrix needs to know of it: the families, in one list."""
+"""One spec per layer, with everything that its checks need."""
 
 from torchvision_layers.testing import LayerSpec, Sample
 
@@ -6,7 +6,7 @@ from . import attention, conv, convnext, inverted, lazy, linear, norms, plain, r
 
 __all__ = ["SPECS", "LayerSpec", "Sample"]
 
-# A new family: a file here, and its name in this list.
+# To add a family, add a file here and its name to this list.
 FAMILIES = (conv, lazy, linear, attention, residual, inverted, convnext, norms, plain, staged_convs, staged_norms)
 
 SPECS: tuple[LayerSpec, ...] = tuple(spec for family in FAMILIES for spec in family.SPECS)

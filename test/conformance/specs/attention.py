@@ -35,7 +35,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("input_channels", "squeeze_channels"),
+            *invalid_inputs.channels("input_channels", "squeeze_channels"),
             *invalid_inputs.layers("activation", "scale_activation"),
             BadArguments(
                 InvalidInput.CHOICE,
@@ -75,7 +75,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_channels", "ratio"),
+            *invalid_inputs.channels("in_channels", "ratio"),
             BadArguments(
                 InvalidInput.CHANNELS,
                 {"ratio": 7},

@@ -21,9 +21,9 @@ _UNPACKS_2D_ONLY = XFail(
 
 
 def _arguments(dims: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples, which all have 3 channels and 5 after them."""
+    """Bad arguments of the first samples, which have 3 input channels and 5 output channels."""
     return (
-        *invalid_inputs.widths("in_channels", "out_channels"),
+        *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(
             InvalidInput.GROUPS, {"groups": 2}, ValueError, "in_channels must be divisible by groups, got 3 and 2"
         ),

@@ -37,7 +37,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("dim", "expansion"),
+            *invalid_inputs.channels("dim", "expansion"),
             *invalid_inputs.numbers("kernel_size"),
             BadArguments(
                 InvalidInput.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
@@ -62,7 +62,7 @@ SPECS = (
                 RuntimeError,
                 "Kernel size can't be greater than actual input size",
             ),
-            # One pixel is left, which would be stretched to fit.
+            # One pixel remains, which would broadcast.
             BadInput(
                 InvalidInput.RESIDUAL,
                 (2, 3, 7, 7),

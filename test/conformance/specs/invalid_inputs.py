@@ -1,4 +1,4 @@
-"""Invalid arguments and inputs that many layers reject with the same message."""
+"""Arguments and inputs that many layers must reject with the same messages."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torchvision_layers.testing import BadArguments, BadInput, InvalidInput
 NAN = float("nan")
 
 
-def widths(*names: str) -> tuple[BadArguments, ...]:
+def channels(*names: str) -> tuple[BadArguments, ...]:
     return tuple(
         bad
         for name in names
@@ -74,7 +74,7 @@ def numbers_each(dims: int, *names: str) -> tuple[BadArguments, ...]:
 
 
 def layers(*names: str) -> tuple[BadArguments, ...]:
-    """Layer arguments given something that makes no layer."""
+    """Layer arguments that are not constructors of layers."""
     return tuple(
         bad
         for name in names
@@ -85,17 +85,17 @@ def layers(*names: str) -> tuple[BadArguments, ...]:
     )
 
 
-def norms(width: int) -> tuple[BadArguments, ...]:
-    """``norm_layer`` of another width than ``width``, or that makes none."""
+def norms(channels: int) -> tuple[BadArguments, ...]:
+    """``norm_layer`` with a wrong number of channels, or that does not return a normalization."""
 
     def other(layer: object, error: type[Exception], message: str) -> BadArguments:
         return BadArguments(InvalidInput.CHOICE, {"norm_layer": layer}, error, message)
 
     return (
         *layers("norm_layer"),
-        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {width}"),
-        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {width}"),
-        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({width},\)"),
+        other(nn.BatchNorm2d(77), ValueError, f"norm_layer has num_features=77, expected {channels}"),
+        other(nn.GroupNorm(1, 77), ValueError, f"norm_layer has num_channels=77, expected {channels}"),
+        other(nn.LayerNorm(77), ValueError, rf"norm_layer has normalized_shape=\(77,\), expected \({channels},\)"),
         other(nn.LazyBatchNorm2d, TypeError, "norm_layer must not be lazy.*got LazyBatchNorm2d"),
         other(lambda channels: channels, TypeError, "norm_layer must return a module, got int"),
         other(nn.ReLU, TypeError, "norm_layer must return a normalization, got the activation ReLU"),
@@ -103,7 +103,7 @@ def norms(width: int) -> tuple[BadArguments, ...]:
 
 
 def shapes(channels: int, image: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Inputs of another rank or width than (N, channels, *image), and what is no tensor of numbers."""
+    """Inputs with wrong dimensions or channels for (N, channels, *image), and objects that are not tensors."""
     dims = len(image) + 2
     return (
         BadInput(
@@ -137,7 +137,7 @@ def no_tensors() -> tuple[BadInput, ...]:
 
 
 def types_of_torch(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Types that torch's convolutions and projections refuse, in words of theirs that name both."""
+    """Dtypes that torch's convolutions and linear layers reject, with messages that name both."""
     return (
         BadInput(
             InvalidInput.DTYPE, torch.zeros(shape, dtype=torch.uint8), RuntimeError, r"(Byte|unsigned char).*[Ff]loat\b"
@@ -147,7 +147,7 @@ def types_of_torch(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
 
 
 def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Types that a layer refuses that would promote them; in training and in eval alike."""
+    """Dtypes that a layer must reject instead of promoting, in training and in eval mode."""
     return tuple(
         BadInput(
             InvalidInput.DTYPE,
@@ -162,7 +162,7 @@ def types(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
 
 
 def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
-    """Types without the numbers that a layer without parameters of its own could compare them with."""
+    """Dtypes that a layer without parameters must reject."""
     return tuple(
         BadInput(
             InvalidInput.DTYPE,
@@ -175,7 +175,7 @@ def not_floating(shape: tuple[int, ...]) -> tuple[BadInput, ...]:
 
 
 def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
-    """Images that a convolution refuses, and one value a channel for a batch norm in training."""
+    """Images that a convolution rejects, and one value per channel for a batch norm in training."""
     return (
         BadInput(
             InvalidInput.NO_PIXELS,
@@ -196,5 +196,5 @@ def no_pixels(channels: int, dims: int = 2) -> tuple[BadInput, ...]:
 def unpadded(
     in_channels: int, out_channels: int, kernel_size: tuple, stride: tuple, padding: tuple, **others: object
 ) -> nn.Conv2d:
-    """A constructor of convolutions that does not do what a block asks for."""
+    """A constructor of convolutions that ignores the padding."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, 0, **others)

@@ -14,10 +14,10 @@ from . import invalid_inputs, shape_strategies
 __all__ = ["SPECS"]
 
 
-def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of all blocks with a skip; ``width`` is that of the first norm."""
+def _arguments(in_name: str, out_name: str, channels: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of all blocks with a skip. The first norm has ``channels`` channels."""
     return (
-        *invalid_inputs.widths(in_name, out_name),
+        *invalid_inputs.channels(in_name, out_name),
         *invalid_inputs.numbers("kernel_size"),
         BadArguments(InvalidInput.WINDOW, {"stride": 0}, ValueError, "stride must be 1 or 2, got 0"),
         BadArguments(InvalidInput.WINDOW, {"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
@@ -38,7 +38,7 @@ def _arguments(in_name: str, out_name: str, width: int) -> tuple[BadArguments, .
             InvalidInput.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"
         ),
         *invalid_inputs.probability("stochastic_depth"),
-        *invalid_inputs.norms(width),
+        *invalid_inputs.norms(channels),
         *invalid_inputs.layers("activation_layer", "conv_layer"),
     )
 
@@ -48,7 +48,7 @@ def _inputs(channels: int) -> tuple[BadInput, ...]:
         *invalid_inputs.shapes(channels, (6, 7)),
         *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
-        # One pixel is left, which would be stretched to fit.
+        # One pixel remains, which would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
             (2, channels, 3, 3),
@@ -201,7 +201,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_channels", "out_channels", "depth_multiplier"),
+            *invalid_inputs.channels("in_channels", "out_channels", "depth_multiplier"),
             *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
             BadArguments(
                 InvalidInput.EVEN_KERNEL,

@@ -1,4 +1,4 @@
-"""Layers that read their channels from the first batch: the matrix runs over what they become."""
+"""Lazy layers; the checks run on the materialized layers."""
 
 from functools import partial
 
@@ -83,7 +83,7 @@ SPECS: tuple[LayerSpec, ...] = (
             ),
         ),
         (
-            *invalid_inputs.widths("out_channels"),
+            *invalid_inputs.channels("out_channels"),
             BadArguments(
                 InvalidInput.GROUPS, {"groups": 3}, ValueError, "out_channels must be divisible by groups, got 5 and 3"
             ),
@@ -140,7 +140,7 @@ SPECS: tuple[LayerSpec, ...] = (
             ),
         ),
         (
-            *invalid_inputs.widths("squeeze_channels"),
+            *invalid_inputs.channels("squeeze_channels"),
             *invalid_inputs.layers("activation", "scale_activation"),
             BadArguments(
                 InvalidInput.CHOICE,

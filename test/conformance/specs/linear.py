@@ -1,4 +1,4 @@
-"""Fully connected projections."""
+"""Linear layers and MLPs."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def _flags() -> tuple[BadArguments, ...]:
 
 
 def _inputs() -> tuple[BadInput, ...]:
-    """Both first samples take five features."""
+    """Bad inputs of the first samples, which take five features."""
     return (
         BadInput(InvalidInput.WIDTH, (4, 6), ValueError, r"size 5 in dimension -1, got shape \[4, 6\]"),
         BadInput(InvalidInput.WIDTH, (4, 1), ValueError, r"size 5 in dimension -1, got shape \[4, 1\]"),
@@ -99,7 +99,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_features", "out_features"),
+            *invalid_inputs.channels("in_features", "out_features"),
             *invalid_inputs.probability("dropout"),
             *invalid_inputs.layers("activation_layer"),
             *invalid_inputs.norms(3),
@@ -148,7 +148,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("in_channels"),
+            *invalid_inputs.channels("in_channels"),
             *(
                 BadArguments(
                     InvalidInput.CHANNELS,

@@ -17,7 +17,7 @@ SPECS = (
     LayerSpec(
         tnn.FrozenBatchNorm2d,
         (Sample("default", {"num_features": 3}, (2, 3, 6, 7), ref.frozen_batch_norm, reads_mode=True),),
-        (*invalid_inputs.widths("num_features"), *invalid_inputs.eps()),
+        (*invalid_inputs.channels("num_features"), *invalid_inputs.eps()),
         (*invalid_inputs.shapes(3, (6, 7)), *invalid_inputs.types((2, 3, 6, 7))),
         shape_strategy=shape_strategies.image_norm("num_features"),
     ),
@@ -35,7 +35,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("num_channels"),
+            *invalid_inputs.channels("num_channels"),
             *invalid_inputs.eps(),
             BadArguments(
                 InvalidInput.CHOICE,
@@ -75,7 +75,7 @@ SPECS = (
             ),
         ),
         (
-            *invalid_inputs.widths("dim"),
+            *invalid_inputs.channels("dim"),
             BadArguments(InvalidInput.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
             BadArguments(InvalidInput.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
             BadArguments(

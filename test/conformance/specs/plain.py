@@ -43,7 +43,7 @@ SPECS = (
         (
             BadInput(InvalidInput.RANK, (), ValueError, "input must have at least 1 dimension, got 0"),
             *invalid_inputs.no_tensors(),
-            # torch would refuse them in training only.
+            # torch would reject them in training only.
             *(
                 BadInput(
                     InvalidInput.DTYPE,

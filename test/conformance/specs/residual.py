@@ -14,15 +14,15 @@ from . import invalid_inputs, shape_strategies
 __all__ = ["SPECS"]
 
 
-def _arguments(width: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of both; ``width`` is that of the first norm."""
+def _arguments(channels: int) -> tuple[BadArguments, ...]:
+    """Bad arguments of both blocks. The first norm has ``channels`` channels."""
     return (
-        *invalid_inputs.widths("inplanes", "planes"),
+        *invalid_inputs.channels("inplanes", "planes"),
         *invalid_inputs.numbers("stride", "dilation"),
         BadArguments(InvalidInput.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
         BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
         *invalid_inputs.probability("stochastic_depth"),
-        *invalid_inputs.norms(width),
+        *invalid_inputs.norms(channels),
         *invalid_inputs.layers("activation_layer", "se_layer", "conv_layer"),
         BadArguments(
             InvalidInput.CHOICE, {"downsample": "conv"}, TypeError, "downsample must be a module or None, got 'conv'"
@@ -41,7 +41,7 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
         *invalid_inputs.shapes(channels, (6, 7)),
         *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
-        # One channel, or one pixel, would be stretched to fit.
+        # One channel, or one pixel, would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
             shape,
@@ -153,7 +153,7 @@ SPECS = (
         ),
         (
             *_arguments(2),
-            *invalid_inputs.widths("base_width"),
+            *invalid_inputs.channels("base_width"),
             BadArguments(
                 InvalidInput.CHANNELS,
                 {"base_width": 16},

@@ -30,13 +30,13 @@ def each(value: int | Shape, dims: int) -> Shape:
 
 
 @st.composite
-def width(draw: st.DrawFn, wanted: int) -> int:
-    """The width that a layer wants, now and then another."""
-    return draw(SIZE) if draw(st.integers(0, 9)) == 9 else wanted
+def width(draw: st.DrawFn, expected: int) -> int:
+    """The number of channels that a layer expects, or sometimes another."""
+    return draw(SIZE) if draw(st.integers(0, 9)) == 9 else expected
 
 
 def slide(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """How many places a window has on a line; below 1 where it does not fit."""
+    """The number of positions of a window in one dimension; below 1 if it does not fit."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -55,16 +55,16 @@ def convolve(
 
 
 def same_size(shape: Shape, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> Shape | None:
-    """The shape that a square convolution with an odd kernel and the padding to match gives."""
+    """The output shape of a square convolution with an odd kernel and padding to keep the size."""
     pad = (kernel - 1) // 2 * dilation
     return convolve(shape, out_channels, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (dilation,) * 2)
 
 
 @st.composite
 def _sliding(draw: st.DrawFn, dims: int) -> tuple[dict[str, Any], tuple[Shape, Shape, Shape, Shape]]:
-    """Arguments of a convolution as a user gives them, and kernel, stride, padding and dilation of each dimension."""
+    """Arguments of a convolution in all accepted forms, and kernel, stride, padding and dilation of each dimension."""
     how = draw(st.sampled_from(["default", "numbers", "same", "valid"]))
-    odd = how in ("default", "same")  # torch warns of "same" with an even kernel, which costs a copy
+    odd = how in ("default", "same")  # torch warns about "same" with an even kernel, which costs a copy
     kernel = draw(one_or_each(st.sampled_from([1, 3, 5]) if odd else st.integers(1, 4), dims))
     stride = 1 if how == "same" else draw(one_or_each(st.integers(1, 3), dims))
     dilation = draw(one_or_each(st.integers(1, 3), dims))
@@ -126,7 +126,7 @@ def bottleneck(draw: st.DrawFn) -> ShapeExample:
 def inverted(
     draw: st.DrawFn, in_name: str, out_name: str, *, dilates: bool = False, squeezes: bool = False
 ) -> ShapeExample:
-    """The blocks of MobileNet and EfficientNet: nothing but the stride changes the size."""
+    """The blocks of MobileNet and EfficientNet: only the stride changes the size."""
     channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.integers(1, 2))
     dilation = draw(st.integers(1, 3)) if dilates else 1
@@ -183,7 +183,7 @@ def _projection(kwargs: dict[str, Any], shape: Shape, features: int, out_feature
 
 @st.composite
 def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
-    """A layer that keeps the shape of an image, whatever its size; other ranks are refused."""
+    """A layer that keeps the shape of images of any size, and rejects other dimensions."""
     channels = draw(st.integers(1, 6))
     image = draw(IMAGE | st.lists(SIZE, max_size=3).map(tuple))
     shape = (draw(BATCH), draw(width(channels)), *image)
@@ -194,13 +194,13 @@ def image_norm(draw: st.DrawFn, name: str) -> ShapeExample:
 def layer_scale(draw: st.DrawFn) -> ShapeExample:
     channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
     others = draw(st.lists(SIZE, max_size=4))
-    given = draw(width(channels))
+    size = draw(width(channels))
     kwargs = {"dim": channels, "channels_dim": place}
     if place == -1:
-        shape = (*others, given)
-        return ShapeExample(kwargs, shape, shape if given == channels else None)
-    shape = (*others[:1], given, *others[1:])  # without others there is no dimension 1
-    return ShapeExample(kwargs, shape, shape if given == channels and len(shape) > 1 else None)
+        shape = (*others, size)
+        return ShapeExample(kwargs, shape, shape if size == channels else None)
+    shape = (*others[:1], size, *others[1:])  # of rank 1 if there are no others
+    return ShapeExample(kwargs, shape, shape if size == channels and len(shape) > 1 else None)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Staged layers in the place of a convolution."""
+"""Experimental replacements of a convolution."""
 
 from functools import partial
 
@@ -14,9 +14,9 @@ __all__ = ["SPECS"]
 
 
 def _arguments(groups: int) -> tuple[BadArguments, ...]:
-    """Bad arguments of the first samples, which have 4 channels and 6 after them, which ``groups`` does not divide."""
+    """Bad arguments of the first samples: 4 input channels, 6 output channels, which ``groups`` does not divide."""
     return (
-        *invalid_inputs.widths("in_channels", "out_channels"),
+        *invalid_inputs.channels("in_channels", "out_channels"),
         BadArguments(
             InvalidInput.GROUPS,
             {"groups": groups},
@@ -68,7 +68,7 @@ _STRIDED = {
     "groups": 2,
     "bias": False,
 }
-# The same for the references.
+# The same arguments for the references.
 _PADDED = {"padding": (1, 1)}
 _STRIDES = {"stride": (2, 1), "padding": (2, 0), "dilation": (2, 1), "groups": 2}
 # By quadrature to 15 digits, and in closed form: (2 / (1 - 1 / pi))^(1/2).

@@ -70,7 +70,7 @@ SPECS = (
                 reads_mode=False,
             ),
         ),
-        (*invalid_inputs.widths("channels"), *_DIMS, *invalid_inputs.eps()),
+        (*invalid_inputs.channels("channels"), *_DIMS, *invalid_inputs.eps()),
         (*invalid_inputs.shapes(4, (7, 9)), *invalid_inputs.types((2, 4, 7, 9)), *_too_few(4)),
         shape_strategy=staged_shape_strategies.normalized("channels"),
     ),

@@ -1,4 +1,4 @@
-"""Strategies for the staged layers: what they draw and which shape the formulas give."""
+"""Shape strategies of the experimental layers."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["attention", "conv2d", "normalized", "se_block"]
 
 @st.composite
 def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
-    """With two channels or more in a group, so that every filter has weights to standardize."""
+    """At least two channels per group, so that every filter has weights to standardize."""
     groups = draw(st.integers(1, 3))
     channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
     kernel = draw(one_or_each(st.integers(1, 4), 2))
@@ -29,7 +29,7 @@ def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
 
 @st.composite
 def attention(draw: st.DrawFn) -> ShapeExample:
-    """Windows of any side, whose centre the padding leaves inside of the image."""
+    """Windows of any size, with their centres inside the image."""
     heads, channels = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     out_channels = heads * 2 * draw(st.integers(1, 2))
     kernel = draw(st.tuples(*[st.integers(1, 5)] * 2))
@@ -44,7 +44,7 @@ def attention(draw: st.DrawFn) -> ShapeExample:
 
 @st.composite
 def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
-    """Images keep their shape if there are two values to normalize; ``name`` is the argument of the width."""
+    """Images keep their shape if there are two values to normalize; ``name`` is the argument for the channels."""
     dims = draw(st.sampled_from([(1, 2, 3), (2, 3)]))
     channels = draw(st.integers(1, 4))
     shape = (draw(BATCH), draw(width(channels)) if name else channels, *draw(IMAGE))
@@ -55,7 +55,7 @@ def normalized(draw: st.DrawFn, name: str | None = None) -> ShapeExample:
 
 @st.composite
 def se_block(draw: st.DrawFn) -> ShapeExample:
-    """Given its channels or not."""
+    """With the number of channels, or lazy."""
     ratio = draw(st.integers(1, 3))
     channels = ratio + draw(st.integers(0, 4))
     is_lazy = draw(st.booleans())

@@ -68,7 +68,7 @@ def test_loaded_state_is_converted_without_a_batch(backend: str) -> None:
 
 
 def test_invalid_example_raises() -> None:
-    with pytest.raises(TypeError, match="batch 0 holds str"):
+    with pytest.raises(TypeError, match="example must be a float32 tensor, got str"):
         quantized.prepare_qat(tnn.ConvNormAct(3, 4), "image")  # type: ignore[arg-type]
 
 

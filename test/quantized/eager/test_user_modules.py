@@ -324,7 +324,7 @@ def test_unsupported_outputs_and_batches_raise() -> None:
     with pytest.raises(TypeError, match="model must return one tensor, it returns a tuple"):
         quantized.quantizable(Pair())(IMAGES)
     for batch, name in (({"image": IMAGES}, "dict"), ([], "list"), (IMAGES.to(torch.uint8), "torch.uint8")):
-        with pytest.raises(TypeError, match=f"batch 0 holds {name}"):
+        with pytest.raises(TypeError, match=f"the input in batch 0 must be a float32 tensor, got {name}"):
             quantized.quantize(nn.Sequential(nn.Conv2d(3, 3, 1)), [batch])
 
 

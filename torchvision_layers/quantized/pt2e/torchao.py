@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+from ..range_search import FastRangeSearch
 from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
@@ -55,7 +56,7 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     if backend in ("x86", "onnxruntime"):
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
         quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
-        return quantizer.set_global(_with_symmetric_weights(config, is_qat))
+        return quantizer.set_global(_own_configuration(config, is_qat))
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -65,7 +66,11 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     )
 
 
-def _with_symmetric_weights(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
+class _HistogramObserver(FastRangeSearch, pt2e.HistogramObserver):
+    """Observes a range that leaves out rare large values if rounding the others gains from it."""
+
+
+def _own_configuration(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
     """The configuration with a symmetric range of weights, and with training that uses the scales of int8.
 
     torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
@@ -77,7 +82,10 @@ def _with_symmetric_weights(config: QuantizationConfig, is_qat: bool) -> Quantiz
         observer = pt2e.MovingAveragePerChannelMinMaxObserver
         fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
         weight = dataclasses.replace(weight, observer_or_fake_quant_ctr=fake_quantize)
-    return dataclasses.replace(config, weight=weight)
+        return dataclasses.replace(config, weight=weight)
+    observer = _HistogramObserver.with_args(eps=2**-12)
+    activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=observer)
+    return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
 
 class _X86Quantizer(x86.X86InductorQuantizer):

@@ -104,7 +104,7 @@ def load_datasets(
             )
         return _load_digits(*transforms) if name == "digits" else _make_fakes(image_size, *transforms)
     if data_path is None:
-        raise ValueError(f"data_path must be given for the {name} dataset")
+        raise ValueError(f"data_path is required for the {name} dataset")
     if name == "cifar10":
         return _load_cifar10(Path(data_path), *transforms)
     return _load_folder(Path(data_path), name, *transforms)

@@ -8,6 +8,7 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 
 from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
+from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
 from ..calls import Call
 from ..int8_modules import largest_pairs
@@ -24,6 +25,10 @@ __all__ = ["freeze", "prepare", "unobserved_paths"]
 _NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
 
 _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
+
+
+class _HistogramObserver(FastRangeSearch, taoq.HistogramObserver):
+    """Observes a range that leaves out rare large values if rounding the others gains from it."""
 
 
 class _UpToSix(taoq.MovingAverageMinMaxObserver):
@@ -48,7 +53,7 @@ def _activation_observer(is_qat: bool) -> object:
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255)
-    return taoq.HistogramObserver.with_args(reduce_range=False)
+    return _HistogramObserver.with_args(reduce_range=False)
 
 
 def _relu6_observer(is_qat: bool) -> object:

@@ -1,6 +1,6 @@
 """Tests an exported model with torch alone: torchvision_layers and torchao cannot be imported in this process.
 
-python references/classification/artefact.py outputs/resnet18/int8.pt
+python references/classification/evaluate_exported.py outputs/resnet18/int8.pt
 
 The file is TorchScript or an exported graph that train_quantization.py, demo.py or deployment.py has written.
 """
