@@ -39,8 +39,8 @@ ALL_GROUPS: dict[str, tuple[Check, ...]] = {
 }
 ALL_CHECKS: tuple[Check, ...] = tuple(check for checks in ALL_GROUPS.values() for check in checks)
 
-#: Checks that compile or export, which takes long and depends little on the sample: at every change they run on the
-#: first sample of each layer.
+#: Checks that compile or export, which takes long and depends little on sample and variant: at every change they run
+#: on the first sample of each layer, in their first variant.
 HEAVY = ("compile", "export", "onnx", "pt2e_ptq", "pt2e_qat")
 
 #: Outcomes of a run, written at its end.
@@ -59,7 +59,7 @@ def all_cases() -> Iterable[tuple[LayerSpec, Check, str]]:
 
 def is_slow(check: Check, case: Case) -> bool:
     """Whether a case runs in ``make test-all`` only."""
-    is_first = case.sample is case.spec.samples[0]
+    is_first = case.sample is case.spec.samples[0] and case.variant == check.variants[0]
     return check.tier is Tier.NIGHTLY or (not is_first and check.id in HEAVY)
 
 
@@ -141,7 +141,7 @@ def render(record: Record) -> str:
         "",
     ]
     ids = ", ".join(f"``{id}``" for id in HEAVY)
-    page += [f"In {ids}, ``make test`` runs the first sample of each layer, ``make test-all`` all of them.", ""]
+    page += [f"``make test`` runs one case for each layer in {ids}, and ``make test-all`` every case.", ""]
     for group, checks in ALL_GROUPS.items():
         lines = [
             [f"``{layer}``", *(_mark(cases.get(check.id, {})) for check in checks)] for layer, cases in record.items()

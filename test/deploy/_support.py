@@ -20,6 +20,7 @@ __all__ = [
     "CLASSES",
     "FAST",
     "IMAGES",
+    "SLOW",
     "Case",
     "CaseFile",
     "FunctionModule",
@@ -60,8 +61,9 @@ CASES = {
     "aoti-int8": Case("aoti", "pt2e", ".pt2"),
     "aoti": Case("aoti", None, ".pt2"),
 }
-#: Compilation takes more than ten seconds, so only one of the two aoti files is tested by default.
-FAST = [name for name in CASES if name != "aoti"]
+#: Compiling machine code takes more than ten seconds for each file.
+FAST = [name for name, case in CASES.items() if case.format != "aoti"]
+SLOW = [name for name in CASES if name not in FAST]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy.formats import onnx as onnx_format
 
-from ._support import CASES, CLASSES, FAST, FunctionModule, example, float_model, int8_model
+from ._support import CASES, CLASSES, FAST, SLOW, FunctionModule, example, float_model, int8_model
 
-ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
+ALL = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 #: Tolerance relative to the largest output for models this small. Int8 kernels differ in how they round ties.
 BOUNDS = {
     "torchscript": 1e-6,
@@ -139,7 +139,7 @@ def test_onnx_makes_weights_unsigned_without_vnni(case_file, monkeypatch: pytest
     torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0.02 * float(model(x).abs().max()))
 
 
-@pytest.mark.parametrize("name", ["pt2", "aoti-int8", "onnx", "torchscript-int8"])
+@pytest.mark.parametrize("name", ["pt2", pytest.param("aoti-int8", marks=pytest.mark.slow), "onnx", "torchscript-int8"])
 def test_memory_formats_and_empty_batches(name: str, case_file) -> None:
     loaded, x = deploy.load(case_file(name).path), example()
     torch.testing.assert_close(loaded(x.to(memory_format=torch.channels_last)), loaded(x), rtol=0, atol=1e-6)
@@ -275,6 +275,7 @@ def test_functions_of_torchvision_are_scripted(tmp_path: Path) -> None:
     assert deploy.export(model, example(), tmp_path / "model.pt").difference == 0
 
 
+@pytest.mark.slow
 def test_compiled_int8_uses_int8_kernels(case_file) -> None:
     content = case_file("aoti-int8").path.read_bytes()
     for kernel in (b"aoti_torch_cpu__qconv_pointwise", b"aoti_torch_cpu__qlinear_pointwise"):

@@ -165,6 +165,7 @@ def test_missing_compiler(tmp_path: Path) -> None:
         deploy.export(float_model(), example(), tmp_path / "model.pt2", format="aoti")
 
 
+@pytest.mark.slow
 def test_code_for_other_processor(case_file, monkeypatch: pytest.MonkeyPatch) -> None:
     path = case_file("aoti-int8").path
     monkeypatch.setattr(aoti, "_cpu_capabilities", lambda: {"architecture": "aarch64"})

@@ -15,9 +15,9 @@ from torch import nn
 from torchvision_layers import deploy
 from torchvision_layers.deploy.integrity.checksum import Container, append_checksum
 
-from ._support import CASES, FAST, example
+from ._support import CASES, FAST, SLOW, example
 
-ALL = [*FAST, pytest.param("aoti", marks=pytest.mark.slow)]
+ALL = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def load_error(path: Path) -> str:

@@ -89,16 +89,18 @@ def runs(host, tmp_path_factory) -> Runs:
     return Runs(host, folder)
 
 
-def test_ten_kills_at_random_times(runs):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_times(runs, kills):
+    name = f"killed_{kills}"
     options = ["--resume", "auto", "--checkpoint-steps", "1"]
     assert runs.run("timed", *options) == 0
     seconds, moments = runs.seconds, random.Random(0)
-    for _ in range(10):
-        status = runs.run("killed", *options, seconds=moments.uniform(0.05, 0.3) * seconds)
+    for _ in range(kills):
+        status = runs.run(name, *options, seconds=moments.uniform(0.05, 0.3) * seconds)
         assert status == -signal.SIGKILL
-    assert runs.run("killed", *options) == 0
-    assert_same_results(runs.folder / "killed", runs.complete)
-    assert runs.printed("killed").count("resuming in epoch") >= 3
+    assert runs.run(name, *options) == 0
+    assert_same_results(runs.folder / name, runs.complete)
+    assert runs.printed(name).count("resuming in epoch") >= kills // 3
 
 
 # Functions of os that write a checkpoint, and the number of the call at which the process is killed. A checkpoint and
@@ -257,7 +259,8 @@ def test_second_ctrl_c_interrupts_at_once(monkeypatch, tmp_path, capsys):
 
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(common.training.run, "evaluate", press_twice)
-    arguments = train.get_parser().parse_args(["--image-size", "8", "--output-dir", str(tmp_path), "--epochs", "1"])
+    options = ["--image-size", "8", "--width-mult", "0.25", "--epochs", "1", "--output-dir", str(tmp_path)]
+    arguments = train.get_parser().parse_args(options)
     with pytest.raises(SystemExit) as info:
         run_as_script(train.main, arguments)
     assert info.value.code == 130

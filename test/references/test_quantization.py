@@ -158,6 +158,7 @@ def test_engine_is_checked_first(
         quantize(trained, tmp_path, "--weights", "nowhere.pth", *qat, *options)
 
 
+@pytest.mark.slow
 def test_demo_for_one_model(tmp_path: Path) -> None:
     """All promises except the accuracy hold after one epoch."""
     settings = demo.DemoSettings(epochs=1, image_size=32, files=["torchscript"], rounds=2)

@@ -20,6 +20,9 @@ from torchvision_layers import nn as tnn
 
 from ._support import commit, git, make_checkout
 
+# A maintainers' tool: proposing every layer takes as long as all other tests of it together.
+pytestmark = pytest.mark.slow
+
 #: Layers that torchvision has, with the error.
 EXISTING = {
     "Conv3dNormAct": "is torchvision.ops.Conv3dNormActivation already, under another name",
@@ -205,7 +208,6 @@ def test_a_layer_is_proposed_once(checkout: Checkout) -> None:
             propose(name, checkout.path)
 
 
-@pytest.mark.slow
 def test_models_of_torchvision_give_the_same_outputs(checkout: Checkout) -> None:
     namespace: dict[str, Any] = {"__name__": "models"}
     exec(MODELS, namespace)
@@ -270,7 +272,6 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.slow
 def test_a_broken_layer_fails_its_tests(checkout: Checkout) -> None:
     ops = checkout.path / "torchvision" / "ops"
     originals = {file: (ops / file).read_text() for file in MUTATIONS}
