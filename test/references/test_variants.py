@@ -66,6 +66,7 @@ def trained_runs(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_table_from_nothing_and_again(recipes: Path, tmp_path: Path, trained_runs: list[str]) -> None:
     """The first call trains all runs, and the second only the one whose result is damaged."""
     readme, output = tmp_path / "README.md", tmp_path / "outputs"
