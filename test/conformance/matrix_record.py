@@ -143,10 +143,7 @@ def render(record: Record) -> str:
         "",
     ]
     ids = ", ".join(f"``{id}``" for id in HEAVY)
-    page += [
-        f"``make test`` runs one case for each layer in {ids}, and one with qnnpack; ``make test-all`` runs every case.",
-        "",
-    ]
+    page += [f"``make test`` runs one case per layer in {ids}, and one with qnnpack; ``make test-all`` runs all.", ""]
     for group, checks in ALL_GROUPS.items():
         lines = [
             [f"``{layer}``", *(_mark(cases.get(check.id, {})) for check in checks)] for layer, cases in record.items()
