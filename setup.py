@@ -13,7 +13,6 @@ REFERENCES = [
     "pillow>=9.5",
     "scikit-learn>=1.3.2",
     "torchmetrics>=1.4",
-    "tqdm>=4.65",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
 HYPOTHESIS = ["hypothesis>=6.100"]
@@ -37,7 +36,7 @@ setup(
     packages=find_packages(include=["torchvision_layers", "torchvision_layers.*"]),
     package_data={"torchvision_layers": ["py.typed", "experimental/README.md"]},
     python_requires=">=3.10",
-    install_requires=["torch>=2.11", "torchvision>=0.26", "typing_extensions>=4.10"],
+    install_requires=["torch>=2.11", "torchvision>=0.26", "tqdm>=4.65", "typing_extensions>=4.10"],
     extras_require={
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],

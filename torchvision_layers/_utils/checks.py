@@ -28,6 +28,7 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "check_unwrapped",
     "is_tensor",
 ]
 
@@ -109,6 +110,45 @@ def check_module(argument: str, value: object) -> nn.Module:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{argument} must be a module, got {value!r}")
     return value
+
+
+def check_unwrapped(argument: str, value: object) -> nn.Module:
+    """Returns ``value``, a module without a wrapper around it or inside it that runs a module out of reach.
+
+    Errors: ``TypeError`` with the code that unwraps it.
+    """
+    model = check_module(argument, value)
+    for path, module in model.named_modules():
+        remedy = _remedy(module)
+        if remedy:
+            name = f"{argument}.{path}" if path else argument
+            wrapper = type(module).__name__
+            raise TypeError(f"{argument} must be the module itself, {name} is a {wrapper}: {remedy.format(name)}")
+    return model
+
+
+def _remedy(module: nn.Module) -> str:
+    """How to reach the module inside a wrapper; empty for any other module."""
+    # By name: importing the compiler or FSDP takes seconds.
+    names = {cls.__name__ for cls in type(module).__mro__}
+    if isinstance(module, torch.jit.ScriptModule):
+        return "pass the module that was scripted or traced"
+    if names & {"AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:
+        return "pass {0}.module"
+    if "OptimizedModule" in names:
+        return "pass {0}._orig_mod"
+    if isinstance(module, torch.fx.GraphModule) and any(map(_is_lowered, module.graph.nodes)):
+        return "pass the module that was exported or quantized"
+    return ""
+
+
+def _is_lowered(node: torch.fx.Node) -> bool:
+    """Whether a node calls an operator that ``torch.export`` or a quantization tool put there."""
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        or (node.op == "call_function" and getattr(node.target, "__name__", "").startswith("quantize_per_"))
+        or (node.op == "call_module" and "activation_post_process" in str(node.target))
+    )
 
 
 def check_not_lazy(argument: str, model: nn.Module) -> None:

@@ -7,16 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .._utils.checks import check_module, check_not_lazy
+from .._utils.checks import check_not_lazy, check_unwrapped
 from .._utils.modules import has_hooks
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.folding_pass import FoldingPass
 from .folding.replacement import remove_parametrizations
 
 __all__ = ["fold"]
-
-# They run another module, which folding cannot reach.
-_WRAPPERS = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 _CAUSES = (
     "possible causes: a forward that cannot be traced calls only parts of a child, a forward reads an attribute of a "
@@ -46,10 +43,10 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     Returns a copy in eval mode, without gradients, with the device, dtype and memory format of ``model``. The remaining
     ``state_dict`` keys are the same.
 
-    Errors: ``TypeError`` for an argument of another type, a lazy layer without channels, or a ``folded()`` that returns
-    no module; ``ValueError`` for a module with hooks, for a model that is quantized, scripted, compiled or wrapped, for
-    a missing ``batch``, and for outputs that are not finite or contain no numbers to compare; ``RuntimeError`` if the
-    copy computes something else.
+    Errors: ``TypeError`` for an argument of another type, a model that is scripted, compiled or in another wrapper, a
+    lazy layer without channels, or a ``folded()`` that returns no module; ``ValueError`` for a module with hooks, for a
+    model that is quantized, for a missing ``batch``, and for outputs that are not finite or contain no numbers to
+    compare; ``RuntimeError`` if the copy computes something else.
 
     Examples::
 
@@ -73,14 +70,12 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 
 
 def _check_model(model: nn.Module) -> None:
-    check_module("model", model)
+    check_unwrapped("model", model)
     check_not_lazy("model", model)
     for path, module in model.named_modules():
         name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             raise ValueError(f"{name} is a {type(module).__name__}: fold the float model, then quantize it")
-        if isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":  # the class of torch.compile
-            raise ValueError(f"{name} is a {type(module).__name__}: fold the module that it wraps")
         if has_hooks(module):
             raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
 

@@ -1,11 +1,13 @@
 """From a float model to int8: the public functions check their arguments and pick the engine."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .._utils.checks import check_float32, check_module
+from .._utils.checks import check_unwrapped
+from .._utils.inputs import Inputs, inputs_of
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel
 from .engine import load_engine
@@ -33,7 +35,7 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
     Errors: ``ValueError`` for ``is_qat=False`` in training mode, or if the modules of a chain are in different modes;
     ``ImportError`` if this torch has no ``torch.ao.quantization``.
     """
-    check_module("model", model)
+    check_unwrapped("model", model)
     if isinstance(model, QuantizableLayer):
         model.fuse_model(is_qat)
     else:
@@ -42,11 +44,12 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
 
 def quantize(
     model: nn.Module,
-    batches: Iterable[Tensor | Sequence[Tensor]],
+    batches: Iterable[Any],
     *,
-    backend: str = "x86",
+    backend: str = "auto",
     engine: str = "eager",
     allow_float: bool = False,
+    progress: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
@@ -54,31 +57,38 @@ def quantize(
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is not changed.
-        batches: inputs, or sequences such as ``(input, target)`` whose first item is the input.
-        backend: kernels to quantize for. ``"x86"`` is right on every x86 CPU. The eager engine also has ``"onednn"``,
-            which is more accurate, and faster on CPUs with VNNI, and ``"qnnpack"`` for ARM. The PT2E engine has
+        batches: batches of a data loader. A tensor is the only input; a mapping holds inputs by name. A sequence is
+            ``(input, target)`` if the ``forward`` of ``model`` takes one input. If it takes several, the items are its
+            inputs, except integer tensors at the end that ``forward`` can do without: those are targets. The first
+            item may hold the inputs: ``((image, depth), target)``.
+        backend: kernels to quantize for. ``"auto"`` chooses the fastest that is right on this CPU: ``"onednn"`` if it
+            has VNNI instructions, ``"x86"`` otherwise, ``"qnnpack"`` on ARM. ``"x86"`` is right on every x86 CPU,
+            ``"onednn"`` on those with VNNI. The PT2E engine has ``"x86"``, which is its ``"auto"``,
             ``"onnxruntime"``, for export, with additions and outputs in int8 too, and ``"xnnpack"`` if executorch is
-            installed. Default: ``"x86"``.
+            installed. Default: ``"auto"``.
         engine: ``"eager"`` returns modules with int8 weights, ready to run and to script; ``"pt2e"`` returns a graph
             of torchao, to compile and to export. Default: ``"eager"``.
-        allow_float: keeps modules that the engine is not known to run in int8 in float, instead of raising. Default:
-            ``False``.
+        allow_float: keeps convolutions and linear layers that the engine cannot run in int8 in float, instead of
+            raising. Default: ``False``.
+        progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, or a module that no batch reaches; ``TypeError`` for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
+    that are not finite, or a module that no batch reaches; ``TypeError`` for a model inside a wrapper such as
+    ``DistributedDataParallel``, for inputs that its ``forward`` does not accept, for modules that would stay in float,
+    as in :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed
+    the results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
-    workflow.check_backend(backend)
-    return workflow.quantize(model, _inputs(batches), backend, allow_float)
+    backend = workflow.choose_backend(backend)
+    check_unwrapped("model", model)
+    return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float)
 
 
 def prepare_qat(
     model: nn.Module,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
-    backend: str = "x86",
+    backend: str = "auto",
     engine: str = "eager",
     allow_float: bool = False,
 ) -> QuantizableModel | QuantizableGraph:
@@ -88,8 +98,9 @@ def prepare_qat(
 
     Args:
         model: as in :func:`quantize`.
-        example: a batch like those of the training. ``engine="pt2e"`` needs one to export the model; the eager engine
-            uses its shape to try the int8 model. Default: ``None``.
+        example: a batch like those of the training, in a form that :func:`quantize` accepts. ``engine="pt2e"`` needs
+            one to export the model, the eager engine for a ``forward`` with several inputs; it also tries the int8
+            model on these shapes. Default: ``None``.
         backend: as in :func:`quantize`.
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
@@ -99,10 +110,10 @@ def prepare_qat(
     not float32; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
-    if example is not None:
-        example = _input_of("example", example)
-    workflow.check_backend(backend)
-    return workflow.prepare_qat(model, example, backend, allow_float)
+    backend = workflow.choose_backend(backend)
+    check_unwrapped("model", model)
+    inputs = None if example is None else inputs_of("example", example, _called(model))
+    return workflow.prepare_qat(model, inputs, backend, allow_float)
 
 
 def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
@@ -131,17 +142,22 @@ def _check_prepared(model: nn.Module) -> None:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
 
 
-def _inputs(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+def _inputs(batches: Iterable[Any], model: nn.Module, progress: bool) -> Iterator[Inputs]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
+    called = _called(model)
+    total = len(batches) if isinstance(batches, Sized) else None
+    bar = None
     for i, batch in enumerate(batches):
-        yield _input_of(f"the input in batch {i}", batch)
+        if i == 1 and progress:
+            bar = tqdm(desc="calibrating", total=total, initial=1, unit="batch", disable=None)  # None: off a terminal
+        yield inputs_of(f"the input in batch {i}", batch, called)
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
 
 
-def _input_of(name: str, batch: Tensor | Sequence[Tensor]) -> Tensor:
-    input = check_float32(name, batch[0] if isinstance(batch, (list, tuple)) and len(batch) > 0 else batch)
-    if input.numel() == 0:
-        raise ValueError(f"{name} must not be empty, got shape {list(input.shape)}")
-    if not bool(torch.isfinite(input).all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return input
+def _called(model: nn.Module) -> nn.Module:
+    """The module whose ``forward`` receives the inputs."""
+    return model.model if isinstance(model, QuantizableModel) else model

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from .._utils.inputs import Inputs
 from .eager.torch_ao import explain_missing_torch_ao
 from .wrapper import QuantizableWrapper
 
@@ -16,13 +17,13 @@ Model = TypeVar("Model", bound=QuantizableWrapper)
 class Engine(Protocol[Model]):
     """The functions of an engine's ``workflow`` module. The caller has checked every argument except the model."""
 
-    def check_backend(self, backend: str) -> None:
-        """Raises ``ValueError`` unless this machine has the backend."""
+    def choose_backend(self, name: str) -> str:
+        """Returns ``name``, or what ``"auto"`` means here; raises ``ValueError`` unless this machine has it."""
 
-    def quantize(self, model: nn.Module, batches: Iterator[Tensor], backend: str, allow_float: bool) -> Model:
+    def quantize(self, model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> Model:
         """Returns an int8 copy of a float model, with ranges observed on the batches."""
 
-    def prepare_qat(self, model: nn.Module, example: Tensor | None, backend: str, allow_float: bool) -> Model:
+    def prepare_qat(self, model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> Model:
         """Returns a copy of a float model for quantization-aware training."""
 
     def convert(self, prepared: Model) -> Model:

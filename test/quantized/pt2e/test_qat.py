@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchvision_layers import nn as tnn
+from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized.pt2e import workflow
@@ -32,7 +33,7 @@ from ._support import (
 
 
 def prepared(model: nn.Module, example: Tensor) -> QuantizableGraph:
-    return workflow.prepare_qat(model, example, "x86", False)
+    return workflow.prepare_qat(model, Inputs((example,)), "x86", False)
 
 
 norm2d = partial(nn.BatchNorm2d, eps=0.1, momentum=0.3)
@@ -205,7 +206,7 @@ def test_invalid_example_raises(example: object, error: type[Exception], message
 
 def test_backend_without_training_raises() -> None:
     with pytest.raises(ValueError, match="backend must be x86 or onnxruntime to train with this engine, got 'xnnpack'"):
-        workflow.prepare_qat(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), "xnnpack", False)
+        workflow.prepare_qat(nn.Conv2d(3, 4, 3), Inputs((torch.randn(2, 3, 8, 8),)), "xnnpack", False)
 
 
 def test_allow_float_applies_to_conversion() -> None:
@@ -213,7 +214,7 @@ def test_allow_float_applies_to_conversion() -> None:
         return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
 
     model, x = nn.Sequential(FunctionModule(attend, fc=nn.Linear(8, 8)), enn.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
-    graph = workflow.prepare_qat(model, x, "x86", True)
+    graph = workflow.prepare_qat(model, Inputs((x,)), "x86", True)
     train_step(graph, x, sgd(graph))
     workflow.freeze(graph)
     assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
 from torchvision_layers.quantized.pt2e import workflow
@@ -91,7 +92,7 @@ def test_model_is_unchanged() -> None:
     model, inputs = tiny_model().train(), batches()
     before = copy.deepcopy(model.state_dict())
     int8(model, inputs)
-    workflow.prepare_qat(model, inputs[0], "x86", False)
+    workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -269,7 +270,7 @@ def test_xnnpack_is_close_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", quantizer)
     model, inputs = tiny_model(), batches()
-    graph = workflow.quantize(model, iter(inputs), "xnnpack", False)
+    graph = workflow.quantize(model, iter([Inputs((input,)) for input in inputs]), "xnnpack", False)
     assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
     assert graph.backend == "xnnpack"
 

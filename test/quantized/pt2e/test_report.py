@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized import ReportRow
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.report import graph_rows
@@ -40,7 +41,7 @@ EXPECTED = [
 
 def test_rows_after_calibration_and_after_training() -> None:
     model, inputs, graph = calibrated()
-    prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
+    prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
     assert {(row.runs_in, row.why) for row in graph_rows(prepared)} == {("float", "not converted yet")}
     prepared(inputs[0])
     for converted in (graph, workflow.convert(prepared)):
@@ -76,7 +77,7 @@ def test_uncalled_modules_without_weights() -> None:
         FunctionModule(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **uncalled, **identities),
         torch.randn(2, 3, 6, 6),
     )
-    prepared = workflow.prepare_qat(model, x, "x86", False)
+    prepared = workflow.prepare_qat(model, Inputs((x,)), "x86", False)
     for path in uncalled:
         row = next(row for row in graph_rows(prepared) if row.path == path)
         assert (row.after, row.why) == ("-", "is never called")
@@ -139,7 +140,7 @@ def test_resnet18_tensors_are_quantized_once(build, is_qat: bool) -> None:
     """
     model, inputs = with_running_stats(build()).eval(), [torch.randn(4, 3, 64, 64) for _ in range(2)]
     if is_qat:
-        prepared = workflow.prepare_qat(model, inputs[0], "x86", False)
+        prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
         prepared(inputs[0])
         graph = workflow.convert(prepared)
     else:

@@ -1,10 +1,12 @@
 """How a model calls its modules, recorded on one batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..._utils.inputs import Inputs
 from .wrappers import is_float
 
 __all__ = ["Call", "record_calls"]
@@ -22,7 +24,7 @@ class Call:
     outputs: int
 
 
-def record_calls(model: nn.Module, input: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]:
+def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module, Call]]:
     """The output of ``model``, and the calls of each module that it reaches.
 
     Modules that would write into their input leave it alone, as they do in int8; ReLU writes in int8 too.
@@ -42,7 +44,7 @@ def record_calls(model: nn.Module, input: Tensor) -> tuple[Tensor, dict[nn.Modul
     for module in writers:
         module.inplace = False  # type: ignore[assignment]  # a plain attribute
     try:
-        return model(input), calls
+        return inputs.run(model), calls
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
-from ..._utils.checks import check_module, check_not_lazy
+from ..._utils.checks import check_not_lazy, check_unwrapped
+from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.structure import map_tensors
 from ..._utils.tracing import trace_forward
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
@@ -30,51 +32,77 @@ class QuantizableModel(QuantizableWrapper):
     """A model between a stub that quantizes its input and a stub that dequantizes its output.
 
     Created by :func:`quantizable`. The keys of its ``state_dict`` are those of ``model``, and ``entry.*`` once the
-    input has a scale.
+    input has a scale, with ``entries.*`` for further inputs.
 
-    Errors: ``ValueError`` if ``model`` has a child named ``entry``, whose keys would collide.
+    Errors: ``ValueError`` if ``model`` has a child named ``entry`` or ``entries``, whose keys would collide.
     """
 
     engine = "eager"
     child = "model"
-    other_keys = {"quant": "entry"}  # noqa: RUF012  # a ClassVar of the base class
+    other_keys = {"quant": "entry", "quants": "entries"}  # noqa: RUF012  # a ClassVar of the base class
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        if hasattr(model, "entry"):
-            raise ValueError("model must not have a child named 'entry', the state_dict key of the quantized input")
+        for name in self.other_keys.values():
+            if hasattr(model, name):
+                raise ValueError(f"model must not have a child named {name!r}, the state_dict key of quantized inputs")
         self.quant = QuantStub()
+        #: A stub for each floating-point input after the first.
+        self.quants = nn.ModuleList()
         self.model = model
         self.dequant = DeQuantStub()
         #: The operations that convolutions compute as well once they are int8.
         self.post_ops = list[PostOp]()
-        #: Shape of the last input since the model was prepared, without the batch, for a trial run of the int8 model.
-        self.image_shape: tuple[int, ...] = ()
+        #: The shapes of the last inputs since the model was prepared, for a trial run of the int8 model.
+        self.trial_inputs: Inputs | None = None
         self.train(model.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self._call(Inputs((input,)))
         if self.stage == "int8" and input.shape[0] == 0:  # TorchScript does not know the enum
-            # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
             sizes = list(input.shape)
             sizes[0] = 1
-            return self._run(torch.zeros(sizes, dtype=input.dtype))[:0]
-        return self._run(input)
-
-    def _run(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self.stage != "int8":
-            output = self.model(self.quant(input))
-            if not torch.jit.is_scripting():
-                self._check_output(input, output)
-            return self.dequant(output)
-        with use_backend(self.backend):
-            return self.dequant(self.model(self.quant(input)))
+            return self.dequant(self.model(self.quant(torch.zeros(sizes, dtype=input.dtype))))[:0]
+        return self.dequant(self.model(self.quant(input)))
 
     @torch.jit.unused
-    def _check_output(self, input: Tensor, output: Tensor) -> None:
-        if isinstance(output, (dict, list, tuple)):
-            raise TypeError(f"model must return one tensor, it returns a {type(output).__name__}")
-        if self.stage is Stage.PREPARED:
-            self.image_shape = tuple(input.shape[1:])
+    def _call(self, inputs: Inputs) -> Any:
+        if self.stage is not Stage.INT8:
+            if self.stage is Stage.PREPARED:
+                self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+            return self._run(inputs)
+        with use_backend(self.backend):
+            if not any(_is_empty(tensor) for tensor in inputs.tensors()):
+                return self._run(inputs)
+            # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
+            images = inputs.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]) if _is_empty(tensor) else tensor)
+            return map_tensors(lambda tensor: tensor[:0], self._run(images))
+
+    @torch.jit.unused
+    def _run(self, inputs: Inputs) -> Any:
+        if self.stage is not Stage.FLOAT:
+            stubs = [self.quant, *self.quants]
+            count = sum(map(Tensor.is_floating_point, inputs.tensors()))
+            if count > len(stubs):
+                raise ValueError(
+                    f"model was prepared for {len(stubs)} floating-point input(s), got {count}; pass an example with "
+                    "all inputs to prepare_qat"
+                )
+            remaining = iter(stubs)
+            inputs = inputs.map(lambda tensor: next(remaining)(tensor) if tensor.is_floating_point() else tensor)
+        return map_tensors(self._dequantize, inputs.run(self.model))
+
+    @torch.jit.unused
+    def _dequantize(self, output: Tensor) -> Tensor:
+        return self.dequant(output) if self.stage is not Stage.INT8 or output.is_quantized else output
+
+    @torch.jit.unused
+    def observe_inputs(self, inputs: Inputs) -> None:
+        """Adds stubs for the inputs after the first, before the model is prepared."""
+        count = sum(map(Tensor.is_floating_point, inputs.tensors()))
+        self.quants.extend(QuantStub() for _ in range(count - 1 - len(self.quants)))
+        self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
 
     @torch.jit.unused
     def _freeze(self) -> None:
@@ -96,13 +124,18 @@ class QuantizableModel(QuantizableWrapper):
         trace_flat_sequentials(clone)
         return clone
 
+    @property
+    def has_rewritten_forwards(self) -> bool:
+        """Whether tensor operations of a ``forward`` became modules."""
+        return any(hasattr(module, "is_rewritten") for module in self.modules())
+
     def __reduce__(self) -> Any:
         if self.stage is not Stage.FLOAT:
             raise TypeError(
                 "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or "
                 "torch.jit.script(model)"
             )
-        if any(hasattr(module, "is_rewritten") for module in self.modules()):
+        if self.has_rewritten_forwards:
             raise TypeError(
                 "a model with rewritten forwards cannot be pickled as a whole: pickle the float model instead"
             )
@@ -127,6 +160,17 @@ class QuantizableModel(QuantizableWrapper):
         return keys
 
 
+class MultipleQuantizableModel(QuantizableModel):
+    """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self._call(Inputs(args, kwargs))
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and len(tensor) == 0
+
+
 def _overflows(weight: Tensor) -> bool:
     """Whether the products of two weights of a channel can overflow on x86 without VNNI."""
     return int(largest_pairs(weight.int_repr().to(torch.int16)).max()) > 128
@@ -139,7 +183,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     parameters and ``state_dict`` keys are those of ``model``, which is not changed.
 
     Args:
-        model: takes one tensor and returns one.
+        model: any model. Its inputs and outputs may be tensors in tuples, lists, dicts and dataclasses.
         allow_float: keeps modules in float that int8 is not known to run, layers of this package without a twin
             included, instead of raising. Default: ``False``.
 
@@ -153,7 +197,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
         >>> quantizable(model)(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 2])
     """
-    return make_quantizable_(copy.deepcopy(check_module("model", model)), allow_float, will_train=True)
+    return make_quantizable_(copy.deepcopy(check_unwrapped("model", model)), allow_float, will_train=True)
 
 
 def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> QuantizableModel:
@@ -161,7 +205,7 @@ def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> 
     if isinstance(model, QuantizableModel):
         return model
     check_not_lazy("model", model)
-    wrapper = QuantizableModel(model)
+    wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
     rewrite_forwards(wrapper.model, allow_float, will_train)
     _check_support(wrapper.model, "", allow_float)

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..._utils.inputs import Inputs
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import find_producer, trace_forward
 from ...layers.stochastic_depth import StochasticDepth
+from ..checks import check_same_results
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .calls import Call
@@ -75,8 +77,8 @@ def _post_ops_below(model: nn.Module, path: str) -> Iterator[PostOp]:
             yield PostOp(path, convolution, name)
 
 
-def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor) -> list[PostOp]:
-    """The post-operations that are faster even for a single image of the size of ``example``.
+def select_worthwhile(model: nn.Module, post_ops: list[PostOp], inputs: Inputs) -> list[PostOp]:
+    """The post-operations that are faster even for a single image of the size of those in ``inputs``.
 
     The list is empty if a ``forward`` that cannot be traced has another use for the output of a convolution.
     """
@@ -87,7 +89,9 @@ def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor)
 
     operations = [model.get_submodule(op.parent).get_submodule(op.operation) for op in post_ops]
     handles = [operation.register_forward_hook(record_size) for operation in operations]
-    expected = model(example[:1])
+    if len(inputs.tensors()) == 1:
+        inputs = inputs.map(lambda batch: batch[:1])
+    expected = inputs.run(model)
     for handle in handles:
         handle.remove()
     worthwhile = [
@@ -95,7 +99,7 @@ def select_worthwhile(model: nn.Module, post_ops: list[PostOp], example: Tensor)
         for op, operation in zip(post_ops, operations, strict=True)
         if type(operation) is nn.SiLU or sizes.get(operation, 0) >= _WORTHWHILE
     ]
-    return worthwhile if _keep_results(model, worthwhile, example[:1], expected) else []
+    return worthwhile if _keep_results(model, worthwhile, inputs, expected) else []
 
 
 class _ConvolutionAndOperation(nn.Module):
@@ -110,7 +114,7 @@ class _ConvolutionAndOperation(nn.Module):
         return self.operation(self.convolution(input), *others)
 
 
-def _keep_results(model: nn.Module, post_ops: list[PostOp], input: Tensor, expected: Tensor) -> bool:
+def _keep_results(model: nn.Module, post_ops: list[PostOp], inputs: Inputs, expected: Any) -> bool:
     """Whether the model still computes ``expected`` with the post-operations moved into their convolutions."""
     parents = [model.get_submodule(op.parent) for op in post_ops]
     pairs = [
@@ -121,16 +125,14 @@ def _keep_results(model: nn.Module, post_ops: list[PostOp], input: Tensor, expec
         parent.set_submodule(op.convolution, nn.Identity())
         parent.set_submodule(op.operation, _ConvolutionAndOperation(convolution, operation).eval())
     try:
-        output = model(input)
-    except (RuntimeError, ValueError):  # the shapes no longer match
+        check_same_results(inputs.run(model), expected, "")
+    except (RuntimeError, ValueError):  # another result, or the shapes no longer match
         return False
     finally:
         for parent, op, (convolution, operation) in zip(parents, post_ops, pairs, strict=True):
             parent.set_submodule(op.convolution, convolution)
             parent.set_submodule(op.operation, operation)
-    if output.shape != expected.shape:
-        return False
-    return float((output - expected).abs().max()) <= 1e-3 * float(expected.abs().max())
+    return True
 
 
 def _last_convolution(module: nn.Module, names: list[str]) -> str | None:

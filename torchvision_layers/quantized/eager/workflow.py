@@ -1,6 +1,7 @@
 """The functions of the eager engine: quantize, or prepare, freeze and convert."""
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
+from ..._utils.inputs import Inputs
 from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
@@ -23,7 +25,7 @@ from .post_ops import find_post_ops, select_worthwhile
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
 
-__all__ = ["check_backend", "convert", "freeze", "prepare_qat", "quantize"]
+__all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
 _BACKENDS = ("x86", "onednn", "qnnpack")
 
@@ -34,14 +36,24 @@ _REWRITING_CHANGED_RESULTS = (
 )
 
 
-def check_backend(backend: str) -> None:
-    """Raises ``ValueError`` unless torch has the backend on this machine."""
-    supported = [name for name in _BACKENDS if name in torch.backends.quantized.supported_engines]
-    if backend not in supported:
-        raise ValueError(f"backend must be one of {', '.join(supported)} on this machine, got {backend!r}")
+def choose_backend(name: str) -> str:
+    """Returns ``name``, or the backend that ``"auto"`` means on this machine.
+
+    Errors: ``ValueError`` unless torch has the backend here.
+    """
+    supported = [backend for backend in _BACKENDS if backend in torch.backends.quantized.supported_engines]
+    if name == "auto":
+        if "x86" not in supported:
+            return supported[-1]
+        # A limit on oneDNN's instructions may exclude VNNI, without which its products overflow.
+        has_vnni = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
+        return "onednn" if has_vnni and "onednn" in supported else "x86"
+    if name not in supported:
+        raise ValueError(f"backend must be one of auto, {', '.join(supported)} on this machine, got {name!r}")
+    return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_float: bool) -> QuantizableModel:
+def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
     prepared = _float_copy(model, allow_float, training=False)
     if is_fused_for_training(prepared):
@@ -51,6 +63,7 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
     calls = _try_rewritten(model, prepared, first)
+    prepared.observe_inputs(first)
     with torch.no_grad():
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
@@ -60,20 +73,20 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
             for batch in chain([first], batches):
-                prepared(batch)
+                batch.run(prepared)
         for handle in handles:
             handle.remove()
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, example: Tensor | None, backend: str, allow_float: bool) -> QuantizableModel:
+def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     prepared = _float_copy(model, allow_float, training=True)
     if example is not None:
-        prepared.image_shape = tuple(example.shape[1:])
+        prepared.observe_inputs(example)
     fuse_children(prepared, is_qat=True)
     calls = None
-    if example is not None and any(hasattr(module, "is_rewritten") for module in prepared.modules()):
+    if example is not None and prepared.has_rewritten_forwards:
         calls = _try_rewritten(model, prepared.eval(), example)
         prepared.train()
     if backend == "onednn":
@@ -105,10 +118,10 @@ def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> Quantiza
     return clone
 
 
-def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Tensor) -> dict[nn.Module, Call]:
+def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Inputs) -> dict[nn.Module, Call]:
     """The calls of each module of ``rewritten`` on a batch, on which it must compute the same as ``model``."""
     with torch.no_grad():
-        expected = copy.deepcopy(model).eval()(batch)
+        expected = batch.map(Tensor.clone).run(copy.deepcopy(model).eval())
         try:
             output, calls = record_calls(rewritten, batch)
         except Exception as error:  # a rewritten forward may call its children with other arguments
@@ -134,19 +147,25 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
         flatten_sequentials(model, converting.FLAT_KERNELS)
     model.stage = Stage.INT8
-    if not model.image_shape:  # no batch ran since it was prepared: its state was loaded
+    if model.trial_inputs is None:  # no batch ran since it was prepared: its state was loaded
         return model
     try:
         with torch.no_grad(), _NoMixedScales():
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
-            trial(torch.zeros((1, *model.image_shape)))
+            _trial_inputs(model.trial_inputs).run(trial)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"the int8 model cannot run: {_reason(error)}; if a forward cannot be traced, move its tensor operations "
             "into a module whose forward can"
         ) from error
     return model
+
+
+def _trial_inputs(inputs: Inputs) -> Inputs:
+    """Zeros in the shapes of ``inputs``; a single input becomes a batch of one."""
+    is_single = len(inputs.tensors()) == 1
+    return inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
 
 
 def _reason(error: Exception) -> str:

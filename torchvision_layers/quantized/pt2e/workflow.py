@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..._utils.checks import check_module, check_not_lazy
+from ..._utils.inputs import Inputs
 from ..checks import check_float32_parameters, check_same_results
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
@@ -25,21 +26,25 @@ from .passes import (
     set_mode,
 )
 
-__all__ = ["check_backend", "convert", "freeze", "prepare_qat", "quantize"]
+__all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
 
-def check_backend(backend: str) -> None:
-    """Raises ``ValueError`` unless this engine has the backend."""
-    if backend not in torchao.BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(torchao.BACKENDS)} with this engine, got {backend!r}")
+def choose_backend(name: str) -> str:
+    """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
+    if name == "auto":
+        return "x86"
+    if name not in torchao.BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(torchao.BACKENDS)} with this engine, got {name!r}")
+    return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_float: bool) -> QuantizableGraph:
+def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed on ``batches``."""
     model = _float_copy(model).eval()
-    first = next(batches, None)
-    if first is None:
+    inputs = next(batches, None)
+    if inputs is None:
         raise ValueError("batches must hold at least one batch, got none")
+    first = _only_input(inputs)
     with torch.no_grad():
         exported = export(model, first)
         isolate_unfoldable_norms(exported.graph_module)
@@ -47,18 +52,19 @@ def quantize(model: nn.Module, batches: Iterator[Tensor], backend: str, allow_fl
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
         _check_same_results(prepared(first), model, first, "exporting")
         for batch in batches:
-            prepared(batch)
+            prepared(_only_input(batch))
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, example: Tensor | None, backend: str, allow_float: bool) -> QuantizableGraph:
+def prepare_qat(model: nn.Module, inputs: Inputs | None, backend: str, allow_float: bool) -> QuantizableGraph:
     """A graph of ``model`` for quantization-aware training, in training mode."""
-    if example is None:
+    if inputs is None:
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
     if backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
         raise ValueError(
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
+    example = _only_input(inputs)
     model = _float_copy(model).train()
     exported = export(model, example)
     graph_module = exported.graph_module
@@ -85,6 +91,13 @@ def freeze(prepared: QuantizableGraph) -> None:
         raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     prepared.is_frozen = True
     prepared.train(prepared.training)
+
+
+def _only_input(inputs: Inputs) -> Tensor:
+    values = [*inputs.args, *inputs.kwargs.values()]
+    if len(values) != 1 or not isinstance(values[0], Tensor):
+        raise TypeError(f"model must take one tensor with engine='pt2e', got {len(values)} inputs")
+    return values[0]
 
 
 def _prepare(

@@ -1,0 +1,103 @@
+"""The inputs of one call of a model, positional and by keyword."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .checks import check_float32
+from .structure import flatten, map_tensors
+
+__all__ = ["Inputs", "inputs_of", "takes_one_input"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call of a model; tensors may be nested in tuples, lists, dicts and dataclasses."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """The output of ``model`` for these inputs."""
+        return model(*self.args, **self.kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, positional ones first."""
+        return flatten((self.args, self.kwargs))[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same inputs with ``function`` applied to each tensor."""
+        return type(self)(*map_tensors(function, (self.args, self.kwargs)))
+
+
+def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
+    """The inputs of ``model`` in a batch of a data loader.
+
+    Args:
+        name: what to call the batch in errors.
+        batch: a tensor, the only input; a mapping of keyword inputs; or a sequence. For a ``forward`` that takes one
+            input, a sequence is ``(input, target)``. For one that takes several, its items are the inputs, without
+            integer tensors at the end that ``forward`` can do without: those are targets. The first item may itself
+            be a sequence or mapping of inputs.
+        model: the model to call.
+
+    Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
+    or if there are none; ``ValueError`` for tensors that are empty or not finite.
+    """
+    signature = inspect.signature(model.forward)
+    inputs = _split(batch, signature)
+    try:
+        signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name} must hold the inputs of forward{signature}: {error}") from error
+    tensors = [tensor for tensor in inputs.tensors() if tensor.is_floating_point() or tensor.is_complex()]
+    for tensor in tensors or [*inputs.args, *inputs.kwargs.values()][:1]:
+        check_float32(name, tensor)
+    for tensor in inputs.tensors():
+        if tensor.numel() == 0:
+            raise ValueError(f"{name} must not be empty, got shape {list(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return inputs
+
+
+def _split(batch: Any, signature: inspect.Signature) -> Inputs:
+    if isinstance(batch, Mapping):
+        return Inputs(kwargs=dict(batch))
+    if not isinstance(batch, (list, tuple)) or not batch:
+        return Inputs((batch,))
+    if isinstance(batch[0], Mapping):
+        return Inputs(kwargs=dict(batch[0]))
+    positional = _positional(signature)
+    if len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return Inputs((batch[0],))
+    items: Sequence[Any] = batch[0] if isinstance(batch[0], (list, tuple)) else batch
+    required = max(1, sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in positional))
+    count = len(items)
+    while count > required and _is_target(items[count - 1]):
+        count -= 1
+    return Inputs(tuple(items[:count]))
+
+
+def takes_one_input(model: nn.Module) -> bool:
+    """Whether ``forward`` has a single argument."""
+    parameters = inspect.signature(model.forward).parameters
+    return len(parameters) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+
+
+def _positional(signature: inspect.Signature) -> list[inspect.Parameter]:
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    return [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
+
+
+def _is_target(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()

@@ -1,0 +1,65 @@
+"""Tensors inside nested tuples, lists, dicts and dataclasses."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["flatten", "map_tensors", "rebuild"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """The place of a tensor in a template."""
+
+    index: int
+
+
+def flatten(value: Any) -> tuple[list[Tensor], Any]:
+    """The tensors in ``value``, and a template: ``value`` with a slot in place of each tensor.
+
+    Two values have the same structure, and the same numbers, strings and other objects in it, if their templates are
+    equal.
+    """
+    tensors: list[Tensor] = []
+
+    def replace(tensor: Tensor) -> _Slot:
+        tensors.append(tensor)
+        return _Slot(len(tensors) - 1)
+
+    template = _map(Tensor, replace, value)
+    return tensors, template
+
+
+def rebuild(template: Any, tensors: Sequence[Tensor]) -> Any:
+    """The value with this template and these tensors."""
+    return _map(_Slot, lambda slot: tensors[slot.index], template)
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with ``function`` applied to each tensor in it. Containers are copied, everything else is kept."""
+    return _map(Tensor, function, value)
+
+
+def _map(leaf: type, function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, leaf):
+        return function(value)
+    if isinstance(value, tuple):
+        items = [_map(leaf, function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, list):
+        return type(value)(_map(leaf, function, item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping, _Slot)):
+        clone = copy.copy(value)
+        for field in dataclasses.fields(value):
+            # A frozen dataclass refuses setattr, and its constructor may check or compute something.
+            object.__setattr__(clone, field.name, _map(leaf, function, getattr(value, field.name)))
+        return clone
+    if isinstance(value, Mapping):
+        clone = copy.copy(value)
+        for key, item in value.items():
+            clone[key] = _map(leaf, function, item)  # type: ignore[index]  # every mapping of a model is mutable
+        return clone
+    return value
