@@ -16,6 +16,7 @@ from ..report_row import Int8Support
 from .calls import Call
 from .patterns import BATCH_NORMS
 from .support import int8_support, is_unit
+from .wrappers import Int8Child
 
 __all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
 
@@ -57,6 +58,11 @@ def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) 
 def _post_ops_below(model: nn.Module, path: str) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
+        return
+    if int8_support(module) is Int8Support.FLOAT_FORWARD:
+        for name, child in module.named_modules():
+            if isinstance(child, Int8Child):
+                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."))
         return
     trace = trace_forward(module)
     for name in trace.whole:

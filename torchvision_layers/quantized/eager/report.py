@@ -5,7 +5,7 @@ from torch import nn
 from ..report_row import Int8Support, ReportRow
 from .model import QuantizableModel
 from .support import int8_support, is_int8, is_unit
-from .wrappers import FloatFallback, FloatOperation, MultipleFloatFallback
+from .wrappers import FloatFallback, FloatOperation, Int8Child, MultipleFloatFallback
 
 __all__ = ["module_rows"]
 
@@ -21,10 +21,15 @@ def module_rows(model: nn.Module) -> list[ReportRow]:
 
 
 def _add_rows(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
+    if isinstance(module, Int8Child) or (
+        isinstance(module, MultipleFloatFallback) and int8_support(module.module) is Int8Support.FLOAT_FORWARD
+    ):
+        module = module.module
     row = _row(module, path, before.get(path, ""), is_converted)
     if row is not None:
         rows.append(row)
-        return
+        if int8_support(module) is not Int8Support.FLOAT_FORWARD:
+            return
     for name, child in module.named_children():
         _add_rows(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
 
@@ -44,6 +49,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if isinstance(module, (FloatFallback, MultipleFloatFallback)):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
+    if support is Int8Support.FLOAT_FORWARD:
+        return ReportRow(path, before, f"FloatFallback({before})", "float", support.value)
     if isinstance(module, FloatOperation):
         after = f"FloatOperation({module.extra_repr()})"
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)

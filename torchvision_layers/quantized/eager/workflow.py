@@ -18,10 +18,13 @@ from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
 from .calls import Call, record_calls
+from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
+from .float_forwards import add_int8_children
 from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_
 from .post_ops import find_post_ops, select_worthwhile
+from .problems import describe
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
 
@@ -55,15 +58,11 @@ def choose_backend(name: str) -> str:
 
 def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
-    prepared = _float_copy(model, allow_float, training=False)
-    if is_fused_for_training(prepared):
-        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    fuse_children(prepared, is_qat=False)
+    _check_float(model)
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
-    calls = _try_rewritten(model, prepared, first)
-    prepared.observe_inputs(first)
+    prepared, calls = _try_quantizable(model, first, allow_float, will_train=False)
     with torch.no_grad():
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
@@ -81,14 +80,15 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_fl
 
 def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
-    prepared = _float_copy(model, allow_float, training=True)
-    if example is not None:
-        prepared.observe_inputs(example)
-    fuse_children(prepared, is_qat=True)
+    _check_float(model)
     calls = None
-    if example is not None and prepared.has_rewritten_forwards:
-        calls = _try_rewritten(model, prepared.eval(), example)
-        prepared.train()
+    if example is None:
+        prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
+        check_float32_parameters(prepared.model)
+        fuse_children(prepared, is_qat=True)
+        add_int8_children(prepared.model, will_train=True, run=None)
+    else:
+        prepared, calls = _try_quantizable(model, example, allow_float, will_train=True)
     if backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls)
     preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
@@ -109,25 +109,37 @@ def freeze(prepared: QuantizableModel) -> None:
     preparing.freeze(prepared)
 
 
-def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> QuantizableModel:
+def _check_float(model: nn.Module) -> None:
     check_module("model", model)
     if isinstance(model, QuantizableModel) and model.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
-    clone = make_quantizable_(copy.deepcopy(model).train(training), allow_float, will_train=training)
-    check_float32_parameters(clone.model)
-    return clone
+    check_float32_parameters(model)
 
 
-def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Inputs) -> dict[nn.Module, Call]:
-    """The calls of each module of ``rewritten`` on a batch, on which it must compute the same as ``model``."""
-    with torch.no_grad():
-        expected = batch.map(Tensor.clone).run(copy.deepcopy(model).eval())
+def _try_quantizable(
+    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool
+) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
+    """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
+
+    On that batch the copy must compute the same as ``model``.
+    """
+    original = copy.deepcopy(model).eval()
+    run = run_first(original.model if isinstance(original, QuantizableModel) else original, batch.map(Tensor.clone))
+    prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
+    if not will_train and is_fused_for_training(prepared):
+        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
+    fuse_children(prepared, is_qat=will_train)
+    add_int8_children(prepared.model, will_train, run)
+    prepared.observe_inputs(batch)
+    stack: list[nn.Module] = []
+    with torch.no_grad(), running_module(prepared.eval(), stack):
         try:
-            output, calls = record_calls(rewritten, batch)
+            output, calls = record_calls(prepared, batch)
         except Exception as error:  # a rewritten forward may call its children with other arguments
-            raise RuntimeError(f"model cannot run once its forwards are rewritten: {_reason(error)}") from error
-    check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
-    return calls
+            where = describe(prepared.model, stack[-1])
+            raise RuntimeError(f"the model cannot run once it is rewritten: in {where}, {_reason(error)}") from error
+    check_same_results(output, run.output, _REWRITING_CHANGED_RESULTS)
+    return prepared.train(will_train), calls
 
 
 def _raise_late_call(module: nn.Module, args: object) -> None:

@@ -1,14 +1,17 @@
 """Modules that the engine puts around a module or a function of the model."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from ..._utils.structure import flatten, map_tensors, rebuild
 from ..layers.observed import DeQuantStub, Observed, QuantStub
+from .weight_token import WeightToken
 
-__all__ = ["FloatFallback", "FloatOperation", "MultipleFloatFallback", "ObservedActivation"]
+__all__ = ["FloatFallback", "FloatOperation", "Int8Child", "MultipleFloatFallback", "ObservedActivation"]
 
 
 class ObservedActivation(Observed):
@@ -54,7 +57,7 @@ class MultipleFloatFallback(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
+        args, kwargs = map_tensors(_dequantize, (args, kwargs))
         return _quantize(self.module(*args, **kwargs), self.quants)
 
 
@@ -73,34 +76,104 @@ class FloatOperation(nn.Module):
         self.quants = nn.ModuleList([QuantStub()] if quantizes else [])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
+        args, kwargs = map_tensors(_dequantize, (args, kwargs))
         if isinstance(self.operation, str):
             output = getattr(args[0], self.operation)(*args[1:], **kwargs)
         else:
             output = self.operation(*args, **kwargs)
-        if not self.quantizes:
-            return output
-        missing = sum(map(is_float, tree_leaves(output))) - len(self.quants)
-        if missing > 0 and type(next(self.quants[0].children(), None)) is nn.Identity:  # not prepared yet
-            self.quants.extend(QuantStub() for _ in range(missing))
-        return _quantize(output, self.quants)
+        return _quantize(output, self.quants) if self.quantizes else output
 
     def extra_repr(self) -> str:
         return self.operation if isinstance(self.operation, str) else self.operation.__name__
 
 
-def _quantize(output: Any, quants: nn.ModuleList) -> Any:
-    """``output`` with its floating-point tensors quantized, one stub for each."""
-    leaves, spec = tree_flatten(output)
-    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+class Int8Child(nn.Module):
+    """Runs a module in int8 for a ``forward`` that computes in float: quantize, run, dequantize.
+
+    The ``forward`` can read the attributes of the module here. A weight reads as a :class:`WeightToken`.
+
+    Args:
+        module: the module to run.
+        will_train: whether the module will be trained, and so needs its own bias.
+    """
+
+    def __init__(self, module: nn.Module, will_train: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.quants = nn.ModuleList([QuantStub()])
+        self.will_train = will_train
+        weight = module._parameters.get("weight")
+        #: Shape and device of the weight.
+        self.weight_like = None if weight is None else (weight.shape, weight.device)
+        #: The bias that a function gets together with the weight, if it is not the one of the module.
+        self.passed_bias: Tensor | None = None
+        #: The bias that the module had before it got the passed one.
+        self.own_bias: Tensor | None = None
+        self.train(module.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _quantize((args, kwargs), self.quants)
+        return map_tensors(_dequantize, self.module(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _ENGINE_ATTRIBUTES or name.startswith("__"):
+                raise
+        if name == "weight" and self.weight_like is not None:
+            return WeightToken.of(self, *self.weight_like)
+        if name == "bias" and self.passed_bias is not None:
+            return self.own_bias
+        value = getattr(self.module, name)
+        return value() if name == "bias" and inspect.ismethod(value) else value  # in int8 modules of torch
+
+    def run_with_bias(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """The output of the module for a function that got its weight and this bias.
+
+        Errors: ``ValueError`` if the bias is neither the one of the module nor that of the first call.
+        """
+        expected = self.bias if self.passed_bias is None else self.passed_bias
+        if bias is not expected:
+            bias = torch.zeros(self.weight_like[0][0]) if bias is None else bias  # type: ignore[index]
+            if expected is None or not bool((bias == expected).all()):
+                self._adopt(bias)
+        return self(input)
+
+    def _adopt(self, bias: Tensor) -> None:
+        if self.will_train or self.passed_bias is not None or is_prepared(self.quants):
+            raise ValueError(
+                "a forward passes the weight of a layer with another bias than that of the layer, which cannot be "
+                "trained and must be the same in each call"
+            )
+        self.own_bias = None if self.bias is None else self.bias.detach()
+        self.passed_bias = bias.detach().clone()
+        self.module.bias = nn.Parameter(self.passed_bias.clone())
+
+
+_ENGINE_ATTRIBUTES = {"activation_post_process", "fuse_model", "is_unused", "module", "qconfig"}
+
+
+def is_prepared(quants: nn.ModuleList) -> bool:
+    """Whether the stubs observe, or quantize already."""
+    return type(getattr(quants[0], "activation_post_process", None)) is not nn.Identity
+
+
+def _quantize(value: Any, quants: nn.ModuleList) -> Any:
+    """``value`` with its floating-point tensors quantized, one stub for each. Before they observe, stubs are added."""
+    tensors, template = flatten(value)
+    places = [i for i, tensor in enumerate(tensors) if is_float(tensor) or tensor.is_quantized]
     if len(places) > len(quants):
-        raise RuntimeError(
-            f"an operation in float returns {len(places)} tensors, and {len(quants)} were observed; pass an example to "
-            "prepare_qat"
-        )
+        if not quants or is_prepared(quants):
+            raise RuntimeError(
+                f"a part in float has {len(places)} tensors to quantize, and {len(quants)} were observed; pass an "
+                "example to prepare_qat"
+            )
+        quants.extend(QuantStub() for _ in range(len(places) - len(quants)))
     for i, quant in zip(places, quants, strict=False):
-        leaves[i] = quant(leaves[i])
-    return tree_unflatten(leaves, spec)
+        if is_float(tensors[i]):
+            tensors[i] = quant(tensors[i])
+    return rebuild(template, tensors)
 
 
 def is_float(value: object) -> bool:

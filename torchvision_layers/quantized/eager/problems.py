@@ -1,0 +1,62 @@
+"""The parts of a model that cannot become int8, in one error."""
+
+import inspect
+
+from torch import nn
+
+from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.tracing import trace_forward
+from ..report_row import Int8Support
+from .support import int8_support, is_unit
+
+__all__ = ["describe", "raise_problems"]
+
+_ALLOW_FLOAT = "pass allow_float=True to leave it in float"
+
+
+def raise_problems(model: nn.Module, problems: dict[str, str]) -> None:
+    """Raises ``TypeError`` with everything in ``model`` that cannot become int8.
+
+    Args:
+        model: with each ``forward`` rewritten or marked to run in float.
+        problems: the paths of modules that compute with weights in their ``forward``, each with a reason.
+    """
+    lines = [
+        f"{describe(model, model.get_submodule(path))}, whose forward {reason}; call a child such as nn.Conv2d or "
+        "nn.Linear instead, or pass allow_float=True"
+        for path, reason in problems.items()
+    ]
+    lines += [f"{describe(model, module)}, {reason}" for module, reason in _unsupported(model)]
+    if len(lines) == 1:
+        raise TypeError(lines[0])
+    if lines:
+        raise TypeError(f"model has {len(lines)} parts that cannot become int8:\n" + "\n".join(lines))
+
+
+def describe(model: nn.Module, module: nn.Module) -> str:
+    """Path, class and source line of a module, as the beginning of a sentence."""
+    path = next((path for path, other in model.named_modules() if other is module), "")
+    return f"{path or 'model'} is a {type(module).__name__}{_source_line(module)}"
+
+
+def _source_line(module: nn.Module) -> str:
+    """The file and line of a ``forward``; nothing if it has no source."""
+    forward = inspect.unwrap(type(module).forward)
+    for cls in type(module).__mro__:  # a rewritten class is derived from the class that the user wrote
+        if "is_rewritten" not in vars(cls) and "forward" in vars(cls):
+            forward = inspect.unwrap(vars(cls)["forward"])
+            break
+    code = getattr(forward, "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _unsupported(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    support = int8_support(module)
+    if is_unit(module) or type(module) is nn.MultiheadAttention:
+        return []
+    if support is Int8Support.UNKNOWN and isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear, nn.MultiheadAttention)):
+        return [(module, f"which int8 is not known to run; {_ALLOW_FLOAT}")]
+    if hasattr(module, "float_class") and trace_forward(module).concatenates:  # twins are not rewritten
+        reason = "which concatenates tensors in its forward, which int8 would do with the scale of the first"
+        return [(module, f"{reason}; use quantized.Concatenation")]
+    return [problem for child in module.children() for problem in _unsupported(child)]
