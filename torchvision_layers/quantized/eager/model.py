@@ -39,6 +39,7 @@ class QuantizableModel(QuantizableWrapper):
 
     engine = "eager"
     child = "model"
+    takes_int8 = True
     other_keys = {"quant": "entry", "quants": "entries"}  # noqa: RUF012  # a ClassVar of the base class
 
     def __init__(self, model: nn.Module) -> None:

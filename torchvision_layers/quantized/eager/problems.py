@@ -21,10 +21,12 @@ def raise_problems(model: nn.Module, problems: dict[str, str]) -> None:
         model: with each ``forward`` rewritten or marked to run in float.
         problems: the paths of modules that compute with weights in their ``forward``, each with a reason.
     """
+    modules = {path: model.get_submodule(path) for path in problems}
     lines = [
-        f"{describe(model, model.get_submodule(path))}, whose forward {reason}; call a child such as nn.Conv2d or "
-        "nn.Linear instead, or pass allow_float=True"
+        f"{describe(model, modules[path])}, whose forward {reason}; call a child such as nn.Conv2d or nn.Linear "
+        "instead, or pass allow_float=True"
         for path, reason in problems.items()
+        if not hasattr(modules[path], "float_class") and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
     ]
     lines += [f"{describe(model, module)}, {reason}" for module, reason in _unsupported(model)]
     if len(lines) == 1:

@@ -1,5 +1,7 @@
 """Report of the modules of a model of the eager engine, or of a float model."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from ..report_row import Int8Support, ReportRow
@@ -16,22 +18,28 @@ def module_rows(model: nn.Module) -> list[ReportRow]:
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
     is_converted = any(is_int8(module) for module in model.modules())
     rows: list[ReportRow] = []
-    _add_rows(root, "", before, is_converted, rows)
+    _add_rows(root, "", before, is_converted, False, rows)
     return rows
 
 
-def _add_rows(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
-    if isinstance(module, Int8Child) or (
-        isinstance(module, MultipleFloatFallback) and int8_support(module.module) is Int8Support.FLOAT_FORWARD
-    ):
+def _add_rows(
+    module: nn.Module, path: str, before: dict[str, str], is_converted: bool, is_in_float: bool, rows: list[ReportRow]
+) -> None:
+    if isinstance(module, Int8Child):
+        module, is_in_float = module.module, False
+    elif isinstance(module, MultipleFloatFallback) and int8_support(module.module) is Int8Support.FLOAT_FORWARD:
         module = module.module
     row = _row(module, path, before.get(path, ""), is_converted)
+    has_float_forward = int8_support(module) is Int8Support.FLOAT_FORWARD
     if row is not None:
+        if is_in_float and row.runs_in == "int8":
+            row = replace(row, runs_in="float", why="is called by a forward that runs in float")
         rows.append(row)
-        if int8_support(module) is not Int8Support.FLOAT_FORWARD:
+        if not has_float_forward:
             return
     for name, child in module.named_children():
-        _add_rows(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
+        child_path = f"{path}.{name}".lstrip(".")
+        _add_rows(child, child_path, before, is_converted, is_in_float or has_float_forward, rows)
 
 
 def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:

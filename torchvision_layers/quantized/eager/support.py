@@ -13,7 +13,6 @@ from ..layers.observed import DeQuantStub, Observed
 from ..report_row import Int8Support
 from .int8_modules import Int8Module
 from .patterns import BATCH_NORMS
-from .wrappers import Int8Child
 
 __all__ = ["becomes_int8", "int8_support", "is_int8", "is_unit"]
 
@@ -107,7 +106,7 @@ def int8_support(module: nn.Module) -> Int8Support:
         return Int8Support.FLOAT_FORWARD
     if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
         return Int8Support.UNKNOWN
-    if getattr(module, "is_rewritten", False) or getattr(module, "takes_int8", False) or isinstance(module, Int8Child):
+    if getattr(module, "is_rewritten", False) or getattr(module, "takes_int8", False):
         return Int8Support.CONTAINER
     float_class = getattr(module, "float_class", type(module))
     if _has_unsupported_arguments(module):

@@ -17,6 +17,8 @@ __all__ = ["FloatFallback", "FloatOperation", "Int8Child", "MultipleFloatFallbac
 class ObservedActivation(Observed):
     """An activation that the convolution before it is to compute."""
 
+    takes_int8 = True
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
@@ -28,6 +30,8 @@ class ObservedActivation(Observed):
 
 class FloatFallback(nn.Module):
     """Runs a module without an int8 kernel in float: dequantize, run, quantize."""
+
+    takes_int8 = True
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -49,6 +53,8 @@ class MultipleFloatFallback(nn.Module):
         outputs: the number of floating-point tensors that it returns.
     """
 
+    takes_int8 = True
+
     def __init__(self, module: nn.Module, outputs: int) -> None:
         super().__init__()
         self.module = module
@@ -68,6 +74,8 @@ class FloatOperation(nn.Module):
         operation: the function, or the name of the method.
         quantizes: whether to quantize the result; ``False`` if only other operations in float read it.
     """
+
+    takes_int8 = True
 
     def __init__(self, operation: Callable[..., Any] | str, quantizes: bool = True) -> None:
         super().__init__()
@@ -97,6 +105,8 @@ class Int8Child(nn.Module):
         will_train: whether the module will be trained, and so needs its own bias.
     """
 
+    takes_int8 = True
+
     def __init__(self, module: nn.Module, will_train: bool) -> None:
         super().__init__()
         self.module = module
@@ -105,6 +115,7 @@ class Int8Child(nn.Module):
         weight = module._parameters.get("weight")
         #: Shape and device of the weight.
         self.weight_like = None if weight is None else (weight.shape, weight.device)
+        self.has_bias = module._parameters.get("bias") is not None
         #: The bias that a function gets together with the weight, if it is not the one of the module.
         self.passed_bias: Tensor | None = None
         #: The bias that the module had before it got the passed one.
@@ -123,7 +134,7 @@ class Int8Child(nn.Module):
                 raise
         if name == "weight" and self.weight_like is not None:
             return WeightToken.of(self, *self.weight_like)
-        if name == "bias" and self.passed_bias is not None:
+        if name == "bias" and (self.passed_bias is not None or not self.has_bias):
             return self.own_bias
         value = getattr(self.module, name)
         return value() if name == "bias" and inspect.ismethod(value) else value  # in int8 modules of torch
@@ -133,22 +144,21 @@ class Int8Child(nn.Module):
 
         Errors: ``ValueError`` if the bias is neither the one of the module nor that of the first call.
         """
-        expected = self.bias if self.passed_bias is None else self.passed_bias
-        if bias is not expected:
-            bias = torch.zeros(self.weight_like[0][0]) if bias is None else bias  # type: ignore[index]
-            if expected is None or not bool((bias == expected).all()):
-                self._adopt(bias)
-        return self(input)
-
-    def _adopt(self, bias: Tensor) -> None:
-        if self.will_train or self.passed_bias is not None or is_prepared(self.quants):
+        own = self.bias
+        if bias is own:
+            return self(input)
+        bias = torch.zeros(self.weight_like[0][0]) if bias is None else bias.detach()  # type: ignore[index]
+        if not (self.will_train or self.passed_bias is not None or is_prepared(self.quants)):
+            self.own_bias = None if own is None else own.detach()
+            self.passed_bias = bias.clone()
+            self.module.bias = nn.Parameter(bias.clone())
+        expected = own if self.passed_bias is None else self.passed_bias
+        if expected is None or not bool((bias == expected).all()):
             raise ValueError(
                 "a forward passes the weight of a layer with another bias than that of the layer, which cannot be "
                 "trained and must be the same in each call"
             )
-        self.own_bias = None if self.bias is None else self.bias.detach()
-        self.passed_bias = bias.detach().clone()
-        self.module.bias = nn.Parameter(self.passed_bias.clone())
+        return self(input)
 
 
 _ENGINE_ATTRIBUTES = {"activation_post_process", "fuse_model", "is_unused", "module", "qconfig"}
