@@ -93,6 +93,8 @@ class FirstRun:
     weights: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: The path of a ``forward`` that computes with weights in another way, and the way.
     problems: dict[str, str] = field(default_factory=dict)
+    #: The convolutions and linear layers with these weights.
+    read_layers: set[str] = field(default_factory=set)
 
 
 def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
@@ -163,6 +165,7 @@ class _WeightUses(TorchFunctionMode):
         path = self.paths[self.stack[-1]]
         owned = [self.owners[id(t)] for t in flatten((args, kwargs))[0] if id(t) in self.owners]
         if func not in WEIGHTED:
+            self.run.read_layers.update(owned)
             if owned:
                 self.run.problems[path] = f"reads {owned[0]}.weight in {func.__name__}"
             return

@@ -222,8 +222,11 @@ def make_quantizable_(
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
+    if allow_float:
+        for path in run.read_layers if run else ():
+            wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model)
     if not allow_float:
-        raise_problems(wrapper.model, {**problems, **(run.problems if run else {})})
+        raise_problems(wrapper.model, problems | (run.problems if run else {}))
     return wrapper

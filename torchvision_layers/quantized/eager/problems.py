@@ -8,8 +8,9 @@ from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import trace_forward
 from ..report_row import Int8Support
 from .support import int8_support, is_unit
+from .wrappers import named_user_modules
 
-__all__ = ["describe", "raise_problems"]
+__all__ = ["describe", "describe_running", "raise_problems"]
 
 _ALLOW_FLOAT = "pass allow_float=True to leave it in float"
 
@@ -37,8 +38,14 @@ def raise_problems(model: nn.Module, problems: dict[str, str]) -> None:
 
 def describe(model: nn.Module, module: nn.Module) -> str:
     """Path, class and source line of a module, as the beginning of a sentence."""
-    path = next((path for path, other in model.named_modules() if other is module), "")
+    path = next((path for path, other in named_user_modules(model) if other is module), "")
     return f"{path or 'model'} is a {type(module).__name__}{_source_line(module)}"
+
+
+def describe_running(model: nn.Module, stack: list[nn.Module]) -> str:
+    """Describes the innermost module of ``stack`` that the engine did not create."""
+    created = "torchvision_layers.quantized."
+    return describe(model, next((m for m in reversed(stack) if not type(m).__module__.startswith(created)), model))
 
 
 def _source_line(module: nn.Module) -> str:

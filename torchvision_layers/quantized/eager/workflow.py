@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -13,18 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
 from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
 from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
-from .calls import Call, record_calls
+from .calls import Call, find_difference, record_calls
 from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_
 from .post_ops import find_post_ops, select_worthwhile
-from .problems import describe
+from .problems import describe, describe_running
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
 
@@ -33,9 +35,9 @@ __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 _BACKENDS = ("x86", "onednn", "qnnpack")
 
 _REWRITING_CHANGED_RESULTS = (
-    "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential (call "
-    "them as wholes), a forward depends on more than its input, or a tensor is read after an in-place module or a "
-    "child wrote into it"
+    "whose result changed when the model was rewritten and fused: its forward depends on more than its input, reads a "
+    "tensor after an in-place module or a child wrote into it, or, if it cannot be traced, calls only parts of a layer "
+    "or of a Sequential (call them as wholes)"
 )
 
 
@@ -123,8 +125,8 @@ def _try_quantizable(
 
     On that batch the copy must compute the same as ``model``.
     """
-    original = copy.deepcopy(model).eval()
-    run = run_first(original.model if isinstance(original, QuantizableModel) else original, batch.map(Tensor.clone))
+    original = copy.deepcopy(model.model if isinstance(model, QuantizableModel) else model).eval()
+    run = run_first(original, batch.map(Tensor.clone))
     prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
@@ -136,9 +138,13 @@ def _try_quantizable(
         try:
             output, calls = record_calls(prepared, batch)
         except Exception as error:  # a rewritten forward may call its children with other arguments
-            where = describe(prepared.model, stack[-1])
-            raise RuntimeError(f"the model cannot run once it is rewritten: in {where}, {_reason(error)}") from error
-    check_same_results(output, run.output, _REWRITING_CHANGED_RESULTS)
+            where = describe_running(prepared.model, stack)
+            raise RuntimeError(f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}") from error
+        try:
+            check_same_results(output, run.output, _REWRITING_CHANGED_RESULTS)
+        except RuntimeError as error:
+            where = describe(prepared.model, find_difference(original, prepared.model, batch))
+            raise RuntimeError(f"{where}, {error}") from None
     return prepared.train(will_train), calls
 
 
@@ -166,11 +172,12 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
             _trial_inputs(model.trial_inputs).run(trial)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise RuntimeError(
-            f"the int8 model cannot run: {_reason(error)}; if a forward cannot be traced, move its tensor operations "
-            "into a module whose forward can"
-        ) from error
+    except Exception as error:  # a user's forward may raise anything
+        stack: list[nn.Module] = []
+        with torch.no_grad(), running_module(model, stack), suppress(Exception):
+            _trial_inputs(model.trial_inputs).run(model)
+        where = describe_running(model.model, stack)
+        raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
     return model
 
 
@@ -195,7 +202,7 @@ class _NoMixedScales(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in args[0]):
+        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in flatten((args, kwargs))[0]):
             raise TypeError("it concatenates int8 tensors, which would take the scale of the first")
         if func is Tensor.__setitem__ and isinstance(args[2], Tensor) and args[2].is_quantized:
             raise TypeError("it assigns to a part of an int8 tensor, whose scale is another")

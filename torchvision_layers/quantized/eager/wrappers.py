@@ -1,7 +1,7 @@
 """Modules that the engine puts around a module or a function of the model."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,15 @@ from ..._utils.structure import flatten, map_tensors, rebuild
 from ..layers.observed import DeQuantStub, Observed, QuantStub
 from .weight_token import WeightToken
 
-__all__ = ["FloatFallback", "FloatOperation", "Int8Child", "MultipleFloatFallback", "ObservedActivation"]
+__all__ = [
+    "FloatFallback",
+    "FloatOperation",
+    "Int8Child",
+    "MultipleFloatFallback",
+    "ObservedActivation",
+    "is_float",
+    "named_user_modules",
+]
 
 
 class ObservedActivation(Observed):
@@ -159,6 +167,15 @@ class Int8Child(nn.Module):
                 "trained and must be the same in each call"
             )
         return self(input)
+
+
+def named_user_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules below ``module``, itself included, with the paths that they had before some were wrapped."""
+    if isinstance(module, (FloatFallback, Int8Child, MultipleFloatFallback)):
+        module = module.module
+    yield path, module
+    for name, child in module.named_children():
+        yield from named_user_modules(child, f"{path}.{name}".lstrip("."))
 
 
 _ENGINE_ATTRIBUTES = {"activation_post_process", "fuse_model", "is_unused", "module", "qconfig"}
