@@ -226,7 +226,7 @@ def make_quantizable_(
         for path in run.read_layers if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
-    mark_float_forwards(wrapper.model)
+    mark_float_forwards(wrapper.model, run)
     if not allow_float:
         raise_problems(wrapper.model, problems | (run.problems if run else {}))
     return wrapper

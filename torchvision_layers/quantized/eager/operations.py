@@ -183,6 +183,8 @@ def replacement(
     for argument in node.all_input_nodes:
         if argument.op == "get_attr" and isinstance(_owner(module, argument), CONV_AND_LINEAR):
             raise UnsupportedError(f"reads {argument.target} instead of calling its module")
+    if node.op == "call_method" and not hasattr(Tensor, target):
+        raise UnsupportedError(f"calls {target}, which is no method of a tensor")
     computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})

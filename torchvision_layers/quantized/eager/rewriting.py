@@ -15,7 +15,7 @@ from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replace
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
 
-__all__ = ["rewrite_forwards"]
+__all__ = ["restore", "rewrite_forwards"]
 
 
 def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run: FirstRun | None) -> dict[str, str]:
@@ -71,8 +71,17 @@ def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: 
         "__qualname__": cls.__qualname__,
         "forward": type(torch.fx.GraphModule(module, graph)).forward,
         "is_rewritten": True,
+        "operations": tuple(children),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
+
+
+def restore(module: nn.Module) -> None:
+    """Gives a module its own ``forward`` back, in place, if it was rewritten."""
+    if hasattr(module, "is_rewritten"):
+        for name in type(module).operations:  # type: ignore[attr-defined]  # of the class that _rewrite made
+            delattr(module, name)
+        module.__class__ = type(module).__mro__[1]
 
 
 def _rewritten(

@@ -58,21 +58,23 @@ class MultipleFloatFallback(nn.Module):
 
     Args:
         module: the module to run.
-        outputs: the number of floating-point tensors that it returns.
+        outputs: the number of floating-point tensors that it returns; ``None`` leaves them in float.
     """
 
     takes_int8 = True
 
-    def __init__(self, module: nn.Module, outputs: int) -> None:
+    def __init__(self, module: nn.Module, outputs: int | None) -> None:
         super().__init__()
         self.module = module
-        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs))
+        self.quantizes = outputs is not None
+        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs or 0))
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = map_tensors(_dequantize, (args, kwargs))
-        return _quantize(self.module(*args, **kwargs), self.quants)
+        output = self.module(*args, **kwargs)
+        return _quantize(output, self.quants) if self.quantizes else output
 
 
 class FloatOperation(nn.Module):
@@ -199,7 +201,8 @@ def _quantize(value: Any, quants: nn.ModuleList) -> Any:
         quants.extend(QuantStub() for _ in range(len(places) - len(quants)))
     for i, quant in zip(places, quants, strict=False):
         if is_float(tensors[i]):
-            tensors[i] = quant(tensors[i])
+            source = _int8_source(tensors[i])
+            tensors[i] = quant(tensors[i]) if source is None else source
     return rebuild(template, tensors)
 
 
@@ -209,4 +212,16 @@ def is_float(value: object) -> bool:
 
 
 def _dequantize(tensor: Tensor) -> Tensor:
-    return tensor.dequantize() if tensor.is_quantized else tensor
+    """The tensor in float, which remembers the int8 tensor: rounding it once more would add an error."""
+    if not tensor.is_quantized:
+        return tensor
+    output = tensor.dequantize()
+    if not output.is_inference():  # otherwise writes are not counted
+        output.int8_source = (tensor, tensor._version, output._version)  # type: ignore[attr-defined]
+    return output
+
+
+def _int8_source(tensor: Tensor) -> Tensor | None:
+    """The int8 tensor that ``tensor`` was dequantized from, unless one of them was written to since."""
+    source, *versions = getattr(tensor, "int8_source", (None,))
+    return source if source is not None and [source._version, tensor._version] == versions else None

@@ -10,6 +10,7 @@ from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
+from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
@@ -135,7 +136,9 @@ def _add_float_fallbacks(
         support = int8_support(child)
         if support is Int8Support.FLOAT_FORWARD:
             if not is_in_float:
-                setattr(module, name, MultipleFloatFallback(child, call.outputs))
+                # The results of the model itself stay in float.
+                outputs = None if isinstance(module, QuantizableWrapper) else call.outputs
+                setattr(module, name, MultipleFloatFallback(child, outputs))
             _add_float_fallbacks(child, backend, calls, is_in_float=True)
         elif support in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
