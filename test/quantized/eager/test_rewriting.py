@@ -294,3 +294,34 @@ def test_forward_without_gradients_is_not_trained() -> None:
     assert decibels(Frozen().eval()(X), quantized.quantize(Frozen().eval(), [X])(X)) < 100
     with pytest.raises(TypeError, match="whose forward computes a part without gradients or under autocast"):
         quantized.prepare_qat(Frozen(), X)
+
+
+class Reused(nn.Module):
+    """One activation at three places, with ranges that differ."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.first(x))
+        z = self.activation(100 * self.second(y))
+        return self.activation(y + z / 100)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(inplace=True), nn.Hardswish(), nn.GELU()], ids=["relu", "hardswish", "gelu"]
+)
+def test_reused_activation_becomes_one_module_per_call(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    model, x = Reused(activation).eval(), torch.randn(4, 3, 12, 12)
+    keys = list(model.state_dict())
+    assert list(quantized.quantizable(model).state_dict()) == keys
+    int8 = quantized.quantize(model, [x])
+    assert decibels(int8(x), model(x)) > 30
+    rows = {row.path: row for row in quantized.report(int8).rows}
+    assert {"activation", "activation_1", "activation_2"} < rows.keys()
+    if type(activation) is nn.ReLU:
+        assert rows["activation"].fused_with == ("first",)
+        assert rows["activation_2"].fused_with == ("addition",)

@@ -51,7 +51,9 @@ class FloatAttention(nn.MultiheadAttention):
         q, k, v = (self._split_heads(t, is_batched) for t in self._project(query, key, value))
         mask = _merge_masks(attn_mask, key_padding_mask, q, k.shape[2])
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([t, self._heads(b.expand(len(t), 1, -1))], 2) for t, b in ((k, self.bias_k), (v, self.bias_v)))
+            k, v = (
+                torch.cat([t, self._heads(b.expand(len(t), 1, -1))], 2) for t, b in ((k, self.bias_k), (v, self.bias_v))
+            )
         if self.add_zero_attn:
             k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
         if mask is not None:

@@ -1,13 +1,15 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
+import copy
 import keyword
 import operator
 
 import torch.fx
 from torch import nn
 
+from ..._utils.modules import has_hooks
 from ..._utils.tracing import shallow_graph
-from ..layers.observed import Addition, Concatenation, Multiplication, QuantStub
+from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
 from .in_place import UnsupportedError, make_out_of_place_
@@ -107,12 +109,31 @@ def _rewritten(
         for constant in _constants(module, node, kinds):
             with graph.inserting_before(node):
                 node.replace_input_with(constant, graph.call_module(add_child("quant", QuantStub()), (constant,)))
+    called = set[nn.Module]()
+    for node in graph.nodes:
+        is_own = node.op == "call_module" and node.target not in children
+        child = module.get_submodule(str(node.target)) if is_own else None
+        if child is not None and child in called and _is_stateless(child):
+            # Each call has a range of its own, and may fuse with the layer before it.
+            node.target = add_child(str(node.target).replace(".", "_"), copy.deepcopy(child))
+        elif child is not None:
+            called.add(child)
     for node, operation in operations.items():
         node.op, node.target = "call_module", add_child(operation.name, operation.module)
         node.args, node.kwargs = operation.args, operation.kwargs
     if children and effects:
         raise UnsupportedError(effects[0])
     return graph, children
+
+
+def _is_stateless(module: nn.Module) -> bool:
+    """Whether a copy of a leaf module computes the same, whatever happens to the original."""
+    is_known = isinstance(module, Observed) or (
+        type(module).__module__.startswith("torch.nn.modules") and not module._modules
+    )
+    return (
+        is_known and next(module.parameters(), None) is next(module.buffers(), None) is None and not has_hooks(module)
+    )
 
 
 def _constants(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> list[torch.fx.Node]:

@@ -69,7 +69,11 @@ def _run_convolution(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Ten
     dims = len(conv.kernel_size)
     for name in ("stride", "padding", "dilation"):
         value = arguments[name]
-        if getattr(conv, name) not in (value, tuple([value] * dims), tuple(value) if isinstance(value, list) else value):
+        if getattr(conv, name) not in (
+            value,
+            tuple([value] * dims),
+            tuple(value) if isinstance(value, list) else value,
+        ):
             raise TypeError(f"{func.__name__} has another {name} than the layer whose weight it reads")
     if conv.groups != arguments["groups"]:
         raise TypeError(f"{func.__name__} has other groups than the layer whose weight it reads")

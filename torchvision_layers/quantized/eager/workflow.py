@@ -139,7 +139,9 @@ def _try_quantizable(
             output, calls = record_calls(prepared, batch)
         except Exception as error:  # a rewritten forward may call its children with other arguments
             where = describe_running(prepared.model, stack)
-            raise RuntimeError(f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}") from error
+            raise RuntimeError(
+                f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}"
+            ) from error
         try:
             check_same_results(output, run.output, _REWRITING_CHANGED_RESULTS)
         except RuntimeError as error:
