@@ -12,6 +12,7 @@ import torch
 from . import known_failures, speedups
 from .conformance import matrix_record
 from .conformance._support import write
+from .interpreter import Interpreter
 
 # The tensors of the tests are small: a second thread costs three times what it saves.
 torch.set_num_threads(1)
@@ -82,6 +83,13 @@ def _speedups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         speedups.cache_onnx_registry(patch)
         yield
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.close()
 
 
 @pytest.fixture(autouse=True)

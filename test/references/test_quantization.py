@@ -1,7 +1,6 @@
 """train_quantization.py, evaluate_exported.py and the parts of demo.py, on a small model."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,8 @@ from expecttest import assert_expected_inline
 from models import build_model
 from PIL import Image
 from torch import nn
+
+from ..interpreter import Interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,15 +79,14 @@ def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: 
     assert accuracy == accuracies["int8"]
 
 
-def test_script_cannot_import_the_package(tmp_path: Path) -> None:
+def test_script_cannot_import_the_package(tmp_path: Path, interpreter: Interpreter) -> None:
     """It fails if a module that it imports imports the package; it cannot import torchao either."""
     scripts = Path(evaluate_exported.__file__).parent
     shutil.copy(scripts / "evaluate_exported.py", tmp_path)
     shutil.copytree(scripts / "common", tmp_path / "common")
     with open(tmp_path / "common" / "data" / "presets.py", "a") as presets:
         presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
-    command = [sys.executable, str(tmp_path / "evaluate_exported.py"), "int8.pt"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = interpreter.run(tmp_path / "evaluate_exported.py", "int8.pt", cwd=ROOT)
     assert "import of torchvision_layers halted" in result.stderr
     assert result.returncode == 1
 

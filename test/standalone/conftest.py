@@ -11,6 +11,7 @@ import torch
 from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
 
+from ..interpreter import Interpreter
 from . import _runner
 from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
 
@@ -31,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def alone(
+    folder: Path, interpreter: Interpreter, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
     images = batch_of((2, 3, 33, 40))
@@ -49,7 +52,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
                 jobs[f"{name} {id} quantizable"] = {**twin, "batches": [job["batch"]]}
     paths = [str(tmp_path_factory.mktemp("alone") / name) for name in ("jobs.pt", "outcomes.pt")]
     torch.save(jobs, paths[0])
-    subprocess.run([sys.executable, _runner.__file__, *paths], check=True)
+    result = interpreter.run(Path(_runner.__file__), *paths)
+    assert result.returncode == 0, result.stderr
     outcomes: dict[str, dict[str, Any]] = torch.load(paths[1], weights_only=False)
     return outcomes
 
