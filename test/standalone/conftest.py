@@ -13,16 +13,25 @@ from torchvision_layers.standalone import write
 
 from ..interpreter import Interpreter
 from . import _runner
-from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
+from ._support import LAYERS_WITH_TWINS, MODELS, SLOW_MODELS, WITHOUT_TWINS, batch_of, reference_to, samples_of, size_of
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_names(request: pytest.FixtureRequest) -> list[str]:
+    """The models to write: all if slow tests run, otherwise those that are tested at every change."""
+    is_slow = any(
+        item.path.name == "test_write.py" and item.get_closest_marker("slow") for item in request.session.items
+    )
+    return [name for name in MODELS if is_slow or name not in SLOW_MODELS]
+
+
+@pytest.fixture(scope="session")
+def folder(model_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file for each model and stable layer, and a quantizable file for each that has twins."""
     folder = tmp_path_factory.mktemp("files")
-    for name in MODELS:
+    for name in model_names:
         write(reference_to(name), folder / f"{name}.py")
-    for name in WITH_TWINS:
+    for name in (name for name in model_names if name not in WITHOUT_TWINS):
         write(reference_to(name), folder / f"{name}_quantizable.py", quantizable=True)
     for name in tnn.__all__:
         write(f"torchvision_layers.nn:{name}", folder / f"{name}.py")
@@ -33,14 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(
-    folder: Path, interpreter: Interpreter, tmp_path_factory: pytest.TempPathFactory
+    model_names: list[str], folder: Path, interpreter: Interpreter, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
     images = batch_of((2, 3, 33, 40))
-    for name in MODELS:
+    for name in model_names:
         jobs[name] = {"path": str(folder / f"{name}.py"), "name": name, "kwargs": size_of(name), "batch": images}
-    for name in WITH_TWINS:
+    for name in (name for name in model_names if name not in WITHOUT_TWINS):
         path = str(folder / f"{name}_quantizable.py")
         jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images]}
     for name in tnn.__all__:
