@@ -167,7 +167,7 @@ class QuantizableModel(QuantizableWrapper):
 class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(Inputs(args, kwargs))
 
 
