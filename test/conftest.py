@@ -18,13 +18,13 @@ from .interpreter import Interpreter
 torch.set_num_threads(1)
 
 #: Beginnings of the ids of tests that start first and share a process, because they share what takes long to make:
-#: calibrated models of a layer, exported files, trained checkpoints, built docs. Other tests share one by file.
+#: calibrated models of a layer, exported files, parsed sources, trained checkpoints, built docs. Other tests share one
+#: by file.
 TOGETHER = (
     r"test/docs/test_build\.py",
     r"test/conformance/test_matrix\.py::test_case\[\w+",
     r"test/deploy/test_(?=(export|export_errors|load|malicious_files|without_package)\.py)",
-    r"test/upstream/test_every_layer\.py",
-    r"test/standalone/test_write\.py",
+    r"test/(?=(standalone|upstream)/)",
     r"test/references/test_(interruptions|processes|deployment|quantization)\.py",
 )
 
