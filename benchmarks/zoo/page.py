@@ -1,6 +1,7 @@
 """The page of the docs, from the record."""
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,8 @@ def _reasons(record: Record, column: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """Text that reStructuredText accepts as a literal."""
-    return " ".join(text.replace("`", "'").split()) or "no message"
+    """The beginning of a text, as reStructuredText accepts it in a literal."""
+    return textwrap.shorten(text.replace("`", "'"), 240, placeholder=" …") or "no message"
 
 
 def _cells(record: Record, column: str) -> Iterable[tuple[str, Cell]]:
