@@ -292,7 +292,7 @@ def test_each_kind_becomes_int8(cls: type[Kind], engine: str, backend: str) -> N
     int8 = quantized.quantize(model, [inputs.kwargs or inputs.args], engine=engine, backend=backend)
     got, structure_of_int8 = flatten(inputs.run(int8))
     assert structure_of_int8 == structure
-    assert [decibels(a, b) >= 22 for a, b in zip(expected, got, strict=True)] == [True] * len(expected)
+    assert [decibels(a, b) >= 20 for a, b in zip(expected, got, strict=True)] == [True] * len(expected)
     rows = [row for row in quantized.report(int8).rows if row.before in {weighted.__name__ for weighted in WEIGHTED}]
     in_float = {row.path for row in rows if row.runs_in == "float" and row.why != "is never called"}
     assert rows
