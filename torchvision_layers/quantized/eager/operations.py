@@ -130,7 +130,7 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds, arguments: Arg
     if node.op == "placeholder":
         if arguments is None:  # arguments with defaults are traced with these
             return Kind.OTHER if node.args else Kind.ACTIVATION
-        return Kind.ACTIVATION if arguments.holds_tensors(str(node.target).strip("*")) else Kind.OTHER
+        return Kind.ACTIVATION if arguments.holds_floats(str(node.target).strip("*")) else Kind.OTHER
     if node.op == "call_module":
         return Kind.ACTIVATION
     inputs = {kinds[argument] for argument in node.all_input_nodes}
@@ -188,7 +188,7 @@ def replacement(
     computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})
-    if target is getattr:
+    if target is getattr or isinstance(target, type):  # a dataclass or a named tuple
         return None
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):
