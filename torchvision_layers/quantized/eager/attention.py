@@ -21,8 +21,9 @@ class FloatAttention(nn.MultiheadAttention):
         """Turns an attention into one of this class, in place."""
         width = attention.embed_dim
         weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-        projections = {"in_proj": _linear(attention.in_proj_weight, attention.in_proj_bias)}
-        if not attention._qkv_same_embed_dim:
+        if attention._qkv_same_embed_dim:
+            projections = {"in_proj": _linear(attention.in_proj_weight, attention.in_proj_bias)}
+        else:
             biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.split(width)
             projections = {
                 f"{name}_proj": _linear(weight, bias) for name, weight, bias in zip("qkv", weights, biases, strict=True)

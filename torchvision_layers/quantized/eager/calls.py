@@ -45,8 +45,12 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     writers = [m for m in model.modules() if getattr(m, "inplace", False) is True and type(m) is not nn.ReLU]
     for module in writers:
         module.inplace = False  # type: ignore[assignment]  # a plain attribute
+    modules = set(model.modules())
     try:
-        return inputs.run(model), calls
+        output = inputs.run(model)
+        for stub in set(model.modules()) - modules:  # added for the tensors of the first call
+            calls[stub] = Call(is_plain=True, is_uniform=True, outputs=1)
+        return output, calls
     finally:
         for handle in handles:
             handle.remove()

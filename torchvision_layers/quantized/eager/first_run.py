@@ -18,7 +18,7 @@ from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from .in_place import UnsupportedError
 
-__all__ = ["WEIGHTED", "Arguments", "FirstRun", "running_module", "run_first"]
+__all__ = ["WEIGHTED", "Arguments", "FirstRun", "run_first", "running_module"]
 
 #: Functions that compute with a weight.
 WEIGHTED: set[Callable[..., Any]] = {
@@ -30,7 +30,7 @@ WEIGHTED: set[Callable[..., Any]] = {
 class Passed(Enum):
     """A value that a graph cannot hold as a constant."""
 
-    TENSORS = "holds tensors"
+    FLOATS = "holds floating-point tensors"
     OTHER = "holds none"
 
 
@@ -48,9 +48,9 @@ class Arguments:
         for name, value in list(bound.arguments.items())[1:]:
             self.values[name].add((type(value), value) if _is_constant(value) else (Passed, _passed(value)))
 
-    def holds_tensors(self, name: str) -> bool:
-        """Whether the argument holds tensors in any call."""
-        return (Passed, Passed.TENSORS) in self.values[name]
+    def holds_floats(self, name: str) -> bool:
+        """Whether the argument holds floating-point tensors in any call."""
+        return (Passed, Passed.FLOATS) in self.values[name]
 
     def constants(self, module: nn.Module) -> dict[str, Any]:
         """The values of the arguments of ``module.forward`` that have defaults and are the same in all calls.
@@ -78,7 +78,7 @@ def _is_constant(value: object) -> bool:
 
 
 def _passed(value: object) -> Passed:
-    return Passed.TENSORS if flatten(value)[0] else Passed.OTHER
+    return Passed.FLOATS if any(map(Tensor.is_floating_point, flatten(value)[0])) else Passed.OTHER
 
 
 @dataclass

@@ -44,12 +44,12 @@ def mark_float_forwards(model: nn.Module, run: FirstRun | None) -> None:
             continue
         if support not in (Int8Support.CONTAINER, Int8Support.UNKNOWN) or not becomes_int8(module):
             continue
-        callees = _callees(modules, path, run)
+        below = list(module.children()) if run is None else _callees(modules, path, run)
         if support is Int8Support.UNKNOWN or any(
             type(callee) is nn.MultiheadAttention
             or getattr(callee, "runs_in_float", False)
             or (hasattr(module, "is_rewritten") and isinstance(callee, _NORMS))
-            for callee in callees
+            for callee in below
         ):
             restore(module)
             module.runs_in_float = True  # type: ignore[assignment]  # a plain attribute
@@ -90,9 +90,10 @@ def _needs_int8(child: nn.Module) -> bool:
 
 
 def _below(module: nn.Module) -> Iterator[nn.Module]:
-    """The nearest modules below ``module`` that have a ``forward`` of their own."""
+    """The nearest modules below ``module`` that have a ``forward`` of their own; it may call a part of a Sequential."""
     for child in module.children():
-        if type(child).forward is nn.Module.forward:
+        if type(child).forward in (nn.Module.forward, nn.Sequential.forward) and not is_unit(child):
+            child.runs_in_float = becomes_int8(child)  # type: ignore[assignment]  # a plain attribute
             yield from _below(child)
         else:
             yield child

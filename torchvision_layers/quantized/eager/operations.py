@@ -131,7 +131,7 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds, arguments: Arg
     if node.op == "placeholder":
         if arguments is None:  # arguments with defaults are traced with these
             return Kind.OTHER if node.args else Kind.ACTIVATION
-        return Kind.ACTIVATION if arguments.holds_tensors(str(node.target).strip("*")) else Kind.OTHER
+        return Kind.ACTIVATION if arguments.holds_floats(str(node.target).strip("*")) else Kind.OTHER
     if node.op == "call_module":
         return Kind.ACTIVATION
     inputs = {kinds[argument] for argument in node.all_input_nodes}

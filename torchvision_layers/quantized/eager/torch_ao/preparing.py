@@ -19,7 +19,7 @@ from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, Observed
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 
-__all__ = ["freeze", "prepare", "unobserved_paths"]
+__all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
 # qnnpack's kernels for these, run as modules of their own, assume dense channels_last memory, which its convolutions
 # do not return.
@@ -171,6 +171,14 @@ def freeze(model: nn.Module) -> None:
         # Ranges of weights depend on the weights alone, which are still trained, and x86 relies on them.
         if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, _PairRange):
             module.enable_observer()
+
+
+def leave_unobserved_in_float(model: nn.Module) -> None:
+    """Excludes modules that no batch has reached from conversion, in place."""
+    for path in unobserved_paths(model):
+        module = model.get_submodule(path)
+        module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
+        module.is_unused = True  # type: ignore[assignment]  # a plain attribute, for the report
 
 
 def unobserved_paths(model: nn.Module) -> list[str]:
