@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import nn
+from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
+from .inputs import Inputs
 from .source_lines import failing_line
 
 __all__ = ["any_size", "export_program"]
@@ -29,20 +30,28 @@ def any_size() -> Iterator[None]:
 
 
 def export_program(
-    model: nn.Module, pair: Sequence[Tensor], sizes: Sequence[dict[int, Any]], advice: str = ""
+    model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], advice: str = ""
 ) -> ExportedProgram:
-    """Exports ``model`` for the positional inputs ``pair``, a batch of two; ``sizes`` holds their dynamic dimensions.
+    """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
     """
+    collection = ShapesCollection()
+    for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
+        collection[tensor] = dims
     try:
+        dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
+
+        def export() -> ExportedProgram:
+            return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
+
         if not model.training:  # in training, batch norms reject a single value and leave that guard in the program
             with any_size():
-                program = torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
-            if _accepts_one(program, pair):
+                program = export()
+            if _accepts_one(program, inputs, sizes):
                 return program
-        return torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
+        return export()
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
@@ -59,12 +68,15 @@ def _reason(error: Exception, model: nn.Module) -> str:
     return f"torch.export raises {type(error).__name__} in {line}"
 
 
-def _accepts_one(program: ExportedProgram, pair: Sequence[Tensor]) -> bool:
+def _accepts_one(program: ExportedProgram, inputs: Inputs, sizes: Sequence[dict[int, Any]]) -> bool:
     """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
-    batch = len(pair[0]) if pair[0].dim() else 0
+    dynamic = [bool(0 in dims) for dims in sizes]
+    batch = next((len(tensor) for tensor, is_dynamic in zip(inputs.tensors(), dynamic, strict=True) if is_dynamic), 0)
+    remaining = iter(dynamic)
+    single = inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
     try:
         with torch.no_grad():
-            program.module()(*[tensor[:1] if tensor.dim() and len(tensor) == batch else tensor for tensor in pair])
+            single.run(program.module())
     except AssertionError:
         return False
     return True

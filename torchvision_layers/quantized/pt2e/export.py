@@ -54,8 +54,8 @@ def export(model: nn.Module, example: Inputs) -> ExportedModel:
         module.register_forward_pre_hook(partial(_record, called_paths, path))
     signature = Signature(model, example)
     output_templates = _flatten_calls_(model, signature)
-    pair = _pair(signature.flatten(example))
-    sizes = [dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in pair]
+    pair = Inputs(_pair(signature.flatten(example)))
+    sizes = [dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in pair.tensors()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
         module = export_program(model, pair, sizes).module()
@@ -111,15 +111,15 @@ def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
     return templates
 
 
-def _pair(tensors: list[Tensor]) -> list[Tensor]:
+def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough."""
     batch = next(len(tensor) for tensor in tensors if tensor.dim())
-    return [
+    return tuple(
         (torch.cat([tensor, tensor]) if batch == 1 else tensor)[:2].detach()
         if tensor.dim() and len(tensor) == batch
         else tensor.detach()
         for tensor in tensors
-    ]
+    )
 
 
 def _fixed(size: int | torch.SymInt) -> int | None:
