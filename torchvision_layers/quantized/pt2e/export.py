@@ -14,9 +14,9 @@ from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 from ..._utils.exporting import export_program
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
-from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
+from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
-from .weights import make_padding_numeric
+from .weights import erase_unused_ops, make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
 
@@ -59,11 +59,12 @@ def export(model: nn.Module, example: Inputs) -> ExportedModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
         module = export_program(model, pair, sizes).module()
-    # Quantizers expect that every operator has a user. The guards of the program have none.
-    module.graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+    erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
+    called_paths |= _name_owners(module, model)
     inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    outputs = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
+    results: Any = module.graph.output_node().args[0]
+    outputs = [result.meta["val"] if isinstance(result, fx.Node) else result for result in results]
     if not any(isinstance(value, Tensor) for value in outputs):
         output = output_templates[-1]
         shown = "None" if output is None else f"a {type(output).__name__} without any"
@@ -84,6 +85,23 @@ def export(model: nn.Module, example: Inputs) -> ExportedModel:
 
 def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:
     called_paths.add(path)
+
+
+def _name_owners(module: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Makes the module that holds a weight the innermost module of its operator, and returns the paths of these.
+
+    Attention calls functions with the weights of its children.
+    """
+    owners = set[str]()
+    for node in module.graph.nodes:
+        weight = node.args[1] if is_call(node, WEIGHTED) else None
+        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+        stack = node.meta.get("nn_module_stack") or {}
+        if owner and owner != module_path(node):
+            cls = type(model.get_submodule(owner))
+            node.meta["nn_module_stack"] = {**stack, owner: (owner, f"{cls.__module__}.{cls.__qualname__}")}
+            owners.add(owner)
+    return owners
 
 
 def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
@@ -129,7 +147,9 @@ def _fixed(size: int | torch.SymInt) -> int | None:
 def _dims_of(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
     symbols = free_symbols(batch)
     return [
-        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols] if isinstance(value, Tensor) else []
+        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols]
+        if isinstance(value, Tensor)
+        else []
         for value in values
     ]
 

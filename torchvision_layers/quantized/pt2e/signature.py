@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..._utils.checks import check_float32, check_shape
+from ..._utils.checks import check_shape
 from ..._utils.inputs import Inputs
 from ..._utils.structure import Slot, flatten, rebuild
 
