@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import export_program
+from ..._utils.inputs import Inputs
 from ..._utils.modules import make_padding_numeric
 from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
 
@@ -43,7 +44,7 @@ def export(model: nn.Module, example: Tensor) -> ExportedModel:
     # torch.export specializes on a size of one; two images are enough.
     pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
     sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
-    program = export_program(model, pair, sizes)
+    program = export_program(model, Inputs((pair,)), [sizes])
     output = program.call_spec.out_spec
     if output is not None and not output.is_leaf():
         raise TypeError(f"model must return one tensor, it returns a {output.type.__name__}")
