@@ -1,6 +1,7 @@
 """Any model as a module whose layers can become int8."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -169,7 +170,9 @@ class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(Inputs(args, kwargs))
+        # Stubs belong to inputs by their order, which must not depend on the order of keywords.
+        names = [*inspect.signature(self.model.forward).parameters, *kwargs]
+        return self._call(Inputs(args, {name: kwargs[name] for name in sorted(kwargs, key=names.index)}))
 
 
 def _is_empty(tensor: Tensor) -> bool:
