@@ -38,6 +38,10 @@ class PlainForm:
         """The modules as one."""
         return self.modules[self.main] if len(self.modules) == 1 else nn.Sequential(self.modules)
 
+    def keys(self) -> set[str]:
+        """The keys of the ``state_dict`` without the name of the main module."""
+        return {key.removeprefix(f"{self.main}.") for key in nn.Sequential(self.modules).state_dict()}
+
 
 def plain_form(module: nn.Module) -> PlainForm | None:
     """The plain form of a layer that pads, computes its weight, or calls its children before or after its own function.
@@ -135,7 +139,6 @@ def _plain_norm(module: Any, input: Tensor) -> PlainForm | None:
         setattr(norm, name, getattr(module, name, None))
     if hasattr(norm, "num_batches_tracked"):
         norm.num_batches_tracked = getattr(module, "num_batches_tracked", None)
-    norm.training = module.training
     main = _free_name(module, "norm")
     modules = OrderedDict({main: norm, **{name: module.get_submodule(name) for name in children}})
     if len(modules) < len(children) + 1:

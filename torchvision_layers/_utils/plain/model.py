@@ -43,14 +43,11 @@ def make_plain_(
         form = plain_form(module)
         if form is None:
             continue
-        plain, keys = form.as_module(), set(module.state_dict())
-        is_container = plain is not form.modules[form.main]
-        if is_container:
-            hide_name(plain, form.main)
         if will_train and not form.can_train:
             left_alone[path] = module
-        elif not keeps_keys or set(plain.state_dict()) <= keys:
-            _replace_(module, plain)
+        elif not keeps_keys or form.keys() <= {*module.state_dict()}:
+            is_container = len(form.modules) > 1
+            _replace_(module, form.as_module())
             if is_container:
                 hide_name(module, form.main)
     return left_alone
@@ -72,7 +69,10 @@ def _entered(model: nn.Module) -> set[nn.Module]:
 
 
 def _replace_(module: nn.Module, other: nn.Module) -> None:
-    """Gives ``module`` the class and state of ``other``; both keep the modes of the modules below them."""
-    other.training = module.training
+    """Gives ``module`` the class and state of ``other``, in the mode of ``module``; its children keep theirs."""
+    own = {*module.children()}
+    for new in (other, *other.children()):
+        if new not in own:
+            new.training = module.training
     module.__class__ = other.__class__
     module.__dict__ = other.__dict__

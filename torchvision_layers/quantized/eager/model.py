@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from ..._utils.checks import check_not_lazy, check_unwrapped
 from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..._utils.tracing import trace_forward
 from ..layers.base import make_twins
@@ -211,6 +212,7 @@ def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> 
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
+    make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
     rewrite_forwards(wrapper.model, allow_float, will_train)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
