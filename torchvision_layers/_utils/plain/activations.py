@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +38,8 @@ def plain_activation(module: nn.Module, will_train: bool) -> nn.Module | None:
     tensors = (*module._parameters.values(), *module._buffers.values())
     if module._modules or tensors or "forward" in vars(module) or has_hooks(module):
         return None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are about the inputs, which are ours
         try:
             names = {_name_of(module, training) for training in {False, will_train}}
         except Exception:  # a user's forward may raise anything for an input that it does not expect

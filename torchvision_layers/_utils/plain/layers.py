@@ -1,5 +1,6 @@
 """The plain form of a layer: modules of torch that compute the same, found by running the layer."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,13 +52,14 @@ def plain_form(module: nn.Module) -> PlainForm | None:
     """
     if not _may_have_one(module):
         return None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are about the inputs, which are ours
         for input in _inputs(module):
             try:
                 form = _plain_form(module, input)
                 if form is not None and _computes_same(module, form, input):
                     return form
-            except Exception:  # noqa: S112  # a user's forward may raise anything for an input that it does not expect
+            except Exception:  # a user's forward may raise anything for an input that it does not expect
                 continue
     return None
 
@@ -88,10 +90,9 @@ def _inputs(module: nn.Module) -> Iterator[Tensor]:
         weight = next((tensor for tensor in tensors if tensor.dim() > 1), None)
     if weight is None or not 2 <= weight.dim() <= 5:
         return
-    groups = getattr(module, "groups", 1)
-    per_group = weight.shape[1]
-    channels = (getattr(module, "in_channels", 0), groups * per_group if isinstance(groups, int) else 0)
-    for number in dict.fromkeys((*channels, per_group, len(weight))):
+    per_group, outputs = weight.shape[1], len(weight)
+    groups = [g for g in range(1, outputs + 1) if outputs % g == 0]
+    for number in dict.fromkeys((getattr(module, "in_channels", 0), *(per_group * g for g in groups), outputs)):
         if isinstance(number, int) and number > 0:
             yield empty(number, weight.dim() - 2)
 
@@ -131,7 +132,9 @@ def _plain_norm(module: Any, input: Tensor) -> PlainForm | None:
         norm = torchvision.ops.FrozenBatchNorm2d(len(module.running_mean), getattr(module, "eps", 1e-5))
     elif {*names, *buffers} - {"num_batches_tracked"} <= _STATISTICS and "weight" not in buffers:
         cls = cls or _NORMS[max(input.dim() - 3, 0)]
-        norm = cls(len(module.running_mean), getattr(module, "eps", 1e-5), getattr(module, "momentum", 0.1), bool(names))
+        norm = cls(
+            len(module.running_mean), getattr(module, "eps", 1e-5), getattr(module, "momentum", 0.1), bool(names)
+        )
         norm.track_running_stats = getattr(module, "track_running_stats", True)
     else:
         return None

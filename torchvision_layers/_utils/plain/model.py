@@ -18,13 +18,13 @@ def make_plain_(
 
     A convolution that pads by itself or computes its weight, a batch norm that calls an activation, or an activation
     under another name, of any class, becomes the modules of torch that compute the same: every reference to it sees
-    them. Layers of torch and of this package stay as they are, and so does a layer of which a ``forward`` above it uses
-    parts.
+    them. Layers of torch and of this package stay as they are, and so does a layer whose parameters or children a
+    ``forward`` above it uses.
 
     Args:
         model: any model.
         will_train: leaves layers alone that train differently, with a computed weight for example.
-        keeps_keys: leaves layers alone whose tensors would appear under other keys of the ``state_dict``.
+        keeps_keys: leaves layers alone whose parameters would appear under other keys of the ``state_dict``.
         splits_padding: also splits convolutions of torch into padding and convolution unless they pad both sides of a
             dimension with the same number of zeros.
 
@@ -45,7 +45,7 @@ def make_plain_(
             continue
         if will_train and not form.can_train:
             left_alone[path] = module
-        elif not keeps_keys or form.keys() <= {*module.state_dict()}:
+        elif not keeps_keys or form.keys() <= {*module.state_dict()} or not any(True for _ in module.parameters()):
             is_container = len(form.modules) > 1
             _replace_(module, form.as_module())
             if is_container:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 __all__ = ["SamePadding", "padding_module", "same_padding"]
 
-_PADDINGS: dict[str, tuple[type[nn.Module], ...]] = {
+_PADDINGS: dict[str, tuple[Any, ...]] = {
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
-_ZEROS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_CONSTANTS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_ZEROS: tuple[Any, ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_CONSTANTS: tuple[Any, ...] = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 
 class SamePadding(nn.Module):
@@ -43,7 +43,7 @@ class SamePadding(nn.Module):
             steps = (size + stride - 1) // stride - 1
             missing = steps * stride + (self.kernel_size[-1 - i] - 1) * self.dilation[-1 - i] + 1 - size
             total = max(missing, 0) if torch.jit.is_scripting() else torch.sym_max(missing, 0)
-            padding += [total // 2, total - total // 2]
+            padding += [total // 2, total - total // 2]  # type: ignore[list-item]  # symbolic while exporting
         return F.pad(input, padding)
 
     def extra_repr(self) -> str:
@@ -53,7 +53,7 @@ class SamePadding(nn.Module):
 def same_padding(
     shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """What :class:`SamePadding` pads an input of this shape with, in the order of ``torch.nn.functional.pad``."""
+    """The padding of :class:`SamePadding` for inputs of this shape, in the order of ``torch.nn.functional.pad``."""
     padding = []
     for size, k, s, d in reversed(list(zip(shape[2:], kernel_size, stride, dilation, strict=True))):
         total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
@@ -66,6 +66,9 @@ def padding_module(padding: Sequence[int], mode: str, value: Any) -> nn.Module |
     dims = len(padding) // 2
     if not 1 <= dims <= 3:
         return None
+    module: nn.Module | None = None
     if mode == "constant":
-        return _CONSTANTS[dims - 1](tuple(padding), value) if value else _ZEROS[dims - 1](tuple(padding))
-    return _PADDINGS[mode][dims - 1](tuple(padding)) if mode in _PADDINGS else None
+        module = _CONSTANTS[dims - 1](tuple(padding), value) if value else _ZEROS[dims - 1](tuple(padding))
+    elif mode in _PADDINGS:
+        module = _PADDINGS[mode][dims - 1](tuple(padding))
+    return module

@@ -77,7 +77,7 @@ def record_steps(module: nn.Module, input: Tensor) -> Recording | None:
 
 
 def _state(module: nn.Module) -> list[object]:
-    """What changes if a ``forward`` sets an attribute or writes into a buffer."""
+    """Values that change if a ``forward`` sets an attribute or writes into a buffer."""
     attributes = [id(value) for value in vars(module).values() if type(value) is not dict]
     members = [id(value) for value in (*module._modules.values(), *module._parameters.values())]
     buffers = [(id(buffer), buffer._version) for buffer in module._buffers.values() if buffer is not None]

@@ -105,7 +105,7 @@ def find_plain_weighted(module: nn.Module, input: Tensor) -> PlainWeighted | Non
 
 
 def _shapes(input: Tensor) -> Iterator[tuple[int, ...]]:
-    batch, channels, *image = input.shape
+    channels, *image = input.shape[1:]
     if not image:
         yield from ((1, channels), (2, 3, channels), (2, 2, 3, channels))
     for i in range(len(_SIZES) if image else 0):
@@ -129,7 +129,9 @@ def _read(recording: Recording | None) -> _Call | None:
     arguments = dict(zip(_MODULES[function][1], call.args, strict=False)) | call.kwargs
     input, weight, bias = arguments.pop("input"), arguments.pop("weight"), arguments.pop("bias", None)
     dims = 0 if function is F.linear else weight.dim() - 2
-    numbers = {name: _tuple(arguments.get(name, _DEFAULTS[name]), dims) for name in _MODULES[function][1] if name in _DEFAULTS}
+    numbers = {
+        name: _tuple(arguments.get(name, _DEFAULTS[name]), dims) for name in _MODULES[function][1] if name in _DEFAULTS
+    }
     if dims:
         numbers["groups"] = arguments.get("groups", 1)
     padding, style = (0,) * (2 * dims), ("constant", 0.0)
@@ -207,7 +209,7 @@ def _sides(padding: Any, kernel_size: Sequence[int], dilation: Sequence[int]) ->
 def _layer(call: _Call, module: nn.Module) -> Any:
     """The plain layer. It shares the parameters of ``module``, and has copies of what ``module`` computes."""
     cls, weight = _MODULES[call.function][0], call.weight
-    channels = [weight.shape[1], len(weight)]
+    channels: list[Any] = [weight.shape[1], len(weight)]
     if call.function is not F.linear:
         channels[0] *= call.numbers["groups"]
         if "output_padding" in call.numbers:
@@ -215,8 +217,9 @@ def _layer(call: _Call, module: nn.Module) -> Any:
         channels.append(weight.shape[2:])
     layer = cls(*channels, **call.numbers, bias=call.bias is not None, device="meta")
     for name, value in (("weight", weight), ("bias", call.bias)):
-        is_shared = value is None or any(value is parameter for parameter in module._parameters.values())
-        setattr(layer, name, value if is_shared else nn.Parameter(value.detach().clone(), requires_grad=False))
+        if value is not None and not any(value is parameter for parameter in module._parameters.values()):
+            value = nn.Parameter(value.detach().clone(), requires_grad=False)
+        setattr(layer, name, value)
     return layer
 
 

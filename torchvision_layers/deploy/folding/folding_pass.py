@@ -60,12 +60,17 @@ class FoldingPass:
             if child is not module:
                 self.untraced.setdefault(child, path)
 
-    def fold(self, module: nn.Module, path: str = "") -> None:
-        """Folds ``module`` and its children.
+    def fold(self, model: nn.Module) -> None:
+        """Folds ``model``.
 
         Errors: ``ValueError`` if there is something to fold below a ``forward`` that cannot be traced, and the result
         will not be compared.
         """
+        self._fold(model, "")
+        for module in self.folded_modules:
+            self._remove_identities(module)
+
+    def _fold(self, module: nn.Module, path: str) -> None:
         if module in self.folded_modules or module in self.entered:
             return
         self.folded_modules.add(module)
@@ -75,19 +80,23 @@ class FoldingPass:
             return
         trace = self._trace_of(module)
         for name in trace.whole:
-            self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
+            self._fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for names in trace.chains:
             for chain in expand_chain(module, names, self._is_unit, self._trace_of):
                 self._fold_chain(module, chain, path)
-        if trace.is_traced and (self.is_compared or module not in self.untraced):
-            for name in trace.whole:
-                if is_identity(module.get_submodule(name)):
-                    replace_module_(module.get_submodule(name), nn.Identity())
-            if runs_in_order(module):
-                for name, child in [*module._modules.items()]:
-                    if child is not None and is_identity(child):
-                        del module._modules[name]  # the other children keep their names
-                        self.traces.pop(module, None)
+
+    def _remove_identities(self, module: nn.Module) -> None:
+        """Removes children that do nothing from a sequence, and makes those of other modules ``nn.Identity``."""
+        trace = None if is_opaque(module) else self._trace_of(module)
+        if trace is None or not trace.is_traced or (module in self.untraced and not self.is_compared):
+            return
+        for name in trace.whole:
+            if is_identity(module.get_submodule(name)):
+                replace_module_(module.get_submodule(name), nn.Identity())
+        if runs_in_order(module):
+            for name, child in [*module._modules.items()]:
+                if child is not None and is_identity(child):
+                    del module._modules[name]  # the other children keep their names
 
     def _fold_chain(self, parent: nn.Module, names: list[str], path: str) -> None:
         """Folds norms and scales into the weighted layers next to them.
@@ -150,7 +159,7 @@ class FoldingPass:
         return self.traces[module]
 
     def _is_unit(self, module: nn.Module) -> bool:
-        """Whether no chain goes through the module."""
+        """Whether the module is one member of a chain, whatever it calls."""
         return is_opaque(module) or is_weighted(module) or self._is_shared(module) or module in self.entered
 
     def _is_shared(self, module: nn.Module) -> bool:

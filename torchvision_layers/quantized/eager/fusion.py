@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -32,7 +32,9 @@ def fuse_children(module: nn.Module, is_qat: bool, shared: frozenset[nn.Module] 
             ``None``, those below ``module``.
     """
     if shared is None:
-        places = Counter(child for parent in module.modules() for child in parent._modules.values() if child is not None)
+        places = Counter(
+            child for parent in module.modules() for child in parent._modules.values() if child is not None
+        )
         shared = frozenset(child for child, count in places.items() if count > 1)
     trace = trace_forward(module)
     for names in trace.chains:
@@ -42,24 +44,26 @@ def fuse_children(module: nn.Module, is_qat: bool, shared: frozenset[nn.Module] 
         child = module.get_submodule(name)
         if is_unit(child):
             continue
-        if not _has_own_fuse_model(child):
+        fuse_model = _own_fuse_model(child)
+        if fuse_model is None:
             fuse_children(child, is_qat, shared)
-        elif inspect.signature(child.fuse_model).parameters:
-            child.fuse_model(is_qat)
+        elif inspect.signature(fuse_model).parameters:
+            fuse_model(is_qat)
         else:
-            child.fuse_model()
+            fuse_model()
 
 
 def is_transparent(module: nn.Module) -> bool:
     """Whether the modules in a container may fuse with those around it."""
     is_container = not is_unit(module) and int8_support(module) is Int8Support.CONTAINER
-    return is_container and not has_hooks(module) and not _has_own_fuse_model(module)
+    return is_container and not has_hooks(module) and _own_fuse_model(module) is None
 
 
-def _has_own_fuse_model(module: nn.Module) -> Any:
-    """Whether a module fuses itself. A twin of this package does it with :func:`fuse_children`."""
-    method = getattr(module, "fuse_model", None)
-    return method is not None and method.__module__ != f"{__package__.rpartition('.')[0]}.layers.base"
+def _own_fuse_model(module: nn.Module) -> Callable[..., object] | None:
+    """The method with which a module fuses itself, unless it is that of a twin, which calls :func:`fuse_children`."""
+    method: Any = getattr(module, "fuse_model", None)
+    is_of_twin = getattr(method, "__module__", "") == f"{__package__.rpartition('.')[0]}.layers.base"
+    return None if is_of_twin else method
 
 
 def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:

@@ -212,7 +212,14 @@ def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> 
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
-    make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    if untrainable and not allow_float:
+        layers = "; ".join(f"{path or 'model'} is a {type(layer).__name__}" for path, layer in untrainable.items())
+        raise TypeError(
+            f"{layers}: int8 can run such layers but not train them, because they compute their weights in every "
+            "forward, or something else in training; call deploy.fold(model) first, which makes them plain, or pass "
+            "allow_float=True to leave them in float"
+        )
     rewrite_forwards(wrapper.model, allow_float, will_train)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
