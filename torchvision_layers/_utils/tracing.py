@@ -43,6 +43,8 @@ class ForwardTrace:
     turns: dict[str, int] = field(default_factory=dict)
     #: For each module, the later consumers of its input and their positions.
     rereads: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: The chain that alone takes the first input.
+    entry: list[str] = field(default_factory=list)
     #: The chain that produces the result.
     result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, which int8 can only do with a common scale.
@@ -211,6 +213,7 @@ def _intersect(first: ForwardTrace, second: ForwardTrace) -> ForwardTrace:
         whole=[name for name in dict.fromkeys(first.whole + second.whole) if name not in parts],
         parts=parts,
         pairs=[pair for pair in first.pairs if pair in second.pairs or pair[0] not in second.whole],
+        entry=first.entry if first.entry == second.entry else [],
         result=first.result if first.result == second.result else [],
         concatenates=first.concatenates or second.concatenates,
     )
@@ -230,7 +233,7 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
             node = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         return names
 
-    chains: list[list[str]] = []
+    chains: list[list[torch.fx.Node]] = []
     chained: set[torch.fx.Node] = set()
     for node in nodes:
         if node not in single_use or node in chained:
@@ -242,12 +245,14 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
                 break
             chain.append(after)
         chained.update(chain)
-        chains.append([str(link.target) for link in chain])
+        chains.append(chain)
     pairs = [
         (str(node.target), chain_to(node.args[0]))
         for node in nodes
         if node in single_use and len(node.args) == 2 and node.args[0] is not node.args[1]
     ]
+    first = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    heads = [c for c in chains if first is not None and [*first.users] == [c[0]] and c[0].args == (first,)]
     order = {node: i for i, node in enumerate(graph.nodes)}
     rereads = {
         str(node.target): {str(user.target): order[user] for user in node.args[0].users if order[user] > order[node]}
@@ -255,15 +260,20 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
         if node.args and isinstance(node.args[0], torch.fx.Node)
     }
     return ForwardTrace(
-        chains=chains,
+        chains=[_targets(chain) for chain in chains],
         whole=[name for name in dict.fromkeys(targets) if name not in parts],
         parts=list(parts),
         pairs=pairs,
         turns={str(node.target): order[node] for node in single_use},
         rereads=rereads,
+        entry=_targets(heads[0]) if heads else [],
         result=next(chain_to(node.args[0]) for node in graph.nodes if node.op == "output"),
         concatenates=any(node.op == "call_function" and node.target in CONCATENATION_OPS for node in graph.nodes),
     )
+
+
+def _targets(chain: list[torch.fx.Node]) -> list[str]:
+    return [str(node.target) for node in chain]
 
 
 def find_producer(

@@ -1,4 +1,4 @@
-"""What each ``forward`` of a float model does on one batch: the arguments it gets, and the modules and weights it uses."""
+"""What each ``forward`` of a float model does on one batch: its arguments, and the modules and weights it uses."""
 
 import inspect
 from collections import defaultdict

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ..._utils.checks import check_not_lazy, check_unwrapped
 from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
@@ -225,11 +226,12 @@ def make_quantizable_(
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
+    untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
     if allow_float:
         for path in run.read_layers if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
     if not allow_float:
-        raise_problems(wrapper.model, problems | (run.problems if run else {}))
+        raise_problems(wrapper.model, problems | (run.problems if run else {}), untrainable.values())
     return wrapper

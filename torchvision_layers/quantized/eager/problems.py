@@ -1,6 +1,7 @@
 """The parts of a model that cannot become int8, in one error."""
 
 import inspect
+from collections.abc import Collection
 
 from torch import nn
 
@@ -15,12 +16,13 @@ __all__ = ["describe", "describe_running", "raise_problems"]
 _ALLOW_FLOAT = "pass allow_float=True to leave it in float"
 
 
-def raise_problems(model: nn.Module, problems: dict[str, str]) -> None:
+def raise_problems(model: nn.Module, problems: dict[str, str], untrainable: Collection[nn.Module]) -> None:
     """Raises ``TypeError`` with everything in ``model`` that cannot become int8.
 
     Args:
         model: with each ``forward`` rewritten or marked to run in float.
         problems: the paths of modules that compute with weights in their ``forward``, each with a reason.
+        untrainable: layers that int8 can run, but not train.
     """
     modules = {path: model.get_submodule(path) for path in problems}
     lines = [
@@ -29,7 +31,12 @@ def raise_problems(model: nn.Module, problems: dict[str, str]) -> None:
         for path, reason in problems.items()
         if not hasattr(modules[path], "float_class") and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
     ]
-    lines += [f"{describe(model, module)}, {reason}" for module, reason in _unsupported(model)]
+    lines += [
+        f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
+        "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"
+        for layer in untrainable
+    ]
+    lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in {*untrainable}]
     if len(lines) == 1:
         raise TypeError(lines[0])
     if lines:

@@ -4,6 +4,7 @@ import torchvision.ops
 from torch import nn
 
 from ..._utils.modules import numeric_padding
+from ..._utils.plain.padding import SamePadding
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.layer_norm import LayerNorm2d, LayerScale
 from ...layers.permute import Permute
@@ -33,6 +34,7 @@ _CONVERTED = {
 # Their operators have kernels for quantized tensors: exact, or with a fixed range (sigmoids, tanh).
 _PASS_THROUGH = {
     Permute,
+    SamePadding,
     StochasticDepth,
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
@@ -54,12 +56,16 @@ _PASS_THROUGH = {
     nn.PixelShuffle,
     nn.PixelUnshuffle,
     nn.ReLU,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
     nn.Sigmoid,
     nn.Tanh,
     nn.Unflatten,
     nn.Upsample,
     nn.UpsamplingNearest2d,
+    nn.ZeroPad1d,
     nn.ZeroPad2d,
+    nn.ZeroPad3d,
     torchvision.ops.Permute,
     torchvision.ops.StochasticDepth,
 }
@@ -75,6 +81,12 @@ _FLOAT_FALLBACKS = {
     nn.AdaptiveMaxPool2d,
     nn.BatchNorm1d,
     nn.CELU,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
     nn.GELU,
     nn.GLU,
     nn.GroupNorm,
@@ -89,6 +101,10 @@ _FLOAT_FALLBACKS = {
     nn.Mish,
     nn.PReLU,
     nn.RReLU,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
     nn.SELU,
     nn.SiLU,
     nn.Softmax,

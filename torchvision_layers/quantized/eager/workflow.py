@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
 from ..._utils.inputs import Inputs
+from ..._utils.plain.model import make_plain_
 from ..._utils.structure import flatten
 from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
@@ -125,9 +126,13 @@ def _try_quantizable(
 
     On that batch the copy must compute the same as ``model``.
     """
-    original = copy.deepcopy(model.model if isinstance(model, QuantizableModel) else model).eval()
-    run = run_first(original, batch.map(Tensor.clone))
-    prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
+    original = copy.deepcopy(_inner(model)).eval()
+    plain = copy.deepcopy(model)
+    make_plain_(_inner(plain), will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    run = run_first(copy.deepcopy(_inner(plain)).eval(), batch.map(Tensor.clone))
+    with torch.no_grad():
+        expected = batch.map(Tensor.clone).run(original)
+    prepared = make_quantizable_(plain.train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     fuse_children(prepared, is_qat=will_train)
@@ -143,11 +148,15 @@ def _try_quantizable(
                 f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}"
             ) from error
         try:
-            check_same_results(output, run.output, _REWRITING_CHANGED_RESULTS)
+            check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
         except RuntimeError as error:
             where = describe(prepared.model, find_difference(original, prepared.model, batch))
             raise RuntimeError(f"{where}, {error}") from None
     return prepared.train(will_train), calls
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, QuantizableModel) else model
 
 
 def _raise_late_call(module: nn.Module, args: object) -> None:
