@@ -85,7 +85,6 @@ def _passed(value: object) -> Passed:
 class FirstRun:
     """What a model does on one batch, by the paths of its modules."""
 
-    output: Any = None
     arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
     #: The modules that each ``forward`` calls.
     callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -111,7 +110,7 @@ def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
-            run.output = inputs.run(model)
+            inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

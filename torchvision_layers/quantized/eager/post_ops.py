@@ -63,9 +63,9 @@ def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None]) 
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
         return
     if int8_support(module) is Int8Support.FLOAT_FORWARD:
-        for name, child in module.named_modules():
-            if isinstance(child, Int8Child):
-                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."))
+        for name, inner in module.named_modules():
+            if isinstance(inner, Int8Child):
+                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."), shared)
         return
     trace = trace_forward(module)
     for name in trace.whole:

@@ -47,7 +47,7 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     after = type(module).__name__
     support = int8_support(module)
     target = getattr(module, "fused_into", None)
-    if hasattr(module, "is_unused") and not module._modules:
+    if hasattr(module, "is_unused") and not module._modules and support is not Int8Support.CONTAINER:
         return ReportRow(path, before, after, "float", "is never called")
     if target is not None:
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
@@ -67,6 +67,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if is_int8(module):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
     if support is Int8Support.CONTAINER and not is_unit(module):
+        return None
+    if support is Int8Support.UNKNOWN and module._modules and not before:  # a float model that is not rewritten yet
         return None
     if is_converted and support is Int8Support.PASS_THROUGH:
         return ReportRow(path, before, after, "int8", support.value)
