@@ -185,7 +185,9 @@ class RereadsInChild(Net):
 
 @pytest.mark.parametrize("cls", [RereadsModule, RereadsInChild])
 def test_first_batch_shows_difference(cls: type[nn.Module]) -> None:
-    message = rf"model is a {cls.__name__} \(.*test_rewriting.py:\d+\), whose result changed when the model was rewritten"
+    message = (
+        rf"model is a {cls.__name__} \(.*test_rewriting.py:\d+\), whose result changed when the model was rewritten"
+    )
     with pytest.raises(RuntimeError, match=message):
         quantized.quantize(cls().eval(), [X])
     if cls is RereadsInChild:  # no forward of the other is rewritten, and training with it is right
@@ -203,5 +205,7 @@ def test_several_results_are_trained_with_an_example() -> None:
     prepared = quantized.prepare_qat(MultipliesByResults(), X)
     prepared(X).sum().backward()
     assert decibels(prepared.eval()(X).detach(), quantized.convert(prepared)(X)) >= 25
-    with pytest.raises(RuntimeError, match="has 2 tensors to quantize, and 1 were observed; pass an example to prepare_qat"):
+    with pytest.raises(
+        RuntimeError, match="has 2 tensors to quantize, and 1 were observed; pass an example to prepare_qat"
+    ):
         quantized.prepare_qat(MultipliesByResults())(X)

@@ -228,7 +228,7 @@ def test_user_defined_twin() -> None:
 
 
 def test_converting_untrained_model_raises() -> None:
-    with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
+    with pytest.raises(ValueError, match="model must have run on batches, or have loaded a state, before it is converted"):
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 

@@ -13,8 +13,10 @@ class FloatAttention(nn.MultiheadAttention):
     """Computes what ``nn.MultiheadAttention`` computes, with its projections as children."""
 
     runs_in_float = True
-    in_proj_weight: Tensor | None
-    in_proj_bias: Tensor | None
+    in_proj: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
 
     @classmethod
     def become(cls, attention: nn.MultiheadAttention) -> None:
@@ -52,7 +54,9 @@ class FloatAttention(nn.MultiheadAttention):
         q, k, v = (self._split_heads(t, is_batched) for t in self._project(query, key, value))
         mask = _merge_masks(attn_mask, key_padding_mask, q, k.shape[2])
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([t, self._heads(b.expand(len(t), 1, -1))], 2) for t, b in ((k, self.bias_k), (v, self.bias_v)))
+            k, v = (
+                torch.cat([t, self._heads(b.expand(len(t), 1, -1))], 2) for t, b in ((k, self.bias_k), (v, self.bias_v))
+            )
         if self.add_zero_attn:
             k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
         if mask is not None:

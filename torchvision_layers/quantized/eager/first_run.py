@@ -1,4 +1,4 @@
-"""What each ``forward`` of a float model does on one batch: the arguments it gets, and the modules and weights it uses."""
+"""One run of a float model: the arguments of each ``forward``, and the modules and weights that it uses."""
 
 import inspect
 from collections import defaultdict
@@ -18,7 +18,7 @@ from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from .in_place import UnsupportedError
 
-__all__ = ["WEIGHTED", "Arguments", "FirstRun", "running_module", "run_first"]
+__all__ = ["WEIGHTED", "Arguments", "FirstRun", "run_first", "running_module"]
 
 #: Functions that compute with a weight.
 WEIGHTED: set[Callable[..., Any]] = {
@@ -83,7 +83,7 @@ def _passed(value: object) -> Passed:
 
 @dataclass
 class FirstRun:
-    """What a model does on one batch, by the paths of its modules."""
+    """The calls of a model on one batch, by the paths of its modules."""
 
     output: Any = None
     arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
@@ -98,7 +98,7 @@ class FirstRun:
 
 
 def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
-    """Runs ``model`` on ``inputs`` without gradients and records what its modules do."""
+    """Runs ``model`` on ``inputs`` without gradients and records its calls."""
     paths = {module: path for path, module in model.named_modules()}
     run = FirstRun()
     stack: list[nn.Module] = []

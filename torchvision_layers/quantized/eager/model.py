@@ -224,7 +224,7 @@ def make_quantizable_(
     make_twins(wrapper.model, allow_float)
     if allow_float:
         for path in run.read_layers if run else ():
-            wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
+            wrapper.model.get_submodule(path).stays_in_float = True
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
     if not allow_float:

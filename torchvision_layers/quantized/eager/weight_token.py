@@ -1,4 +1,4 @@
-"""What a ``forward`` that runs in float reads as the weight of an int8 layer."""
+"""The weight of an int8 layer as a ``forward`` in float sees it."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _METHODS = {"dim", "element_size", "is_floating_point", "ndimension", "numel", "
 
 
 class Layer(Protocol):
-    """A convolution or linear layer that stands for its weight."""
+    """A convolution or linear layer whose weight a function gets."""
 
     module: nn.Module
 
@@ -69,7 +69,11 @@ def _run_convolution(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Ten
     dims = len(conv.kernel_size)
     for name in ("stride", "padding", "dilation"):
         value = arguments[name]
-        if getattr(conv, name) not in (value, tuple([value] * dims), tuple(value) if isinstance(value, list) else value):
+        if getattr(conv, name) not in (
+            value,
+            tuple([value] * dims),
+            tuple(value) if isinstance(value, list) else value,
+        ):
             raise TypeError(f"{func.__name__} has another {name} than the layer whose weight it reads")
     if conv.groups != arguments["groups"]:
         raise TypeError(f"{func.__name__} has other groups than the layer whose weight it reads")
