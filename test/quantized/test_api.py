@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized.report_row import Int8Support
 from torchvision_layers.experimental import nn as enn
+from torchvision_layers.quantized.report_row import Int8Support
 
 
 class Swish(nn.Module):

@@ -168,7 +168,7 @@ class QuantizableModel(QuantizableWrapper):
 class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(Inputs(args, kwargs))
 
 
@@ -224,7 +224,7 @@ def make_quantizable_(
     make_twins(wrapper.model, allow_float)
     if allow_float:
         for path in run.read_layers if run else ():
-            wrapper.model.get_submodule(path).stays_in_float = True
+            wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
     if not allow_float:
