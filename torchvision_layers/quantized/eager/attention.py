@@ -13,8 +13,10 @@ class FloatAttention(nn.MultiheadAttention):
     """Computes what ``nn.MultiheadAttention`` computes, with its projections as children."""
 
     runs_in_float = True
-    in_proj_weight: Tensor | None
-    in_proj_bias: Tensor | None
+    in_proj: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
 
     @classmethod
     def become(cls, attention: nn.MultiheadAttention) -> None:

@@ -1,4 +1,4 @@
-"""What each ``forward`` of a float model does on one batch: its arguments, and the modules and weights it uses."""
+"""One run of a float model: the arguments of each ``forward``, and the modules and weights that it uses."""
 
 import inspect
 from collections import defaultdict
@@ -83,7 +83,7 @@ def _passed(value: object) -> Passed:
 
 @dataclass
 class FirstRun:
-    """What a model does on one batch, by the paths of its modules."""
+    """The calls of a model on one batch, by the paths of its modules."""
 
     arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
     #: The modules that each ``forward`` calls.
@@ -97,7 +97,7 @@ class FirstRun:
 
 
 def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
-    """Runs ``model`` on ``inputs`` without gradients and records what its modules do."""
+    """Runs ``model`` on ``inputs`` without gradients and records its calls."""
     paths = {module: path for path, module in model.named_modules()}
     run = FirstRun()
     stack: list[nn.Module] = []

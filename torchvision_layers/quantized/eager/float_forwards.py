@@ -52,7 +52,7 @@ def mark_float_forwards(model: nn.Module, run: FirstRun | None) -> None:
             for callee in below
         ):
             restore(module)
-            module.runs_in_float = True  # type: ignore[assignment]  # a plain attribute
+            module.runs_in_float = True
 
 
 def _callees(modules: dict[str, nn.Module], path: str, run: FirstRun | None) -> list[nn.Module]:

@@ -126,6 +126,8 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds, arguments: Arg
     if node.op == "get_attr":
         if not hasattr(module, str(node.target).partition(".")[0]):
             raise UnsupportedError("creates a tensor of constants")
+        if isinstance(_owner(module, node), CONV_AND_LINEAR):
+            raise UnsupportedError(f"reads {node.target} instead of calling its module")
         value = operator.attrgetter(str(node.target))(module)
         return Kind.CONSTANT if isinstance(value, Tensor) else Kind.OTHER
     if node.op == "placeholder":
@@ -186,9 +188,6 @@ def replacement(
         return None
     target: Any = node.target
     name = _name(node)
-    for argument in node.all_input_nodes:
-        if argument.op == "get_attr" and isinstance(_owner(module, argument), CONV_AND_LINEAR):
-            raise UnsupportedError(f"reads {argument.target} instead of calling its module")
     if node.op == "call_method" and not hasattr(Tensor, target):
         raise UnsupportedError(f"calls {target}, which is no method of a tensor")
     computed = _module(node, kinds, training)

@@ -66,7 +66,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
     if is_int8(module):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
-    if support is Int8Support.CONTAINER and not is_unit(module):
+    has_rows_below = support is Int8Support.UNKNOWN and bool(module._modules)
+    if (support is Int8Support.CONTAINER or has_rows_below) and not is_unit(module):
         return None
     if support is Int8Support.UNKNOWN and module._modules and not before:  # a float model that is not rewritten yet
         return None

@@ -1,4 +1,4 @@
-"""What a ``forward`` that runs in float reads as the weight of an int8 layer."""
+"""The weight of an int8 layer as a ``forward`` in float sees it."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _METHODS = {"dim", "element_size", "is_floating_point", "ndimension", "numel", "
 
 
 class Layer(Protocol):
-    """A convolution or linear layer that stands for its weight."""
+    """A convolution or linear layer whose weight a function gets."""
 
     module: nn.Module
 

@@ -168,9 +168,8 @@ def _raise_late_call(module: nn.Module, args: object) -> None:
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model`` in place and tries it on zeros."""
-    unreached_paths = [path.removeprefix("model.") for path in preparing.unobserved_paths(model)]
-    if "quant" in unreached_paths:
-        raise ValueError(f"batches must reach every module, no calibration batch reached {', '.join(unreached_paths)}")
+    if "quant" in preparing.unobserved_paths(model):
+        raise ValueError("model must have run on batches, or have loaded a state, before it is converted")
     preparing.leave_unobserved_in_float(model)
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)

@@ -89,7 +89,8 @@ def prepare(
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
-    After calibration, modules that are not in ``calls`` stay in float; training may call them.
+    Paths in ``post_ops`` are updated. After calibration, modules that are not in ``calls`` stay in float; training may
+    call them.
     """
     is_unused = {m: calls is not None and not is_qat and calls.keys().isdisjoint(m.modules()) for m in model.modules()}
     unused = [module for module in model.modules() if is_unused[module]]
@@ -101,7 +102,10 @@ def prepare(
         activation = parent.get_submodule(op.operation)
         if type(activation) in ACTIVATIONS:
             parent.set_submodule(op.operation, ObservedActivation(activation))
+    parents = [model.get_submodule(op.parent) for op in post_ops]
     _add_float_fallbacks(model, backend, calls)
+    paths = {module: path for path, module in model.named_modules()}
+    post_ops[:] = [op._replace(parent=paths[parent]) for op, parent in zip(post_ops, parents, strict=True)]
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
