@@ -38,15 +38,21 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed on ``batches``."""
+def quantize(
+    model: nn.Module,
+    batches: Iterator[Inputs],
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableGraph:
+    """An int8 graph of ``model``, with ranges observed on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
     model = _float_copy(model).eval()
     inputs = next(batches, None)
     if inputs is None:
         raise ValueError("batches must hold at least one batch, got none")
     first = _only_input(inputs)
     with torch.no_grad():
-        exported = export(model, first)
+        exported = export(model, first, dynamic_sizes)
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
