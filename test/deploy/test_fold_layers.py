@@ -219,7 +219,7 @@ def test_quantized_models() -> None:
 )
 def test_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
     for model, path in ((wrap(conv_and_norm().eval()), "model"), (nn.Sequential(wrap(conv_and_norm().eval())), "0")):
-        with pytest.raises(ValueError, match=f"{path} is a .*: fold the module that it wraps"):
+        with pytest.raises(ValueError, match=f"{path} is a .*: pass the module that it wraps"):
             deploy.fold(model)
 
 

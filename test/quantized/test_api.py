@@ -76,7 +76,7 @@ def test_report_at_each_stage() -> None:
     prepared = quantized.prepare_qat(model)
     assert {row.runs_in for row in quantized.report(prepared).rows} == {"float"}
 
-    report = quantized.report(quantized.quantize(model, batches()))
+    report = quantized.report(quantized.quantize(model, batches(), backend="x86"))
     rows = {row.path: row for row in report.rows}
     expected = [
         ("0.0", "Conv2d", "Conv2d", "int8", "has an int8 form"),
@@ -179,7 +179,11 @@ class HasParameter(Branches):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: quantized.quantize(m, batches(), backend="cuda"), ValueError, "backend must be one of x86.*'cuda'"),
+        (
+            lambda m: quantized.quantize(m, batches(), backend="cuda"),
+            ValueError,
+            "backend must be one of auto, x86.*'cuda'",
+        ),
         (
             lambda m: quantized.quantize(m, batches(), engine="fx"),
             ValueError,

@@ -115,31 +115,27 @@ def check_module(argument: str, value: object) -> nn.Module:
 def check_unwrapped(argument: str, value: object) -> nn.Module:
     """Returns ``value``, a module without a wrapper around it or inside it that runs a module out of reach.
 
-    Errors: ``TypeError`` with the code that unwraps it.
+    Errors: ``ValueError`` with the code that unwraps it.
     """
     model = check_module(argument, value)
     for path, module in model.named_modules():
-        remedy = _remedy(module)
-        if remedy:
-            name = f"{argument}.{path}" if path else argument
-            wrapper = type(module).__name__
-            raise TypeError(f"{argument} must be the module itself, {name} is a {wrapper}: {remedy.format(name)}")
+        attribute = _wrapped_attribute(module)
+        if attribute is not None:
+            wrapper = argument if not path else f"{argument}.get_submodule({path!r})"
+            wrapped = f", {wrapper}.{attribute}" if attribute else ""
+            raise ValueError(f"{path or argument} is a {type(module).__name__}: pass the module that it wraps{wrapped}")
     return model
 
 
-def _remedy(module: nn.Module) -> str:
-    """How to reach the module inside a wrapper; empty for any other module."""
-    # By name: importing the compiler or FSDP takes seconds.
-    names = {cls.__name__ for cls in type(module).__mro__}
-    if isinstance(module, torch.jit.ScriptModule):
-        return "pass the module that was scripted or traced"
+def _wrapped_attribute(module: nn.Module) -> str | None:
+    """Where a wrapper keeps its module, ``""`` if it keeps none; ``None`` for any other module."""
+    names = {cls.__name__ for cls in type(module).__mro__}  # importing the compiler or FSDP takes seconds
     if names & {"AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:
-        return "pass {0}.module"
+        return "module"
     if "OptimizedModule" in names:
-        return "pass {0}._orig_mod"
-    if isinstance(module, torch.fx.GraphModule) and any(map(_is_lowered, module.graph.nodes)):
-        return "pass the module that was exported or quantized"
-    return ""
+        return "_orig_mod"
+    is_lowered = isinstance(module, torch.fx.GraphModule) and any(map(_is_lowered, module.graph.nodes))
+    return "" if is_lowered or isinstance(module, torch.jit.ScriptModule) else None
 
 
 def _is_lowered(node: torch.fx.Node) -> bool:

@@ -58,8 +58,8 @@ def _map(leaf: type, function: Callable[[Any], Any], value: Any) -> Any:
             object.__setattr__(clone, field.name, _map(leaf, function, getattr(value, field.name)))
         return clone
     if isinstance(value, Mapping):
-        clone = copy.copy(value)
+        mapping: Any = copy.copy(value)
         for key, item in value.items():
-            clone[key] = _map(leaf, function, item)  # type: ignore[index]  # every mapping of a model is mutable
-        return clone
+            mapping[key] = _map(leaf, function, item)
+        return mapping
     return value

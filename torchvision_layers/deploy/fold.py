@@ -43,10 +43,10 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     Returns a copy in eval mode, without gradients, with the device, dtype and memory format of ``model``. The remaining
     ``state_dict`` keys are the same.
 
-    Errors: ``TypeError`` for an argument of another type, a model that is scripted, compiled or in another wrapper, a
-    lazy layer without channels, or a ``folded()`` that returns no module; ``ValueError`` for a module with hooks, for a
-    model that is quantized, for a missing ``batch``, and for outputs that are not finite or contain no numbers to
-    compare; ``RuntimeError`` if the copy computes something else.
+    Errors: ``TypeError`` for an argument of another type, a lazy layer without channels, or a ``folded()`` that returns
+    no module; ``ValueError`` for a module with hooks, for a model that is quantized, scripted, compiled or wrapped, for
+    a missing ``batch``, and for outputs that are not finite or contain no numbers to compare; ``RuntimeError`` if the
+    copy computes something else.
 
     Examples::
 

@@ -73,10 +73,10 @@ def quantize(
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, or a module that no batch reaches; ``TypeError`` for a model inside a wrapper such as
-    ``DistributedDataParallel``, for inputs that its ``forward`` does not accept, for modules that would stay in float,
-    as in :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed
-    the results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
+    that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
+    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
+    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
+    results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)

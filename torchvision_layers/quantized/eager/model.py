@@ -81,16 +81,20 @@ class QuantizableModel(QuantizableWrapper):
 
     @torch.jit.unused
     def _run(self, inputs: Inputs) -> Any:
-        if self.stage is not Stage.FLOAT:
-            stubs = [self.quant, *self.quants]
-            count = sum(map(Tensor.is_floating_point, inputs.tensors()))
-            if count > len(stubs):
+        stubs = iter([self.quant, *self.quants])
+
+        def observe(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            stub = next(stubs, None)
+            if stub is None and self.stage is not Stage.FLOAT:
                 raise ValueError(
-                    f"model was prepared for {len(stubs)} floating-point input(s), got {count}; pass an example with "
-                    "all inputs to prepare_qat"
+                    f"model was prepared for {1 + len(self.quants)} floating-point inputs, got more: pass an example "
+                    "with all inputs to prepare_qat"
                 )
-            remaining = iter(stubs)
-            inputs = inputs.map(lambda tensor: next(remaining)(tensor) if tensor.is_floating_point() else tensor)
+            return tensor if stub is None else stub(tensor)
+
+        inputs = inputs.map(observe)
         return map_tensors(self._dequantize, inputs.run(self.model))
 
     @torch.jit.unused
@@ -163,7 +167,7 @@ class QuantizableModel(QuantizableWrapper):
 class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(Inputs(args, kwargs))
 
 

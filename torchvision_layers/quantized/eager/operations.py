@@ -1,5 +1,6 @@
 """Tensor operations in a ``forward``, and the module that takes the place of each in an int8 model."""
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable
@@ -134,7 +135,7 @@ def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
         return Kind.CONSTANT if Kind.CONSTANT in inputs else Kind.OTHER
     if _is_query(node) or _name(node) in _DISCRETE:
         return Kind.OTHER
-    return Kind.SEQUENCE if node.target in _SPLITS else Kind.ACTIVATION
+    return Kind.SEQUENCE if node.target in _SPLITS or _is_container(node.target) else Kind.ACTIVATION
 
 
 _INT8 = {Kind.ACTIVATION, Kind.SEQUENCE}
@@ -148,6 +149,11 @@ def takes_int8(node: torch.fx.Node, kinds: Kinds) -> bool:
 
 def _is_query(node: torch.fx.Node) -> bool:
     return node.target in _QUERIES or (node.target is getattr and node.args[1] in _ATTRIBUTES)
+
+
+def _is_container(target: Target) -> bool:
+    """Whether ``target`` is the class of a named tuple or dataclass, which holds tensors as they are."""
+    return isinstance(target, type) and (issubclass(target, tuple) or dataclasses.is_dataclass(target))
 
 
 def _name(node: torch.fx.Node) -> str:
@@ -179,7 +185,7 @@ def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds, training: 
     computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})
-    if target is getattr:
+    if target is getattr or _is_container(target):
         return None
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):

@@ -62,8 +62,8 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_fl
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
-    calls = _try_rewritten(model, prepared, first)
     prepared.observe_inputs(first)
+    calls = _try_rewritten(model, prepared, first)
     with torch.no_grad():
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)

@@ -1,0 +1,145 @@
+"""Models with several inputs and structured outputs."""
+
+import dataclasses
+import sys
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import quantized
+from torchvision_layers._utils.structure import flatten
+from torchvision_layers.testing._checks._quantization import decibels
+
+X, DEPTH = torch.randn(4, 3, 12, 12), torch.randn(4, 1, 12, 12)
+
+
+@dataclasses.dataclass
+class Result:
+    scores: Tensor
+    features: Tensor
+
+
+class Both(NamedTuple):
+    scores: Tensor
+    features: Tensor
+
+
+OUTPUTS = {
+    "tuple": lambda a, b: (a, b),
+    "named_tuple": Both,
+    "list": lambda a, b: [a, b],
+    "dict": lambda a, b: {"scores": a, "features": b},
+    "ordered_dict": lambda a, b: OrderedDict(scores=a, features=b),
+    "dataclass": Result,
+    "nested": lambda a, b: {"levels": [a, (b,)]},
+    "none": lambda a, b: (a, None, b, True, 2),
+}
+
+
+class Fusion(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self, output: str = "tuple") -> None:
+        super().__init__()
+        self.image = nn.Conv2d(3, 8, 3, padding=1)
+        self.depth = nn.Conv2d(1, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.output = OUTPUTS[output]
+
+    def forward(self, image: Tensor, depth: Tensor) -> Any:
+        features = torch.relu(self.image(image) + self.depth(depth))
+        return self.output(self.head(features), features)
+
+
+def check(int8: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    output, template = flatten(int8(*args, **kwargs))
+    expected, expected_template = flatten(model(*args, **kwargs))
+    assert template == expected_template
+    for tensor, original in zip(output, expected, strict=True):
+        assert tensor.dtype is torch.float32
+        assert decibels(tensor, original) > 25
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_structure_of_outputs(output: str) -> None:
+    model = Fusion(output).eval()
+    int8 = quantized.quantize(model, [(X, DEPTH), (DEPTH.expand(4, 3, 12, 12), DEPTH)])
+    check(int8, model, X, DEPTH)
+    check(int8, model, image=X[:1], depth=DEPTH[:1])
+    for tensor, original in zip(flatten(int8(X[:0], DEPTH[:0]))[0], flatten(model(X, DEPTH))[0], strict=True):
+        assert tensor.shape == (0, *original.shape[1:])
+
+
+def test_forms_of_batches_give_the_same_model() -> None:
+    model = Fusion().eval()
+    expected = quantized.quantize(model, [(X, DEPTH)])(X, DEPTH)
+    labels = torch.zeros(4, dtype=torch.int64)
+    for batch in ({"image": X, "depth": DEPTH}, ((X, DEPTH), labels), [X, DEPTH, labels]):
+        output = quantized.quantize(model, [batch])(X, DEPTH)
+        assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
+
+
+def test_training_with_several_inputs() -> None:
+    model = Fusion().train()
+    prepared = quantized.prepare_qat(model, (X, DEPTH))
+    prepared(X, DEPTH)[0].sum().backward()
+    check(quantized.convert(prepared), model.eval(), X, DEPTH)
+    without_example = quantized.prepare_qat(model)
+    with pytest.raises(ValueError, match="pass an example with all inputs to prepare_qat"):
+        without_example(X, DEPTH)
+
+
+def test_scales_of_all_inputs_are_in_the_state_dict() -> None:
+    model = Fusion().eval()
+    first = quantized.quantize(model, [(X, DEPTH)])
+    second = quantized.quantize(Fusion().eval(), [(3 * X, 5 * DEPTH)])
+    assert {"entry.scale", "entries.0.scale"} < first.state_dict().keys()
+    second.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(second(X, DEPTH), first(X, DEPTH), strict=True))
+
+
+class _Terminal:
+    """Standard error that claims to be a terminal and records what is written."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_progress_bar_follows_the_batches_on_a_terminal(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    for batches, progress, is_shown in (([X] * 3, True, True), ([X] * 3, False, False), ([X], True, False)):
+        monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+        quantized.quantize(model, batches, engine=engine, progress=progress)
+        monkeypatch.undo()
+        assert ("3/3" in terminal.text) is is_shown
+        assert bool(terminal.text) is is_shown
+
+
+def test_no_progress_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    quantized.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [X] * 3)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("vnni", "limit", "expected"), [(True, None, "onednn"), (False, None, "x86"), (True, "AVX2", "x86")]
+)
+def test_automatic_backend(vnni: bool, limit: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert quantized.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [X]).backend == expected
