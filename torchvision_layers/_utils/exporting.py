@@ -1,6 +1,6 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as shapes
+
+from .source_lines import failing_line
 
 __all__ = ["any_size", "export_program"]
 
@@ -26,31 +28,43 @@ def any_size() -> Iterator[None]:
         yield
 
 
-def export_program(model: nn.Module, pair: Tensor, sizes: dict[int, Any], advice: str = "") -> ExportedProgram:
-    """Exports ``model`` for one input, ``pair``, a batch of two; ``sizes`` holds its dynamic dimensions.
+def export_program(
+    model: nn.Module, pair: Sequence[Tensor], sizes: Sequence[dict[int, Any]], advice: str = ""
+) -> ExportedProgram:
+    """Exports ``model`` for the positional inputs ``pair``, a batch of two; ``sizes`` holds their dynamic dimensions.
 
-    Errors: ``RuntimeError`` with ``advice`` if the model cannot be exported.
+    Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
+    exported.
     """
     try:
         if not model.training:  # in training, batch norms reject a single value and leave that guard in the program
             with any_size():
-                program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+                program = torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
             if _accepts_one(program, pair):
                 return program
-        return torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+        return torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
     except Exception as error:  # torch raises many types here
-        reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(
-            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nIts forward must not depend on "
-            f"the values of tensors; {advice}torch.export.export(model, (input,)) shows the full error."
+            f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
+            "torch.export.export shows the full error"
         ) from error
 
 
-def _accepts_one(program: ExportedProgram, pair: Tensor) -> bool:
+def _reason(error: Exception, model: nn.Module) -> str:
+    line, is_own = failing_line(error, model)
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return f"{line} uses the value of a tensor as a Python number; use torch.where, or move it out of the model"
+    if is_own:
+        return f"{line} raises {type(error).__name__}: {error}"
+    return f"torch.export raises {type(error).__name__} in {line}"
+
+
+def _accepts_one(program: ExportedProgram, pair: Sequence[Tensor]) -> bool:
     """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
+    batch = len(pair[0]) if pair[0].dim() else 0
     try:
         with torch.no_grad():
-            program.module()(pair[:1])
+            program.module()(*[tensor[:1] if tensor.dim() and len(tensor) == batch else tensor for tensor in pair])
     except AssertionError:
         return False
     return True

@@ -19,7 +19,7 @@ def export_subject(subject: Subject) -> ExportedProgram:
     """
     shape = subject.input_shape
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(shape) if size is None}
-    program = export_program(subject.model, _example_pair(subject), dims, "format='torchscript' may take it. ")
+    program = export_program(subject.model, [_example_pair(subject)], [dims], "format='torchscript' may take it. ")
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     (name,) = program.graph_signature.user_inputs
     for i, size in enumerate(placeholders[str(name)].meta["val"].shape):

@@ -1,109 +1,119 @@
 """A model as one exported graph that accepts batches and images of every size."""
 
 import copy
-import warnings
-from contextlib import nullcontext
+import inspect
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..._utils.exporting import export_program
-from ..._utils.modules import make_padding_numeric
+from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
 from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
-from .sizes import SizeLimit, export_static
+from .signature import Signature
+from .sizes import export_static, export_symbolic
+from .weights import make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
+
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)
 class ExportedModel:
     """The graph of a model, and what exporting knows of the model's modules."""
 
+    #: Takes the tensors of the inputs and returns those of the outputs, as tuples.
     graph_module: fx.GraphModule
+    signature: Signature
+    #: The output of the model with slots in place of tensors, and of numbers that depend on sizes.
+    output_template: Any
+    #: For each tensor of the inputs and of the output, the dimensions that grow with the batch.
+    batch_dims: tuple[list[list[int]], list[list[int]]]
     #: Paths of the modules that the forward calls.
     called_paths: frozenset[str]
     #: For each batch norm by path, the path of the convolution or linear layer before it.
     norm_inputs: dict[str, str]
-    #: The sizes of the input that the graph requires; ``None`` for any size.
-    input_sizes: tuple[int | None, ...]
 
 
-def export(model: nn.Module, example: Tensor, dynamic_sizes: bool | None = None) -> ExportedModel:
-    """Exports a copy of ``model`` in its current mode.
+def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None) -> ExportedModel:
+    """Exports a copy of ``model``, which is in training or eval mode throughout.
 
     Args:
         model: the model.
-        example: a batch.
-        dynamic_sizes: ``True`` for a graph that takes images of every size that the model takes, ``False`` for one that
-            takes those of the example. ``None`` fixes the size, with a warning, if an export for all would take
-            minutes.
+        example: the inputs of a batch.
+        dynamic_sizes: ``True`` for a graph that takes images of every size that the model takes, ``False`` for the
+            sizes of the example only. ``None`` fixes them, with a warning, if an export for all sizes would be slow.
 
-    Errors: ``TypeError`` if the model does not return a single tensor; ``RuntimeError`` if it cannot be exported, or
-    only for one batch size.
+    Errors: ``TypeError`` if the model does not return a tensor; ``RuntimeError`` if it cannot be exported, or only for
+    one batch size.
     """
-    model = copy.deepcopy(model)
+    # Copies of fx.GraphModule are in training mode.
+    model = copy.deepcopy(model).train(model.training)
     called_paths = set[str]()
     for path, module in model.named_modules():
         # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.
         module.register_forward_pre_hook(partial(_record, called_paths, path))
-    make_padding_numeric(model)  # quantizers know no other padding
-    # torch.export specializes on a size of one; two images are enough.
-    pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
-    module, input_sizes = _export(model, pair, dynamic_sizes)
-    value = next(iter(module.graph.output_node().all_input_nodes), None)
-    if value is None or not isinstance(value.meta.get("val"), Tensor):
-        raise TypeError("model must return one tensor, it returns no tensor")
-    return ExportedModel(module, frozenset(called_paths), _norm_inputs(module), input_sizes)
-
-
-def _export(
-    model: nn.Module, pair: Tensor, dynamic_sizes: bool | None
-) -> tuple[fx.GraphModule, tuple[int | None, ...]]:
-    """The graph, and the sizes of the input that it requires."""
-    static = None if model.training or dynamic_sizes is False else export_static(model, [pair])
-    if static is not None:
-        return static.graph_module, static.input_sizes[0]
-    program = _export_symbolic(model, pair, dynamic_sizes)
-    output = program.call_spec.out_spec
-    if output is not None and not output.is_leaf():
-        raise TypeError(f"model must return one tensor, it returns a {output.type.__name__}")
-    module = program.module()
-    input_sizes = _input_sizes(module)
-    if input_sizes[0] is not None:
-        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
-    return module, input_sizes
-
-
-def _export_symbolic(model: nn.Module, pair: Tensor, dynamic_sizes: bool | None) -> ExportedProgram:
-    auto, limit = torch.export.Dim.AUTO, SizeLimit()
-    if dynamic_sizes is not False:
-        try:
-            with limit if dynamic_sizes is None else nullcontext():
-                return export_program(model, pair, dict.fromkeys(range(pair.dim()), auto))
-        except RuntimeError:
-            if not limit.is_exceeded:
-                raise
-        size = " x ".join(str(size) for size in pair.shape[2:])
-        warnings.warn(
-            f"the int8 graph takes images of {size} only, because forward computes sizes in a way that would make "
-            "exporting it for all sizes take minutes; pass dynamic_sizes=True to wait, or False to fix the size "
-            "without this warning",
-            stacklevel=2,
-        )
-    return export_program(model, pair, {0: auto})
+    signature = Signature(model, example)
+    output_templates = _flatten_calls_(model, signature)
+    pair = _pair(signature.flatten(example))
+    can_be_static = dynamic_sizes is not False and not model.training
+    sized = (export_static(model, pair) if can_be_static else None) or export_symbolic(model, pair, dynamic_sizes)
+    module = sized.graph_module
+    # Quantizers expect that every operator has a user. The guards of the program have none.
+    module.graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+    make_padding_numeric(module)
+    outputs = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
+    if not any(isinstance(value, Tensor) for value in outputs):
+        output = output_templates[-1]
+        shown = "None" if output is None else f"a {type(output).__name__} without any"
+        raise TypeError(f"model must return at least one tensor, it returns {shown}")
+    signature.sizes = sized.input_sizes
+    return ExportedModel(
+        module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module)
+    )
 
 
 def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:
     called_paths.add(path)
 
 
-def _input_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
-    value = next(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
-    return tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
+def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
+    """Makes ``model`` take and return tuples of tensors, in place, and returns a list of the outputs' templates.
+
+    The exporter knows no dataclasses. Hooks do it, so that hooks of the model see what they always see.
+    """
+    templates = list[Any]()
+
+    def rebuild_inputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: object) -> tuple[Any, Any]:
+        inputs = signature.rebuild(args)
+        return inputs.args, inputs.kwargs
+
+    def flatten_output(module: nn.Module, args: object, output: Any) -> tuple[Any, ...]:
+        tensors, template = flatten(output, (Tensor, *_NUMBERS))
+        templates.append(template)
+        return tuple(tensors)
+
+    model.register_forward_pre_hook(rebuild_inputs, prepend=True, with_kwargs=True)
+    model.register_forward_hook(flatten_output)
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    forward = partial(model.forward)
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in signature.names()])  # type: ignore[attr-defined]
+    model.forward = forward
+    return templates
+
+
+def _pair(tensors: list[Tensor]) -> list[Tensor]:
+    """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough."""
+    batch = next(len(tensor) for tensor in tensors if tensor.dim())
+    return [
+        (torch.cat([tensor, tensor]) if batch == 1 else tensor)[:2].detach()
+        if tensor.dim() and len(tensor) == batch
+        else tensor.detach()
+        for tensor in tensors
+    ]
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

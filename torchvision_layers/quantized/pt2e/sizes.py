@@ -1,72 +1,74 @@
-"""Exports that avoid symbolic sizes, which take most of the time of an export and may take minutes."""
+"""Exports of a model for all sizes of its inputs, with symbolic sizes only if the graph depends on them."""
 
 import copy
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import Mod, PythonMod
 
+from ..._utils.exporting import export_program
 from ..._utils.structure import flatten
 from ..checks import check_same_results
 
-__all__ = ["SizeLimit", "StaticExport", "export_static"]
+__all__ = ["SizedGraph", "export_static", "export_symbolic"]
 
-#: Most operations in the formula of one size. Five strides of two, padded, make 9.
+#: Most operations in the formula of one size. Five padded strides of two make 9.
 _MAX_OPERATIONS = 16
-#: Methods and properties whose result does not depend on the size of the tensor.
+#: Methods whose results do not depend on sizes, and properties whose results do.
 _SIZE_INDEPENDENT = {"dim", "ndimension", "is_floating_point", "is_complex"}
 _SIZE_PROPERTIES = {"shape", "nbytes"}
 
 
 @dataclass(frozen=True)
-class StaticExport:
-    """A graph that was exported with constant sizes and holds for all sizes."""
+class SizedGraph:
+    """A graph, and the sizes that it takes."""
 
     graph_module: fx.GraphModule
-    #: For each input, its sizes; ``None`` for any size.
+    #: For each input, the size in each dimension; ``None`` for any size.
     input_sizes: list[tuple[int | None, ...]]
-    #: For each tensor of the output, the dimensions that grow with the batch.
-    output_batch_dims: list[list[int]]
+    #: For each tensor of the inputs and of the output, the dimensions that grow with the batch.
+    batch_dims: tuple[list[list[int]], list[list[int]]]
 
 
-def export_static(model: nn.Module, pair: Sequence[Tensor]) -> StaticExport | None:
-    """Exports ``model`` with constant sizes, or returns ``None`` if its graph may depend on them.
+def export_static(model: nn.Module, pair: Sequence[Tensor]) -> SizedGraph | None:
+    """Exports ``model`` with constant sizes if its graph holds for all sizes, or returns ``None``.
 
-    The graph holds for all sizes if no ``forward`` reads the size of a tensor, and if it computes the same as the model
-    for a larger batch of smaller images.
+    That takes a fraction of the time of an export with symbolic sizes. The graph holds for all sizes if no ``forward``
+    reads the size of a tensor, and if the graph computes the same as the model for a larger batch of smaller images.
 
     Args:
-        model: a copy, in eval mode, that takes ``pair`` as positional inputs.
+        model: a copy, in eval mode, that takes ``pair`` as positional inputs and returns a tuple.
         pair: inputs with a batch of two.
     """
-    probe = copy.deepcopy(model)  # a forward may change it
+    probe = copy.deepcopy(model)  # a forward may write to the model
     others = [_with_other_sizes(tensor) for tensor in pair]
     try:
         with torch.no_grad():
             with _SizeReads(probe) as reads:
                 expected = probe(*others)
-            if reads.is_found or not isinstance(expected, Tensor):
+            if reads.is_found:
                 return None
             module = torch.export.export(model, tuple(pair)).module(check_guards=False)
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check the sizes
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
                 hooks.clear()
             outputs = module(*others)
             check_same_results(outputs, expected, "a graph with constant sizes differs from the model")
-    except Exception:  # the export with symbolic sizes explains what is wrong, if anything is
+    except Exception:  # the export with symbolic sizes tells what is wrong with the model, if anything is
         return None
-    sizes = [
-        tuple(None if i != 1 or _accepts_channels(probe, others, k) else size for i, size in enumerate(tensor.shape))
-        for k, tensor in enumerate(pair)
-    ]
-    return StaticExport(module, sizes, _batch_dims(module, flatten(outputs)[0]))
+    sizes = [_static_sizes(probe, others, i) for i in range(len(others))]
+    values = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
+    return SizedGraph(module, sizes, (_grown_dims(pair, others), _grown_dims(values, outputs)))
 
 
 def _with_other_sizes(tensor: Tensor) -> Tensor:
-    """Images of half the height and width, and three instead of two."""
+    """A batch of three instead of two, of half the height and width."""
     if tensor.dim() and len(tensor) == 2:
         tensor = torch.cat([tensor, tensor[:1]])
     for dim in range(2, tensor.dim()):
@@ -75,30 +77,32 @@ def _with_other_sizes(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def _accepts_channels(model: nn.Module, inputs: list[Tensor], index: int) -> bool:
-    """Whether the model also takes the input at ``index`` with another size in dimension 1."""
-    widened = list(inputs)
-    widened[index] = torch.cat([inputs[index], inputs[index]], 1)
-    try:
-        with torch.no_grad():
-            model(*widened)
-    except Exception:
-        return False
-    return True
+def _static_sizes(model: nn.Module, inputs: list[Tensor], index: int) -> tuple[int | None, ...]:
+    """The sizes that an input of ``model`` must have, which can only be the number of channels."""
+    sizes = list[int | None]([None] * inputs[index].dim())
+    if len(sizes) > 1:
+        widened = list(inputs)
+        widened[index] = torch.cat([inputs[index], inputs[index]], 1)
+        try:
+            with torch.no_grad():
+                model(*widened)
+        except Exception:  # any error of any layer
+            sizes[1] = inputs[index].shape[1]
+    return tuple(sizes)
 
 
-def _batch_dims(module: fx.GraphModule, outputs: list[Tensor]) -> list[list[int]]:
-    """Dimensions with size two in the graph's own output and three in ``outputs``; all others shrink or stay."""
-    values = list[Tensor]()
-    fx.map_arg(module.graph.output_node().args, lambda node: values.append(node.meta["val"]))
+def _grown_dims(values: Sequence[Any], others: Sequence[Any]) -> list[list[int]]:
+    """For each tensor, the dimensions that are 2 and become 3. Those of images become smaller."""
     return [
-        [dim for dim in range(value.dim()) if (value.shape[dim], output.shape[dim]) == (2, 3)]
-        for value, output in zip(values, outputs, strict=True)
+        [dim for dim in range(value.dim()) if (value.shape[dim], other.shape[dim]) == (2, 3)]
+        if isinstance(value, Tensor)
+        else []
+        for value, other in zip(values, others, strict=True)
     ]
 
 
 class _SizeReads(TorchFunctionMode):
-    """Finds out whether a ``forward`` reads the size of a tensor that is not a parameter or buffer."""
+    """Finds out whether a ``forward`` reads the size of a tensor other than a parameter or buffer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,9 +117,8 @@ class _SizeReads(TorchFunctionMode):
 
 
 def _is_number(result: object) -> bool:
-    if isinstance(result, (tuple, list)):
-        return any(isinstance(item, (bool, int, float)) for item in result)
-    return isinstance(result, (bool, int, float))
+    items = result if isinstance(result, (tuple, list)) else [result]
+    return any(isinstance(item, (bool, int, float)) for item in items)
 
 
 def _depends_on_size(func: Any) -> bool:
@@ -125,17 +128,61 @@ def _depends_on_size(func: Any) -> bool:
     return name not in _SIZE_INDEPENDENT
 
 
-class SizeLimit(TorchFunctionMode):
-    """Ends an export with an error once its sizes are formulas that torch reasons about for minutes.
+def export_symbolic(model: nn.Module, pair: Sequence[Tensor], dynamic_sizes: bool | None) -> SizedGraph:
+    """Exports ``model`` with symbolic sizes for the batch and, as ``dynamic_sizes`` says, for everything else.
 
-    These are long formulas, and those with a remainder: a ``forward`` that pads to a multiple of a window, in each of
-    its blocks.
+    Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
+    """
+    module = _export(model, pair, dynamic_sizes)
+    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    outputs = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
+    batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
+    if is_concrete_int(batch):
+        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
+    sizes = [tuple(int(size) if is_concrete_int(size) else None for size in tensor.shape) for tensor in inputs]
+    return SizedGraph(module, sizes, (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs)))
+
+
+def _export(model: nn.Module, pair: Sequence[Tensor], dynamic_sizes: bool | None) -> fx.GraphModule:
+    auto, limit = torch.export.Dim.AUTO, _SizeLimit()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
+        if dynamic_sizes is not False:
+            try:
+                with limit if dynamic_sizes is None else nullcontext():
+                    return export_program(model, pair, [dict.fromkeys(range(x.dim()), auto) for x in pair]).module()
+            except RuntimeError:
+                if not limit.is_exceeded:
+                    raise
+        module = export_program(model, pair, [{0: auto} if x.dim() and len(x) == 2 else {} for x in pair]).module()
+    if limit.is_exceeded:
+        warnings.warn(
+            f"the int8 graph takes images of {' x '.join(map(str, pair[0].shape[2:]))} only: its forward computes "
+            "sizes in a way that makes an export for all sizes slow; dynamic_sizes=True exports for all sizes, "
+            "dynamic_sizes=False fixes them without this warning",
+            stacklevel=2,
+        )
+    return module
+
+
+def _symbolic_dims(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
+    symbols = free_symbols(batch)
+    return [
+        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols] if isinstance(value, Tensor) else []
+        for value in values
+    ]
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Ends an export once the formula of a size is one that torch reasons about for minutes.
+
+    Such formulas are long, or contain a remainder: a ``forward`` pads to a multiple of a window in each of its blocks.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_exceeded = False
-        self._checked = set[Any]()
+        self._accepted = set[Any]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -146,9 +193,9 @@ class SizeLimit(TorchFunctionMode):
         return result
 
     def _check(self, formula: Any) -> None:
-        if formula in self._checked:
+        if formula in self._accepted:
             return
-        self._checked.add(formula)
         if formula.count_ops() > _MAX_OPERATIONS or formula.has(Mod, PythonMod):
             self.is_exceeded = True
-            raise RuntimeError(f"sizes of the export are too complex: {formula}")
+            raise RuntimeError(f"the formula of a size is too complex: {formula}")
+        self._accepted.add(formula)

@@ -1,0 +1,36 @@
+"""Lines of a model's own source code in errors and traces of torch."""
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+__all__ = ["failing_line", "source_line"]
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
+    """The module of ``model`` and the line that ``error`` comes from, and whether that line itself raised it."""
+    paths = {module: path or "model" for path, module in model.named_modules()}
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = list(traceback.walk_tb(cause.__traceback__))
+        for frame, number in reversed(frames):
+            module, file = frame.f_locals.get("self"), frame.f_code.co_filename
+            if isinstance(module, nn.Module) and module in paths and not file.startswith(_TORCH):
+                line = f"{file}:{number}: {linecache.getline(file, number).strip()}"
+                return f"{paths[module]} ({type(module).__name__}), {line}", frame is frames[-1][0]
+        cause = cause.__cause__ or cause.__context__
+    return "model", False
+
+
+def source_line(stack_trace: str | None) -> str:
+    """``file:line: code`` of the innermost line outside torch in the stack trace of a node; empty if there is none."""
+    for file, number, code in reversed(re.findall(r'File "(.+)", line (\d+), in .+\n\s+(.+)', stack_trace or "")):
+        if not file.startswith(_TORCH):
+            return f"{file}:{number}: {code}"
+    return ""
