@@ -1,7 +1,7 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,13 +36,17 @@ def export_program(
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
     """
+    # In training, batch norms reject a single value and leave that guard in the program.
+    contexts = [nullcontext] if model.training else [any_size, nullcontext]
+    if not any(dim > 0 for dims in sizes for dim in dims):
+        contexts.reverse()  # a batch of two is no size of one
     try:
-        if not model.training:  # in training, batch norms reject a single value and leave that guard in the program
-            with any_size():
+        for context in contexts:
+            with context():
                 program = torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
-            if _accepts_one(program, pair):
-                return program
-        return torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
+            if context is contexts[-1] or _accepts_one(program, pair):
+                break
+        return program
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"

@@ -71,6 +71,8 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
         shown = "None" if output is None else f"a {type(output).__name__} without any"
         raise TypeError(f"model must return at least one tensor, it returns {shown}")
     signature.sizes = sized.input_sizes
+    if not sized.has_guards:
+        signature.batch_dims = sized.batch_dims[0]
     return ExportedModel(
         module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module)
     )

@@ -35,6 +35,8 @@ class SizedGraph:
     input_sizes: list[tuple[int | None, ...]]
     #: For each tensor of the inputs and of the output, the dimensions that grow with the batch.
     batch_dims: tuple[list[list[int]], list[list[int]]]
+    #: Whether the graph has guards that check sizes.
+    has_guards: bool
 
 
 def export_static(model: nn.Module, pair: Sequence[Tensor]) -> SizedGraph | None:
@@ -42,39 +44,43 @@ def export_static(model: nn.Module, pair: Sequence[Tensor]) -> SizedGraph | None
 
     That takes a fraction of the time of an export with symbolic sizes. The graph holds for all sizes if no ``forward``
     reads the size of a tensor, and if the graph computes the same as the model for a larger batch of smaller images.
+    Its module checks no sizes.
 
     Args:
         model: a copy, in eval mode, that takes ``pair`` as positional inputs and returns a tuple.
         pair: inputs with a batch of two.
     """
     probe = copy.deepcopy(model)  # a forward may write to the model
-    others = [_with_other_sizes(tensor) for tensor in pair]
+    two = [_smaller(tensor) for tensor in pair]
+    three = [_with_three(tensor) for tensor in two]
     try:
         with torch.no_grad():
             with _SizeReads(probe) as reads:
-                expected = probe(*others)
+                outputs = probe(*two)
             if reads.is_found:
                 return None
             module = torch.export.export(model, tuple(pair)).module(check_guards=False)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
                 hooks.clear()
-            outputs = module(*others)
-            check_same_results(outputs, expected, "a graph with constant sizes differs from the model")
+            expected = probe(*three)
+            check_same_results(module(*three), expected, "a graph with constant sizes differs from the model")
     except Exception:  # the export with symbolic sizes tells what is wrong with the model, if anything is
         return None
-    sizes = [_static_sizes(probe, others, i) for i in range(len(others))]
-    values = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
-    return SizedGraph(module, sizes, (_grown_dims(pair, others), _grown_dims(values, outputs)))
+    sizes = [_static_sizes(probe, two, i) for i in range(len(two))]
+    return SizedGraph(module, sizes, (_changed_dims(two, three), _changed_dims(outputs, expected)), has_guards=False)
 
 
-def _with_other_sizes(tensor: Tensor) -> Tensor:
-    """A batch of three instead of two, of half the height and width."""
-    if tensor.dim() and len(tensor) == 2:
-        tensor = torch.cat([tensor, tensor[:1]])
+def _smaller(tensor: Tensor) -> Tensor:
+    """Images of half the height and width."""
     for dim in range(2, tensor.dim()):
         size = tensor.shape[dim]
         tensor = tensor.narrow(dim, 0, size // 2) if size > 1 else torch.cat([tensor, tensor], dim)
     return tensor.clone()
+
+
+def _with_three(tensor: Tensor) -> Tensor:
+    """A batch of three instead of two."""
+    return torch.cat([tensor, tensor[:1]]) if tensor.dim() and len(tensor) == 2 else tensor
 
 
 def _static_sizes(model: nn.Module, inputs: list[Tensor], index: int) -> tuple[int | None, ...]:
@@ -91,12 +97,10 @@ def _static_sizes(model: nn.Module, inputs: list[Tensor], index: int) -> tuple[i
     return tuple(sizes)
 
 
-def _grown_dims(values: Sequence[Any], others: Sequence[Any]) -> list[list[int]]:
-    """For each tensor, the dimensions that are 2 and become 3. Those of images become smaller."""
+def _changed_dims(values: Sequence[Any], others: Sequence[Any]) -> list[list[int]]:
+    """For each tensor, the dimensions whose sizes differ."""
     return [
-        [dim for dim in range(value.dim()) if (value.shape[dim], other.shape[dim]) == (2, 3)]
-        if isinstance(value, Tensor)
-        else []
+        [dim for dim in range(value.dim()) if value.shape[dim] != other.shape[dim]] if isinstance(value, Tensor) else []
         for value, other in zip(values, others, strict=True)
     ]
 
@@ -140,7 +144,8 @@ def export_symbolic(model: nn.Module, pair: Sequence[Tensor], dynamic_sizes: boo
     if is_concrete_int(batch):
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
     sizes = [tuple(int(size) if is_concrete_int(size) else None for size in tensor.shape) for tensor in inputs]
-    return SizedGraph(module, sizes, (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs)))
+    dims = (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs))
+    return SizedGraph(module, sizes, dims, has_guards=True)
 
 
 def _export(model: nn.Module, pair: Sequence[Tensor], dynamic_sizes: bool | None) -> fx.GraphModule:
@@ -168,7 +173,9 @@ def _export(model: nn.Module, pair: Sequence[Tensor], dynamic_sizes: bool | None
 def _symbolic_dims(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
     symbols = free_symbols(batch)
     return [
-        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols] if isinstance(value, Tensor) else []
+        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols]
+        if isinstance(value, Tensor)
+        else []
         for value in values
     ]
 
