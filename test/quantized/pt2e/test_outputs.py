@@ -75,7 +75,9 @@ def test_trained_graph_keeps_structure() -> None:
 
 
 def test_empty_batch_empties_outputs_that_grow_with_it() -> None:
-    graph = quantize(returning(lambda y: {"map": y, "mean": y.mean((0, 2, 3)), "rows": y.flatten(0, 1)}), [X], engine="pt2e")
+    graph = quantize(
+        returning(lambda y: {"map": y, "mean": y.mean((0, 2, 3)), "rows": y.flatten(0, 1)}), [X], engine="pt2e"
+    )
     shapes = {name: tuple(value.shape) for name, value in graph(X[:0]).items()}
     assert shapes == {"map": (0, 4, 8, 10), "mean": (4,), "rows": (0, 8, 10)}
 
