@@ -1,14 +1,15 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import nn
+from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
+from .inputs import Inputs
 from .source_lines import failing_line
 
 __all__ = ["any_size", "export_program"]
@@ -29,22 +30,28 @@ def any_size() -> Iterator[None]:
 
 
 def export_program(
-    model: nn.Module, pair: Sequence[Tensor], sizes: Sequence[dict[int, Any]], advice: str = ""
+    model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], advice: str = ""
 ) -> ExportedProgram:
-    """Exports ``model`` for the positional inputs ``pair``, a batch of two; ``sizes`` holds their dynamic dimensions.
+    """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
     """
+    collection = ShapesCollection()
+    for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
+        collection[tensor] = dims
     # In training, batch norms reject a single value and leave that guard in the program.
-    contexts = [nullcontext] if model.training else [any_size, nullcontext]
+    contexts: list[Callable[[], AbstractContextManager[None]]] = (
+        [nullcontext] if model.training else [any_size, nullcontext]
+    )
     if not any(dim > 0 for dims in sizes for dim in dims):
-        contexts.reverse()  # a batch of two is no size of one
+        contexts.reverse()  # a batch of two is not a size of one
     try:
+        dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:
             with context():
-                program = torch.export.export(model, tuple(pair), dynamic_shapes=tuple(sizes))
-            if context is contexts[-1] or _accepts_one(program, pair):
+                program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
+            if context is contexts[-1] or _accepts_one(program, inputs, sizes):
                 break
         return program
     except Exception as error:  # torch raises many types here
@@ -63,12 +70,15 @@ def _reason(error: Exception, model: nn.Module) -> str:
     return f"torch.export raises {type(error).__name__} in {line}"
 
 
-def _accepts_one(program: ExportedProgram, pair: Sequence[Tensor]) -> bool:
+def _accepts_one(program: ExportedProgram, inputs: Inputs, sizes: Sequence[dict[int, Any]]) -> bool:
     """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
-    batch = len(pair[0]) if pair[0].dim() else 0
+    dynamic = [bool(0 in dims) for dims in sizes]
+    batch = next((len(tensor) for tensor, is_dynamic in zip(inputs.tensors(), dynamic, strict=True) if is_dynamic), 0)
+    remaining = iter(dynamic)
+    single = inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
     try:
         with torch.no_grad():
-            program.module()(*[tensor[:1] if tensor.dim() and len(tensor) == batch else tensor for tensor in pair])
+            single.run(program.module())
     except AssertionError:
         return False
     return True

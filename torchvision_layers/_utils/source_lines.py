@@ -18,12 +18,16 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
     paths = {module: path or "model" for path, module in model.named_modules()}
     cause: BaseException | None = error
     while cause is not None:
-        frames = list(traceback.walk_tb(cause.__traceback__))
-        for frame, number in reversed(frames):
+        owner, line, is_own = "", "", False
+        for frame, number in traceback.walk_tb(cause.__traceback__):
             module, file = frame.f_locals.get("self"), frame.f_code.co_filename
-            if isinstance(module, nn.Module) and module in paths and not file.startswith(_TORCH):
-                line = f"{file}:{number}: {linecache.getline(file, number).strip()}"
-                return f"{paths[module]} ({type(module).__name__}), {line}", frame is frames[-1][0]
+            is_own = not file.startswith(_TORCH)
+            if is_own and isinstance(module, nn.Module) and module in paths:
+                owner = f"{paths[module]} ({type(module).__name__})"
+            if is_own and owner:
+                line = f"{owner}, {file}:{number}: {linecache.getline(file, number).strip()}"
+        if line:
+            return line, is_own
         cause = cause.__cause__ or cause.__context__
     return "model", False
 

@@ -6,6 +6,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import export_program
+from ..._utils.inputs import Inputs
 from .._inputs import accepts, resize
 from .._subject import Subject
 
@@ -19,7 +20,9 @@ def export_subject(subject: Subject) -> ExportedProgram:
     """
     shape = subject.input_shape
     dims = {i: torch.export.Dim.AUTO for i, size in enumerate(shape) if size is None}
-    program = export_program(subject.model, [_example_pair(subject)], [dims], "format='torchscript' may take it. ")
+    program = export_program(
+        subject.model, Inputs((_example_pair(subject),)), [dims], "format='torchscript' may take it. "
+    )
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     (name,) = program.graph_signature.user_inputs
     for i, size in enumerate(placeholders[str(name)].meta["val"].shape):

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
-from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
+from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
-from .sizes import export_static, export_symbolic
-from .weights import make_padding_numeric
+from .sizes import export_static, export_symbolic, output_values
+from .weights import erase_unused_ops, make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
 
@@ -58,14 +58,14 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
         module.register_forward_pre_hook(partial(_record, called_paths, path))
     signature = Signature(model, example)
     output_templates = _flatten_calls_(model, signature)
-    pair = _pair(signature.flatten(example))
+    pair = Inputs(_pair(signature.flatten(example)))
     can_be_static = dynamic_sizes is not False and not model.training
     sized = (export_static(model, pair) if can_be_static else None) or export_symbolic(model, pair, dynamic_sizes)
     module = sized.graph_module
-    # Quantizers expect that every operator has a user. The guards of the program have none.
-    module.graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+    erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
-    outputs = [getattr(value, "meta", {}).get("val", value) for value in module.graph.output_node().args[0]]
+    called_paths |= _name_owners(module, model)
+    outputs = output_values(module)
     if not any(isinstance(value, Tensor) for value in outputs):
         output = output_templates[-1]
         shown = "None" if output is None else f"a {type(output).__name__} without any"
@@ -80,6 +80,23 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
 
 def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:
     called_paths.add(path)
+
+
+def _name_owners(module: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Makes the module that holds a weight the innermost module of its operator, and returns the paths of these.
+
+    Attention calls functions with the weights of its children.
+    """
+    owners = set[str]()
+    for node in module.graph.nodes:
+        weight = node.args[1] if is_call(node, WEIGHTED) else None
+        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+        stack = node.meta.get("nn_module_stack") or {}
+        if owner and owner != module_path(node):
+            cls = type(model.get_submodule(owner))
+            node.meta["nn_module_stack"] = {**stack, owner: (owner, f"{cls.__module__}.{cls.__qualname__}")}
+            owners.add(owner)
+    return owners
 
 
 def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
@@ -107,15 +124,15 @@ def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
     return templates
 
 
-def _pair(tensors: list[Tensor]) -> list[Tensor]:
+def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough."""
     batch = next(len(tensor) for tensor in tensors if tensor.dim())
-    return [
+    return tuple(
         (torch.cat([tensor, tensor]) if batch == 1 else tensor)[:2].detach()
         if tensor.dim() and len(tensor) == batch
         else tensor.detach()
         for tensor in tensors
-    ]
+    )
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

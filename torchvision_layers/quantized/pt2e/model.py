@@ -45,7 +45,7 @@ class QuantizableGraph(QuantizableWrapper):
         self.allows_float = False
         leaves = {path: module for path, module in model.named_modules() if not module._modules}
         #: Paths of the modules without children, and of those with parameters among them.
-        self.leaves = tuple(leaves)
+        self.leaves = frozenset(leaves)
         self.weighted = {path for path, module in leaves.items() if module._parameters}
         self.called_paths = exported.called_paths
         self.norm_inputs = exported.norm_inputs

@@ -1,7 +1,7 @@
 """Rewrites of exported graphs that torchao lacks, or supports in some cases only."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -281,14 +281,11 @@ def _is_ones(node: object) -> bool:
     return is_call(node, {_aten.bernoulli_.float})
 
 
-def _noise_nodes(product: fx.Node, noise: fx.Node) -> Iterator[fx.Node]:
-    yield product
-    while isinstance(noise, fx.Node):
-        source = noise.args[0]
-        yield noise
-        if not isinstance(source, fx.Node):
-            return
-        noise = source
+def _noise_nodes(product: fx.Node, noise: fx.Node) -> list[fx.Node]:
+    nodes = [product, noise]
+    while is_call(nodes[-1], {_aten.div_.Tensor, _aten.bernoulli_.float}):
+        nodes.append(nodes[-1].args[0])  # type: ignore[arg-type]  # the tensor that the operator writes into
+    return nodes
 
 
 def remove_unused_tensors(module: fx.GraphModule) -> None:

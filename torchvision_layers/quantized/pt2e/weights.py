@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from .nodes import NAMED_PADDING, WEIGHTED, is_call, is_constant, module_path
 
-__all__ = ["dynamic_weights", "fold_computed_weights", "make_padding_numeric"]
+__all__ = ["dynamic_weights", "erase_unused_ops", "fold_computed_weights", "make_padding_numeric"]
 
 _pad = torch.ops.aten.constant_pad_nd.default
 
@@ -67,8 +67,13 @@ def fold_computed_weights(module: fx.GraphModule) -> None:
                 constant = graph.get_attr(path)
             constant.meta["val"] = source.meta["val"]
             source.replace_all_uses_with(constant)
-    graph.eliminate_dead_code()
+    erase_unused_ops(graph)
     module.recompile()
+
+
+def erase_unused_ops(graph: fx.Graph) -> None:
+    """Erases operators without users, but neither the guards of the program nor tensors, which are its state."""
+    graph.eliminate_dead_code(lambda node: node.op != "call_function" or node.is_impure())
 
 
 def dynamic_weights(graph: fx.Graph) -> list[fx.Node]:
