@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table docs upstream bench bench-int8 bench-deploy lint dist test-dist clean
+.PHONY: demo test test-all table docs upstream bench bench-int8 bench-deploy zoo lint dist test-dist clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -47,6 +47,11 @@ bench-int8: .venv/bench.stamp
 # Times whole models in each runtime, which takes half an hour. One model: `BENCH="--only resnet18"`.
 bench-deploy: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/deploy.py $(BENCH)
+
+# Quantizes, folds and exports models of torchvision and timm, and writes their page of the docs; an interrupted run continues.
+# One model: `ZOO="--only resnet18 --again"`.
+zoo: .venv/bench.stamp
+	$(VENV_PYTHON) -m benchmarks.zoo $(ZOO)
 
 lint: .venv/lint.stamp
 	PATH="$(CURDIR)/$(VENV_BIN):$$PATH" $(VENV_PYTHON) -m pre_commit run --all-files

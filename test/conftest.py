@@ -12,18 +12,19 @@ import torch
 from . import known_failures, speedups
 from .conformance import matrix_record
 from .conformance._support import write
+from .interpreter import Interpreter
 
 # The tensors of the tests are small: a second thread costs three times what it saves.
 torch.set_num_threads(1)
 
 #: Beginnings of the ids of tests that start first and share a process, because they share what takes long to make:
-#: calibrated models of a layer, exported files, trained checkpoints, built docs. Other tests share one by file.
+#: calibrated models of a layer, exported files, parsed sources, trained checkpoints, built docs. Other tests share one
+#: by file.
 TOGETHER = (
     r"test/docs/test_build\.py",
     r"test/conformance/test_matrix\.py::test_case\[\w+",
     r"test/deploy/test_(?=(export|export_errors|load|malicious_files|without_package)\.py)",
-    r"test/upstream/test_every_layer\.py",
-    r"test/standalone/test_write\.py",
+    r"test/(?=(standalone|upstream)/)",
     r"test/references/test_(interruptions|processes|deployment|quantization)\.py",
 )
 
@@ -82,6 +83,13 @@ def _speedups() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         speedups.cache_onnx_registry(patch)
         yield
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.close()
 
 
 @pytest.fixture(autouse=True)

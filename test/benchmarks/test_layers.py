@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..interpreter import Interpreter
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
@@ -362,9 +363,10 @@ def test_the_figures_in_the_docs_match_the_cases(name: str) -> None:
     assert recorded == expected
 
 
-def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", BENCHMARKS / "layers.py", "--only", "Mish", "--rounds", "1"]
-    result = subprocess.run([*command, "--json", tmp_path / "a.json"], capture_output=True, text=True, cwd=tmp_path)
+def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path: Path, interpreter: Interpreter) -> None:
+    options = ["--only", "Mish", "--rounds", "1", "--json", str(tmp_path / "a.json")]
+    result = interpreter.run(BENCHMARKS / "layers.py", *options, cwd=tmp_path)
+    assert result.stderr == "", "no warning"
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
     written = json.loads((tmp_path / "a.json").read_text())

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -38,6 +39,14 @@ def test_the_models_differ_only_by_rounding(benchmark: ModuleType) -> None:
         for model in (models.ours, models.theirs):
             assert not any(isinstance(module, nn.Conv2d) for module in model.modules())
             assert 15 < benchmark.decibels(expected, model(batch)) < 60
+
+
+def test_rewritten_models_are_torchvisions_own(benchmark: ModuleType) -> None:
+    torch.manual_seed(0)
+    models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), rewritten=True)
+    assert type(models.float) is torchvision.models.ResNet
+    assert type(models.ours.model).__name__ == "ResNet"
+    assert not any(isinstance(module, nn.Conv2d) for module in models.ours.modules())
 
 
 def test_the_table_names_model_backend_batch_and_target(
@@ -83,4 +92,4 @@ def test_baseline_comes_first(benchmark: ModuleType) -> None:
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # from inductor
 def test_the_compiled_graph_runs_beside_the_others(benchmark: ModuleType) -> None:
     models = benchmark.build("resnet18", "x86", torch.randn(4, 3, 64, 64), compiled=True)
-    assert list(benchmark.measure(models, 2, 1)) == ["theirs", "ours", "float", "pt2e"]
+    assert list(benchmark.measure(models, torch.randn(2, 3, 64, 64), 1)) == ["theirs", "ours", "float", "pt2e"]

@@ -16,6 +16,7 @@ from .specs import SPECS
 __all__ = [
     "ALL_CHECKS",
     "ALL_GROUPS",
+    "HEAVIEST",
     "HEAVY",
     "JSON",
     "OUTCOMES",
@@ -43,6 +44,10 @@ ALL_CHECKS: tuple[Check, ...] = tuple(check for checks in ALL_GROUPS.values() fo
 #: on the first sample of each layer, in their first variant.
 HEAVY = ("compile", "export", "onnx", "pt2e_ptq", "pt2e_qat")
 
+#: Checks of a layer that take seconds because its output has other sizes than its input, which torch solves
+#: symbolically. They run in ``make test-all`` only; test_spatial_attention.py compiles and exports it at every change.
+HEAVIEST = {"MultiHeadedSpatialAttention": ("compile", "export", "pt2e_io", "pt2e_qat")}
+
 #: Outcomes of a run, written at its end.
 OUTCOMES = pytest.StashKey[list[tuple[str, Outcome]]]()
 
@@ -60,9 +65,11 @@ def all_cases() -> Iterable[tuple[LayerSpec, Check, str]]:
 def is_slow(check: Check, case: Case) -> bool:
     """Whether a case runs in ``make test-all`` only."""
     is_first = case.sample is case.spec.samples[0]
+    if check.id in HEAVIEST.get(case.spec.name, ()):
+        return True
     if check.id in HEAVY:
         return not (is_first and case.variant == check.variants[0])
-    return check.tier is Tier.NIGHTLY or (case.variant == "qnnpack" and not is_first)
+    return check.tier is Tier.NIGHTLY or (case.variant in ("onednn", "qnnpack") and not is_first)
 
 
 def as_text(outcome: Outcome) -> str:

@@ -4,7 +4,19 @@ import pytest
 
 from torchvision_layers.testing import Case, Check, Status, cases_of, run_case
 
-from .matrix_record import ALL_CHECKS, HEAVY, OUTCOMES, TABLE, all_cases, as_text, is_slow, load, render, status_of
+from .matrix_record import (
+    ALL_CHECKS,
+    HEAVIEST,
+    HEAVY,
+    OUTCOMES,
+    TABLE,
+    all_cases,
+    as_text,
+    is_slow,
+    load,
+    render,
+    status_of,
+)
 from .specs import SPECS
 
 # The number of expected failures for reasons outside the layers. It may only decrease.
@@ -53,4 +65,6 @@ def test_xfails_are_known_and_documented() -> None:
 
 
 def test_heavy_checks_exist() -> None:
-    assert set(HEAVY) <= {check.id for check in ALL_CHECKS}
+    ids = {check.id for check in ALL_CHECKS}
+    assert {*HEAVY, *(id for checks in HEAVIEST.values() for id in checks)} <= ids
+    assert {*HEAVIEST} <= {spec.name for spec in SPECS}

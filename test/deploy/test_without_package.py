@@ -1,8 +1,6 @@
 """The files run with torch or onnxruntime alone, if this package and torchao cannot be imported."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +8,12 @@ import torch
 
 from torchvision_layers import deploy
 
+from ..interpreter import Interpreter
 from ._support import CASES, FAST, example
 
 RUN = """
-import importlib, json, sys
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
 blocked = ("torchvision_layers", "torchao")
 for name in blocked:
     sys.modules[name] = None  # from here on, importing it raises
@@ -53,22 +53,20 @@ torch.save(results, sys.argv[3])
 """
 
 
-def run_without_package(case_file, names: list[str], folder: Path) -> dict:
+def run_without_package(interpreter: Interpreter, case_file, names: list[str], folder: Path) -> dict:
     inputs = [example(), torch.randn(1, 3, 23, 18), torch.randn(6, 3, 17, 40)]
     torch.save(inputs, folder / "inputs.pt")
     files = {name: (CASES[name].format, str(case_file(name).path)) for name in names}
     arguments = [json.dumps(files), str(folder / "inputs.pt"), str(folder / "results.pt")]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, *arguments], capture_output=True, text=True, cwd=folder
-    )
+    result = interpreter.run(RUN, *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     results = torch.load(folder / "results.pt", weights_only=True)
     return {name: (inputs, *results[name]) for name in names}
 
 
 @pytest.fixture(scope="module")
-def results(case_file, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return run_without_package(case_file, FAST, tmp_path_factory.mktemp("results"))
+def results(interpreter: Interpreter, case_file, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run_without_package(interpreter, case_file, FAST, tmp_path_factory.mktemp("results"))
 
 
 def check(case_file, name: str, result: tuple) -> None:
@@ -85,5 +83,5 @@ def test_file_runs(name: str, case_file, results: dict) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_float_file_runs(case_file, tmp_path: Path) -> None:
-    check(case_file, "aoti", run_without_package(case_file, ["aoti"], tmp_path)["aoti"])
+def test_compiled_float_file_runs(interpreter: Interpreter, case_file, tmp_path: Path) -> None:
+    check(case_file, "aoti", run_without_package(interpreter, case_file, ["aoti"], tmp_path)["aoti"])

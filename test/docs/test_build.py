@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import screenshots
 
-import torchvision_layers
-
-ROOT = Path(torchvision_layers.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from moving import PEERS, Peer, check
 
 import torchvision_layers
 
-ROOT = Path(torchvision_layers.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "docs" / "source"
 PAGES = sorted(SOURCE.glob("*.rst"))
 # `testsetup` has code that examples need but readers do not.

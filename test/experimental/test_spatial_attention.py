@@ -1,5 +1,6 @@
 """Softmax over neighbours, relative positions and parameter counts of stand-alone self-attention."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -286,7 +287,13 @@ def test_memory_layout_is_preserved(layout: torch.memory_format, groups: int, si
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"stride": 1}, {"stride": 2}, {"stride": 2, "dilation": 2, "padding": 2}], ids=str
+    "arguments",
+    [
+        {"stride": 1},
+        pytest.param({"stride": 2}, marks=pytest.mark.slow),
+        {"stride": 2, "dilation": 2, "padding": 2},
+    ],
+    ids=str,
 )
 def test_an_exported_program_accepts_sizes_of_every_remainder(arguments: dict[str, Any]) -> None:
     layer = Attention(2, 4, 3, **{"padding": 1, **arguments}).eval()
@@ -295,3 +302,16 @@ def test_an_exported_program_accepts_sizes_of_every_remainder(arguments: dict[st
     for size in ((19, 22), (16, 24), (17, 17), (20, 21), (33, 32), (12, 11)):
         x = torch.randn(3, 2, *size)
         torch.testing.assert_close(program(x), layer(x), rtol=0, atol=1e-6)
+
+
+def test_it_compiles_into_one_graph() -> None:
+    """At one size, with gradients; the conformance check does so at all sizes, which takes longer."""
+    layer = Attention(2, 4, 3, padding=1)
+    x = torch.randn(2, 2, 7, 9)
+    program = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager", dynamic=False)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [model(input) for model, input in zip((program, layer), inputs, strict=True)]
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-5, atol=1e-5)

@@ -1,14 +1,14 @@
 """Imports between the packages run one way, without circles, and only through the public API from outside."""
 
 import ast
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import torchvision_layers
+
+from ..interpreter import Interpreter
 
 PACKAGE = Path(torchvision_layers.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_references_use_the_public_api_only() -> None:
                 assert not any(alias.name.startswith("_") for alias in node.names), file
 
 
-def test_packages_are_imported_on_demand() -> None:
+def test_packages_are_imported_on_demand(interpreter: Interpreter) -> None:
     """The layers alone load nothing else, and the checks load no engine before they run."""
     code = (
         "import sys, torchvision_layers\n"
@@ -135,10 +135,8 @@ def test_packages_are_imported_on_demand() -> None:
         "loaded = [m for m in sys.modules if m.startswith('torchvision_layers.quantized')]\n"
         "print(loaded + [m for m in sys.modules if m.split('.')[0] == 'torchao'])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
-    assert result.stdout.split() == ["[]", "[]"]
+    result = interpreter.run(code, cwd=PACKAGE.parent)
+    assert result.stdout.split() == ["[]", "[]"], result.stderr
 
 
 def test_public_names_are_documented() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ..interpreter import Interpreter
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,7 +20,9 @@ def run(*command: str, cwd: Path) -> str:
 
 # A source distribution is built from the checkout, and its installation builds the same wheel as that of a checkout.
 @pytest.mark.parametrize("kind", [pytest.param("checkout", marks=pytest.mark.slow), "source distribution"])
-def test_the_package_installs_and_imports_outside_the_checkout(tmp_path: Path, kind: str) -> None:
+def test_the_package_installs_and_imports_outside_the_checkout(
+    tmp_path: Path, kind: str, interpreter: Interpreter
+) -> None:
     source = tmp_path / "a checkout" / "source"
     names = ("setup.py", "pyproject.toml", "version.txt", "MANIFEST.in", "README.md", "LICENSE", "torchvision_layers")
     source.mkdir(parents=True)
@@ -38,6 +42,8 @@ def test_the_package_installs_and_imports_outside_the_checkout(tmp_path: Path, k
         "print(torchvision_layers.__version__)\n"
         "print(tnn.ConvNormAct(3, 10, activation_layer=torch.nn.SiLU)(torch.rand(1, 3, 32, 32)).shape)\n"
     )
-    version, shape = run(sys.executable, "-c", code, cwd=tmp_path).splitlines()
+    result = interpreter.run(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    version, shape = result.stdout.splitlines()
     assert version == (ROOT / "version.txt").read_text().strip()
     assert shape == "torch.Size([1, 10, 32, 32])"

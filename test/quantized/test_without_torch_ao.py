@@ -9,6 +9,8 @@ import pytest
 
 import torchvision_layers
 
+from ..interpreter import Interpreter
+
 ROOT = Path(torchvision_layers.__file__).parents[1]
 
 # torch, torchvision and torchao import torch.ao themselves, so only imports from this package fail.
@@ -121,33 +123,31 @@ NOT_LOADED = """
 """
 
 
-def run(*parts: str) -> subprocess.CompletedProcess[str]:
-    code = "".join(textwrap.dedent(part) for part in parts)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+def code_of(*parts: str) -> str:
+    return "".join(textwrap.dedent(part) for part in parts)
 
 
-def assert_runs(*parts: str) -> None:
-    result = run(*parts)
+def assert_runs(interpreter: Interpreter, *parts: str) -> None:
+    result = interpreter.run(code_of(*parts), cwd=ROOT)
     assert result.returncode == 0, result.stderr
 
 
-def test_package_without_torch_ao() -> None:
+def test_package_without_torch_ao(interpreter: Interpreter) -> None:
     """Float twins and the pt2e engine work; the eager engine raises an error that names the missing module."""
-    assert_runs(BLOCKED_IN_PACKAGE, SETUP, FLOAT, ERRORS, GRAPHS, ERRORS, NOT_LOADED)
+    assert_runs(interpreter, BLOCKED_IN_PACKAGE, SETUP, FLOAT, ERRORS, GRAPHS, ERRORS, NOT_LOADED)
 
 
 @pytest.mark.slow
-def test_process_without_torch_ao() -> None:
-    assert_runs(REMOVED_AFTER_TORCHVISION, SETUP, FLOAT, ERRORS, NOT_LOADED)
+def test_process_without_torch_ao(interpreter: Interpreter) -> None:
+    assert_runs(interpreter, REMOVED_AFTER_TORCHVISION, SETUP, FLOAT, ERRORS, NOT_LOADED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [BLOCKED_IN_PACKAGE, REMOVED_AFTER_TORCHVISION], ids=["package", "process"])
-def test_eager_engine_cannot_be_imported(block: str) -> None:
+def test_eager_engine_cannot_be_imported(block: str, interpreter: Interpreter) -> None:
     """Checks the import blocks themselves, without which the tests above would show nothing."""
-    result = run(
-        block, "\nimport torchvision_layers.quantized\nimport torchvision_layers.quantized.eager.torch_ao.fusing\n"
-    )
+    imports = "\nimport torchvision_layers.quantized\nimport torchvision_layers.quantized.eager.torch_ao.fusing\n"
+    result = interpreter.run(code_of(block, imports), cwd=ROOT)
     assert result.returncode == 1
     assert "fusing.py" in result.stderr
     assert "not available" in result.stderr or "torch.ao" in result.stderr
@@ -157,7 +157,8 @@ def test_eager_engine_cannot_be_imported(block: str) -> None:
 @pytest.mark.parametrize("module", ["torch", "torchvision", "torchao"])
 def test_dependency_imports_torch_ao(module: str) -> None:
     """Once this fails for all three, the tests above can block torch.ao everywhere."""
-    result = run(BLOCKED_EVERYWHERE, f"\nimport {module}\n")
+    command = [sys.executable, "-c", code_of(BLOCKED_EVERYWHERE, f"\nimport {module}\n")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
     assert "is not available" in result.stderr
     files = [line for line in result.stderr.splitlines() if line.startswith("  File ") and "site-packages" in line]

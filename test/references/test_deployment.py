@@ -1,6 +1,5 @@
 """Exported files of a trained model and their table, for models that export quickly."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,8 @@ from torch import Tensor, nn
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
+
+from ..interpreter import Interpreter
 
 SOME_FILES = ("torchscript", "torchscript int8", "pt2", "onnx")
 
@@ -141,19 +142,11 @@ def test_int8_file_does_not_depend_on_other_files(
     assert torch.equal(both(x), alone(x))
 
 
-def test_files_run_without_the_package(photos: Path, tmp_path: Path) -> None:
+def test_files_run_without_the_package(photos: Path, tmp_path: Path, interpreter: Interpreter) -> None:
     write(photos, train_one(photos, tmp_path), tmp_path, "--files", "torchscript int8")
     path, outputs = tmp_path / "torchscript_int8.pt", tmp_path / "outputs.pth"
-    command = [
-        sys.executable,
-        evaluate_exported.__file__,
-        str(path),
-        "--data-path",
-        str(photos),
-        "--outputs",
-        str(outputs),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    options = ["--data-path", str(photos), "--outputs", str(outputs)]
+    result = interpreter.run(Path(evaluate_exported.__file__), str(path), *options)
     assert result.stdout.startswith("small without torchvision_layers: test accuracy"), result.stderr
     assert torch.equal(torch.load(outputs, weights_only=True)["outputs"], deploy.load(path)(images_in(photos)))
 

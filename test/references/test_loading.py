@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -181,7 +179,7 @@ def test_batch_without_readable_images_is_skipped(tmp_path):
     assert list(ImageLoader(unreadable, 2, on_bad_image="skip")) == []
 
 
-def test_loading_and_testing_do_not_import_the_package(scripts):
+def test_loading_and_testing_do_not_import_the_package(scripts, interpreter):
     program = f"""
 import sys
 sys.modules["torchvision_layers"] = None  # makes its import fail
@@ -193,5 +191,6 @@ _, test, _ = datasets.load_datasets("digits", image_size=8)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
 print(len(evaluation.predict(model, loading.ImageLoader(test, 64)).predictions))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = interpreter.run(program)
+    assert result.returncode == 0, result.stderr
     assert int(result.stdout) == len(datasets.load_datasets("digits")[1])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import demo
 import deployment
@@ -20,6 +20,8 @@ from expecttest import assert_expected_inline
 from models import build_model
 from PIL import Image
 from torch import nn
+
+from ..interpreter import Interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,8 +60,20 @@ def quantize(trained: Path, output_dir: Path, *extra: str) -> dict[str, float]:
         *(pytest.param(*other, marks=pytest.mark.slow) for other in (("eager", "qnnpack"), ("pt2e", "x86"))),
     ],
 )
-def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str) -> None:
+def test_post_training(
+    trained: Path,
+    tmp_path: Path,
+    engine: str,
+    backend: str,
+    interpreter: Interpreter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The exported model has the accuracy that the script prints, in a process that cannot import the package."""
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        return interpreter.run(Path(command[1]), *command[2:])
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run))
     accuracies = quantize(trained, tmp_path, "--calibration-batches", "2", "--engine", engine, "--backend", backend)
     assert abs(accuracies["int8"] - accuracies["float"]) < 0.05
     path = tmp_path / ("int8.pt2" if engine == "pt2e" else "int8.pt")
@@ -72,21 +86,20 @@ def test_post_training(trained: Path, tmp_path: Path, engine: str, backend: str)
 
 @pytest.mark.parametrize(("engine", "suffix"), [("eager", "pt"), pytest.param("pt2e", "pt2", marks=pytest.mark.slow)])
 def test_quantization_aware(trained: Path, tmp_path: Path, engine: str, suffix: str) -> None:
-    accuracies = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--engine", engine)
+    accuracies = quantize(trained, tmp_path, "--qat", "--epochs", "1", "--batch-size", "128", "--engine", engine)
     assert accuracies["int8"] >= accuracies["float"] - 0.02
-    accuracy, _ = demo.evaluate_in_new_process(tmp_path / f"int8_qat.{suffix}")
-    assert accuracy == accuracies["int8"]
+    arguments = evaluate_exported.get_parser().parse_args([str(tmp_path / f"int8_qat.{suffix}")])
+    assert evaluate_exported.main(arguments) == accuracies["int8"]
 
 
-def test_script_cannot_import_the_package(tmp_path: Path) -> None:
+def test_script_cannot_import_the_package(tmp_path: Path, interpreter: Interpreter) -> None:
     """It fails if a module that it imports imports the package; it cannot import torchao either."""
     scripts = Path(evaluate_exported.__file__).parent
     shutil.copy(scripts / "evaluate_exported.py", tmp_path)
     shutil.copytree(scripts / "common", tmp_path / "common")
     with open(tmp_path / "common" / "data" / "presets.py", "a") as presets:
         presets.write("\nimport sys\nassert sys.modules['torchao'] is None\nimport torchvision_layers\n")
-    command = [sys.executable, str(tmp_path / "evaluate_exported.py"), "int8.pt"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = interpreter.run(tmp_path / "evaluate_exported.py", "int8.pt", cwd=ROOT)
     assert "import of torchvision_layers halted" in result.stderr
     assert result.returncode == 1
 
@@ -127,7 +140,7 @@ def test_truncated_exported_model(trained: Path, tmp_path: Path) -> None:
             ["--model", "mobilenet_v2"],
             "model.pth is a checkpoint of resnet18_tiny with 10 classes, not of mobilenet_v2",
         ),
-        (["--backend", "tensorrt"], "backend must be one of x86, onednn.*got 'tensorrt'"),
+        (["--backend", "tensorrt"], "backend must be one of auto, x86, onednn.*got 'tensorrt'"),
         (["--frozen-epochs", "-1"], "frozen_epochs must be at least 0; got -1"),
         (["--image-size", "24"], "model.pth was made with image_size 32, not 24"),
         (["--calibration-batches", "0"], "calibration_batches must be at least 1; got 0"),
@@ -144,8 +157,8 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
     ("options", "message"),
     [
         (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
-        (["--backend", "xnnpack"], "backend must be one of x86, onednn.*got 'xnnpack'"),
-        (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of x86, .*xnnpack.*got 'onednn'"),
+        (["--backend", "xnnpack"], "backend must be one of auto, x86, onednn.*got 'xnnpack'"),
+        (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of auto, x86, .*xnnpack.*got 'onednn'"),
         (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 or onnxruntime to train"),
     ],
 )

@@ -1,11 +1,8 @@
 """train.py: its files, results, resuming, and errors."""
 
 import csv
-import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -236,10 +233,9 @@ def test_checkpoints_of_other_runs(run, photos, draw, tmp_path):
             run(*options)
 
 
-def test_user_error_exits_with_status_2(scripts, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(scripts.parents[1])}
-    command = [sys.executable, str(scripts / "train.py"), "--dataset", "imagefolder", "--data-path", "nowhere"]
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+def test_user_error_exits_with_status_2(scripts, tmp_path, interpreter):
+    options = ["--dataset", "imagefolder", "--data-path", "nowhere"]
+    result = interpreter.run(scripts / "train.py", *options, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == "error: data_path nowhere does not exist\n"
     assert result.stdout == ""

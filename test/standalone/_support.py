@@ -16,8 +16,8 @@ __all__ = [
     "MODELS",
     "MODELS_AT",
     "ROOT",
+    "SLOW_MODELS",
     "WITHOUT_TWINS",
-    "WITH_TWINS",
     "batch_of",
     "reference_to",
     "samples_of",
@@ -57,7 +57,11 @@ WITHOUT_TWINS = {
     "resnet26_sasa": "MultiHeadedSpatialAttention",
     "resnet50_gn_ws": "WSConv2d",
 }
-WITH_TWINS = [name for name in MODELS if name not in WITHOUT_TWINS]
+#: Tested only by ``make test-all``: they use the same classes as another model, with other numbers.
+SLOW_MODELS = {
+    *("mobilenet_v2_half", "mobilenet_v3_large", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
+    *("se_resnet18", "wide_resnet50_2"),
+}
 LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None and spec.name in tnn.__all__}
 
 

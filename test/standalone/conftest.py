@@ -11,17 +11,27 @@ import torch
 from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
 
+from ..interpreter import Interpreter
 from . import _runner
-from ._support import LAYERS_WITH_TWINS, MODELS, WITH_TWINS, batch_of, reference_to, samples_of, size_of
+from ._support import LAYERS_WITH_TWINS, MODELS, SLOW_MODELS, WITHOUT_TWINS, batch_of, reference_to, samples_of, size_of
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_names(request: pytest.FixtureRequest) -> list[str]:
+    """The models to write: all if slow tests run, otherwise those that are tested at every change."""
+    is_slow = any(
+        item.path.name == "test_write.py" and item.get_closest_marker("slow") for item in request.session.items
+    )
+    return [name for name in MODELS if is_slow or name not in SLOW_MODELS]
+
+
+@pytest.fixture(scope="session")
+def folder(model_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file for each model and stable layer, and a quantizable file for each that has twins."""
     folder = tmp_path_factory.mktemp("files")
-    for name in MODELS:
+    for name in model_names:
         write(reference_to(name), folder / f"{name}.py")
-    for name in WITH_TWINS:
+    for name in (name for name in model_names if name not in WITHOUT_TWINS):
         write(reference_to(name), folder / f"{name}_quantizable.py", quantizable=True)
     for name in tnn.__all__:
         write(f"torchvision_layers.nn:{name}", folder / f"{name}.py")
@@ -31,13 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def alone(
+    model_names: list[str], folder: Path, interpreter: Interpreter, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
     images = batch_of((2, 3, 33, 40))
-    for name in MODELS:
+    for name in model_names:
         jobs[name] = {"path": str(folder / f"{name}.py"), "name": name, "kwargs": size_of(name), "batch": images}
-    for name in WITH_TWINS:
+    for name in (name for name in model_names if name not in WITHOUT_TWINS):
         path = str(folder / f"{name}_quantizable.py")
         jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images]}
     for name in tnn.__all__:
@@ -49,7 +61,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
                 jobs[f"{name} {id} quantizable"] = {**twin, "batches": [job["batch"]]}
     paths = [str(tmp_path_factory.mktemp("alone") / name) for name in ("jobs.pt", "outcomes.pt")]
     torch.save(jobs, paths[0])
-    subprocess.run([sys.executable, _runner.__file__, *paths], check=True)
+    result = interpreter.run(Path(_runner.__file__), *paths)
+    assert result.returncode == 0, result.stderr
     outcomes: dict[str, dict[str, Any]] = torch.load(paths[1], weights_only=False)
     return outcomes
 

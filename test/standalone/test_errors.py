@@ -1,6 +1,5 @@
 """Unsupported models raise an error that names the reason, and an existing file stays as it is."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 from torchvision_layers.standalone import source, write
 from torchvision_layers.standalone.__main__ import main
 
-from ._support import WITHOUT_TWINS, reference_to
+from ..interpreter import Interpreter
+from ._support import ROOT, WITHOUT_TWINS, reference_to
 
 HEAD = "import torch\nfrom torch import nn\nfrom torchvision_layers import nn as tnn\n"
 
@@ -156,12 +156,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "class QuantizableMLP" in path.read_text()
 
 
-def test_the_import_loads_no_engine() -> None:
+def test_the_import_loads_no_engine(interpreter: Interpreter) -> None:
     code = (
         "import sys, torchvision_layers.standalone as s\n"
         "s.source('torchvision_layers.nn:MLP')\n"
         "print([m for m in sys.modules if m.startswith(('torch.ao.quantization.fx', 'torchvision_layers.quantized',"
         " 'torchvision_layers.deploy', 'torchao'))])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    result = interpreter.run(code, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -4,7 +4,7 @@ import ast
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,17 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import source
 
 from ..conformance.specs import SPECS
-from ._support import LAYERS_WITH_TWINS, MODELS, MODELS_AT, ROOT, WITH_TWINS, batch_of, samples_of, size_of
+from ._support import (
+    LAYERS_WITH_TWINS,
+    MODELS,
+    MODELS_AT,
+    ROOT,
+    SLOW_MODELS,
+    WITHOUT_TWINS,
+    batch_of,
+    samples_of,
+    size_of,
+)
 
 PACKAGE = Path(torchvision_layers.__file__).parent
 
@@ -36,6 +46,10 @@ def models() -> ModuleType:
 
 def test_every_model_has_a_file(models: ModuleType) -> None:
     assert set(MODELS) == set(models.MODELS)
+
+
+def as_cases(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_MODELS else []) for name in names]
 
 
 LAYERS = [(name, id) for name in tnn.__all__ for id in samples_of(name)]
@@ -57,7 +71,7 @@ def check_same(result: dict[str, Any], make: Callable[[], nn.Module], batch: Ten
         assert torch.equal(result[name], output), name
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", as_cases(MODELS))
 def test_model_is_equal_to_the_bit(name: str, alone: dict[str, Any], models: ModuleType) -> None:
     """This includes the initial parameters, and the random numbers in training."""
     check_same(alone[name], lambda: models.MODELS[name](**size_of(name)), batch_of((2, 3, 33, 40)))
@@ -84,7 +98,7 @@ def check_twin(result: dict[str, Any], make: Callable[[], nn.Module], batch: Ten
     assert not {"torch.nn.modules.conv.Conv2d", "torch.nn.modules.batchnorm.BatchNorm2d"} & set(kinds)
 
 
-@pytest.mark.parametrize("name", WITH_TWINS)
+@pytest.mark.parametrize("name", as_cases(name for name in MODELS if name not in WITHOUT_TWINS))
 def test_quantizable_model(name: str, alone: dict[str, Any], models: ModuleType) -> None:
     def make() -> nn.Module:
         return quantized.quantizable(models.MODELS[name](**size_of(name))).model

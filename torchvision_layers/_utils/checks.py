@@ -128,7 +128,7 @@ def check_unwrapped(argument: str, value: object) -> nn.Module:
 
 
 def _wrapped_attribute(module: nn.Module) -> str | None:
-    """Where a wrapper keeps its module, ``""`` if it keeps none; ``None`` for any other module."""
+    """The attribute in which a wrapper keeps its module, ``""`` if it keeps none; ``None`` for any other module."""
     names = {cls.__name__ for cls in type(module).__mro__}  # importing the compiler or FSDP takes seconds
     if names & {"AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:
         return "module"

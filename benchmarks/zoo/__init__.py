@@ -1,0 +1,1 @@
+"""Models of torchvision and timm through folding, quantizing and exporting, each beside torch alone."""

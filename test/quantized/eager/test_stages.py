@@ -1,0 +1,64 @@
+"""Stages of a model: what it needs before the next one, and what it no longer does after it."""
+
+import pytest
+import torch
+from torch import nn
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+
+IMAGES = torch.randn(4, 3, 8, 8)
+
+
+def test_converting_untrained_model_raises() -> None:
+    with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
+        quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
+
+
+def test_frozen_model_stays_frozen_in_train_mode() -> None:
+    """Covers running statistics of folded and unfolded norms, and quantization ranges."""
+    model = nn.Sequential(
+        nn.BatchNorm2d(3),
+        tnn.ConvNormAct(3, 4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        tnn.LinearDropoutAct(4, 4, norm_layer=nn.BatchNorm1d, activation_layer=None),
+        nn.BatchNorm1d(4),
+    )
+    prepared = quantized.prepare_qat(model)
+    prepared(IMAGES)
+    quantized.freeze(prepared)
+    prepared.train()
+    before = {key: value.clone() for key, value in prepared.state_dict().items()}
+    prepared(5 * IMAGES)
+    after = prepared.state_dict().items()  # ranges of weights follow the weights and the batch norms
+    assert all(torch.equal(value, before[key]) for key, value in after if ".weight_fake_quant." not in key)
+    with pytest.raises(ValueError, match="model must come from prepare_qat"):
+        quantized.freeze(model)
+
+
+def test_training_int8_and_loading_other_backend_raise() -> None:
+    model = tnn.ConvNormAct(3, 4).eval()
+    x86, onednn = (quantized.quantize(model, [IMAGES], backend=backend) for backend in ("x86", "onednn"))
+    with pytest.raises(RuntimeError, match="an int8 model cannot be trained"):
+        x86.train()
+    with pytest.raises(ValueError, match=r"0\.weight has weights made for another backend"):
+        x86.load_state_dict(onednn.state_dict())
+    onednn.load_state_dict(x86.state_dict())
+
+
+def test_calibrating_model_fused_for_training_raises() -> None:
+    model = quantized.quantizable(tnn.ConvNormAct(3, 4).train())
+    quantized.fuse_model(model)
+    with pytest.raises(ValueError, match="model is fused for training"):
+        quantized.quantize(model, [IMAGES])
+
+
+def test_unsupported_batches_raise() -> None:
+    for batch, rule in (
+        ({"image": IMAGES}, r"must hold the inputs of forward\(input\): "),
+        ([], "must be a float32 tensor, got list"),
+        (IMAGES.to(torch.uint8), "must be a float32 tensor, got torch.uint8"),
+    ):
+        with pytest.raises(TypeError, match=f"the input in batch 0 {rule}"):
+            quantized.quantize(nn.Sequential(nn.Conv2d(3, 3, 1)), [batch])
