@@ -3,7 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import torch.fx
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CONCATENATION_OPS", "ForwardTrace", "find_producer", "shallow_graph", "trace_forward"]
+__all__ = ["CONCATENATION_OPS", "ForwardTrace", "check_argument", "find_producer", "shallow_graph", "trace_forward"]
 
 #: Functions that place tensors side by side.
 CONCATENATION_OPS = {
@@ -43,6 +43,8 @@ class ForwardTrace:
     turns: dict[str, int] = field(default_factory=dict)
     #: For each module, the later consumers of its input and their positions.
     rereads: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: The chain that alone takes the first input.
+    entry: list[str] = field(default_factory=list)
     #: The chain that produces the result.
     result: list[str] = field(default_factory=list)
     #: Whether tensors are concatenated, which int8 can only do with a common scale.
@@ -96,28 +98,57 @@ class _ShallowTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def shallow_graph(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, list[str]] | None:
-    """The graph of ``module.forward`` with children as leaves, defaults filled in, and the effects that it lacks.
+def shallow_graph(
+    module: nn.Module, training: bool, constants: Mapping[str, Any] | None = None
+) -> tuple[torch.fx.Graph, list[str]] | None:
+    """The graph of ``module.forward`` with children as leaves, and the effects that the graph lacks.
 
     ``None`` if tracing fails. Effects are phrases such as ``"sets self.last"``.
+
+    Args:
+        module: the module, which is not changed.
+        training: the mode to trace it in.
+        constants: values of arguments, which the graph has as defaults and requires. Default: the default values of
+            ``forward``, as far as a graph can hold them.
     """
+    constants = _defaults(module) if constants is None else dict(constants)
     copied = _writable_copy(module)
     copied.training = training
     before = _attributes(copied)
     tracer = _ShallowTracer()
     try:
-        graph = tracer.trace(copied, _defaults(module))
+        graph = tracer.trace(copied, dict(constants))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     for node, name in zip((node for node in graph.nodes if node.op == "placeholder"), names, strict=True):
         if not str(node.target).startswith("*"):
             node.target = name  # torch.fx numbers the arguments that it specializes
+        if name in constants:
+            _fix_argument(node, constants[name])
     after = _attributes(copied)
     effects = [f"sets self.{name}" for name, value in after.items() if before.get(name) != value]
     if len(tracer.modes) > 1:
         effects.append("computes a part without gradients or under autocast")
     return graph, effects
+
+
+def _fix_argument(node: torch.fx.Node, value: Any) -> None:
+    """Makes ``value`` the default of a placeholder, and replaces torch's check of it by one that can be traced."""
+    for user in list(node.users):
+        for check in list(user.users):
+            node.graph.erase_node(check)
+        node.graph.erase_node(user)
+    node.args = (value,)
+    last = next(n for n in reversed(list(node.graph.nodes)) if n.op == "placeholder")
+    with node.graph.inserting_after(last):
+        node.graph.call_function(check_argument, (str(node.target), node, value))
+
+
+def check_argument(name: str, value: Any, expected: Any) -> None:
+    """Raises ``ValueError`` unless the argument called ``name`` has the value that a ``forward`` was traced with."""
+    if not isinstance(value, torch.fx.Proxy) and (type(value), value) != (type(expected), expected):
+        raise ValueError(f"{name} must be {expected!r}, as in the first call of this forward, got {value!r}")
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
@@ -182,6 +213,7 @@ def _intersect(first: ForwardTrace, second: ForwardTrace) -> ForwardTrace:
         whole=[name for name in dict.fromkeys(first.whole + second.whole) if name not in parts],
         parts=parts,
         pairs=[pair for pair in first.pairs if pair in second.pairs or pair[0] not in second.whole],
+        entry=first.entry if first.entry == second.entry else [],
         result=first.result if first.result == second.result else [],
         concatenates=first.concatenates or second.concatenates,
     )
@@ -201,7 +233,7 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
             node = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         return names
 
-    chains: list[list[str]] = []
+    chains: list[list[torch.fx.Node]] = []
     chained: set[torch.fx.Node] = set()
     for node in nodes:
         if node not in single_use or node in chained:
@@ -213,12 +245,14 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
                 break
             chain.append(after)
         chained.update(chain)
-        chains.append([str(link.target) for link in chain])
+        chains.append(chain)
     pairs = [
         (str(node.target), chain_to(node.args[0]))
         for node in nodes
         if node in single_use and len(node.args) == 2 and node.args[0] is not node.args[1]
     ]
+    first = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    heads = [c for c in chains if first is not None and [*first.users] == [c[0]] and c[0].args == (first,)]
     order = {node: i for i, node in enumerate(graph.nodes)}
     rereads = {
         str(node.target): {str(user.target): order[user] for user in node.args[0].users if order[user] > order[node]}
@@ -226,15 +260,20 @@ def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
         if node.args and isinstance(node.args[0], torch.fx.Node)
     }
     return ForwardTrace(
-        chains=chains,
+        chains=[_targets(chain) for chain in chains],
         whole=[name for name in dict.fromkeys(targets) if name not in parts],
         parts=list(parts),
         pairs=pairs,
         turns={str(node.target): order[node] for node in single_use},
         rereads=rereads,
+        entry=_targets(heads[0]) if heads else [],
         result=next(chain_to(node.args[0]) for node in graph.nodes if node.op == "output"),
         concatenates=any(node.op == "call_function" and node.target in CONCATENATION_OPS for node in graph.nodes),
     )
+
+
+def _targets(chain: list[torch.fx.Node]) -> list[str]:
+    return [str(node.target) for node in chain]
 
 
 def find_producer(

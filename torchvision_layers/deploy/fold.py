@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .._utils.checks import check_not_lazy, check_unwrapped
 from .._utils.modules import has_hooks
+from .._utils.plain.model import make_plain_
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.folding_pass import FoldingPass
 from .folding.replacement import remove_parametrizations
@@ -62,6 +63,7 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
         raise TypeError(f"batch must be a tensor, or a tuple with the inputs of model, got {type(batch).__name__}")
     folded = copy.deepcopy(model).eval()
     remove_parametrizations(folded)
+    make_plain_(folded)
     FoldingPass(folded, is_compared=batch is not None).fold(folded)
     folded.requires_grad_(False)
     if batch is not None:
