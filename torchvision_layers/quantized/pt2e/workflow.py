@@ -41,14 +41,20 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed on ``batches``."""
+def quantize(
+    model: nn.Module,
+    batches: Iterator[Inputs],
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableGraph:
+    """An int8 graph of ``model``, with ranges observed on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
     model = _float_copy(model).eval()
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
     with torch.no_grad():
-        exported = export(model, first)
+        exported = export(model, first, dynamic_sizes)
         fold_computed_weights(exported.graph_module)
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
