@@ -220,6 +220,8 @@ def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> 
             "forward, or something else in training; call deploy.fold(model) first, which makes them plain, or pass "
             "allow_float=True to leave them in float"
         )
+    for path, module in wrapper.model.named_modules():
+        wrapper.classes_before.setdefault(path, type(module).__name__)
     rewrite_forwards(wrapper.model, allow_float, will_train)
     _check_support(wrapper.model, "", allow_float)
     return wrapper
