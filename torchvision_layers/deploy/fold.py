@@ -64,10 +64,11 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     folded = copy.deepcopy(model).eval()
     remove_parametrizations(folded)
     make_plain_(folded)
-    FoldingPass(folded, is_compared=batch is not None).fold(folded)
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    FoldingPass(folded, None if batch is None else lambda model: _outputs(model, inputs)).fold(folded)
     folded.requires_grad_(False)
     if batch is not None:
-        _check_same(folded, model, batch if isinstance(batch, tuple) else (batch,))
+        _check_same(folded, model, inputs)
     return folded
 
 
