@@ -164,5 +164,5 @@ def _is_row_view(view: Any) -> bool:
     if not isinstance(view, torch.fx.Node) or not view.args or view.kwargs:
         return False
     if view.target in ("flatten", torch.flatten):
-        return len(view.args) == 3 and view.args[1] == 0 and view.args[2] not in (-1, 0)
+        return len(view.args) == 3 and view.args[1] == 0 and view.args[2] not in (-1, 0)  # type: ignore[return-value]
     return view.target in ("reshape", "view") and len(view.args) == 3

@@ -71,7 +71,7 @@ class _Call:
         """Adds a node for a call."""
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         is_plain = len(args) == 1 and not kwargs and len(inputs) == 1 and inputs[0] is args[0]
-        others = {} if is_plain else {"others": None}
+        others: dict[str, Any] = {} if is_plain else {"others": None}
         node = self.graph.create_node(kind, target, tuple(map(self.node_of, inputs)), others)
         for i, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor):

@@ -1,7 +1,6 @@
 """Fuses the chains of modules that a ``forward`` calls, as far as they can be fused exactly."""
 
 import inspect
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -114,5 +113,7 @@ def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> Non
 
 def _relative(parent: nn.Module, names: list[str]) -> tuple[nn.Module, list[str]]:
     """The innermost module that has all of these modules below it, and their names relative to it."""
-    prefix = os.path.commonprefix([name.split(".")[:-1] for name in names])
-    return parent.get_submodule(".".join(prefix)), [".".join(name.split(".")[len(prefix) :]) for name in names]
+    while all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
+        parent = parent.get_submodule(names[0].partition(".")[0])
+        names = [name.partition(".")[2] for name in names]
+    return parent, names
