@@ -227,6 +227,8 @@ def make_quantizable_(
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
     untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    for path, module in wrapper.model.named_modules():
+        wrapper.classes_before.setdefault(path, type(module).__name__)
     if allow_float:
         for path in run.read_layers if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute

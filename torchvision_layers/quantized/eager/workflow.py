@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
+from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import flatten
-from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
