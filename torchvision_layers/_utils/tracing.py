@@ -15,8 +15,6 @@ from .data_flow import ForwardTrace, analyze, intersect
 
 __all__ = ["check_argument", "find_producer", "shallow_graph", "trace_forward"]
 
-__all__ = ["find_producer", "shallow_graph", "trace_forward"]
-
 
 class _Proxy(torch.fx.Proxy):
     """A proxy that records assignments such as ``+=``; those of torch.fx record ``+``, or cannot be assigned to."""
