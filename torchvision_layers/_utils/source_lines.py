@@ -11,6 +11,7 @@ from torch import nn
 __all__ = ["failing_line", "source_line"]
 
 _TORCH = str(Path(torch.__file__).parent)
+_INTERCEPTORS = ("__torch_function__", "__torch_dispatch__")
 
 
 def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
@@ -21,7 +22,7 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
         owner, line, is_own = "", "", False
         for frame, number in traceback.walk_tb(cause.__traceback__):
             module, file = frame.f_locals.get("self"), frame.f_code.co_filename
-            is_own = not file.startswith(_TORCH)
+            is_own = not file.startswith(_TORCH) and frame.f_code.co_name not in _INTERCEPTORS
             if is_own and isinstance(module, nn.Module) and module in paths:
                 owner = f"{paths[module]} ({type(module).__name__})"
             if is_own and owner:
