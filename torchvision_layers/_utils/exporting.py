@@ -40,12 +40,10 @@ def export_program(
     collection = ShapesCollection()
     for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
         collection[tensor] = dims
-    # In training, batch norms reject a single value and leave that guard in the program.
-    contexts: list[Callable[[], AbstractContextManager[None]]] = (
-        [nullcontext] if model.training else [any_size, nullcontext]
-    )
-    if not any(dim > 0 for dims in sizes for dim in dims):
-        contexts.reverse()  # a batch of two is not a size of one
+    contexts: list[Callable[[], AbstractContextManager[None]]] = [any_size, nullcontext]
+    # In training, batch norms reject a single value and leave that guard in the program; a batch of two is never one.
+    if model.training or not any(dim > 0 for dims in sizes for dim in dims):
+        contexts = [nullcontext]
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:

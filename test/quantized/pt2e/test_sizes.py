@@ -104,7 +104,7 @@ def test_slow_sizes_are_fixed_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize("dynamic_sizes", [True, False])
-def test_sizes_are_as_asked_without_a_warning(dynamic_sizes: bool) -> None:
+def test_sizes_follow_the_argument_without_a_warning(dynamic_sizes: bool) -> None:
     model = with_conv(in_windows)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

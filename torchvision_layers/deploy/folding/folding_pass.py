@@ -1,12 +1,17 @@
 """The pass over a model that moves everything constant in inference into the weights."""
 
+import copy
 from collections import Counter
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..._utils.chains import expand_chain
+from ..._utils.data_flow import ForwardTrace
 from ..._utils.modules import replace_module_
+from ..._utils.recorded_forwards import record_forwards
 from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
-from ..._utils.tracing import ForwardTrace, find_producer, trace_forward
+from ..._utils.tracing import trace_forward
 from ...layers.layer_norm import LayerScale
 from ...layers.positional_conv import PositionalConv2d
 from ...quantized.eager.support import is_unit
@@ -23,12 +28,12 @@ class FoldingPass:
 
     Args:
         model: the model, in eval mode.
-        is_compared: whether the result will be compared with the original. Then a ``forward`` that cannot be traced is
-            assumed to call its children as wholes.
+        run: runs a model on the batch on which the result will be compared with the original. Then a ``forward`` that
+            cannot be traced is assumed to use the modules below it as in this run. ``None`` if there is no batch.
     """
 
-    def __init__(self, model: nn.Module, is_compared: bool) -> None:
-        self.is_compared = is_compared
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module], object] | None) -> None:
+        self.is_compared = run is not None
         #: How many times each module is registered.
         self.registrations = Counter[nn.Module]()
         self.folded_modules = set[nn.Module]()
@@ -39,6 +44,8 @@ class FoldingPass:
         #: For each module below a ``forward`` that cannot be traced, the path of that ``forward``.
         self.untraced: dict[nn.Module, str] = {}
         self._trace(model, "")
+        if run is not None:
+            self._record(model, run)
 
     def _trace(self, model: nn.Module, path: str) -> None:
         self.registrations |= Counter(
@@ -49,22 +56,37 @@ class FoldingPass:
         for name, module in model.named_modules(prefix=path):
             if is_opaque(module) or type(module).forward is nn.Module.forward:  # an nn.ModuleList has no forward
                 continue
-            trace = self.traces[module] = trace_forward(module)
+            trace = self.traces[module] = trace_forward(module, ignores_shapes=True)
             self.entered.update(module.get_submodule(part) for part in trace.parts)
             if not trace.is_traced:
                 self._mark_untraced(module, name or "model")
+
+    def _record(self, model: nn.Module, run: Callable[[nn.Module], object]) -> None:
+        paths = {path for path, m in model.named_modules() if m in self.traces and not self.traces[m].is_traced}
+        if not paths:
+            return
+        copied = copy.deepcopy(model)  # a forward may change its own state
+        for path, trace in record_forwards(copied, paths, lambda: run(copied)).items():
+            module = model.get_submodule(path)
+            self.traces[module] = trace
+            self.entered.update(module.get_submodule(part) for part in trace.parts)
 
     def _mark_untraced(self, module: nn.Module, path: str) -> None:
         for child in module.modules():
             if child is not module:
                 self.untraced.setdefault(child, path)
 
-    def fold(self, module: nn.Module, path: str = "") -> None:
-        """Folds ``module`` and its children.
+    def fold(self, model: nn.Module) -> None:
+        """Folds ``model``.
 
         Errors: ``ValueError`` if there is something to fold below a ``forward`` that cannot be traced, and the result
         will not be compared.
         """
+        self._fold(model, "")
+        for module in self.folded_modules:
+            self._remove_identities(module)
+
+    def _fold(self, module: nn.Module, path: str) -> None:
         if module in self.folded_modules or module in self.entered:
             return
         self.folded_modules.add(module)
@@ -72,19 +94,29 @@ class FoldingPass:
             self._trace(module, path)
         if is_opaque(module):
             return
-        trace = self.traces.get(module) or trace_forward(module)
+        trace = self._trace_of(module)
         for name in trace.whole:
-            self.fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
-        for chain in trace.chains:
-            self._fold_chain(module, chain, path)
-        if trace.is_traced and (self.is_compared or module not in self.untraced):
-            for name in trace.whole:
-                if is_identity(module.get_submodule(name)):
-                    replace_module_(module.get_submodule(name), nn.Identity())
-            if runs_in_order(module):
-                for name, child in [*module._modules.items()]:
-                    if child is not None and is_identity(child):
-                        del module._modules[name]  # the other children keep their names
+            self._fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
+        for names in trace.chains:
+            for chain in expand_chain(module, names, self._is_unit, self._trace_of):
+                self._fold_chain(module, chain, path)
+        for name, names in trace.rows:
+            chain = expand_chain(module, [*names, name], self._is_unit, self._trace_of)[-1]
+            if isinstance(self._first_weighted(module, chain[-2::-1]), nn.Linear):
+                self._fold_chain(module, chain, path)
+
+    def _remove_identities(self, module: nn.Module) -> None:
+        """Removes children that do nothing from a sequence, and makes those of other modules ``nn.Identity``."""
+        trace = None if is_opaque(module) else self._trace_of(module)
+        if trace is None or not trace.is_traced or (module in self.untraced and not self.is_compared):
+            return
+        for name in trace.whole:
+            if is_identity(module.get_submodule(name)):
+                replace_module_(module.get_submodule(name), nn.Identity())
+        if runs_in_order(module):
+            for name, child in [*module._modules.items()]:
+                if child is not None and is_identity(child):
+                    del module._modules[name]  # the other children keep their names
 
     def _fold_chain(self, parent: nn.Module, names: list[str], path: str) -> None:
         """Folds norms and scales into the weighted layers next to them.
@@ -109,11 +141,10 @@ class FoldingPass:
 
     def _fold_back(self, parent: nn.Module, names: list[str], module: nn.Module) -> bool:
         """Folds ``module`` into the weighted layer before it, if possible."""
-        last = find_producer(parent, names, matches=is_weighted, is_identity=is_identity, is_opaque=self._is_shared)
-        if last is None:
+        layer = self._first_weighted(parent, names[::-1])
+        if layer is None:
             return False
-        layer = parent.get_submodule(last)
-        factors = None if self._is_shared(layer) else scale_and_shift(module, layer)
+        factors = scale_and_shift(module, layer)
         if factors is None:
             return False
         if isinstance(layer, PositionalConv2d):
@@ -137,17 +168,19 @@ class FoldingPass:
         return True
 
     def _first_weighted(self, parent: nn.Module, names: list[str]) -> nn.Module | None:
-        """The weighted layer that receives the input of a chain, perhaps within an ``nn.Sequential``."""
-        for name in names:
-            module = parent.get_submodule(name)
-            if is_identity(module):
-                continue
-            if self._is_shared(module):
-                return None
-            if runs_in_order(module):
-                return self._first_weighted(module, list(module._modules))
-            return module if is_weighted(module) else None
-        return None
+        """The first module of a chain that does something, if that is a weighted layer of its own."""
+        modules = [parent.get_submodule(name) for name in names]
+        first = next((module for module in modules if not is_identity(module)), None)
+        return first if first is not None and is_weighted(first) and not self._is_shared(first) else None
+
+    def _trace_of(self, module: nn.Module) -> ForwardTrace:
+        if module not in self.traces:
+            self.traces[module] = trace_forward(module, ignores_shapes=True)
+        return self.traces[module]
+
+    def _is_unit(self, module: nn.Module) -> bool:
+        """Whether the module is one member of a chain, whatever it calls."""
+        return is_opaque(module) or is_weighted(module) or self._is_shared(module) or module in self.entered
 
     def _is_shared(self, module: nn.Module) -> bool:
         """Whether something else depends on the weights of the module."""

@@ -1,9 +1,13 @@
 """Fuses the chains of modules that a ``forward`` calls, as far as they can be fused exactly."""
 
 import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import trace_forward
 from ..layers.observed import Addition
@@ -12,29 +16,54 @@ from .patterns import BATCH_NORMS, is_foldable, mark_fused
 from .support import int8_support, is_unit
 from .torch_ao import explain_missing_torch_ao
 
-__all__ = ["fuse_children"]
+__all__ = ["fuse_children", "is_transparent"]
 
 
-def fuse_children(module: nn.Module, is_qat: bool) -> None:
+def fuse_children(module: nn.Module, is_qat: bool, shared: frozenset[nn.Module] | None = None) -> None:
     """Fuses the chains of modules that ``module.forward`` calls, in place, then those below each of them.
 
-    A child with a ``fuse_model`` of its own fuses itself. A child that ``forward`` calls only in part is left alone,
-    because the part would then also compute the module after it.
+    Chains go through containers. A child with a ``fuse_model`` of its own fuses itself. A child that ``forward`` calls
+    only in part is left alone, because the part would then also compute the module after it.
+
+    Args:
+        module: the module whose children are fused.
+        is_qat: whether to keep batch norms, for training.
+        shared: modules that are registered in several places, whose insides fuse with nothing outside. Default:
+            ``None``, those below ``module``.
     """
+    if shared is None:
+        places = Counter(
+            child for parent in module.modules() for child in parent._modules.values() if child is not None
+        )
+        shared = frozenset(child for child, count in places.items() if count > 1)
     trace = trace_forward(module)
-    for chain in trace.chains:
-        _fuse_chain(module, chain, is_qat)
+    for names in trace.chains:
+        for chain in expand_chain(module, names, lambda child: child in shared or not is_transparent(child)):
+            _fuse_chain(module, chain, is_qat)
     for name in trace.whole:
         child = module.get_submodule(name)
         if is_unit(child):
             continue
-        fuse_model = getattr(child, "fuse_model", None)
+        fuse_model = _own_fuse_model(child)
         if fuse_model is None:
-            fuse_children(child, is_qat)
+            fuse_children(child, is_qat, shared)
         elif inspect.signature(fuse_model).parameters:
             fuse_model(is_qat)
         else:
             fuse_model()
+
+
+def is_transparent(module: nn.Module) -> bool:
+    """Whether the modules in a container may fuse with those around it."""
+    is_container = not is_unit(module) and int8_support(module) is Int8Support.CONTAINER
+    return is_container and not has_hooks(module) and _own_fuse_model(module) is None
+
+
+def _own_fuse_model(module: nn.Module) -> Callable[..., object] | None:
+    """The method with which a module fuses itself, unless it is that of a twin, which calls :func:`fuse_children`."""
+    method: Any = getattr(module, "fuse_model", None)
+    is_of_twin = getattr(method, "__module__", "") == f"{__package__.rpartition('.')[0]}.layers.base"
+    return None if is_of_twin else method
 
 
 def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
@@ -70,12 +99,21 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             continue  # torch has no fused Conv1d and ReLU for training without a norm between them
         with explain_missing_torch_ao():
             from .torch_ao.fusing import fuse_group
-        fuse_group(parent, [names[i] for i in group], is_qat)
+        fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
 
 
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:
+    parent, (addition_name, relu_name) = _relative(parent, [addition_name, relu_name])
     addition, relu = parent.get_submodule(addition_name), parent.get_submodule(relu_name)
     if type(relu) is nn.ReLU and not has_hooks(relu) and not has_hooks(addition):
         addition.relu = True  # type: ignore[assignment]  # a plain attribute
         parent.set_submodule(relu_name, nn.Identity().train(relu.training))
         mark_fused(parent, relu_name, addition_name)
+
+
+def _relative(parent: nn.Module, names: list[str]) -> tuple[nn.Module, list[str]]:
+    """The innermost module that has all of these modules below it, and their names relative to it."""
+    while all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
+        parent = parent.get_submodule(names[0].partition(".")[0])
+        names = [name.partition(".")[2] for name in names]
+    return parent, names

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..._utils.chains import expand_chain
 from ..._utils.inputs import Inputs
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import find_producer, trace_forward
@@ -14,8 +15,10 @@ from ..checks import check_same_results
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .calls import Call
+from .fusion import is_transparent
 from .patterns import BATCH_NORMS
 from .support import int8_support, is_unit
+from .wrappers import Int8Child
 
 __all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
 
@@ -43,7 +46,8 @@ def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) 
     """
     registrations = Counter(child for module in model.modules() for child in module._modules.values())
     post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # one entry per operation, even if its module is shared
-    for op in _post_ops_below(model, ""):
+    shared = {module for module, count in registrations.items() if count > 1}
+    for op in _post_ops_below(model, "", shared):
         module = model.get_submodule(op.parent)
         operation = module.get_submodule(op.operation)
         if isinstance(operation, Addition) and operation.broadcasts and not (calls and calls[operation].is_uniform):
@@ -54,25 +58,40 @@ def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) 
     return list(post_ops.values())
 
 
-def _post_ops_below(model: nn.Module, path: str) -> Iterator[PostOp]:
+def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None]) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
         return
+    if int8_support(module) is Int8Support.FLOAT_FORWARD:
+        for name, inner in module.named_modules():
+            if isinstance(inner, Int8Child):
+                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."), shared)
+        return
     trace = trace_forward(module)
     for name in trace.whole:
-        yield from _post_ops_below(model, f"{path}.{name}".lstrip("."))
-    candidates = [(chain[i], chain[:i]) for chain in trace.chains for i in range(1, len(chain))]
+        yield from _post_ops_below(model, f"{path}.{name}".lstrip("."), shared)
+
+    def child(name: str) -> str:
+        """The name that ``forward`` calls, of a module or of the container around it."""
+        return next(called for called in trace.turns if f"{name}.".startswith(f"{called}."))
+
+    chains = [
+        chain
+        for names in trace.chains
+        for chain in expand_chain(module, names, lambda m: m in shared or not is_transparent(m))
+    ]
+    candidates = [(chain[i], chain[:i]) for chain in chains for i in range(1, len(chain))]
     for name, before in [*candidates, *trace.pairs]:
         operation = module.get_submodule(name)
         if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
             continue
         convolution = _last_convolution(module, before)
-        if convolution is None:
+        if convolution is None or child(convolution) == child(name):  # found in the child as well
             continue
         # The convolution moves to the place of the operation: nothing in between may change its input.
-        first = before[0]
+        first = child(before[0])
         later = trace.rereads.get(first, {}) if f"{convolution}.".startswith(f"{first}.") else {}
-        between = [other for other, turn in later.items() if turn < trace.turns[name]]
+        between = [other for other, turn in later.items() if turn < trace.turns[child(name)]]
         if all(_keeps_its_input(module, other) for other in between):
             yield PostOp(path, convolution, name)
 

@@ -67,7 +67,7 @@ def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
                 hooks.clear()
             expected = probe(*three)
             check_same_results(module(*three), expected, "a graph with constant sizes differs from the model")
-    except Exception:  # the export with symbolic sizes tells what is wrong with the model, if anything is
+    except Exception:  # if the model is at fault, the export with symbolic sizes reports it
         return None
     sizes = [_static_sizes(probe, two, i) for i in range(len(two))]
     return SizedGraph(module, sizes, (_changed_dims(two, three), _changed_dims(outputs, expected)), has_guards=False)
