@@ -90,14 +90,14 @@ def example() -> Tensor:
 
 
 def int8_model(engine: str, seed: int = 0) -> nn.Module:
-    return quantized.quantize(float_model(seed), [example()], engine=engine)
+    return quantized.quantize(float_model(seed), [example()], engine=engine, backend="x86")
 
 
 def write(case: Case, path: Path) -> CaseFile:
     # Compiling the blocks in int8 takes twenty seconds. The float model covers them, in a slow test.
     model: nn.Module = float_model(blocks=(case.format, case.engine) != ("aoti", "pt2e"))
     if case.engine is not None:
-        model = quantized.quantize(model, [example()], engine=case.engine)
+        model = quantized.quantize(model, [example()], engine=case.engine, backend="x86")
     exported = deploy.export(
         model,
         example(),

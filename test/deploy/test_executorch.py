@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers.deploy._metadata import describe
 from torchvision_layers.deploy._subject import Subject
 from torchvision_layers.deploy.formats import executorch
 from torchvision_layers.deploy.formats.size_rules import size_check
@@ -125,9 +127,10 @@ def test_sizes_of_other_branches_raise(tmp_path: Path) -> None:
     if not INSTALLED:
         assert export_program(model, tmp_path / "model.pte") is None
         return
-    content = executorch.serialize(Subject.of(model, example), "metadata")
-    call, metadata = executorch.deserialize(content, tmp_path / "model.pte")
-    assert metadata == "metadata"
+    subject = Subject.of(model, Inputs((example,)))
+    described = describe(subject, "executorch", [], [], [], {})
+    call, metadata = executorch.deserialize(executorch.serialize(subject, described), tmp_path / "model.pte")
+    assert metadata == described
     for shape in ((1, 3, 14, 14), (2, 3, 16, 19)):
         input = torch.randn(shape)
         assert relative_error(call(input), model(input)) < 1e-5
@@ -172,8 +175,8 @@ def test_foreign_program(tmp_path: Path) -> None:
 
 def test_rules_contain_arithmetic_only() -> None:
     text = {"least": [1, 3, 2], "most": [4, 3, 9], "rules": ["(size[2] % 2) == 0 and max(1, size[0]) < 4"]}
-    check = size_check(json.dumps(text))
-    check((3, 3, 4))
+    check = size_check(json.dumps(text), ["input"])
+    check([(3, 3, 4)])
     for size, message in (
         ((3, 3), "must have 3 dimensions, got 2"),
         ((3, 4, 4), "must have size 3 in dimension 1, got 4"),
@@ -182,7 +185,7 @@ def test_rules_contain_arithmetic_only() -> None:
         ((4, 3, 4), r"must have sizes with .* got \[4, 3, 4\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            check(size)
+            check([size])
     for rule in ("__import__('os')", "size.x", "9 ** 9", "1 << 9", "'a' == 'a'", "[1]", "(lambda: 1)()", "other[0]"):
         with pytest.raises(ValueError, match="a rule must contain sizes and arithmetic only"):
-            size_check(json.dumps({**text, "rules": [rule]}))
+            size_check(json.dumps({**text, "rules": [rule]}), ["input"])

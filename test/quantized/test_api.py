@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.experimental import nn as enn
+from torchvision_layers.quantized.report_row import Int8Support
 
 
 class Swish(nn.Module):
@@ -162,11 +163,6 @@ class Branches(nn.Module):
         return self.body(x) if x[0, 0, 0, 0] < 1e3 else self.spare(x)
 
 
-class BranchesAndAdds(Branches):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x
-
-
 class HasParameter(Branches):
     def __init__(self) -> None:
         super().__init__()
@@ -217,19 +213,13 @@ class HasParameter(Branches):
         (
             lambda m: quantized.convert(quantized.prepare_qat(Branches())),
             ValueError,
-            "no calibration batch reached quant, body, spare",
+            "model must have run on batches, or have loaded a state, before it is converted",
         ),
         (
-            lambda m: quantized.quantize(BranchesAndAdds(), batches()),
-            RuntimeError,
-            "cannot run: torch has no int8 kernel for .*if a forward cannot be traced, move its tensor operations",
-        ),
-        (
-            lambda m: quantized.quantizable(nn.Sequential(m, HasParameter())),
+            lambda m: quantized.quantizable(nn.Sequential(m, nn.ConvTranspose2d(3, 3, 1))),
             TypeError,
-            "1 is a HasParameter, which int8 is not known",
+            r"1 is a ConvTranspose2d \(.*\), which int8 is not known",
         ),
-        (lambda m: quantized.quantizable(nn.LSTM(3, 3)), TypeError, "model is a LSTM, which int8 is not known"),
         (lambda m: quantized.convert(m), ValueError, "model must come from prepare_qat.*got a Sequential"),
         (lambda m: quantized.convert(quantized.quantize(m, batches())), ValueError, "not be converted yet"),
         (
@@ -263,13 +253,13 @@ def test_layer_without_twin_raises() -> None:
         quantized.quantizable(nn.Sequential(layer()))
 
 
-def test_allow_float_reports_fallback() -> None:
+def test_float_forward_is_reported() -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 3), HasParameter(), nn.Conv2d(3, 4, 1)).eval()
-    converted = quantized.quantize(model, batches(), allow_float=True)
+    converted = quantized.quantize(model, batches())
     rows = {row.path: row for row in quantized.report(converted).rows}
     assert rows["1"].after == "FloatFallback(HasParameter)"
-    assert (rows["1"].runs_in, rows["1"].why) == ("float", "is not known to the int8 engine")
-    assert rows["2"].runs_in == "int8"
+    assert (rows["1"].runs_in, rows["1"].why) == ("float", Int8Support.FLOAT_FORWARD.value)
+    assert (rows["1.body"].runs_in, rows["1.spare"].why, rows["2"].runs_in) == ("int8", "is never called", "int8")
 
 
 def test_operations_of_user_defined_layer_are_int8() -> None:

@@ -1,7 +1,7 @@
 """Argument checks. Every error names the argument, the rule and the value."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -112,13 +112,15 @@ def check_module(argument: str, value: object) -> nn.Module:
     return value
 
 
-def check_unwrapped(argument: str, value: object) -> nn.Module:
+def check_unwrapped(argument: str, value: object, exempt: Collection[nn.Module] = ()) -> nn.Module:
     """Returns ``value``, a module without a wrapper around it or inside it that runs a module out of reach.
+
+    Modules in ``exempt`` may be wrappers.
 
     Errors: ``ValueError`` with the code that unwraps it.
     """
     model = check_module(argument, value)
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(memo={*exempt}):
         attribute = _wrapped_attribute(module)
         if attribute is not None:
             wrapper = argument if not path else f"{argument}.get_submodule({path!r})"

@@ -1,13 +1,16 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import nn
+from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
+
+from .inputs import Inputs
+from .source_lines import failing_line
 
 __all__ = ["any_size", "export_program"]
 
@@ -26,31 +29,54 @@ def any_size() -> Iterator[None]:
         yield
 
 
-def export_program(model: nn.Module, pair: Tensor, sizes: dict[int, Any], advice: str = "") -> ExportedProgram:
-    """Exports ``model`` for one input, ``pair``, a batch of two; ``sizes`` holds its dynamic dimensions.
+def export_program(
+    model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], advice: str = ""
+) -> ExportedProgram:
+    """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
 
-    Errors: ``RuntimeError`` with ``advice`` if the model cannot be exported.
+    Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
+    exported.
     """
+    collection = ShapesCollection()
+    for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
+        collection[tensor] = dims
     try:
+        dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
+
+        def export() -> ExportedProgram:
+            return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
+
         if not model.training:  # in training, batch norms reject a single value and leave that guard in the program
             with any_size():
-                program = torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
-            if _accepts_one(program, pair):
+                program = export()
+            if _accepts_one(program, inputs, sizes):
                 return program
-        return torch.export.export(model, (pair,), dynamic_shapes=(sizes,))
+        return export()
     except Exception as error:  # torch raises many types here
-        reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(
-            f"model cannot be exported as one graph: {type(error).__name__}: {reason}\nIts forward must not depend on "
-            f"the values of tensors; {advice}torch.export.export(model, (input,)) shows the full error."
+            f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
+            "torch.export.export shows the full error"
         ) from error
 
 
-def _accepts_one(program: ExportedProgram, pair: Tensor) -> bool:
+def _reason(error: Exception, model: nn.Module) -> str:
+    line, is_own = failing_line(error, model)
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return f"{line} uses the value of a tensor as a Python number; use torch.where, or move it out of the model"
+    if is_own:
+        return f"{line} raises {type(error).__name__}: {error}"
+    return f"torch.export raises {type(error).__name__} in {line}"
+
+
+def _accepts_one(program: ExportedProgram, inputs: Inputs, sizes: Sequence[dict[int, Any]]) -> bool:
     """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
+    dynamic = [bool(0 in dims) for dims in sizes]
+    batch = next((len(tensor) for tensor, is_dynamic in zip(inputs.tensors(), dynamic, strict=True) if is_dynamic), 0)
+    remaining = iter(dynamic)
+    single = inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
     try:
         with torch.no_grad():
-            program.module()(pair[:1])
+            single.run(program.module())
     except AssertionError:
         return False
     return True

@@ -5,37 +5,38 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["flatten", "map_tensors", "rebuild"]
+__all__ = ["Slot", "flatten", "map_tensors", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Slot:
+class Slot:
     """The place of a tensor in a template."""
 
     index: int
 
 
-def flatten(value: Any) -> tuple[list[Tensor], Any]:
-    """The tensors in ``value``, and a template: ``value`` with a slot in place of each tensor.
+def flatten(value: Any, kinds: tuple[type, ...] = (Tensor,)) -> tuple[list[Any], Any]:
+    """The tensors in ``value``, or what is of other ``kinds``, and a template: ``value`` with a slot for each of them.
 
     Two values have the same structure, and the same numbers, strings and other objects in it, if their templates are
     equal.
     """
-    tensors: list[Tensor] = []
+    items: list[Any] = []
 
-    def replace(tensor: Tensor) -> _Slot:
-        tensors.append(tensor)
-        return _Slot(len(tensors) - 1)
+    def replace(item: Any) -> Slot:
+        items.append(item)
+        return Slot(len(items) - 1)
 
-    template = _map(Tensor, replace, value)
-    return tensors, template
+    template = _map(kinds, replace, value)
+    return items, template
 
 
 def rebuild(template: Any, tensors: Sequence[Tensor]) -> Any:
     """The value with this template and these tensors."""
-    return _map(_Slot, lambda slot: tensors[slot.index], template)
+    return _map(Slot, lambda slot: tensors[slot.index], template)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -43,15 +44,17 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return _map(Tensor, function, value)
 
 
-def _map(leaf: type, function: Callable[[Any], Any], value: Any) -> Any:
+def _map(leaf: type | tuple[type, ...], function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, leaf):
         return function(value)
     if isinstance(value, tuple):
         items = [_map(leaf, function, item) for item in value]
+        if isinstance(value, torch.Size):  # holds nothing but numbers
+            return tuple(items)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, list):
         return type(value)(_map(leaf, function, item) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping, _Slot)):
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping, Slot)):
         clone = copy.copy(value)
         for field in dataclasses.fields(value):
             # A frozen dataclass refuses setattr, and its constructor may check or compute something.

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .data_flow import ForwardTrace, analyze, intersect
 
-__all__ = ["find_producer", "shallow_graph", "trace_forward"]
+__all__ = ["check_argument", "find_producer", "shallow_graph", "trace_forward"]
 
 
 class _Proxy(torch.fx.Proxy):
@@ -61,28 +61,57 @@ class _ShallowTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def shallow_graph(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, list[str]] | None:
-    """The graph of ``module.forward`` with children as leaves, defaults filled in, and the effects that it lacks.
+def shallow_graph(
+    module: nn.Module, training: bool, constants: Mapping[str, Any] | None = None
+) -> tuple[torch.fx.Graph, list[str]] | None:
+    """The graph of ``module.forward`` with children as leaves, and the effects that the graph lacks.
 
     ``None`` if tracing fails. Effects are phrases such as ``"sets self.last"``.
+
+    Args:
+        module: the module, which is not changed.
+        training: the mode to trace it in.
+        constants: values of arguments, which the graph has as defaults and requires. Default: the default values of
+            ``forward``, as far as a graph can hold them.
     """
+    constants = _defaults(module) if constants is None else dict(constants)
     copied = _writable_copy(module)
     copied.training = training
     before = _attributes(copied)
     tracer = _ShallowTracer()
     try:
-        graph = tracer.trace(copied, _defaults(module))
+        graph = tracer.trace(copied, dict(constants))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     for node, name in zip((node for node in graph.nodes if node.op == "placeholder"), names, strict=True):
         if not str(node.target).startswith("*"):
             node.target = name  # torch.fx numbers the arguments that it specializes
+        if name in constants:
+            _fix_argument(node, constants[name])
     after = _attributes(copied)
     effects = [f"sets self.{name}" for name, value in after.items() if before.get(name) != value]
     if len(tracer.modes) > 1:
         effects.append("computes a part without gradients or under autocast")
     return graph, effects
+
+
+def _fix_argument(node: torch.fx.Node, value: Any) -> None:
+    """Makes ``value`` the default of a placeholder, and replaces torch's check of it by one that can be traced."""
+    for user in list(node.users):
+        for check in list(user.users):
+            node.graph.erase_node(check)
+        node.graph.erase_node(user)
+    node.args = (value,)
+    last = next(n for n in reversed(list(node.graph.nodes)) if n.op == "placeholder")
+    with node.graph.inserting_after(last):
+        node.graph.call_function(check_argument, (str(node.target), node, value))
+
+
+def check_argument(name: str, value: Any, expected: Any) -> None:
+    """Raises ``ValueError`` unless the argument called ``name`` has the value that a ``forward`` was traced with."""
+    if not isinstance(value, torch.fx.Proxy) and (type(value), value) != (type(expected), expected):
+        raise ValueError(f"{name} must be {expected!r}, as in the first call of this forward, got {value!r}")
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

@@ -1,12 +1,14 @@
-"""Inputs of other sizes derived from one example, and a model's outputs for them."""
+"""Inputs of other sizes derived from one example."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["accepts", "find_input_shape", "max_difference", "other_batch", "perturb", "resize", "run_model"]
+from .._utils.inputs import Inputs
+
+__all__ = ["Sizes", "accepts", "batch_size", "other_batch", "resize"]
 
 # Tried in this order: odd sizes expose most; some models accept multiples of their strides or of the example only.
 _GROWTH: tuple[Callable[[int, int], int], ...] = (
@@ -14,73 +16,122 @@ _GROWTH: tuple[Callable[[int, int], int], ...] = (
     lambda size, i: size + 32 * (1 + i),
     lambda size, i: size * (2 + i),
 )
+_AXES = ("depth", "height", "width")
+
+#: A dimension of an input: the index of the tensor and that of the dimension.
+Dim = tuple[int, int]
 
 
-def other_batch(example: Tensor, size: int) -> Tensor:
-    """A batch of ``size`` that repeats the images of ``example`` in reverse order."""
-    images = example.flip(0)
-    return torch.cat([images] * (size // len(images) + 1))[:size].contiguous()
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a model accepts."""
+
+    #: For each tensor, its sizes, with the name of the axis in place of each variable one. Equal names, equal sizes.
+    shapes: tuple[tuple[int | str, ...], ...]
+    #: Inputs with other image sizes that the model accepts.
+    resized: tuple[Inputs, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Inputs, names: Sequence[str]) -> "Sizes":
+        """Tries other image sizes of all inputs together, of those with one image size, and of each by itself."""
+        tensors = example.tensors()
+        batched = _batched(example)
+        dims = [(i, dim) for i, tensor in enumerate(tensors) for dim in _image_dims(tensor)]
+        dims += [(i, 0) for i, tensor in enumerate(tensors) if tensor.dim() and not batched[i]]
+        groups = {tuple(dims): None}
+        for key in (lambda dim: tensors[dim[0]].shape[2:], lambda dim: dim[0]):
+            for value in dict.fromkeys(map(key, dims)):
+                groups.setdefault(tuple(dim for dim in dims if key(dim) == value))
+        free: dict[Dim, bool] = {}  # whether each variable dimension is independent of other inputs
+        resized = []
+        for group in filter(None, groups):
+            accepted, inputs = _try_sizes(model, example, group)
+            if inputs is not None:
+                resized.append(inputs)
+            is_alone = len({i for i, _ in group}) == 1
+            free |= {dim: is_alone for dim in accepted}
+        shapes = [list[int | str](tensor.shape) for tensor in tensors]
+        for i, shape in enumerate(shapes):
+            if batched[i]:
+                shape[0] = "batch"
+        taken = dict[str, tuple[int, int | None]]()
+        for (i, dim), is_alone in sorted(free.items()):
+            axis = _AXES[dim - tensors[i].dim()] if dim else "size"
+            owner = (tensors[i].shape[dim], i if is_alone else None)
+            name = axis if taken.setdefault(axis, owner) == owner else f"{names[i]}_{axis}"
+            shapes[i][dim] = name
+        return cls(tuple(map(tuple, shapes)), tuple(resized))
 
 
-def resize(example: Tensor, size: Sequence[int]) -> Tensor:
-    """At most two images of ``example`` at another size, with values of ``example`` only."""
-    return F.interpolate(example[:2], tuple(size), mode="nearest").contiguous()
+def batch_size(inputs: Inputs) -> int:
+    """The first size of the first tensor with two dimensions."""
+    return next(len(tensor) for tensor in inputs.tensors() if tensor.dim() >= 2)
 
 
-def perturb(input: Tensor, scale: float) -> Tensor:
-    """``input`` with every value half a quantization step higher or lower, at random."""
-    signs = 2 * torch.randint(0, 2, input.shape, generator=torch.Generator().manual_seed(0)) - 1
-    return input + signs * (scale / 2)
+def other_batch(inputs: Inputs, size: int) -> Inputs:
+    """A batch of ``size`` that repeats the images of ``inputs`` in reverse order."""
+    batched = iter(_batched(inputs))
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if not next(batched):
+            return tensor
+        images = tensor.flip(0)
+        return torch.cat([images] * (size // len(images) + 1))[:size].contiguous()
+
+    return inputs.map(repeat)
 
 
-def find_input_shape(model: nn.Module, example: Tensor) -> tuple[tuple[int | None, ...], Tensor | None]:
-    """The input shape of ``model``, ``None`` for each variable size, and an input with other variable image sizes.
+def resize(inputs: Inputs, sizes: Callable[[int, torch.Size], Sequence[int]]) -> Inputs:
+    """At most two images of ``inputs``, with the sizes that ``sizes`` returns for the index and shape of each tensor.
 
-    That input is ``None`` if the model accepts one image size only.
+    All values are values of ``inputs``.
     """
-    shape: list[int | None] = [None, *example.shape[1:]]
-    image_size = list(example.shape[2:])
-    all_dims = list(range(len(image_size)))
-    groups = [all_dims, *([dim] for dim in all_dims if len(all_dims) > 1)] if 1 <= len(image_size) <= 3 else []
-    for dims in groups:
-        for grow in _GROWTH:
-            input = resize(example, [grow(value, i) if i in dims else value for i, value in enumerate(image_size)])
-            if accepts(model, input):
-                for dim in dims:
-                    shape[2 + dim] = None
-                return tuple(shape), input
-    return tuple(shape), None
+    batched = iter(enumerate(_batched(inputs)))
+
+    def sample(tensor: Tensor) -> Tensor:
+        i, is_batched = next(batched)
+        tensor = tensor[:2] if is_batched else tensor
+        for dim, size in enumerate(sizes(i, tensor.shape)):
+            if size != tensor.shape[dim]:  # the nearest pixel
+                tensor = tensor.index_select(dim, torch.arange(size) * tensor.shape[dim] // size)
+        return tensor.contiguous()
+
+    return inputs.map(sample)
 
 
-def accepts(model: nn.Module, input: Tensor) -> bool:
-    """Whether ``model`` runs on ``input``."""
+def accepts(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether ``model`` runs on ``inputs``."""
     try:
-        model(input)
+        inputs.map(Tensor.clone).run(model)
     except Exception:  # a forward may raise anything for a size that it does not support
         return False
     return True
 
 
-def run_model(model: nn.Module, input: Tensor) -> Tensor:
-    """The output of ``model``.
-
-    Errors: ``RuntimeError`` if the model cannot run; ``TypeError`` if it does not return one tensor; ``ValueError`` if
-    the output is not finite.
-    """
-    try:
-        output = model(input)
-    except Exception as error:  # a forward may raise anything
-        raise RuntimeError(f"model must run float32 inputs of shape {list(input.shape)}: {error}") from error
-    if not isinstance(output, Tensor):
-        raise TypeError(f"model must return one tensor, got {type(output).__name__}")
-    if not bool(torch.isfinite(output).all()):
-        raise ValueError(f"model must give finite outputs, got NaN or infinity for an input of {list(input.shape)}")
-    return output
+def _batched(inputs: Inputs) -> list[bool]:
+    """Whether the first dimension of each tensor is the batch."""
+    batch = batch_size(inputs)
+    return [tensor.dim() >= 1 and len(tensor) == batch for tensor in inputs.tensors()]
 
 
-def max_difference(output: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; infinite if the shape or dtype differs, or if it is NaN."""
-    if output.shape != expected.shape or output.dtype != expected.dtype:
-        return float("inf")
-    value = float((output - expected).abs().max())
-    return value if value == value else float("inf")
+def _image_dims(tensor: Tensor) -> Iterable[int]:
+    return range(2, tensor.dim()) if 3 <= tensor.dim() <= 5 else ()
+
+
+def _try_sizes(model: nn.Module, example: Inputs, dims: Sequence[Dim]) -> tuple[Sequence[Dim], Inputs | None]:
+    """The first of ``dims`` or of the dimensions at each position that can grow, and inputs in which they have."""
+    positions = dict.fromkeys(dim for _, dim in dims)
+    groups = [dims, *([d for d in dims if d[1] == position] for position in positions if len(positions) > 1)]
+    for group in groups:
+        for grow in _GROWTH:
+
+            def sizes(i: int, shape: torch.Size) -> list[int]:
+                return [
+                    grow(size, max(0, dim - 2)) if (i, dim) in group else size  # noqa: B023  # called in this loop
+                    for dim, size in enumerate(shape)
+                ]
+
+            inputs = resize(example, sizes)
+            if accepts(model, inputs):
+                return group, inputs
+    return (), None

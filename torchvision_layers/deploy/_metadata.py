@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..quantized import report
+from ._signature import Signature
 from ._subject import Subject
 
 __all__ = ["NAME", "describe", "parse"]
@@ -34,7 +35,7 @@ def describe(
             "classes": list(classes),
             "mean": [float(value) for value in mean],
             "std": [float(value) for value in std],
-            "input_shape": list(subject.input_shape),
+            **subject.signature.to_json(),
             "quantization": _quantization(subject),
             "about": dict(about),
         },
@@ -60,14 +61,12 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     """The metadata as a dictionary. Errors: ``ValueError`` if :func:`describe` did not write it."""
     try:
         metadata = json.loads(text)
-        shape, quantization = metadata["input_shape"], metadata["quantization"]
-        is_valid = (
-            isinstance(metadata["format"], str)
-            and isinstance(shape, list)
-            and all(size is None or isinstance(size, int) for size in shape)
-            and (quantization is None or isinstance(quantization["backend"], str))
+        quantization = metadata["quantization"]
+        Signature.from_json(metadata)
+        is_valid = isinstance(metadata["format"], str) and (
+            quantization is None or isinstance(quantization["backend"], str)
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has metadata that deploy.export did not write: {error!r}") from error
     if not is_valid:
         raise ValueError(f"{path} has metadata that deploy.export did not write: {text[:200]}")

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import fx, nn
 from typing_extensions import Self
 
-from .._utils.checks import check_not_lazy
+from .._utils.checks import check_module, check_not_lazy, check_unwrapped
+from .._utils.inputs import Inputs
+from .._utils.structure import flatten
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
-from ..quantized.pt2e.nodes import qparams
+from ..quantized.pt2e.nodes import is_quantize, qparams
 from ..quantized.wrapper import Stage
-from ._inputs import find_input_shape, run_model
+from ._inputs import Sizes, batch_size
+from ._running import run_model
+from ._signature import Signature
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "check_model"]
 
 
 @dataclass(frozen=True)
@@ -21,28 +25,31 @@ class Subject:
     """A model to export, with all facts that are derived from it; made by :meth:`of`."""
 
     model: nn.Module
-    #: Contiguous inputs of the model.
-    example: Tensor
+    #: One call of the model, with contiguous tensors.
+    example: Inputs
+    #: How the model is called and what it returns, with the sizes that it accepts.
+    signature: Signature
+    #: Inputs with other image sizes that the model accepts.
+    resized: tuple[Inputs, ...]
     #: The part that runs in int8, which :func:`torchvision_layers.quantized.report` accepts; ``None`` for float.
     int8_part: nn.Module | None
     #: The engine of the int8 part; ``None`` for float.
     engine: str | None
     #: The backend that the int8 part was made for; ``None`` for float.
     backend: str | None
-    #: The quantization step of the input with ``engine="pt2e"``; otherwise 0.
-    input_scale: float
+    #: The quantization step of each floating-point input with ``engine="pt2e"``; otherwise empty.
+    input_scales: tuple[float, ...]
+    #: The shape of the first output.
     output_shape: tuple[int, ...]
-    #: The shape of inputs, ``None`` for each variable size.
-    input_shape: tuple[int | None, ...]
-    #: An input with other variable image sizes; ``None`` if the image size is fixed.
-    resized_example: Tensor | None
+    #: The program of TorchScript, if that is the format.
+    script: torch.jit.ScriptModule | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor) -> Self:
+    def of(cls, model: nn.Module, example: Inputs) -> Self:
         """Checks a model and runs it on ``example`` and on inputs of other sizes.
 
         Errors: ``TypeError`` for a model that is not converted yet, is lazy, contains several int8 models, or does not
-        return one tensor; ``ValueError`` for a model that is not in eval mode on the CPU, or gives NaN or infinity;
+        return tensors; ``ValueError`` for a model that is not in eval mode on the CPU, or gives NaN or infinity;
         ``RuntimeError`` for a model that cannot run.
         """
         part = _converted_part(model)
@@ -52,23 +59,36 @@ class Subject:
             engine, backend = part.engine, part.backend
         elif any(is_int8(module) for module in model.modules()):
             engine, backend = "eager", torch.backends.quantized.engine  # of torch.ao alone, no module knows its backend
-        input_scale = 0.0
-        if isinstance(part, QuantizableGraph):
-            input_scale = float(qparams(part.body.graph)["activation_scales"][0])
-        example = example.detach().contiguous()
         output = run_model(model, example)
-        input_shape, resized_example = find_input_shape(model, example)
+        signature = Signature.of(model, example, output)
+        sizes = Sizes.of(model, example, [spec.name for spec in signature.inputs])
         return cls(
             model,
             example,
+            signature.with_shapes(sizes.shapes),
+            sizes.resized,
             int8_part=None if engine is None else model if part is None else part,
             engine=engine,
             backend=backend,
-            input_scale=input_scale,
-            output_shape=tuple(output.shape),
-            input_shape=input_shape,
-            resized_example=resized_example,
+            input_scales=_input_scales(part.body.graph) if isinstance(part, QuantizableGraph) else (),
+            output_shape=tuple(flatten(output)[0][0].shape),
         )
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size of the example."""
+        return batch_size(self.example)
+
+    @property
+    def is_batch_variable(self) -> bool:
+        """Whether the file accepts every batch size."""
+        return any("batch" in spec.shape for spec in self.signature.inputs)
+
+
+def check_model(model: nn.Module) -> None:
+    """Errors: ``TypeError`` for anything but a module; ``ValueError`` for a module in a wrapper."""
+    graphs = [module for module in check_module("model", model).modules() if isinstance(module, QuantizableGraph)]
+    check_unwrapped("model", model, exempt={part for graph in graphs for part in graph.modules()} - {*graphs})
 
 
 def _converted_part(model: nn.Module) -> QuantizableModel | QuantizableGraph | None:
@@ -95,3 +115,11 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise ValueError(f"model must be on the CPU, but {name} is on {tensor.device}")
+
+
+def _input_scales(graph: fx.Graph) -> tuple[float, ...]:
+    """The step of each floating-point input; that of the first value if an operation in float reads the input."""
+    first = float(qparams(graph)["activation_scales"][0])
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.meta["val"].is_floating_point()]
+    steps = [[float(user.args[1]) for user in node.users if is_quantize(user)] for node in inputs]
+    return tuple(step[0] if step else first for step in steps)

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import check_float32, check_shape
+from .._utils.inputs import Inputs
+from .._utils.structure import map_tensors
 from ._metadata import parse
+from ._signature import Signature, plain
 from .formats.table import format_of
 from .integrity.checksum import read_verified
 
@@ -18,36 +21,62 @@ __all__ = ["Loaded", "load"]
 class Loaded:
     """A model in a file, called on a batch, with the ``format`` and the ``metadata`` from the file.
 
-    It takes float32 tensors in every memory format and records no gradients. The sizes must match
-    ``metadata["input_shape"]``, where ``None`` means any size. Normalize inputs yourself, with ``metadata["mean"]`` and
-    ``metadata["std"]``.
+    It is called like the model in the example of :func:`export`, on tensors in every memory format, and records no
+    gradients. It returns tuples, lists and dicts. The sizes of a single input must match ``metadata["input_shape"]``,
+    where ``None`` means any size; several inputs are described by ``metadata["inputs"]``, where equal names mean equal
+    sizes. Normalize inputs yourself, with ``metadata["mean"]`` and ``metadata["std"]``.
     """
 
-    def __init__(self, path: Path, call: Callable[[Tensor], Tensor], metadata: dict[str, Any]) -> None:
+    def __init__(self, path: Path, call: Callable[..., Any], metadata: dict[str, Any]) -> None:
         self.path = path
         self.format: str = metadata["format"]
         self.metadata = metadata
         self._call = call
+        self._signature = Signature.from_json(metadata)
 
-    def __call__(self, input: Tensor) -> Tensor:
-        self._check(input)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._check(Inputs(plain(args), plain(kwargs)))
         with torch.no_grad():
             # Compiled code assumes the memory layout of the example and ignores strides.
-            dense = input.detach().contiguous()
-            if len(dense) == 0:  # some kernels reject an empty batch
-                return self._call(dense.new_zeros((1, *dense.shape[1:])))[:0]
-            return self._call(dense)
+            dense = inputs.map(lambda tensor: tensor.detach().contiguous())
+            if not any(_is_empty(tensor) for tensor in dense.tensors()):
+                return plain(dense.run(self._call))
+            # Some kernels reject an empty batch.
+            zeros = dense.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]) if _is_empty(tensor) else tensor)
+            return map_tensors(lambda tensor: tensor[:0], plain(zeros.run(self._call)))
 
-    def _check(self, input: Tensor) -> None:
-        check_float32("input", input)
-        if input.device.type != "cpu":
-            raise ValueError(f"input must be on the CPU, got {input.device}")
-        check_shape("input", input, self.metadata["input_shape"])
-        if 0 in input.shape[1:]:
-            raise ValueError(f"input must have no empty dimension except the batch, got shape {list(input.shape)}")
+    def _check(self, inputs: Inputs) -> Inputs:
+        """The inputs in the order of the example."""
+        signature = self._signature
+        if signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
+            check_float32("input", inputs.args[0])
+        signature.check(inputs)
+        inputs = Inputs(inputs.args, {name: inputs.kwargs[name] for name in signature.kwargs})
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec, tensor in zip(signature.inputs, inputs.tensors(), strict=True):
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{spec.name} must be on the CPU, got {tensor.device}")
+            if str(tensor.dtype) != f"torch.{spec.dtype}":
+                raise TypeError(f"{spec.name} must be a {spec.dtype} tensor, got {tensor.dtype}")
+            check_shape(spec.name, tensor, [size if isinstance(size, int) else None for size in spec.shape])
+            for i, axis in enumerate(spec.shape):
+                size = tensor.shape[i]
+                if size == 0 and (i > 0 or isinstance(axis, int)):
+                    shape = list(tensor.shape)
+                    raise ValueError(f"{spec.name} must have no empty dimension except the batch, got shape {shape}")
+                if isinstance(axis, str) and sizes.setdefault(axis, (size, spec.name))[0] != size:
+                    raise ValueError(
+                        f"{spec.name} must have the {axis} of {sizes[axis][1]}, {sizes[axis][0]}, got shape "
+                        f"{list(tensor.shape)}"
+                    )
+        return inputs
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.path)!r}, format={self.format!r})"
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and len(tensor) == 0
 
 
 def load(path: str | Path) -> Loaded:

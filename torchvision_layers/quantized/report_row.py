@@ -13,6 +13,7 @@ class Int8Support(Enum):
     PASS_THROUGH = "takes int8 tensors as it is"
     FLOAT_FALLBACK = "has no int8 kernel"
     CONTAINER = "only calls its children"
+    FLOAT_FORWARD = "its forward runs in float, layers below it by themselves"
     UNKNOWN = "is not known to the int8 engine"
 
 

@@ -233,58 +233,6 @@ def test_head_that_is_never_called_stays_in_float() -> None:
     }
 
 
-class Adds(WithHead):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1
-
-
-class Writes(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        y[:, 0] = 0
-        return self.c(y)
-
-
-class ReadsWeight(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(F.conv2d(self.a(x), self.b.weight))
-
-
-def test_forward_that_differs_in_training_is_not_trained() -> None:
-    with pytest.raises(TypeError, match="model is a Adds, whose forward computes something else in training mode"):
-        quantized.prepare_qat(Adds(), X)
-
-
-def test_unsupported_forwards_are_named_at_once() -> None:
-    model = nn.Sequential(Writes(torch.add), ReadsWeight(torch.add)).eval()
-    message = r"0 is a Writes, whose forward writes into a tensor \(setitem\); 1 is a ReadsWeight, whose forward reads "
-    with pytest.raises(TypeError, match=message + r"b\.weight.*; pass allow_float=True"):
-        quantized.quantize(model, [X])
-    int8 = quantized.quantize(model, [X], allow_float=True)
-    assert decibels(model(X), int8(X)) >= 30
-
-
-def test_attention_module_as_float_fallback() -> None:
-    """A fallback with three inputs, a keyword and a tuple as output."""
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(8, 8)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.linear(x)
-            output, _ = self.attention(x, x, x, need_weights=False)
-            return x + output
-
-    model, x = Attention().eval(), torch.randn(4, 6, 8)
-    with pytest.raises(TypeError, match="attention is a MultiheadAttention, which int8 is not known to run"):
-        quantized.quantize(model, [x])
-    int8 = quantized.quantize(model, [x], allow_float=True)
-    assert decibels(model(x), int8(x)) >= 30
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
 def test_classifiers_of_torchvision(name: str) -> None:
     model = getattr(torchvision.models, name)(weights=None, num_classes=10)

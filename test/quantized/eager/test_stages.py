@@ -11,7 +11,7 @@ IMAGES = torch.randn(4, 3, 8, 8)
 
 
 def test_converting_untrained_model_raises() -> None:
-    with pytest.raises(ValueError, match="no calibration batch reached quant, 0"):
+    with pytest.raises(ValueError, match="model must have run on batches, or have loaded a state"):
         quantized.convert(quantized.prepare_qat(tnn.ConvNormAct(3, 4)))
 
 

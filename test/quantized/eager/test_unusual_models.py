@@ -87,27 +87,10 @@ def test_loading_keeps_model_frozen() -> None:
     )
 
 
-class HiddenConcatenation(nn.Module):
-    """Concatenates behind a branch that cannot be traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.left(x)
-        return torch.cat([y, self.right(x)], dim=1) if x.shape[0] > 0 else y
-
-
-def test_untraceable_concatenation_raises() -> None:
-    with pytest.raises(RuntimeError, match="the int8 model cannot run: it concatenates int8 tensors"):
-        quantized.quantize(HiddenConcatenation().eval(), [IMAGES])
-
-
 def test_forward_set_on_instance_raises() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).eval()
     model[1].forward = lambda x: F.conv2d(x, model[1].weight) * 5
-    with pytest.raises(TypeError, match="1 is a Conv2d, which int8 is not known to run"):
+    with pytest.raises(TypeError, match=r"1 is a Conv2d \(.*\), which int8 is not known to run"):
         quantized.quantize(model, [IMAGES])
 
 

@@ -92,7 +92,7 @@ def test_fusing_keeps_results_of_partial_calls(cls: type[nn.Module]) -> None:
 
 
 def test_untraceable_partial_call_raises() -> None:
-    with pytest.raises(RuntimeError, match="fusing changed the results"):
+    with pytest.raises(RuntimeError, match="whose result changed when the model was rewritten and fused"):
         quantized.quantize(with_running_stats(UntraceablePartialCall()), [IMAGES])
 
 
@@ -117,15 +117,6 @@ def test_concatenation_is_int8() -> None:
     assert {row.runs_in for row in quantized.report(converted).rows if row.path.startswith("1.")} == {"int8"}
 
 
-def test_concatenation_in_forward_that_branches_raises() -> None:
-    class Branches(Concatenates):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if x[0, 0, 0, 0] < 1e9 else x
-
-    with pytest.raises(RuntimeError, match="int8 model cannot run: it concatenates int8 tensors.*cannot be traced"):
-        quantized.quantize(Branches().eval(), [IMAGES])
-
-
 def test_norm_after_linear_on_sequences_is_not_folded() -> None:
     """On 3-dimensional inputs nn.BatchNorm1d normalizes the second dimension, not the features of the linear layer."""
     with pytest.raises(ValueError, match=r"input must have 2 dimensions with norm_layer=nn.BatchNorm1d, got 3"):
@@ -135,7 +126,7 @@ def test_norm_after_linear_on_sequences_is_not_folded() -> None:
     expected = model(x)
     quantized.fuse_model(model)
     assert torch.equal(model(x), expected)
-    with pytest.raises(RuntimeError, match="fusing changed the results"):
+    with pytest.raises(RuntimeError, match="whose result changed when the model was rewritten and fused"):
         quantized.quantize(
             with_running_stats(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))), [torch.randn(2, 4, 5)]
         )
@@ -251,21 +242,6 @@ def test_plain_addition_is_trained_in_int8() -> None:
     converted = quantized.convert(prepared)
     assert decibels(prepared.eval()(IMAGES).detach(), converted(IMAGES)) >= 30
     assert [row.runs_in for row in quantized.report(converted).rows] == ["int8", "int8"]
-
-
-def test_addition_in_forward_that_branches_raises_after_training() -> None:
-    class Branches(PlainAddition):
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
-            return x + y if y.shape != () and bool(y[0, 0, 0, 0] < 1e9) else y
-
-    prepared = quantized.prepare_qat(Branches())
-    prepared(IMAGES)
-    with pytest.raises(
-        RuntimeError, match="the int8 model cannot run: torch has no int8 kernel for .*be traced"
-    ) as info:
-        quantized.convert(prepared)
-    assert "CPU: registered" not in str(info.value)
 
 
 def test_report_names_fused_modules_across_containers() -> None:

@@ -166,13 +166,6 @@ def test_invalid_input_raises(input: object, error: type[Exception], message: st
         graph(input)
 
 
-def attention() -> nn.Module:
-    def attend(module: nn.Module, x: Tensor) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(x, x, module.fc(x))
-
-    return FunctionModule(attend, fc=nn.Linear(8, 8))
-
-
 INPUTS = [torch.randn(4, 3, 8, 8)]
 
 
@@ -182,22 +175,7 @@ INPUTS = [torch.randn(4, 3, 8, 8)]
         (nn.Conv2d(3, 4, 3), [], ValueError, "batches must hold at least one batch, got none"),
         ("resnet", INPUTS, TypeError, "model must be a module, got 'resnet'"),
         (nn.Conv2d(3, 4, 3).double(), INPUTS, TypeError, "must be float32.*weight is torch.float64"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), enn.WSConv2d(4, 4, 3)), INPUTS, TypeError, r"1 \(WSConv2d.*computes its"),
         (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), INPUTS, TypeError, r"0 \(ConvTranspose2d.*would stay in float"),
-        (
-            nn.Sequential(attention()),
-            [torch.randn(4, 3, 8)],
-            TypeError,
-            r"0 \(FunctionModule.*first factor.*stay|0 .*factor",
-        ),
-        (FunctionModule(lambda m, x: [x, x]), INPUTS, TypeError, "model must return one tensor, it returns a list"),
-        (FunctionModule(lambda m, x: None), INPUTS, TypeError, "model must return one tensor, it returns no tensor"),
-        (
-            FunctionModule(lambda m, x: x.shape[2]),
-            INPUTS,
-            TypeError,
-            "model must return one tensor, it returns no tensor",
-        ),
         (
             FunctionModule(lambda m, x: nn.functional.dropout(x, 0.5, True)),
             INPUTS,
@@ -209,7 +187,7 @@ INPUTS = [torch.randn(4, 3, 8, 8)]
             FunctionModule(lambda m, x: x + 1 if x.sum() > 0 else x),
             INPUTS,
             RuntimeError,
-            "(?s)cannot be exported.*values of",
+            "cannot be exported.*lambda m, x: x . 1 if x.sum.*the value of",
         ),
         (
             FunctionModule(lambda m, x: x.reshape(2, 3, 8, 8)),

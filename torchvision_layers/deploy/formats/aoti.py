@@ -6,9 +6,9 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._metadata import NAME
 from .._subject import Subject
@@ -49,7 +49,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     return content.getvalue()
 
 
-def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     archive = Archive(content, path)
     try:
         fields = json.loads(archive.read(next(name for name in archive if name.endswith("_metadata.json"))))
@@ -68,7 +68,7 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor],
         )  # the loader reads files only, and `path` may have changed since it was checked
         copy.write_bytes(content)
         model = torch._inductor.aoti_load_package(str(copy))
-    return lambda x: model(x), metadata
+    return lambda *args, **kwargs: model(*args, **kwargs), metadata
 
 
 def _cpu_capabilities() -> dict[str, object]:

@@ -10,17 +10,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import any_size
+from ..._utils.inputs import Inputs
+from .._inputs import other_batch, resize
+from .._metadata import parse
+from .._signature import Signature
 from .._subject import Subject
+from .program import input_shapes, plain_calls, sources
 from .size_rules import describe_sizes, size_check
 
 __all__ = ["deserialize", "serialize"]
@@ -32,16 +37,21 @@ _METHODS = {"forward", "metadata", "sizes"}
 def serialize(subject: Subject, metadata: str) -> bytes:
     """A program for batches of up to 16, and for images of up to twice the sides of those in the example.
 
+    Its inputs and outputs are the tensors of the model's in order, without their structure.
+
     ExecuTorch needs bounds because it plans the memory of intermediate results for the largest input. If the example is
     a batch of 16 or more, the bound is its size plus one.
 
-    Errors: ``RuntimeError`` if the model cannot be exported or lowered.
+    Errors: ``TypeError`` for inputs that are not tensors; ``RuntimeError`` if the model cannot be exported or lowered.
     """
+    if subject.signature.has_constants:
+        raise TypeError("format='executorch' takes tensors only, not numbers, strings or None: use format='pt2'")
     program = _export(subject)
     minimum, maximum = _bounds(program)
-    if minimum[0] == 2:  # torch never reports less; if the forward requires two, a rule says so as well
-        minimum[0] = 1
-    methods = {"metadata": metadata, "sizes": describe_sizes(program, minimum, maximum)}
+    for spec, least in zip(subject.signature.inputs, minimum, strict=True):
+        if spec.shape[:1] == ("batch",) and least[0] == 2:  # torch never reports less; a rule says if two are required
+            least[0] = 1
+    methods = {"metadata": metadata, "sizes": describe_sizes(program, sources(subject), minimum, maximum)}
     with _without_warnings():
         from executorch import exir
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -58,14 +68,15 @@ def serialize(subject: Subject, metadata: str) -> bytes:
             content = edge.to_executorch(config).buffer
         except Exception as error:  # its passes raise plain Exceptions
             raise RuntimeError(f"executorch cannot lower the model: {_root_cause(error)}") from error
-        planned = list(Runtime.get().load_program(content).metadata("forward").input_tensor_meta(0).sizes())
+        forward = Runtime.get().load_program(content).metadata("forward")
+        planned = [list(forward.input_tensor_meta(i).sizes()) for i in range(len(maximum))]
     if planned != maximum:
         raise RuntimeError(f"executorch must plan memory for inputs of up to {maximum}, it planned for {planned}")
     return bytes(content)
 
 
-def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The program as a function of a contiguous input, and its metadata.
+def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
+    """The program as a function of contiguous inputs, and its metadata.
 
     Errors: ``ValueError`` if the program was not written by :func:`serialize`.
     """
@@ -77,19 +88,19 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor],
         if missing:
             raise ValueError(f"{path} was not written by deploy.export: it has no method {min(missing)}")
         metadata, sizes = (str(program.load_method(name).execute([])[0]) for name in ("metadata", "sizes"))
-    return _function(program, sizes), metadata
+    return _function(program, sizes, Signature.from_json(parse(metadata, path))), metadata
 
 
-def _function(program: Any, sizes: str) -> Callable[[Tensor], Tensor]:
-    check_size = size_check(sizes)
+def _function(program: Any, sizes: str, signature: Signature) -> Callable[..., Any]:
+    check_sizes = size_check(sizes, [spec.name for spec in signature.inputs])
     lock = threading.Lock()  # all calls share the memory of intermediate results
 
-    def run(input: Tensor) -> Tensor:
-        check_size(tuple(input.shape))
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = Inputs(args, kwargs).tensors()
+        check_sizes([tuple(tensor.shape) for tensor in tensors])
         with lock:
             # Loaded for each call, because a method does not keep alive the program whose bytes it reads.
-            (output,) = program.load_method("forward").execute([input])
-        return output
+            return signature.restore(program.load_method("forward").execute(tensors))
 
     return run
 
@@ -100,15 +111,20 @@ def _export(subject: Subject) -> ExportedProgram:
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = tensor.data.contiguous()  # executorch cannot lower weights in channels_last
     # torch.export treats a size of 1 as a constant; two images of a larger batch are enough.
-    pair = torch.cat([subject.example, subject.example])[:2].contiguous()
-    maximum = _largest_shape(subject)
-    dims = {i: Dim.AUTO(max=maximum[i]) for i, size in enumerate(subject.input_shape) if size is None}
+    pair = resize(other_batch(subject.example, 2), lambda i, shape: shape)
+    shapes = [spec.shape for spec in subject.signature.inputs]
+    collection = ShapesCollection()
+    for tensor, shape, largest in zip(pair.tensors(), shapes, _largest_shapes(subject), strict=True):
+        collection[tensor] = {i: Dim.AUTO(max=largest[i]) for i, size in enumerate(shape) if isinstance(size, str)}
+    subject = replace(subject, model=model)
     try:
-        with any_size():
-            program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
-        if 0 in dims and _bounds(program)[0][0] > 1:
-            # The layouts of some kernels depend on the batch size; without `any_size` torch ignores that.
-            program = torch.export.export(model, (pair,), dynamic_shapes=(dims,))
+        with plain_calls(subject, has_flat_output=True):
+            dynamic_shapes = collection.dynamic_shapes(model, pair.args, pair.kwargs)
+            with any_size():
+                program = torch.export.export(model, pair.args, pair.kwargs, dynamic_shapes=dynamic_shapes)
+            if any(least[0] > 1 for least, shape in zip(_bounds(program)[0], shapes, strict=True) if "batch" in shape):
+                # The layouts of some kernels depend on the batch size; without `any_size` torch ignores that.
+                program = torch.export.export(model, pair.args, pair.kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_root_cause(error)}\nA forward must not depend on the values of "
@@ -117,27 +133,26 @@ def _export(subject: Subject) -> ExportedProgram:
     return program
 
 
-def _largest_shape(subject: Subject) -> list[int]:
+def _largest_shapes(subject: Subject) -> list[list[int]]:
     """The upper bound of each variable size, no smaller than the inputs that the file is compared on."""
-    example = subject.example
-    compared = example if subject.resized_example is None else subject.resized_example
-    sides = [max(2 * size, compared.shape[i]) for i, size in enumerate(example.shape)]
-    return [max(_MIN_LARGEST_BATCH, len(example) + 1), *sides[1:]]
+    calls = [inputs.tensors() for inputs in (subject.example, *subject.resized)]
+    bounds = []
+    for i, spec in enumerate(subject.signature.inputs):
+        sizes = zip(*(call[i].shape for call in calls), strict=True)
+        bounds.append([max(2 * compared[0], *compared) for compared in sizes])
+        if spec.shape[:1] == ("batch",):
+            bounds[i][0] = max(_MIN_LARGEST_BATCH, subject.batch_size + 1)
+    return bounds
 
 
-def _input_shape(program: ExportedProgram) -> tuple[Any, ...]:
-    (name,) = program.graph_signature.user_inputs
-    shape: tuple[Any, ...] = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
-    return shape
-
-
-def _bounds(program: ExportedProgram) -> tuple[list[int], list[int]]:
-    """The smallest and the largest size of each dimension of the input."""
-    minimum, maximum = [], []
-    for size in _input_shape(program):
-        bounds = None if is_concrete_int(size) else program.range_constraints[size.node.expr]
-        minimum.append(int(size) if bounds is None else max(1, int(bounds.lower)))
-        maximum.append(int(size) if bounds is None else int(bounds.upper))
+def _bounds(program: ExportedProgram) -> tuple[list[list[int]], list[list[int]]]:
+    """The smallest and the largest size of each dimension of each input."""
+    minimum, maximum = list[list[int]](), list[list[int]]()
+    for shape in input_shapes(program):
+        bounds = [None if is_concrete_int(size) else program.range_constraints[size.node.expr] for size in shape]
+        pairs = list(zip(shape, bounds, strict=True))
+        minimum.append([int(size) if bound is None else max(1, int(bound.lower)) for size, bound in pairs])
+        maximum.append([int(size) if bound is None else int(bound.upper) for size, bound in pairs])
     return minimum, maximum
 
 
@@ -147,7 +162,7 @@ def _restore_ranges(lowered: ExportedProgram, program: ExportedProgram) -> None:
     Lowering lets torch choose kernels and layouts for the sizes of the example, and torch records the sizes that lead
     to the same choice: batches below 16, or maps of one pixel. The program does not depend on that choice.
     """
-    for size in _input_shape(lowered):
+    for size in chain.from_iterable(input_shapes(lowered)):
         if not is_concrete_int(size):
             size.node.shape_env.var_to_range[size.node.expr] = program.range_constraints[size.node.expr]
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from .._metadata import NAME
+from ..._utils.inputs import Inputs
+from .._metadata import NAME, parse
+from .._signature import Signature
 from .._subject import Subject
 from .program import export_subject
 
@@ -17,26 +20,65 @@ __all__ = ["MAX_WEIGHT_BYTES", "deserialize", "serialize"]
 
 #: A protocol buffer holds 2 GB, and the graph takes part of it.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
-_AXES = ("batch", "depth", "height", "width")
+#: In front of the names of inputs and outputs until no other value has the same name.
+_MARK = "torchvision_layers."
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
+    signature = subject.signature
+    inputs = [spec.name for spec in signature.inputs]
+    program = export_subject(subject, has_flat_output=True)
+    _check_pools(program)
     exported = torch.onnx.export(
-        export_subject(subject),
+        program,
         dynamo=True,
         verbose=False,
         optimize=True,
-        input_names=["input"],
-        output_names=["output"],
+        input_names=[f"{_MARK}{name}" for name in inputs],
+        output_names=[f"{_MARK}{name}" for name in signature.outputs],
     )
     assert exported is not None
     model = exported.model_proto
+    _rename_values(model.graph, {*inputs, *signature.outputs})
     _remove_traces(model)
-    _name_axes(model)
+    _name_axes(model, signature)
     _duplicate_zero_points(model)
     model.metadata_props.add(key=NAME, value=metadata)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _check_pools(program: ExportedProgram) -> None:
+    """Raises ``RuntimeError`` for an adaptive pool that is neither global nor an ordinary pool for every size."""
+    for node in program.graph.nodes:
+        operator = re.match(r"aten\.(adaptive_\w+_pool\d)d", str(node.target))
+        if operator is None:
+            continue
+        sizes = node.args[0].meta["val"].shape[-len(node.args[1]) :]
+        if not all(
+            target == 1 or (is_concrete_int(size) and int(size) % target == 0)
+            for size, target in zip(sizes, node.args[1], strict=True)
+        ):
+            raise RuntimeError(
+                f"ONNX has no operator for {operator[1]}d to {list(node.args[1])} pixels, from images of every size: "
+                "use format='pt2' or 'aoti', or 'torchscript' for a float model"
+            )
+
+
+def _rename_values(graph: Any, names: set[str]) -> None:
+    """Takes the mark off the names of inputs and outputs; other values with such a name get another one."""
+
+    def rename(name: str) -> str:
+        return name.removeprefix(_MARK) if name.startswith(_MARK) else f"{name}_value" if name in names else name
+
+    for part in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        part.name = rename(part.name)
+    for node in graph.node:
+        node.input[:] = map(rename, node.input)
+        node.output[:] = map(rename, node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):  # the branches of a condition read values around it
+                _rename_values(inner, names)
 
 
 def _remove_traces(model: Any) -> None:
@@ -46,11 +88,13 @@ def _remove_traces(model: Any) -> None:
         del part.metadata_props[:]
 
 
-def _name_axes(model: Any) -> None:
-    """Gives the variable sizes of the input descriptive names, wherever they appear."""
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    axes = (_AXES[0], None, *_AXES[len(_AXES) - len(dims) + 2 :]) if 2 <= len(dims) <= 5 else ()
-    names = {dim.dim_param: axis for dim, axis in zip(dims, axes, strict=False) if dim.dim_param and axis}
+def _name_axes(model: Any, signature: Signature) -> None:
+    """Gives the variable sizes of the inputs descriptive names, wherever they appear."""
+    names: dict[str, str] = {}
+    for spec, value in zip(signature.inputs, model.graph.input, strict=True):
+        for size, dim in zip(spec.shape, value.type.tensor_type.shape.dim, strict=True):
+            if dim.dim_param and isinstance(size, str):
+                names.setdefault(dim.dim_param, size)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -72,7 +116,7 @@ def _duplicate_zero_points(model: Any) -> None:
             used.add(name)
 
 
-def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -86,7 +130,14 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor],
     metadata = session.get_modelmeta().custom_metadata_map.get(NAME)
     if metadata is None:
         raise ValueError(f"{path} was not written by deploy.export: it has no {NAME}")
-    return lambda x: torch.from_numpy(session.run(["output"], {"input": x.numpy()})[0]), metadata
+    signature = Signature.from_json(parse(metadata, path))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = Inputs(args, kwargs).tensors()
+        feed = {spec.name: tensor.numpy() for spec, tensor in zip(signature.inputs, tensors, strict=True)}
+        return signature.restore([torch.from_numpy(array) for array in session.run(signature.outputs, feed)])
+
+    return run, metadata
 
 
 def has_vnni() -> bool:

@@ -1,33 +1,45 @@
 """A model as a program of torch.export for every size that the model accepts."""
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import export_program
-from .._inputs import accepts, resize
+from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
+from .._inputs import accepts, other_batch, resize
+from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 
-__all__ = ["export_subject"]
+__all__ = ["export_subject", "input_shapes", "plain_calls", "sources"]
 
 
-def export_subject(subject: Subject) -> ExportedProgram:
-    """The program of a model for inputs of ``subject.input_shape``, without traces of the source code.
+def export_subject(subject: Subject, has_flat_output: bool = False) -> ExportedProgram:
+    """The program of a model for inputs of the sizes in its signature, without traces of the source code.
+
+    With ``has_flat_output``, it returns a tuple of tensors.
 
     Errors: ``RuntimeError`` if the model cannot be exported, or only for fewer sizes.
     """
-    shape = subject.input_shape
-    dims = {i: torch.export.Dim.AUTO for i, size in enumerate(shape) if size is None}
-    program = export_program(subject.model, _example_pair(subject), dims, "format='torchscript' may take it. ")
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    (name,) = program.graph_signature.user_inputs
-    for i, size in enumerate(placeholders[str(name)].meta["val"].shape):
-        if shape[i] is None and is_concrete_int(size):
-            raise RuntimeError(
-                f"torch.export fixes dimension {i} of the input, although the model accepts other sizes: its forward "
-                "uses that size as a Python number; use format='torchscript'"
-            )
+    specs = subject.signature.inputs
+    dims = [{i: torch.export.Dim.AUTO for i, size in enumerate(s.shape) if isinstance(size, str)} for s in specs]
+    with plain_calls(subject, has_flat_output):
+        program = export_program(subject.model, _example_pair(subject), dims, "format='torchscript' may take it. ")
+    for spec, shape in zip(specs, input_shapes(program), strict=True):
+        for i, size in enumerate(shape):
+            if isinstance(spec.shape[i], str) and is_concrete_int(size):
+                name = "the input" if subject.signature.has_one_input else f"the input {spec.name!r}"
+                raise RuntimeError(
+                    f"torch.export fixes dimension {i} of {name}, although the model accepts other sizes: its forward "
+                    "uses that size as a Python number; use format='torchscript'"
+                )
     for graph in [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]:
         for node in graph.nodes:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
@@ -35,17 +47,84 @@ def export_subject(subject: Subject) -> ExportedProgram:
     return program
 
 
-def _example_pair(subject: Subject) -> Tensor:
+def input_shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
+    """The sizes of each input tensor of a program."""
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    names = [name for name in program.graph_signature.user_inputs if name in placeholders]  # others are constants
+    return [tuple(placeholders[str(name)].meta["val"].shape) for name in names]
+
+
+@contextmanager
+def plain_calls(subject: Subject, has_flat_output: bool) -> Iterator[None]:
+    """Lets the model return plain containers, or a tuple of tensors, and take inputs by the names of its ``forward``.
+
+    torch.export stores no dataclasses, and its guards fail for a ``forward`` with ``**kwargs``.
+    """
+    model = subject.model
+    own_forward = vars(model).get("forward")
+
+    def convert(module: object, args: object, output: Any) -> Any:
+        return tuple(flatten(output)[0]) if has_flat_output else plain(output)
+
+    handle = None if subject.signature.has_one_output else model.register_forward_hook(convert)
+    signature = _named_signature(subject)
+    if signature != inspect.signature(model.forward):
+        forward: Any = partial(model.forward)
+        forward.__signature__ = signature
+        model.forward = forward
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if own_forward is not None:
+            model.forward = own_forward
+        if handle is not None:
+            handle.remove()
+
+
+def _named_signature(subject: Subject) -> inspect.Signature:
+    """The signature of ``forward`` with the keyword inputs of the example in place of ``**kwargs``."""
+    signature = forward_signature(subject.model)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(parameters) == len(signature.parameters):
+        return signature
+    names = [name for name in subject.example.kwargs if name not in signature.parameters]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    return inspect.Signature(parameters)
+
+
+def sources(subject: Subject) -> list[str]:
+    """The name of each input tensor in the guards of a program."""
+
+    def walk(value: Any, source: str) -> list[str]:
+        if isinstance(value, Tensor):
+            return [source]
+        return [name for key, item in items_of(value) for name in walk(item, f"{source}[{key!r}]")]
+
+    arguments = _named_signature(subject).bind(*subject.example.args, **subject.example.kwargs).arguments
+    return [name for key, value in arguments.items() for name in walk(value, f"L[{key!r}]")]
+
+
+def _example_pair(subject: Subject) -> Inputs:
     """Two inputs to trace with, because torch.export treats a size of 1 as a constant, with larger images if possible.
 
     If features shrank to one pixel, Inductor would choose a memory layout that is valid for that size only.
     """
-    pair = torch.cat([subject.example, subject.example])[:2].contiguous()
-    for factor in (4, 2) if pair.dim() > 2 else ():
-        size = [
-            fixed if fixed is not None else factor * side
-            for fixed, side in zip(subject.input_shape[2:], pair.shape[2:], strict=True)
-        ]
-        if max(size) <= 256 and accepts(subject.model, images := resize(pair, size)):
+    example = subject.example
+    if subject.is_batch_variable and subject.batch_size == 1:
+        example = other_batch(example, 2)
+    shapes = [spec.shape for spec in subject.signature.inputs]
+    for factor in (4, 2) if any(isinstance(size, str) for shape in shapes for size in shape[2:]) else ():
+
+        def sizes(i: int, shape: torch.Size, factor: int = factor) -> list[int]:
+            return [
+                factor * size if dim >= 2 and isinstance(shapes[i][dim], str) else size
+                for dim, size in enumerate(shape)
+            ]
+
+        images = resize(example, sizes)
+        if max(size for tensor in images.tensors() for size in tensor.shape[2:]) <= 256 and accepts(
+            subject.model, images
+        ):
             return images
-    return pair
+    return resize(example, lambda i, shape: shape)

@@ -4,10 +4,11 @@ import importlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.allowlist import check_program
@@ -18,16 +19,19 @@ __all__ = ["deserialize", "serialize"]
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
+    if subject.signature.returns_strings:
+        raise TypeError("format='pt2' cannot return strings: use format='onnx' or 'aoti', or leave them out")
     program = export_subject(subject)
     # The user's images must not be in the file. Without any inputs, torch would drop the guards on their sizes.
-    (pair,), _ = program.example_inputs or ((subject.example,), {})
-    program._example_inputs = (torch.zeros(1).expand(pair.shape),), {}
+    pair = Inputs(*program.example_inputs) if program.example_inputs else subject.example
+    zeros = pair.map(lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape))
+    program._example_inputs = zeros.args, zeros.kwargs
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={NAME: metadata})
     return content.getvalue()
 
 
-def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     archive = Archive(content, path)
     check_program(archive)
     metadata = archive.read(f"extra/{NAME}").decode()
@@ -35,4 +39,4 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor],
         # It registers the operators that quantize and dequantize, without which torch cannot load the graph.
         importlib.import_module("torch.ao.quantization.fx._decomposed")
     module = torch.export.load(io.BytesIO(content)).module()
-    return lambda x: module(x), metadata
+    return lambda *args, **kwargs: module(*args, **kwargs), metadata

@@ -10,7 +10,6 @@ from torch.export import ExportedProgram
 
 __all__ = ["describe_sizes", "size_check"]
 
-_SIZE = re.compile(r"L\['\w+'\]\.size\(\)\[(\d+)\]")
 _ALLOWED_NODES = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Subscript, ast.Call, ast.Compare, ast.cmpop),
     *(ast.BoolOp, ast.boolop, ast.BinOp, ast.UnaryOp, ast.unaryop, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod),
@@ -18,15 +17,24 @@ _ALLOWED_NODES = (
 _FUNCTIONS: dict[str, Callable[..., int]] = {"max": max, "min": min}
 
 
-def describe_sizes(program: ExportedProgram, minimum: Sequence[int], maximum: Sequence[int]) -> str:
+def describe_sizes(
+    program: ExportedProgram, sources: Sequence[str], minimum: Sequence[list[int]], maximum: Sequence[list[int]]
+) -> str:
     """JSON of the smallest and the largest size of each dimension, and of the guards on sizes in the program.
+
+    ``sources`` are the names of the inputs in the guards. Rules call the sizes ``size[dimension]`` or, if there are
+    several inputs, ``size[input][dimension]``.
 
     Errors: ``RuntimeError`` for a guard that is not arithmetic of sizes.
     """
+    is_single = len(sources) == 1
     rules = []
     # Without guards, a program computes for every size what the forward computes for the sizes of the example.
     for guard in program._guards_code:
-        rule = _SIZE.sub(r"size[\1]", guard).replace("torch.sym_max", "max").replace("torch.sym_min", "min")
+        rule = guard.replace("torch.sym_max", "max").replace("torch.sym_min", "min")
+        for i, source in enumerate(sources):
+            size = r"size[\1]" if is_single else rf"size[{i}][\1]"
+            rule = re.sub(re.escape(source) + r"\.size\(\)\[(\d+)\]", size, rule)
         try:
             _compile(rule)
         except ValueError as error:
@@ -34,29 +42,37 @@ def describe_sizes(program: ExportedProgram, minimum: Sequence[int], maximum: Se
                 f"the forward depends on its input in a way that a file cannot store: {guard}"
             ) from error
         rules.append(rule)
-    return json.dumps({"least": list(minimum), "most": list(maximum), "rules": rules})
+    least, most = (minimum[0], maximum[0]) if is_single else (list(minimum), list(maximum))
+    return json.dumps({"least": least, "most": most, "rules": rules})
 
 
-def size_check(text: str) -> Callable[[tuple[int, ...]], None]:
-    """A function that raises ``ValueError`` for input sizes outside of a text from :func:`describe_sizes`."""
+def size_check(text: str, names: Sequence[str]) -> Callable[[list[tuple[int, ...]]], None]:
+    """A function that raises ``ValueError`` for sizes of inputs outside of a text from :func:`describe_sizes`."""
     sizes = json.loads(text)
-    bounds = list(zip(sizes["least"], sizes["most"], strict=True))
+    is_single = len(names) == 1
+    least, most = ([sizes["least"]], [sizes["most"]]) if is_single else (sizes["least"], sizes["most"])
+    bounds = [list(zip(*pair, strict=True)) for pair in zip(least, most, strict=True)]
     rules = [(rule, _compile(rule)) for rule in sizes["rules"]]
-    accepted = set[tuple[int, ...]]()
+    accepted = set[tuple[tuple[int, ...], ...]]()
 
-    def check(size: tuple[int, ...]) -> None:
-        if size in accepted:
+    def check(shapes: list[tuple[int, ...]]) -> None:
+        if tuple(shapes) in accepted:
             return
-        if len(size) != len(bounds):
-            raise ValueError(f"input must have {len(bounds)} dimensions, got {len(size)}")
-        for i, (minimum, maximum) in enumerate(bounds):
-            if not minimum <= size[i] <= maximum:
-                rule = f"size {minimum}" if minimum == maximum else f"a size from {minimum} to {maximum}"
-                raise ValueError(f"input must have {rule} in dimension {i}, got {size[i]}")
+        for name, size, input_bounds in zip(names, shapes, bounds, strict=True):
+            if len(size) != len(input_bounds):
+                raise ValueError(f"{name} must have {len(input_bounds)} dimensions, got {len(size)}")
+            for i, (minimum, maximum) in enumerate(input_bounds):
+                if not minimum <= size[i] <= maximum:
+                    rule = f"size {minimum}" if minimum == maximum else f"a size from {minimum} to {maximum}"
+                    raise ValueError(f"{name} must have {rule} in dimension {i}, got {size[i]}")
+        values: Any = shapes[0] if is_single else shapes
         for rule, code in rules:
-            if not eval(code, {"__builtins__": {}, **_FUNCTIONS, "size": size}):
-                raise ValueError(f"input must have sizes with {rule}, got {list(size)}")
-        accepted.add(size)
+            if not eval(code, {"__builtins__": {}, **_FUNCTIONS, "size": values}):
+                shown = [list(shape) for shape in shapes]
+                raise ValueError(
+                    f"{' and '.join(names)} must have sizes with {rule}, got {shown[0] if is_single else shown}"
+                )
+        accepted.add(tuple(shapes))
 
     return check
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from .._subject import Subject
 from ..integrity.archive import Archive
@@ -36,7 +35,9 @@ class Format:
     #: The bytes of a file without checksum, for a model and its metadata.
     serialize: Callable[[Subject, str], bytes]
     #: The model in the bytes of a file, and its metadata; the path is for error messages.
-    deserialize: Callable[[bytes, Path], tuple[Callable[[Tensor], Tensor], str]]
+    deserialize: Callable[[bytes, Path], tuple[Callable[..., Any], str]]
+    #: Fixes the sizes that a file for a model cannot leave variable.
+    restrict: Callable[[Subject], Subject] = lambda subject: subject
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
     engine: str | None = None
@@ -96,6 +97,7 @@ FORMATS = {
             Container.ZIP,
             torchscript.serialize,
             torchscript.deserialize,
+            restrict=torchscript.restrict,
             engine="eager",
             marker="constants.pkl",
         ),

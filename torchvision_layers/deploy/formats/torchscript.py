@@ -5,17 +5,19 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...quantized.eager.int8_modules import use_backend
 from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.archive import Archive
+from .tracing import fix_sizes, trace
 
-__all__ = ["deserialize", "serialize"]
+__all__ = ["deserialize", "restrict", "serialize"]
 
 # Operators of torch that open files; ways to name them without these words; operators of other libraries, some of which
 # write files. The text around a name proves nothing: TorchScript skips comments and line ends before a bracket, and
@@ -26,20 +28,35 @@ _OPENS_FILES = re.compile(
 )
 
 
-def serialize(subject: Subject, metadata: str) -> bytes:
-    content = io.BytesIO()  # torch would name the records of a file after the file
+def restrict(subject: Subject) -> Subject:
+    """The subject with its program, and with the sizes fixed that the program cannot leave variable.
+
+    Control flow of a float model must stay in the file, so it is scripted. An int8 model with operations in float
+    cannot be scripted, but was traced when it was quantized, so it is traced again.
+
+    Errors: ``RuntimeError`` if the model cannot be scripted, and is float, depends on values, or cannot be traced.
+    """
     with _without_deprecation(), _int8_backend(subject.backend):
         try:
-            script = torch.jit.script(subject.model)
+            return replace(subject, script=torch.jit.script(subject.model))
         except Exception as error:  # torch raises many types here
-            raise RuntimeError(
-                f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
-            ) from error
-        torch.jit.save(script, content, _extra_files={NAME: metadata})
+            if subject.engine is None:
+                raise RuntimeError(
+                    f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
+                ) from error
+        subject = replace(subject, script=trace(subject))
+        return fix_sizes(subject)
+
+
+def serialize(subject: Subject, metadata: str) -> bytes:
+    assert subject.script is not None
+    content = io.BytesIO()  # torch would name the records of a file after the file
+    with _without_deprecation(), _int8_backend(subject.backend):
+        torch.jit.save(subject.script, content, _extra_files={NAME: metadata})
     return content.getvalue()
 
 
-def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     archive = Archive(content, path)
     metadata = archive.read(f"extra/{NAME}").decode()
     quantization = parse(metadata, path)["quantization"]
@@ -48,9 +65,9 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[[Tensor], Tensor],
     with _without_deprecation(), _int8_backend(backend):
         module = torch.jit.load(io.BytesIO(content), map_location="cpu")
 
-    def run(input: Tensor) -> Tensor:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with _int8_backend(backend):
-            return module(input)
+            return module(*args, **kwargs)
 
     return run, metadata
 

@@ -25,7 +25,7 @@ _RECORDS = re.compile(
 )
 # No quotes, brackets or line breaks: these characters cannot form a call or a statement.
 _NAME = re.compile(r"[\w.:+/ -]*", re.ASCII)
-_SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.dict", "null", "[]"}
+_SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.list", "builtins.dict", "null"}
 _OPERATORS = re.compile(
     "add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor"
 )
@@ -104,12 +104,22 @@ def _is_operator(name: str) -> bool:
 
 
 def _is_spec(text: str) -> bool:
-    """Whether ``text`` describes arguments that consist of tuples and dictionaries only."""
+    """Whether ``text`` describes arguments or results that consist of tuples, lists and dictionaries only."""
     try:
         spec = json.loads(text)
+        if not isinstance(spec, list):
+            return False
+        return all(word in _SPEC_WORDS or (key == "context" and _are_keys(word)) for key, word in _strings(spec, ""))
     except ValueError:
         return False
-    return isinstance(spec, list) and all(word in _SPEC_WORDS for _, word in _strings(spec, ""))
+
+
+def _are_keys(text: str) -> bool:
+    """Whether ``text`` is a list of plain names and numbers, the keys of a dictionary."""
+    keys = json.loads(text)
+    return isinstance(keys, list) and all(
+        _NAME.fullmatch(key) if isinstance(key, str) else isinstance(key, int) for key in keys
+    )
 
 
 def _is_expression(text: str) -> bool:

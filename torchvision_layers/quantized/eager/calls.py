@@ -1,15 +1,17 @@
 """How a model calls its modules, recorded on one batch."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..._utils.inputs import Inputs
-from .wrappers import is_float
+from ..._utils.structure import flatten, map_tensors
+from ..checks import check_same_results
+from .wrappers import is_float, named_user_modules
 
-__all__ = ["Call", "record_calls"]
+__all__ = ["Call", "find_difference", "record_calls"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     def record(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
         is_plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
         shapes = {argument.shape for argument in args if isinstance(argument, Tensor)}
-        outputs = sum(map(is_float, tree_leaves(output)))
+        outputs = sum(map(is_float, flatten(output)[0]))
         before = calls.get(module, Call(True, True, 0))
         is_uniform = len(shapes) < 2 and before.is_uniform
         calls[module] = Call(is_plain and before.is_plain, is_uniform, max(outputs, before.outputs))
@@ -43,10 +45,41 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     writers = [m for m in model.modules() if getattr(m, "inplace", False) is True and type(m) is not nn.ReLU]
     for module in writers:
         module.inplace = False  # type: ignore[assignment]  # a plain attribute
+    modules = set(model.modules())
     try:
-        return inputs.run(model), calls
+        output = inputs.run(model)
+        for stub in set(model.modules()) - modules:  # added for the tensors of the first call
+            calls[stub] = Call(is_plain=True, is_uniform=True, outputs=1)
+        return output, calls
     finally:
         for handle in handles:
             handle.remove()
         for module in writers:
             module.inplace = True  # type: ignore[assignment]
+
+
+def find_difference(model: nn.Module, rewritten: nn.Module, inputs: Inputs) -> nn.Module:
+    """The first module of ``rewritten`` with a ``forward`` of its own that returns something else than in ``model``."""
+    paths = {module: path for path, module in named_user_modules(rewritten)}
+    expected: dict[str, list[Any]] = {path: [] for path, module in model.named_modules()}
+    different: list[nn.Module] = []
+
+    def record(module: nn.Module, args: object, output: Any, path: str) -> None:
+        expected[path].append(map_tensors(Tensor.clone, output))
+
+    def compare(module: nn.Module, args: object, output: Any) -> None:
+        outputs = expected.get(paths[module])
+        if not outputs:
+            return
+        try:
+            check_same_results(output, outputs.pop(0), "")
+        except (RuntimeError, TypeError, ValueError):
+            different.append(module)
+
+    handles = [m.register_forward_hook(partial(record, path=path)) for path, m in model.named_modules()]
+    handles += [m.register_forward_hook(compare) for m in paths if not type(m).__module__.startswith("torch.")]
+    inputs.map(Tensor.clone).run(model)
+    record_calls(rewritten, inputs)
+    for handle in handles:
+        handle.remove()
+    return different[0] if different else rewritten

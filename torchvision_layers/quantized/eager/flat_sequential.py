@@ -39,6 +39,8 @@ class FlatSequential(nn.Sequential):
     that the layers would do; if one raises an error, the layers run again to raise theirs.
     """
 
+    takes_int8 = True
+
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self._can_run_flat(input):
             for module in self:

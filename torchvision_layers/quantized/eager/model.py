@@ -1,6 +1,7 @@
 """Any model as a module whose layers can become int8."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,16 +16,16 @@ from ..._utils.checks import check_not_lazy, check_unwrapped
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
-from ..._utils.tracing import trace_forward
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
-from ..report_row import Int8Support
 from ..wrapper import QuantizableWrapper, Stage
+from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
+from .float_forwards import mark_float_forwards
 from .int8_modules import largest_pairs, use_backend
 from .post_ops import PostOp
+from .problems import raise_problems
 from .rewriting import rewrite_forwards
-from .support import int8_support, is_unit
 
 __all__ = ["QuantizableModel", "make_quantizable_", "quantizable"]
 
@@ -40,6 +41,7 @@ class QuantizableModel(QuantizableWrapper):
 
     engine = "eager"
     child = "model"
+    takes_int8 = True
     other_keys = {"quant": "entry", "quants": "entries"}  # noqa: RUF012  # a ClassVar of the base class
 
     def __init__(self, model: nn.Module) -> None:
@@ -169,7 +171,9 @@ class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(Inputs(args, kwargs))
+        # Stubs belong to inputs by their order, which must not depend on the order of keywords.
+        names = [*inspect.signature(self.model.forward).parameters, *kwargs]
+        return self._call(Inputs(args, {name: kwargs[name] for name in sorted(kwargs, key=names.index)}))
 
 
 def _is_empty(tensor: Tensor) -> bool:
@@ -184,17 +188,18 @@ def _overflows(weight: Tensor) -> bool:
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
     """A copy of ``model`` in which every layer of this package is its twin, with stubs at input and output.
 
-    Tensor operations in each ``forward`` that can be traced become modules, named after the operation. Results,
-    parameters and ``state_dict`` keys are those of ``model``, which is not changed.
+    Tensor operations in each ``forward`` that can be traced become modules, named after the operation. Any other
+    ``forward`` will run in float, with the layers that it calls in int8. Results, parameters and ``state_dict`` keys
+    are those of ``model``, which is not changed.
 
     Args:
         model: any model. Its inputs and outputs may be tensors in tuples, lists, dicts and dataclasses.
-        allow_float: keeps modules in float that int8 is not known to run, layers of this package without a twin
-            included, instead of raising. Default: ``False``.
+        allow_float: keeps convolutions and linear layers that cannot become int8 in float, layers of this package
+            without a twin included, instead of raising. Default: ``False``.
 
-    Errors: ``TypeError`` with the path and class of a layer of this package without a twin, or of modules that int8 is
-    not known to run or whose ``forward`` writes into tensors, calls a convolution with a weight of its own, or has side
-    effects.
+    Errors: ``TypeError`` with the path, class and source line of each convolution or linear layer that cannot become
+    int8, and of each ``forward`` that computes with a weight of its own; ``TypeError`` for a layer of this package
+    without a twin.
 
     Examples::
 
@@ -205,43 +210,30 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
     return make_quantizable_(copy.deepcopy(check_unwrapped("model", model)), allow_float, will_train=True)
 
 
-def make_quantizable_(model: nn.Module, allow_float: bool, will_train: bool) -> QuantizableModel:
-    """Like :func:`quantizable`, without the copy. A model that will not be trained is rewritten for eval mode only."""
+def make_quantizable_(
+    model: nn.Module, allow_float: bool, will_train: bool, run: FirstRun | None = None
+) -> QuantizableModel:
+    """Like :func:`quantizable`, without the copy.
+
+    Args:
+        model: the model to change.
+        allow_float: as in :func:`quantizable`.
+        will_train: whether the result must hold in training mode as well as in eval mode.
+        run: what ``model`` did on one batch, if a batch is known.
+    """
     if isinstance(model, QuantizableModel):
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
     untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
-    if untrainable and not allow_float:
-        layers = "; ".join(f"{path or 'model'} is a {type(layer).__name__}" for path, layer in untrainable.items())
-        raise TypeError(
-            f"{layers}: int8 can run such layers but not train them, because they compute their weights in every "
-            "forward, or something else in training; call deploy.fold(model) first, which makes them plain, or pass "
-            "allow_float=True to leave them in float"
-        )
     for path, module in wrapper.model.named_modules():
         wrapper.classes_before.setdefault(path, type(module).__name__)
-    rewrite_forwards(wrapper.model, allow_float, will_train)
-    _check_support(wrapper.model, "", allow_float)
+    if allow_float:
+        for path in run.read_layers if run else ():
+            wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
+    problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
+    mark_float_forwards(wrapper.model, run)
+    if not allow_float:
+        raise_problems(wrapper.model, problems | (run.problems if run else {}), untrainable.values())
     return wrapper
-
-
-def _check_support(module: nn.Module, path: str, allow_float: bool) -> None:
-    support = int8_support(module)
-    if is_unit(module) or support is Int8Support.FLOAT_FALLBACK:
-        return
-    if support is Int8Support.UNKNOWN:
-        if allow_float:
-            return
-        raise TypeError(
-            f"{path or 'model'} is a {type(module).__name__}, which int8 is not known to run; "
-            "pass allow_float=True to leave it in float"
-        )
-    if hasattr(module, "float_class") and trace_forward(module).concatenates:  # twins are not rewritten
-        raise TypeError(
-            f"{path or 'model'} concatenates tensors in its forward, which int8 would do with the scale of the first; "
-            "use quantized.Concatenation"
-        )
-    for name, child in module.named_children():
-        _check_support(child, f"{path}.{name}".lstrip("."), allow_float)

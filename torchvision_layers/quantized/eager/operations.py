@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..layers.observed import Addition, Concatenation, Multiplication
+from .first_run import WEIGHTED, Arguments
 from .in_place import UnsupportedError
 from .wrappers import FloatOperation
 
-__all__ = ["Kinds", "Operation", "kind_of", "replacement", "takes_int8"]
+__all__ = ["Kind", "Kinds", "Operation", "OwnWeightError", "kind_of", "replacement", "takes_int8"]
 
 Target = Callable[..., Any] | str
 
@@ -102,10 +103,10 @@ _DISCRETE = {
     *("all", "any", "argmax", "argmin", "argsort", "eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "lt", "ne"),
     *("logical_and", "logical_not", "logical_or", "nonzero", "count_nonzero", "bool", "int", "long", "item"),
 }
-_WEIGHTED: set[Target] = {
-    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    *(F.linear, F.bilinear),
-}
+
+
+class OwnWeightError(UnsupportedError):
+    """A convolution or linear layer in a ``forward``, which has no module to become int8."""
 
 
 class Kind(Enum):
@@ -120,14 +121,19 @@ class Kind(Enum):
 Kinds = dict[torch.fx.Node, Kind]
 
 
-def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> Kind:
-    """The kind of ``node``, from the kinds of the nodes before it."""
+def kind_of(module: nn.Module, node: torch.fx.Node, kinds: Kinds, arguments: Arguments | None) -> Kind:
+    """The kind of ``node``, from the kinds of the nodes before it and from the arguments that calls pass, if known."""
     if node.op == "get_attr":
         if not hasattr(module, str(node.target).partition(".")[0]):
             raise UnsupportedError("creates a tensor of constants")
-        return Kind.CONSTANT if isinstance(operator.attrgetter(str(node.target))(module), Tensor) else Kind.OTHER
+        if isinstance(_owner(module, node), CONV_AND_LINEAR):
+            raise UnsupportedError(f"reads {node.target} instead of calling its module")
+        value = operator.attrgetter(str(node.target))(module)
+        return Kind.CONSTANT if isinstance(value, Tensor) else Kind.OTHER
     if node.op == "placeholder":
-        return Kind.OTHER if node.args else Kind.ACTIVATION  # arguments with defaults are traced with these
+        if arguments is None:  # arguments with defaults are traced with these
+            return Kind.OTHER if node.args else Kind.ACTIVATION
+        return Kind.ACTIVATION if arguments.holds_floats(str(node.target).strip("*")) else Kind.OTHER
     if node.op == "call_module":
         return Kind.ACTIVATION
     inputs = {kinds[argument] for argument in node.all_input_nodes}
@@ -170,18 +176,20 @@ class Operation(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds, training: bool) -> Operation | None:
+def replacement(
+    module: nn.Module, node: torch.fx.Node, kinds: Kinds, allow_float: bool, training: bool
+) -> Operation | None:
     """The operation that computes ``node``; ``None`` if the node can stay, because it takes int8 tensors or none.
 
-    Errors: ``UnsupportedError`` if no operation can.
+    Errors: ``UnsupportedError`` if no operation can; ``OwnWeightError`` for a convolution or linear layer, unless
+    ``allow_float`` is set.
     """
     if not takes_int8(node, kinds):
         return None
     target: Any = node.target
     name = _name(node)
-    for argument in node.all_input_nodes:
-        if argument.op == "get_attr" and isinstance(_owner(module, argument), CONV_AND_LINEAR):
-            raise UnsupportedError(f"reads {argument.target} instead of calling its module")
+    if node.op == "call_method" and not hasattr(Tensor, target):
+        raise UnsupportedError(f"calls {target}, which is no method of a tensor")
     computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})
@@ -190,8 +198,8 @@ def replacement(module: nn.Module, node: torch.fx.Node, kinds: Kinds, training: 
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):
         return None
-    if target in _WEIGHTED:
-        raise UnsupportedError(f"calls {name} with a weight of its own")
+    if target in WEIGHTED and not allow_float:
+        raise OwnWeightError(f"calls {name} with a weight of its own")
     return Operation(name, FloatOperation(target), node.args, dict(node.kwargs))
 
 

@@ -18,6 +18,7 @@ from .calls import Call
 from .fusion import is_transparent
 from .patterns import BATCH_NORMS
 from .support import int8_support, is_unit
+from .wrappers import Int8Child
 
 __all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
 
@@ -60,6 +61,11 @@ def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) 
 def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None]) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
+        return
+    if int8_support(module) is Int8Support.FLOAT_FORWARD:
+        for name, inner in module.named_modules():
+            if isinstance(inner, Int8Child):
+                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."), shared)
         return
     trace = trace_forward(module)
     for name in trace.whole:

@@ -1,11 +1,13 @@
 """Report of the modules of a model of the eager engine, or of a float model."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from ..report_row import Int8Support, ReportRow
 from .model import QuantizableModel
 from .support import int8_support, is_int8, is_unit
-from .wrappers import FloatFallback, FloatOperation, MultipleFloatFallback
+from .wrappers import FloatFallback, FloatOperation, Int8Child, MultipleFloatFallback
 
 __all__ = ["module_rows"]
 
@@ -16,17 +18,28 @@ def module_rows(model: nn.Module) -> list[ReportRow]:
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
     is_converted = any(is_int8(module) for module in model.modules())
     rows: list[ReportRow] = []
-    _add_rows(root, "", before, is_converted, rows)
+    _add_rows(root, "", before, is_converted, False, rows)
     return rows
 
 
-def _add_rows(module: nn.Module, path: str, before: dict[str, str], is_converted: bool, rows: list[ReportRow]) -> None:
+def _add_rows(
+    module: nn.Module, path: str, before: dict[str, str], is_converted: bool, is_in_float: bool, rows: list[ReportRow]
+) -> None:
+    if isinstance(module, Int8Child):
+        module, is_in_float = module.module, False
+    elif isinstance(module, MultipleFloatFallback) and int8_support(module.module) is Int8Support.FLOAT_FORWARD:
+        module = module.module
     row = _row(module, path, before.get(path, ""), is_converted)
+    has_float_forward = int8_support(module) is Int8Support.FLOAT_FORWARD
     if row is not None:
+        if is_in_float and row.runs_in == "int8":
+            row = replace(row, runs_in="float", why="is called by a forward that runs in float")
         rows.append(row)
-        return
+        if not has_float_forward:
+            return
     for name, child in module.named_children():
-        _add_rows(child, f"{path}.{name}".lstrip("."), before, is_converted, rows)
+        child_path = f"{path}.{name}".lstrip(".")
+        _add_rows(child, child_path, before, is_converted, is_in_float or has_float_forward, rows)
 
 
 def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> ReportRow | None:
@@ -34,7 +47,7 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     after = type(module).__name__
     support = int8_support(module)
     target = getattr(module, "fused_into", None)
-    if hasattr(module, "is_unused") and not module._modules:
+    if hasattr(module, "is_unused") and not module._modules and support is not Int8Support.CONTAINER:
         return ReportRow(path, before, after, "float", "is never called")
     if target is not None:
         parent = path.split(".")[: -module.fused_levels]  # type: ignore[operator]  # an int
@@ -44,6 +57,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
     if isinstance(module, (FloatFallback, MultipleFloatFallback)):
         inner = getattr(module.module, "float_class", type(module.module))
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
+    if support is Int8Support.FLOAT_FORWARD:
+        return ReportRow(path, before, f"FloatFallback({before})", "float", support.value)
     if isinstance(module, FloatOperation):
         after = f"FloatOperation({module.extra_repr()})"
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
@@ -51,7 +66,10 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
     if is_int8(module):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
-    if support is Int8Support.CONTAINER and not is_unit(module):
+    has_rows_below = support is Int8Support.UNKNOWN and bool(module._modules)
+    if (support is Int8Support.CONTAINER or has_rows_below) and not is_unit(module):
+        return None
+    if support is Int8Support.UNKNOWN and module._modules and not before:  # a float model that is not rewritten yet
         return None
     if is_converted and support is Int8Support.PASS_THROUGH:
         return ReportRow(path, before, after, "int8", support.value)

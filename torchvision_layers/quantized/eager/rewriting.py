@@ -1,67 +1,70 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
+import copy
 import keyword
+import operator
 
 import torch.fx
 from torch import nn
 
+from ..._utils.modules import has_hooks
+from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import shallow_graph
-from ..layers.observed import Addition, Concatenation, Multiplication
+from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
+from .first_run import Arguments, FirstRun
 from .in_place import UnsupportedError, make_out_of_place_
-from .operations import Kinds, Operation, kind_of, replacement, takes_int8
+from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
 
-__all__ = ["rewrite_forwards"]
+__all__ = ["restore", "rewrite_forwards"]
 
 
-def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool) -> None:
+def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run: FirstRun | None) -> dict[str, str]:
     """Rewrites each ``forward`` in ``model`` that computes with tensors, in place.
 
     Modules stay the same objects under the same names, with the same ``state_dict`` keys. A ``forward`` that cannot be
-    traced stays as it is.
+    traced or rewritten stays as it is.
 
     Args:
         model: in float.
-        allow_float: leaves modules in float that cannot be rewritten.
+        allow_float: runs functions in float that compute with a weight of their own.
         will_train: whether the result must hold in training mode as well as in eval mode.
+        run: what ``model`` did on one batch, if a batch is known.
 
-    Errors: ``TypeError`` with the path of each module that cannot be rewritten.
+    Returns the paths of modules that compute with a weight of their own, each with a reason.
     """
-    problems = []
+    problems = {}
     for path, module in list(model.named_modules()):
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, will_train)
-        except UnsupportedError as error:
-            if allow_float:
-                module.stays_in_float = True
-            else:
-                problems.append(f"{path or 'model'} is a {type(module).__name__}, whose forward {error}")
-    if problems:
-        raise TypeError("; ".join(problems) + "; pass allow_float=True to leave such modules in float")
+            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None)
+        except OwnWeightError as error:
+            problems[path] = str(error)
+        except UnsupportedError:
+            continue  # it runs in float
+    return problems
 
 
 def _is_candidate(module: nn.Module) -> bool:
     is_whole = is_unit(module) or "forward" in vars(module) or hasattr(module, "stays_in_float")
-    if is_whole or hasattr(module, "float_class"):
+    if is_whole or hasattr(module, "float_class") or isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear)):
         return False
     is_of_torch = type(module).__module__.startswith("torch.nn.modules")
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
 
 
-def _rewrite(module: nn.Module, will_train: bool) -> None:
-    rewritten = _rewritten(module, training=False)
-    if will_train and _source(rewritten) != _source(_rewritten(module, training=True)):
+def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None) -> None:
+    rewritten = _rewritten(module, allow_float, False, arguments)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
         return
     graph, children = rewritten
     if not children:
-        if any(node.op == "call_module" for node in graph.nodes):
-            module.only_calls_children = True  # type: ignore[assignment]  # a plain attribute
+        module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
@@ -71,34 +74,95 @@ def _rewrite(module: nn.Module, will_train: bool) -> None:
         "__qualname__": cls.__qualname__,
         "forward": type(torch.fx.GraphModule(module, graph)).forward,
         "is_rewritten": True,
+        "operations": tuple(children),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
 
 
-def _rewritten(module: nn.Module, training: bool) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
+def restore(module: nn.Module) -> None:
+    """Gives a module its own ``forward`` back, in place, if it was rewritten."""
+    if hasattr(module, "is_rewritten"):
+        for name in type(module).operations:  # type: ignore[attr-defined]  # of the class that _rewrite made
+            delattr(module, name)
+        module.__class__ = type(module).__mro__[1]
+
+
+def _rewritten(
+    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None
+) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
     """A graph of the ``forward`` whose operations are calls of new children, and these; ``None`` if tracing fails."""
-    traced = shallow_graph(module, training)
+    traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
         return None
     graph, effects = traced
-    operations = _operations(module, graph, training)
-    if operations and effects:
-        raise UnsupportedError(effects[0])
+    kinds: Kinds = {}
+    for node in graph.nodes:
+        kinds[node] = kind_of(module, node, kinds, arguments)
+    operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
+
+    def add_child(name: str, child: nn.Module) -> str:
+        free = _free_name(module, children, name)
+        children[free] = child
+        return free
+
+    for node in list(graph.nodes):
+        for constant in _constants(module, node, kinds):
+            with graph.inserting_before(node):
+                node.replace_input_with(constant, graph.call_module(add_child("quant", QuantStub()), (constant,)))
+    called = set[nn.Module]()
+    for node in graph.nodes:
+        is_own = node.op == "call_module" and node.target not in children
+        child = module.get_submodule(str(node.target)) if is_own else None
+        if child is not None and child in called and _is_stateless(child):
+            # Each call has a range of its own, and may fuse with the layer before it.
+            node.target = add_child(str(node.target).replace(".", "_"), copy.deepcopy(child))
+        elif child is not None:
+            called.add(child)
     for node, operation in operations.items():
-        name = _free_name(module, children, operation.name)
-        children[name] = operation.module
-        node.op, node.target, node.args, node.kwargs = "call_module", name, operation.args, operation.kwargs
+        node.op, node.target = "call_module", add_child(operation.name, operation.module)
+        node.args, node.kwargs = operation.args, operation.kwargs
+    if children and effects:
+        raise UnsupportedError(effects[0])
     return graph, children
 
 
-def _operations(module: nn.Module, graph: torch.fx.Graph, training: bool) -> dict[torch.fx.Node, Operation]:
+def _is_stateless(module: nn.Module) -> bool:
+    """Whether a copy of a leaf module computes the same, whatever happens to the original."""
+    is_known = isinstance(module, Observed) or (
+        type(module).__module__.startswith("torch.nn.modules") and not module._modules
+    )
+    return (
+        is_known and next(module.parameters(), None) is next(module.buffers(), None) is None and not has_hooks(module)
+    )
+
+
+def _constants(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> list[torch.fx.Node]:
+    """The floating-point parameters and buffers that ``node`` gives to an int8 module or returns."""
+    is_float = node.op == "call_module" and int8_support(module.get_submodule(str(node.target))) in (
+        Int8Support.FLOAT_FALLBACK,
+        Int8Support.UNKNOWN,
+    )
+    if is_float or node.op not in ("call_module", "output"):
+        return []
+    return [
+        input for input in node.all_input_nodes if kinds.get(input) is Kind.CONSTANT and _reads_floats(module, input)
+    ]
+
+
+def _reads_floats(module: nn.Module, node: torch.fx.Node) -> bool:
+    """Whether a constant is computed from floating-point parameters or buffers."""
+    if node.op == "get_attr":
+        return bool(operator.attrgetter(str(node.target))(module).is_floating_point())
+    return any(_reads_floats(module, input) for input in node.all_input_nodes)
+
+
+def _operations(
+    module: nn.Module, graph: torch.fx.Graph, kinds: Kinds, allow_float: bool, training: bool
+) -> dict[torch.fx.Node, Operation]:
     """The operation that takes the place of each node that cannot stay. Values between float operations stay float."""
-    kinds: Kinds = {}
-    for node in graph.nodes:
-        kinds[node] = kind_of(module, node, kinds)
     make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)])
-    replacements = {node: replacement(module, node, kinds, training) for node in graph.nodes}
+    replacements = {node: replacement(module, node, kinds, allow_float, training) for node in graph.nodes}
     operations = {node: operation for node, operation in replacements.items() if operation is not None}
     takes_float: dict[torch.fx.Node, bool] = {}
     for node in reversed(graph.nodes):

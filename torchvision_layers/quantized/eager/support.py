@@ -13,8 +13,9 @@ from ...layers.stochastic_depth import StochasticDepth
 from ..layers.observed import DeQuantStub, Observed
 from ..report_row import Int8Support
 from .int8_modules import Int8Module
+from .patterns import BATCH_NORMS
 
-__all__ = ["int8_support", "is_int8", "is_unit"]
+__all__ = ["becomes_int8", "int8_support", "is_int8", "is_unit"]
 
 # Replaced by a module of torch.ao.nn.quantized.
 _CONVERTED = {
@@ -117,9 +118,11 @@ _FLOAT_FALLBACKS = {
 
 def int8_support(module: nn.Module) -> Int8Support:
     """How a float module will run. A subclass of a known class is unknown, unless it is a twin."""
+    if getattr(module, "runs_in_float", False):
+        return Int8Support.FLOAT_FORWARD
     if getattr(module, "stays_in_float", False) or "forward" in module.__dict__:
         return Int8Support.UNKNOWN
-    if getattr(module, "is_rewritten", False) or getattr(module, "only_calls_children", False):
+    if getattr(module, "is_rewritten", False) or getattr(module, "takes_int8", False):
         return Int8Support.CONTAINER
     float_class = getattr(module, "float_class", type(module))
     if _has_unsupported_arguments(module):
@@ -131,14 +134,17 @@ def int8_support(module: nn.Module) -> Int8Support:
     ):
         if float_class in classes:
             return support
-    if float_class is not type(module):
-        return Int8Support.CONTAINER
-    has_own_tensors = bool(module._parameters or module._buffers)
-    is_leaf = not module._modules
-    is_of_torch = type(module).__module__.startswith("torch.nn.modules")
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not has_own_tensors:
-        return Int8Support.CONTAINER
-    return Int8Support.UNKNOWN if has_own_tensors or is_of_torch or is_leaf else Int8Support.CONTAINER
+    only_calls_children = type(module).forward in (nn.Module.forward, nn.Sequential.forward)
+    return Int8Support.CONTAINER if float_class is not type(module) or only_calls_children else Int8Support.UNKNOWN
+
+
+def becomes_int8(module: nn.Module) -> bool:
+    """Whether the module is, or has below it, a convolution or linear layer that becomes int8."""
+    if getattr(module, "stays_in_float", False):
+        return False
+    if type(module) in BATCH_NORMS:
+        return int8_support(module) is Int8Support.CONVERTED
+    return type(module) is nn.MultiheadAttention or any(map(becomes_int8, module.children()))
 
 
 def is_unit(module: nn.Module) -> bool:

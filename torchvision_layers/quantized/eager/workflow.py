@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -14,14 +15,19 @@ from torch.overrides import TorchFunctionMode
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
+from ..._utils.plain.model import make_plain_
+from ..._utils.structure import flatten
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
-from .calls import Call, record_calls
+from .calls import Call, find_difference, record_calls
+from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
+from .float_forwards import add_int8_children
 from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_
 from .post_ops import find_post_ops, select_worthwhile
+from .problems import describe, describe_running
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
 
@@ -30,9 +36,9 @@ __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 _BACKENDS = ("x86", "onednn", "qnnpack")
 
 _REWRITING_CHANGED_RESULTS = (
-    "fusing changed the results: a forward that cannot be traced calls only parts of a layer or of a Sequential (call "
-    "them as wholes), a forward depends on more than its input, or a tensor is read after an in-place module or a "
-    "child wrote into it"
+    "whose result changed when the model was rewritten and fused: its forward depends on more than its input, reads a "
+    "tensor after an in-place module or a child wrote into it, or, if it cannot be traced, calls only parts of a layer "
+    "or of a Sequential (call them as wholes)"
 )
 
 
@@ -55,15 +61,11 @@ def choose_backend(name: str) -> str:
 
 def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
-    prepared = _float_copy(model, allow_float, training=False)
-    if is_fused_for_training(prepared):
-        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    fuse_children(prepared, is_qat=False)
+    _check_float(model)
     first = next(batches, None)
     if first is None:
         raise ValueError("batches must hold at least one batch, got none")
-    prepared.observe_inputs(first)
-    calls = _try_rewritten(model, prepared, first)
+    prepared, calls = _try_quantizable(model, first, allow_float, will_train=False)
     with torch.no_grad():
         if backend == "onednn":
             prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
@@ -81,14 +83,15 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_fl
 
 def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
-    prepared = _float_copy(model, allow_float, training=True)
-    if example is not None:
-        prepared.observe_inputs(example)
-    fuse_children(prepared, is_qat=True)
+    _check_float(model)
     calls = None
-    if example is not None and prepared.has_rewritten_forwards:
-        calls = _try_rewritten(model, prepared.eval(), example)
-        prepared.train()
+    if example is None:
+        prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
+        check_float32_parameters(prepared.model)
+        fuse_children(prepared, is_qat=True)
+        add_int8_children(prepared.model, will_train=True, run=None)
+    else:
+        prepared, calls = _try_quantizable(model, example, allow_float, will_train=True)
     if backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls)
     preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
@@ -109,25 +112,51 @@ def freeze(prepared: QuantizableModel) -> None:
     preparing.freeze(prepared)
 
 
-def _float_copy(model: nn.Module, allow_float: bool, training: bool) -> QuantizableModel:
+def _check_float(model: nn.Module) -> None:
     check_module("model", model)
     if isinstance(model, QuantizableModel) and model.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
-    clone = make_quantizable_(copy.deepcopy(model).train(training), allow_float, will_train=training)
-    check_float32_parameters(clone.model)
-    return clone
+    check_float32_parameters(model)
 
 
-def _try_rewritten(model: nn.Module, rewritten: QuantizableModel, batch: Inputs) -> dict[nn.Module, Call]:
-    """The calls of each module of ``rewritten`` on a batch, on which it must compute the same as ``model``."""
+def _try_quantizable(
+    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool
+) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
+    """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
+
+    On that batch the copy must compute the same as ``model``.
+    """
+    original = copy.deepcopy(_inner(model)).eval()
+    plain = copy.deepcopy(model)
+    make_plain_(_inner(plain), will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    run = run_first(copy.deepcopy(_inner(plain)).eval(), batch.map(Tensor.clone))
     with torch.no_grad():
-        expected = batch.map(Tensor.clone).run(copy.deepcopy(model).eval())
+        expected = batch.map(Tensor.clone).run(original)
+    prepared = make_quantizable_(plain.train(will_train), allow_float, will_train, run)
+    if not will_train and is_fused_for_training(prepared):
+        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
+    fuse_children(prepared, is_qat=will_train)
+    add_int8_children(prepared.model, will_train, run)
+    prepared.observe_inputs(batch)
+    stack: list[nn.Module] = []
+    with torch.no_grad(), running_module(prepared.eval(), stack):
         try:
-            output, calls = record_calls(rewritten, batch)
+            output, calls = record_calls(prepared, batch)
         except Exception as error:  # a rewritten forward may call its children with other arguments
-            raise RuntimeError(f"model cannot run once its forwards are rewritten: {_reason(error)}") from error
-    check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
-    return calls
+            where = describe_running(prepared.model, stack)
+            raise RuntimeError(
+                f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}"
+            ) from error
+        try:
+            check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
+        except RuntimeError as error:
+            where = describe(prepared.model, find_difference(original, prepared.model, batch))
+            raise RuntimeError(f"{where}, {error}") from None
+    return prepared.train(will_train), calls
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, QuantizableModel) else model
 
 
 def _raise_late_call(module: nn.Module, args: object) -> None:
@@ -139,9 +168,9 @@ def _raise_late_call(module: nn.Module, args: object) -> None:
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model`` in place and tries it on zeros."""
-    unreached_paths = [path.removeprefix("model.") for path in preparing.unobserved_paths(model)]
-    if unreached_paths:
-        raise ValueError(f"batches must reach every module, no calibration batch reached {', '.join(unreached_paths)}")
+    if "quant" in preparing.unobserved_paths(model):
+        raise ValueError("model must have run on batches, or have loaded a state, before it is converted")
+    preparing.leave_unobserved_in_float(model)
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
@@ -154,11 +183,12 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
             _trial_inputs(model.trial_inputs).run(trial)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise RuntimeError(
-            f"the int8 model cannot run: {_reason(error)}; if a forward cannot be traced, move its tensor operations "
-            "into a module whose forward can"
-        ) from error
+    except Exception as error:  # a user's forward may raise anything
+        stack: list[nn.Module] = []
+        with torch.no_grad(), running_module(model, stack), suppress(Exception):
+            _trial_inputs(model.trial_inputs).run(model)
+        where = describe_running(model.model, stack)
+        raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
     return model
 
 
@@ -183,7 +213,7 @@ class _NoMixedScales(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in args[0]):
+        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in flatten((args, kwargs))[0]):
             raise TypeError("it concatenates int8 tensors, which would take the scale of the first")
         if func is Tensor.__setitem__ and isinstance(args[2], Tensor) and args[2].is_quantized:
             raise TypeError("it assigns to a part of an int8 tensor, whose scale is another")

@@ -1,18 +1,31 @@
 """Modules that the engine puts around a module or a function of the model."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from ..._utils.structure import flatten, map_tensors, rebuild
 from ..layers.observed import DeQuantStub, Observed, QuantStub
+from .weight_token import WeightToken
 
-__all__ = ["FloatFallback", "FloatOperation", "MultipleFloatFallback", "ObservedActivation"]
+__all__ = [
+    "FloatFallback",
+    "FloatOperation",
+    "Int8Child",
+    "MultipleFloatFallback",
+    "ObservedActivation",
+    "is_float",
+    "named_user_modules",
+]
 
 
 class ObservedActivation(Observed):
     """An activation that the convolution before it is to compute."""
+
+    takes_int8 = True
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -25,6 +38,8 @@ class ObservedActivation(Observed):
 
 class FloatFallback(nn.Module):
     """Runs a module without an int8 kernel in float: dequantize, run, quantize."""
+
+    takes_int8 = True
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -43,19 +58,23 @@ class MultipleFloatFallback(nn.Module):
 
     Args:
         module: the module to run.
-        outputs: the number of floating-point tensors that it returns.
+        outputs: the number of floating-point tensors that it returns; ``None`` leaves them in float.
     """
 
-    def __init__(self, module: nn.Module, outputs: int) -> None:
+    takes_int8 = True
+
+    def __init__(self, module: nn.Module, outputs: int | None) -> None:
         super().__init__()
         self.module = module
-        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs))
+        self.quantizes = outputs is not None
+        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs or 0))
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
-        return _quantize(self.module(*args, **kwargs), self.quants)
+        args, kwargs = map_tensors(_dequantize, (args, kwargs))
+        output = self.module(*args, **kwargs)
+        return _quantize(output, self.quants) if self.quantizes else output
 
 
 class FloatOperation(nn.Module):
@@ -66,6 +85,8 @@ class FloatOperation(nn.Module):
         quantizes: whether to quantize the result; ``False`` if only other operations in float read it.
     """
 
+    takes_int8 = True
+
     def __init__(self, operation: Callable[..., Any] | str, quantizes: bool = True) -> None:
         super().__init__()
         self.operation = operation
@@ -73,34 +94,116 @@ class FloatOperation(nn.Module):
         self.quants = nn.ModuleList([QuantStub()] if quantizes else [])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(Tensor, _dequantize, (args, kwargs))
+        args, kwargs = map_tensors(_dequantize, (args, kwargs))
         if isinstance(self.operation, str):
             output = getattr(args[0], self.operation)(*args[1:], **kwargs)
         else:
             output = self.operation(*args, **kwargs)
-        if not self.quantizes:
-            return output
-        missing = sum(map(is_float, tree_leaves(output))) - len(self.quants)
-        if missing > 0 and type(next(self.quants[0].children(), None)) is nn.Identity:  # not prepared yet
-            self.quants.extend(QuantStub() for _ in range(missing))
-        return _quantize(output, self.quants)
+        return _quantize(output, self.quants) if self.quantizes else output
 
     def extra_repr(self) -> str:
         return self.operation if isinstance(self.operation, str) else self.operation.__name__
 
 
-def _quantize(output: Any, quants: nn.ModuleList) -> Any:
-    """``output`` with its floating-point tensors quantized, one stub for each."""
-    leaves, spec = tree_flatten(output)
-    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+class Int8Child(nn.Module):
+    """Runs a module in int8 for a ``forward`` that computes in float: quantize, run, dequantize.
+
+    The ``forward`` can read the attributes of the module here. A weight reads as a :class:`WeightToken`.
+
+    Args:
+        module: the module to run.
+        will_train: whether the module will be trained, and so needs its own bias.
+    """
+
+    takes_int8 = True
+
+    def __init__(self, module: nn.Module, will_train: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.quants = nn.ModuleList([QuantStub()])
+        self.will_train = will_train
+        weight = module._parameters.get("weight")
+        #: Shape and device of the weight.
+        self.weight_like = None if weight is None else (weight.shape, weight.device)
+        self.has_bias = module._parameters.get("bias") is not None
+        #: The bias that a function gets together with the weight, if it is not the one of the module.
+        self.passed_bias: Tensor | None = None
+        #: The bias that the module had before it got the passed one.
+        self.own_bias: Tensor | None = None
+        self.train(module.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _quantize((args, kwargs), self.quants)
+        return map_tensors(_dequantize, self.module(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _ENGINE_ATTRIBUTES or name.startswith("__"):
+                raise
+        if name == "weight" and self.weight_like is not None:
+            return WeightToken.of(self, *self.weight_like)
+        if name == "bias" and (self.passed_bias is not None or not self.has_bias):
+            return self.own_bias
+        value = getattr(self.module, name)
+        return value() if name == "bias" and inspect.ismethod(value) else value  # in int8 modules of torch
+
+    def run_with_bias(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """The output of the module for a function that got its weight and this bias.
+
+        Errors: ``ValueError`` if the bias is neither the one of the module nor that of the first call.
+        """
+        own = self.bias
+        if bias is own:
+            return self(input)
+        bias = torch.zeros(self.weight_like[0][0]) if bias is None else bias.detach()  # type: ignore[index]
+        if not (self.will_train or self.passed_bias is not None or is_prepared(self.quants)):
+            self.own_bias = None if own is None else own.detach()
+            self.passed_bias = bias.clone()
+            self.module.bias = nn.Parameter(bias.clone())
+        expected = own if self.passed_bias is None else self.passed_bias
+        if expected is None or not bool((bias == expected).all()):
+            raise ValueError(
+                "a forward passes the weight of a layer with another bias than that of the layer, which cannot be "
+                "trained and must be the same in each call"
+            )
+        return self(input)
+
+
+def named_user_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules below ``module``, itself included, with the paths that they had before some were wrapped."""
+    if isinstance(module, (FloatFallback, Int8Child, MultipleFloatFallback)):
+        module = module.module
+    yield path, module
+    for name, child in module.named_children():
+        yield from named_user_modules(child, f"{path}.{name}".lstrip("."))
+
+
+_ENGINE_ATTRIBUTES = {"activation_post_process", "fuse_model", "is_unused", "module", "qconfig"}
+
+
+def is_prepared(quants: nn.ModuleList) -> bool:
+    """Whether the stubs observe, or quantize already."""
+    return type(getattr(quants[0], "activation_post_process", None)) is not nn.Identity
+
+
+def _quantize(value: Any, quants: nn.ModuleList) -> Any:
+    """``value`` with its floating-point tensors quantized, one stub for each. Before they observe, stubs are added."""
+    tensors, template = flatten(value)
+    places = [i for i, tensor in enumerate(tensors) if is_float(tensor) or tensor.is_quantized]
     if len(places) > len(quants):
-        raise RuntimeError(
-            f"an operation in float returns {len(places)} tensors, and {len(quants)} were observed; pass an example to "
-            "prepare_qat"
-        )
+        if not quants or is_prepared(quants):
+            raise RuntimeError(
+                f"a part in float has {len(places)} tensors to quantize, and {len(quants)} were observed; pass an "
+                "example to prepare_qat"
+            )
+        quants.extend(QuantStub() for _ in range(len(places) - len(quants)))
     for i, quant in zip(places, quants, strict=False):
-        leaves[i] = quant(leaves[i])
-    return tree_unflatten(leaves, spec)
+        if is_float(tensors[i]):
+            source = _int8_source(tensors[i])
+            tensors[i] = quant(tensors[i]) if source is None else source
+    return rebuild(template, tensors)
 
 
 def is_float(value: object) -> bool:
@@ -109,4 +212,16 @@ def is_float(value: object) -> bool:
 
 
 def _dequantize(tensor: Tensor) -> Tensor:
-    return tensor.dequantize() if tensor.is_quantized else tensor
+    """The tensor in float, which remembers the int8 tensor: rounding it once more would add an error."""
+    if not tensor.is_quantized:
+        return tensor
+    output = tensor.dequantize()
+    if not output.is_inference():  # otherwise writes are not counted
+        output.int8_source = (tensor, tensor._version, output._version)  # type: ignore[attr-defined]
+    return output
+
+
+def _int8_source(tensor: Tensor) -> Tensor | None:
+    """The int8 tensor that ``tensor`` was dequantized from, unless one of them was written to since."""
+    source, *versions = getattr(tensor, "int8_source", (None,))
+    return source if source is not None and [source._version, tensor._version] == versions else None

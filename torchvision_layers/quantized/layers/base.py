@@ -24,6 +24,9 @@ TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
 
 
+_PACKAGE_LAYERS = tuple(f"torchvision_layers.{name}." for name in ("experimental", "layers", "quantized"))
+
+
 class QuantizableLayer(nn.Module):
     """Base class of quantizable twins, to be mixed into a float layer.
 
@@ -132,7 +135,7 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN)):
         return None
     classes = type(module).__mro__
-    package_layer = next((i for i, c in enumerate(classes) if c.__module__.startswith("torchvision_layers.")), None)
+    package_layer = next((i for i, c in enumerate(classes) if c.__module__.startswith(_PACKAGE_LAYERS)), None)
     if package_layer is None or classes[package_layer].__module__.startswith("torchvision_layers.quantized"):
         return None
     if classes[package_layer] not in TWINS:

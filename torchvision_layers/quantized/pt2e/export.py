@@ -1,69 +1,157 @@
 """A model as one exported graph that accepts batches and images of every size."""
 
 import copy
+import inspect
+import warnings
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
 from ..._utils.exporting import export_program
-from ..._utils.modules import make_padding_numeric
-from .nodes import BATCH_NORM, CONVS, LINEAR, is_call, module_path
+from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
+from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
+from .signature import Signature
+from .weights import erase_unused_ops, make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
+
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)
 class ExportedModel:
     """The graph of a model, and what exporting knows of the model's modules."""
 
+    #: Takes the tensors of the inputs and returns those of the outputs, as tuples.
     graph_module: fx.GraphModule
+    signature: Signature
+    #: The output of the model with slots in place of tensors, and of numbers that depend on sizes.
+    output_template: Any
+    #: For each tensor of the inputs and of the output, the dimensions that grow with the batch.
+    batch_dims: tuple[list[list[int]], list[list[int]]]
     #: Paths of the modules that the forward calls.
     called_paths: frozenset[str]
     #: For each batch norm by path, the path of the convolution or linear layer before it.
     norm_inputs: dict[str, str]
-    #: The sizes of the input that the graph requires; ``None`` for any size.
-    input_sizes: tuple[int | None, ...]
 
 
-def export(model: nn.Module, example: Tensor) -> ExportedModel:
-    """Exports a copy of ``model`` in its current mode.
+def export(model: nn.Module, example: Inputs) -> ExportedModel:
+    """Exports a copy of ``model``, which is in training or eval mode throughout.
 
-    Errors: ``TypeError`` if the model does not return a single tensor; ``RuntimeError`` if it cannot be exported, or
-    only for one batch size.
+    Errors: ``TypeError`` if the model does not return a tensor; ``RuntimeError`` if it cannot be exported, or only for
+    one batch size.
     """
-    model = copy.deepcopy(model)
+    # Copies of fx.GraphModule are in training mode.
+    model = copy.deepcopy(model).train(model.training)
     called_paths = set[str]()
     for path, module in model.named_modules():
         # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.
         module.register_forward_pre_hook(partial(_record, called_paths, path))
-    make_padding_numeric(model)  # quantizers know no other padding
-    # torch.export specializes on a size of one; two images are enough.
-    pair = torch.cat([example, example])[:2].detach() if example.shape[0] == 1 else example[:2].detach()
-    sizes = dict.fromkeys(range(pair.dim()), torch.export.Dim.AUTO)
-    program = export_program(model, pair, sizes)
-    output = program.call_spec.out_spec
-    if output is not None and not output.is_leaf():
-        raise TypeError(f"model must return one tensor, it returns a {output.type.__name__}")
-    module = program.module()
-    value = next(iter(module.graph.output_node().all_input_nodes), None)
-    if value is None or not isinstance(value.meta.get("val"), Tensor):
-        raise TypeError("model must return one tensor, it returns no tensor")
-    input_sizes = _input_sizes(module)
-    if input_sizes[0] is not None:
+    signature = Signature(model, example)
+    output_templates = _flatten_calls_(model, signature)
+    pair = Inputs(_pair(signature.flatten(example)))
+    sizes = [dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in pair.tensors()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
+        module = export_program(model, pair, sizes).module()
+    erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
+    make_padding_numeric(module)
+    called_paths |= _name_owners(module, model)
+    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    results: Any = module.graph.output_node().args[0]
+    outputs = [result.meta["val"] if isinstance(result, fx.Node) else result for result in results]
+    if not any(isinstance(value, Tensor) for value in outputs):
+        output = output_templates[-1]
+        shown = "None" if output is None else f"a {type(output).__name__} without any"
+        raise TypeError(f"model must return at least one tensor, it returns {shown}")
+    signature.sizes = [tuple(_fixed(size) for size in tensor.shape) for tensor in inputs]
+    batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
+    if is_concrete_int(batch):
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
-    return ExportedModel(module, frozenset(called_paths), _norm_inputs(module), input_sizes)
+    return ExportedModel(
+        module,
+        signature,
+        output_templates[-1],
+        (_dims_of(batch, inputs), _dims_of(batch, outputs)),
+        frozenset(called_paths),
+        _norm_inputs(module),
+    )
 
 
 def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:
     called_paths.add(path)
 
 
-def _input_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
-    value = next(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
-    return tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
+def _name_owners(module: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Makes the module that holds a weight the innermost module of its operator, and returns the paths of these.
+
+    Attention calls functions with the weights of its children.
+    """
+    owners = set[str]()
+    for node in module.graph.nodes:
+        weight = node.args[1] if is_call(node, WEIGHTED) else None
+        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+        stack = node.meta.get("nn_module_stack") or {}
+        if owner and owner != module_path(node):
+            cls = type(model.get_submodule(owner))
+            node.meta["nn_module_stack"] = {**stack, owner: (owner, f"{cls.__module__}.{cls.__qualname__}")}
+            owners.add(owner)
+    return owners
+
+
+def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
+    """Makes ``model`` take and return tuples of tensors, in place, and returns a list of the outputs' templates.
+
+    The exporter knows no dataclasses. Hooks do it, so that hooks of the model see what they always see.
+    """
+    templates = list[Any]()
+
+    def rebuild_inputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: object) -> tuple[Any, Any]:
+        inputs = signature.rebuild(args)
+        return inputs.args, inputs.kwargs
+
+    def flatten_output(module: nn.Module, args: object, output: Any) -> tuple[Any, ...]:
+        tensors, template = flatten(output, (Tensor, *_NUMBERS))
+        templates.append(template)
+        return tuple(tensors)
+
+    model.register_forward_pre_hook(rebuild_inputs, prepend=True, with_kwargs=True)
+    model.register_forward_hook(flatten_output)
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    forward = partial(model.forward)
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in signature.names()])  # type: ignore[attr-defined]
+    model.forward = forward
+    return templates
+
+
+def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough."""
+    batch = next(len(tensor) for tensor in tensors if tensor.dim())
+    return tuple(
+        (torch.cat([tensor, tensor]) if batch == 1 else tensor)[:2].detach()
+        if tensor.dim() and len(tensor) == batch
+        else tensor.detach()
+        for tensor in tensors
+    )
+
+
+def _fixed(size: int | torch.SymInt) -> int | None:
+    return int(size) if is_concrete_int(size) else None
+
+
+def _dims_of(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
+    symbols = free_symbols(batch)
+    return [
+        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols]
+        if isinstance(value, Tensor)
+        else []
+        for value in values
+    ]
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

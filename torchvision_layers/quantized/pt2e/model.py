@@ -1,18 +1,20 @@
 """Any model as an exported graph that can become int8."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..._utils.checks import check_float32, check_shape
+from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.structure import rebuild
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import qparams, set_qparams
 from .passes import set_mode
 
-__all__ = ["QuantizableGraph"]
+__all__ = ["QuantizableGraph", "make_graph"]
 
 _QPARAMS = ("activation_scales", "activation_zero_points")
 
@@ -43,26 +45,37 @@ class QuantizableGraph(QuantizableWrapper):
         self.allows_float = False
         leaves = {path: module for path, module in model.named_modules() if not module._modules}
         #: Paths of the modules without children, and of those with parameters among them.
-        self.leaves = tuple(leaves)
+        self.leaves = frozenset(leaves)
         self.weighted = {path for path, module in leaves.items() if module._parameters}
         self.called_paths = exported.called_paths
         self.norm_inputs = exported.norm_inputs
-        self.input_sizes = exported.input_sizes
+        self.signature = exported.signature
+        self.output_template = exported.output_template
+        self.batch_dims = exported.batch_dims
         self.training = model.training
         self.register_state_dict_post_hook(_save_qparams)
         self.register_load_state_dict_pre_hook(_load_qparams)
         self.register_load_state_dict_post_hook(_freeze_again)
 
-    def forward(self, input: Tensor) -> Tensor:
-        check_float32("input", input)
-        check_shape("input", input, self.input_sizes)
-        if self.stage is Stage.INT8 and input.shape[0] == 0:
+    def forward(self, input: Any) -> Any:
+        return self.call(Inputs((input,)))
+
+    def call(self, inputs: Inputs) -> Any:
+        """The output for these inputs."""
+        tensors = self.signature.flatten(inputs)
+        is_empty = self.stage is Stage.INT8 and any(
+            tensor.shape[dim] == 0 for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims
+        )
+        if is_empty:
             # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension.
-            return self.body(input.new_zeros((1, *input.shape[1:])))[:0]
+            tensors = _resized(tensors, self.batch_dims[0], 1)
         try:
-            return self.body(input)
+            outputs = self.body(*tensors)
         except AssertionError as error:  # from guards that the export put there
             raise ValueError(f"input must have sizes that the forward of the model supports: {error}") from error
+        if is_empty:
+            outputs = _resized(outputs, self.batch_dims[1], 0)
+        return rebuild(self.output_template, outputs)
 
     def _set_mode(self, mode: bool) -> None:
         for module in self.modules():
@@ -90,6 +103,26 @@ class QuantizableGraph(QuantizableWrapper):
             "a graph cannot be pickled; give its state_dict() to torch.save and load it into a graph made from the "
             "same architecture, or give torch.export.export(graph, (input,)) to torch.export.save"
         )
+
+
+class MultipleQuantizableGraph(QuantizableGraph):
+    """A :class:`QuantizableGraph` of a ``forward`` with several arguments."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(Inputs(args, kwargs))
+
+
+def make_graph(exported: ExportedModel, model: nn.Module) -> QuantizableGraph:
+    """The exported ``model`` with the arguments of its own ``forward``."""
+    return (QuantizableGraph if takes_one_input(model) else MultipleQuantizableGraph)(exported, model)
+
+
+def _resized(values: Sequence[Any], dims: list[list[int]], size: int) -> list[Any]:
+    """Tensors of zeros with another size in each of ``dims``; values without such dimensions are kept."""
+    return [
+        value.new_zeros([size if dim in changed else old for dim, old in enumerate(value.shape)]) if changed else value
+        for value, changed in zip(values, dims, strict=True)
+    ]
 
 
 def _freeze_again(module: QuantizableGraph, incompatible_keys: object) -> None:

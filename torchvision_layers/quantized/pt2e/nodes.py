@@ -13,18 +13,22 @@ __all__ = [
     "CONVS",
     "LINEAR",
     "MATMULS",
+    "NAMED_PADDING",
     "PRODUCTS",
     "UNFOLDABLE_NORM",
+    "WEIGHTED",
+    "float_operands",
     "is_call",
+    "is_constant",
     "is_dequantize",
     "is_fused_into",
     "is_quantize",
+    "is_random",
     "module_class",
     "module_path",
     "operands",
     "qparams",
     "set_qparams",
-    "unquantized_ops",
 ]
 
 _aten = torch.ops.aten
@@ -36,18 +40,23 @@ MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.badd
 BATCH_NORM = _aten.batch_norm.default
 #: The same operation under a name that torchao does not treat as a batch norm.
 UNFOLDABLE_NORM = _aten.native_batch_norm.default
-_OTHER_CONVS = {
-    _aten.conv1d.padding,
-    _aten.conv2d.padding,
-    _aten.conv3d.padding,
+#: Convolutions with padding "same" or "valid", and those with numbers.
+NAMED_PADDING = {
+    _aten.conv1d.padding: _aten.conv1d.default,
+    _aten.conv2d.padding: _aten.conv2d.default,
+    _aten.conv3d.padding: _aten.conv3d.default,
+}
+_TRANSPOSED_CONVS = {
     _aten.conv_transpose1d.default,
     _aten.conv_transpose2d.input,
     _aten.conv_transpose3d.input,
 }
 _ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
+#: Operators of layers with weights.
+WEIGHTED = CONVS | LINEAR | _TRANSPOSED_CONVS
 
-#: Operators that take nearly all the time of a network, and so must not stay in float silently.
-COMPUTE_OPS = CONVS | LINEAR | MATMULS | _OTHER_CONVS | _ATTENTION
+#: Operators that take nearly all the time of a network.
+COMPUTE_OPS = WEIGHTED | MATMULS | _ATTENTION
 
 _RELUS = {_aten.relu.default, _aten.relu_.default}
 #: Activations that only cut off the range of their input.
@@ -130,17 +139,22 @@ def _is_quantized(node: fx.Node) -> bool:
     return is_dequantize(node)
 
 
-def unquantized_ops(graph: fx.Graph) -> list[tuple[fx.Node, list[str]]]:
-    """Compute ops with an operand in float, and the names of these operands."""
-    ops = []
-    for node in graph.nodes:
-        if is_call(node, COMPUTE_OPS):
-            has_weight = node.target not in MATMULS | _ATTENTION
-            names = ("input", "weight") if has_weight else ("first factor", "second factor", "third factor")
-            in_float = [name for name, tensor in zip(names, operands(node), strict=False) if not _is_quantized(tensor)]
-            if in_float:
-                ops.append((node, in_float))
-    return ops
+def float_operands(node: fx.Node) -> list[str]:
+    """The operands of a compute op that are in float, by name."""
+    names = ("input", "weight") if node.target in WEIGHTED else ("first factor", "second factor", "third factor")
+    return [name for name, tensor in zip(names, operands(node), strict=False) if not _is_quantized(tensor)]
+
+
+def is_constant(node: object) -> bool:
+    """Whether a node has the same value in every call: it depends on parameters and buffers only."""
+    if not isinstance(node, fx.Node) or node.op == "get_attr":
+        return True
+    return not is_random(node) and node.op == "call_function" and all(map(is_constant, node.all_input_nodes))
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _is_decomposed(node: fx.Node, name: str) -> bool:

@@ -1,13 +1,13 @@
 """Rewrites of exported graphs that torchao lacks, or supports in some cases only."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .nodes import BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call
+from .nodes import ADDITIONS, BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call, is_random
 
 __all__ = [
     "fold_trained_norms",
@@ -64,9 +64,24 @@ def name_sources(module: fx.GraphModule) -> None:
             node.meta["source_fn_stack"] = [(node.name, _SOURCES[node.target])]
         elif is_call(node, {operator.getitem}) and is_call(node.args[0], {UNFOLDABLE_NORM}):
             node.meta["source_fn_stack"] = node.args[0].meta["source_fn_stack"]
+        elif _adds_number(node) or (node.target not in ADDITIONS and _is_in_source(node)):
+            node.meta["source_fn_stack"] = [(node.name, node.target)]
         elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or _is_counter(node):
             node.meta.pop("nn_module_stack", None)
             node.meta.pop("torch_fn", None)
+
+
+def _adds_number(node: fx.Node) -> bool:
+    return is_call(node, ADDITIONS) and not all(isinstance(argument, fx.Node) for argument in node.args[:2])
+
+
+def _is_in_source(node: fx.Node) -> bool:
+    """Whether a layer that quantizers look for computes more than its operator, such as a padding."""
+    stack = node.meta.get("nn_module_stack")
+    cls = next(reversed(stack.values()))[1] if stack else None
+    if isinstance(cls, type):
+        return issubclass(cls, tuple({*_SOURCES.values()}))
+    return cls in {f"{source.__module__}.{source.__qualname__}" for source in _SOURCES.values()}
 
 
 def _is_counter(node: fx.Node) -> bool:
@@ -207,6 +222,7 @@ def record_modes(module: fx.GraphModule) -> list[fx.Node]:
     """
     unknown = []
     for node in module.graph.nodes:
+        _add_defaults(node)
         if is_call(node, {BATCH_NORM, UNFOLDABLE_NORM}):
             # Without running statistics it normalizes by the batch in eval mode as well.
             if node.args[3] is not None:
@@ -220,12 +236,18 @@ def record_modes(module: fx.GraphModule) -> list[fx.Node]:
             for user in node.users:
                 if is_call(user, {_aten.div_.Tensor}) and not isinstance(user.args[1], fx.Node):
                     user.meta["modes"] = (1, user.args[1], 1.0)
-        elif is_call(node, {_aten.scaled_dot_product_attention.default}) and "dropout_p" not in node.kwargs:
-            if len(node.args) > 4:
-                node.meta["modes"] = (4, node.args[4], 0.0)
-        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        elif is_call(node, {_aten.scaled_dot_product_attention.default}):
+            node.meta["modes"] = (4, node.args[4], 0.0)
+        elif is_random(node):
             unknown.append(node)
     return unknown
+
+
+def _add_defaults(node: fx.Node) -> None:
+    """Writes the defaults that the exporter leaves out into the arguments of a random operator."""
+    if node.op == "call_function" and is_random(node):
+        missing = [a for a in node.target._schema.arguments[len(node.args) :] if not a.kwarg_only]  # type: ignore[union-attr]
+        node.args = (*node.args, *(argument.default_value for argument in missing))
 
 
 def set_mode(module: fx.GraphModule, training: bool, norms_train: bool) -> None:
@@ -259,14 +281,11 @@ def _is_ones(node: object) -> bool:
     return is_call(node, {_aten.bernoulli_.float})
 
 
-def _noise_nodes(product: fx.Node, noise: fx.Node) -> Iterator[fx.Node]:
-    yield product
-    while isinstance(noise, fx.Node):
-        source = noise.args[0]
-        yield noise
-        if not isinstance(source, fx.Node):
-            return
-        noise = source
+def _noise_nodes(product: fx.Node, noise: fx.Node) -> list[fx.Node]:
+    nodes = [product, noise]
+    while is_call(nodes[-1], {_aten.div_.Tensor, _aten.bernoulli_.float}):
+        nodes.append(nodes[-1].args[0])  # type: ignore[arg-type]  # the tensor that the operator writes into
+    return nodes
 
 
 def remove_unused_tensors(module: fx.GraphModule) -> None:

@@ -13,17 +13,19 @@ __all__ = ["graph_rows"]
 
 
 def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
-    """A row for each module without children, in the order of the model.
+    """A row for each module without children or with products in its own ``forward``, in the order of the model.
 
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for a
     module that does nothing in eval mode, and ``"-"`` for one that is never called.
     """
-    nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.leaves}
+    nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.classes_before}
     for node in graph.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None
-        if path in nodes and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+        # Of a module with children, only compute ops count.
+        has_row = path in graph.leaves or is_call(node, COMPUTE_OPS)
+        if path in nodes and has_row and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             nodes[path].append(node)
-    return [_row(graph, path, nodes) for path in graph.leaves]
+    return [_row(graph, path, nodes) for path in nodes if path in graph.leaves or nodes[path]]
 
 
 def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.Node]]) -> ReportRow:
@@ -49,7 +51,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         return ReportRow(path, before, after, "int8", f"fused into {', '.join(targets)}", targets)
     if all(_keeps_int8(node) for node in nodes):
         return ReportRow(path, before, after, "int8", Int8Support.PASS_THROUGH.value)
-    return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)
+    int8_ops = " ".join(dict.fromkeys(_operator(node) for node in nodes if _is_int8(node)))
+    why = Int8Support.FLOAT_FALLBACK.value + (f" for all operators but {int8_ops}" if int8_ops else "")
+    return ReportRow(path, before, after, "float", why)
 
 
 def _operator(node: fx.Node) -> str:

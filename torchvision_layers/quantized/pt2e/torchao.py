@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 from ..range_search import FastRangeSearch
 from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into
 
-__all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "prepare"]
+__all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
 
 BACKENDS = ("x86", "onnxruntime", "xnnpack")
 
@@ -31,6 +31,12 @@ def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule
     quantizer = _quantizer(backend, is_qat)
     with _ignore_warnings():
         return prepare_pt2e(graph, quantizer)
+
+
+def keep_in_float(nodes: list[fx.Node]) -> None:
+    """Makes quantizers skip these nodes."""
+    for node in nodes:
+        node.meta[x86.QUANT_ANNOTATION_KEY] = x86._X86InductorQuantizationAnnotation(_annotated=True)
 
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:

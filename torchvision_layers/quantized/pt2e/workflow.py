@@ -1,10 +1,11 @@
 """The functions of the PT2E engine: quantize, or prepare, freeze and convert."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
@@ -13,8 +14,7 @@ from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
 from .export import ExportedModel, export
-from .model import QuantizableGraph
-from .nodes import CONVS, LINEAR, is_call, module_class, module_path, unquantized_ops
+from .model import QuantizableGraph, make_graph
 from .passes import (
     fold_trained_norms,
     fuse_conv_bn_for_qat,
@@ -25,6 +25,8 @@ from .passes import (
     remove_unused_tensors,
     set_mode,
 )
+from .problems import float_problems, raise_problems, random_problems, weight_problems
+from .weights import dynamic_weights, fold_computed_weights
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
@@ -41,43 +43,41 @@ def choose_backend(name: str) -> str:
 def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed on ``batches``."""
     model = _float_copy(model).eval()
-    inputs = next(batches, None)
-    if inputs is None:
+    first = next(batches, None)
+    if first is None:
         raise ValueError("batches must hold at least one batch, got none")
-    first = _only_input(inputs)
     with torch.no_grad():
         exported = export(model, first)
+        fold_computed_weights(exported.graph_module)
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        _check_same_results(prepared(first), model, first, "exporting")
+        _check_same_results(prepared.call(first), model, first, "exporting")
         for batch in batches:
-            prepared(_only_input(batch))
+            prepared.call(batch)
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, inputs: Inputs | None, backend: str, allow_float: bool) -> QuantizableGraph:
+def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableGraph:
     """A graph of ``model`` for quantization-aware training, in training mode."""
-    if inputs is None:
+    if example is None:
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
     if backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
         raise ValueError(
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
-    example = _only_input(inputs)
     model = _float_copy(model).train()
     exported = export(model, example)
     graph_module = exported.graph_module
     isolate_unfoldable_norms(graph_module)
-    for node in record_modes(graph_module):
-        raise TypeError(f"{_describe(node)} draws random numbers, which a graph cannot leave out in eval mode")
-    set_mode(graph_module, training=False, norms_train=False)
-    with torch.no_grad():
-        _check_same_results(
-            graph_module(example), copy.deepcopy(model).eval(), example, "switching the graph to eval mode"
-        )
-    set_mode(graph_module, training=True, norms_train=True)
-    return _prepare(exported, model, backend, allow_float, is_qat=True).train()
+    problems = random_problems(record_modes(graph_module))
+    if not problems:
+        set_mode(graph_module, training=False, norms_train=False)
+        with torch.no_grad():
+            output = make_graph(exported, model).call(example)
+            _check_same_results(output, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
+        set_mode(graph_module, training=True, norms_train=True)
+    return _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems).train()
 
 
 def convert(prepared: QuantizableGraph) -> QuantizableGraph:
@@ -93,31 +93,35 @@ def freeze(prepared: QuantizableGraph) -> None:
     prepared.train(prepared.training)
 
 
-def _only_input(inputs: Inputs) -> Tensor:
-    values = [*inputs.args, *inputs.kwargs.values()]
-    if len(values) != 1 or not isinstance(values[0], Tensor):
-        raise TypeError(f"model must take one tensor with engine='pt2e', got {len(values)} inputs")
-    return values[0]
-
-
 def _prepare(
-    exported: ExportedModel, model: nn.Module, backend: str, allow_float: bool, is_qat: bool
+    exported: ExportedModel,
+    model: nn.Module,
+    backend: str,
+    allow_float: bool,
+    is_qat: bool,
+    problems: Sequence[str] = (),
 ) -> QuantizableGraph:
+    """The graph with observers. Errors: ``TypeError`` with ``problems`` and those that come to light here."""
     body = exported.graph_module
-    if not allow_float:
-        _check_weights(body.graph)
-    prepared = QuantizableGraph(exported, model)
+    problems = list(problems)
+    if allow_float:
+        torchao.keep_in_float(dynamic_weights(body.graph))
+    else:
+        problems += weight_problems(body.graph)
+    prepared = make_graph(exported, model)
     name_sources(body)
     if is_qat:
         fuse_conv_bn_for_qat(body)
     try:
         prepared.body = torchao.prepare(body, backend, is_qat)
     except ValueError as error:
+        raise_problems(problems)
         raise RuntimeError(f"model cannot be prepared for {backend}: {error}") from error
     prepared.stage, prepared.backend = Stage.PREPARED, backend
     prepared.allows_float = allow_float
     if not allow_float:
-        _check_quantized(prepared.body.graph)
+        problems += float_problems(prepared.body.graph)
+    raise_problems(problems)
     return prepared
 
 
@@ -127,11 +131,12 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
         raise ValueError("model must have run on some batches before it is converted, it has not")
     prepared.cpu().eval()
     fold_trained_norms(prepared.body)
+    fold_computed_weights(prepared.body)
     remove_dropout(prepared.body)
     prepared.body = torchao.convert(prepared.body)
     remove_unused_tensors(prepared.body)
     if not prepared.allows_float:
-        _check_quantized(prepared.body.graph)
+        raise_problems(float_problems(prepared.body.graph))
     prepared.stage = Stage.INT8
     prepared.requires_grad_(False)
     prepared.training = False
@@ -149,41 +154,17 @@ def _float_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _check_same_results(output: Tensor, model: nn.Module, input: Tensor, step: str) -> None:
+def _check_same_results(output: Any, model: nn.Module, inputs: Inputs, step: str) -> None:
     message = f"{step} changed the results: the forward depends on more than its input and its parameters"
-    expected = model(input)
+    expected = inputs.run(model)
     try:
         check_same_results(output, expected, message)
     except RuntimeError as error:
-        if torch.equal(model(input), expected):
-            raise
-        raise RuntimeError(
-            "model must return the same result for the same input in eval mode: its forward draws random numbers, or "
-            "changes its own state"
-        ) from error
-
-
-def _check_weights(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        weight = node.args[1] if is_call(node, CONVS | LINEAR) else None
-        if isinstance(weight, fx.Node) and weight.op != "get_attr":
-            raise TypeError(
-                f"{_describe(node)} computes its weight in every forward, which int8 cannot hold; use a plain layer "
-                "or pass allow_float=True"
-            )
-
-
-def _check_quantized(graph: fx.Graph) -> None:
-    for node, names in unquantized_ops(graph):
-        raise TypeError(
-            f"{_describe(node)} would stay in float: its {' and '.join(names)} cannot be quantized; "
-            "pass allow_float=True to allow it"
-        )
-
-
-def _describe(node: fx.Node) -> str:
-    path = module_path(node)
-    operator = str(node.target).removeprefix("aten.").partition(".")[0]
-    if path is None:
-        return f"an operator {operator}"
-    return f"{path or 'model'} ({module_class(node)}, operator {operator})"
+        try:
+            check_same_results(inputs.run(model), expected, message)
+        except RuntimeError:
+            raise RuntimeError(
+                "model must return the same result for the same input in eval mode: its forward draws random numbers, "
+                "or changes its own state"
+            ) from error
+        raise

@@ -10,15 +10,16 @@ from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
+from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import int8_support, is_unit
-from ..wrappers import FloatFallback, MultipleFloatFallback, ObservedActivation
+from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 
-__all__ = ["freeze", "prepare", "unobserved_paths"]
+__all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
 # qnnpack's kernels for these, run as modules of their own, assume dense channels_last memory, which its convolutions
 # do not return.
@@ -88,7 +89,8 @@ def prepare(
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
-    After calibration, modules that are not in ``calls`` stay in float; training may call them.
+    Paths in ``post_ops`` are updated. After calibration, modules that are not in ``calls`` stay in float; training may
+    call them.
     """
     is_unused = {m: calls is not None and not is_qat and calls.keys().isdisjoint(m.modules()) for m in model.modules()}
     unused = [module for module in model.modules() if is_unused[module]]
@@ -100,13 +102,17 @@ def prepare(
         activation = parent.get_submodule(op.operation)
         if type(activation) in ACTIVATIONS:
             parent.set_submodule(op.operation, ObservedActivation(activation))
+    parents = [model.get_submodule(op.parent) for op in post_ops]
     _add_float_fallbacks(model, backend, calls)
+    paths = {module: path for path, module in model.named_modules()}
+    post_ops[:] = [op._replace(parent=paths[parent]) for op, parent in zip(post_ops, parents, strict=True)]
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
-    fallbacks = [m for m in model.modules() if isinstance(m, (FloatFallback, MultipleFloatFallback))]
-    in_float = {inner for fallback in fallbacks for inner in fallback.module.modules()}.union(unused)
+    in_float = _modules_in_float(model, False).union(unused)
     for module in model.modules():
+        if isinstance(module, Int8Child):
+            module.qconfig = model.qconfig  # a forward in float around it has none
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
@@ -123,19 +129,38 @@ def prepare(
             module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
 
 
-def _add_float_fallbacks(module: nn.Module, backend: str, calls: dict[nn.Module, Call] | None) -> None:
+def _add_float_fallbacks(
+    module: nn.Module, backend: str, calls: dict[nn.Module, Call] | None, is_in_float: bool = False
+) -> None:
+    """Wraps each module below ``module`` that runs in float, unless the ``forward`` that calls it does too."""
     for name, child in module.named_children():
-        if isinstance(child, (FloatFallback, MultipleFloatFallback)) or is_unit(child):
-            continue
-        if hasattr(child, "is_unused"):
+        if is_unit(child) or hasattr(child, "is_unused"):
             continue
         call = _PLAIN if calls is None else calls.get(child, _PLAIN)
-        if int8_support(child) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
+        support = int8_support(child)
+        if support is Int8Support.FLOAT_FORWARD:
+            if not is_in_float:
+                # The results of the model itself stay in float.
+                outputs = None if isinstance(module, QuantizableWrapper) else call.outputs
+                setattr(module, name, MultipleFloatFallback(child, outputs))
+            _add_float_fallbacks(child, backend, calls, is_in_float=True)
+        elif support in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
         ):
-            setattr(module, name, FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, call.outputs))
+            if not is_in_float:
+                fallback = FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, call.outputs)
+                setattr(module, name, fallback)
         else:
-            _add_float_fallbacks(child, backend, calls)
+            _add_float_fallbacks(child, backend, calls, is_in_float and not isinstance(child, Int8Child))
+
+
+def _modules_in_float(module: nn.Module, is_in_float: bool) -> set[nn.Module]:
+    """The modules below float fallbacks, except those that int8 children run."""
+    in_float = {module} if is_in_float else set()
+    for child in module.children():
+        is_fallback = isinstance(module, (FloatFallback, MultipleFloatFallback)) and child is module.module
+        in_float |= _modules_in_float(child, (is_in_float or is_fallback) and not isinstance(child, Int8Child))
+    return in_float
 
 
 def freeze(model: nn.Module) -> None:
@@ -150,6 +175,14 @@ def freeze(model: nn.Module) -> None:
         # Ranges of weights depend on the weights alone, which are still trained, and x86 relies on them.
         if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, _PairRange):
             module.enable_observer()
+
+
+def leave_unobserved_in_float(model: nn.Module) -> None:
+    """Excludes modules that no batch has reached from conversion, in place."""
+    for path in unobserved_paths(model):
+        module = model.get_submodule(path)
+        module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
+        module.is_unused = True  # type: ignore[assignment]  # a plain attribute, for the report
 
 
 def unobserved_paths(model: nn.Module) -> list[str]:

@@ -1,0 +1,40 @@
+"""Lines of a model's own source code in errors and traces of torch."""
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+__all__ = ["failing_line", "source_line"]
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
+    """The module of ``model`` and the line that ``error`` comes from, and whether that line itself raised it."""
+    paths = {module: path or "model" for path, module in model.named_modules()}
+    cause: BaseException | None = error
+    while cause is not None:
+        owner, line, is_own = "", "", False
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            module, file = frame.f_locals.get("self"), frame.f_code.co_filename
+            is_own = not file.startswith(_TORCH)
+            if is_own and isinstance(module, nn.Module) and module in paths:
+                owner = f"{paths[module]} ({type(module).__name__})"
+            if is_own and owner:
+                line = f"{owner}, {file}:{number}: {linecache.getline(file, number).strip()}"
+        if line:
+            return line, is_own
+        cause = cause.__cause__ or cause.__context__
+    return "model", False
+
+
+def source_line(stack_trace: str | None) -> str:
+    """``file:line: code`` of the innermost line outside torch in the stack trace of a node; empty if there is none."""
+    for file, number, code in reversed(re.findall(r'File "(.+)", line (\d+), in .+\n\s+(.+)', stack_trace or "")):
+        if not file.startswith(_TORCH):
+            return f"{file}:{number}: {code}"
+    return ""

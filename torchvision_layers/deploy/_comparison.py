@@ -1,0 +1,81 @@
+"""Compares a file with the model that it was written from."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .._utils.inputs import Inputs
+from .._utils.structure import flatten
+from ._inputs import other_batch
+from ._running import describe_shapes, max_difference, perturb, run_model
+from ._signature import plain
+from ._subject import Subject
+from .formats.table import Format
+
+__all__ = ["compare", "inputs_to_compare"]
+
+#: The share of integers and booleans that rounding may change, because they come from comparisons of rounded values.
+_MAX_SHARE = 0.01
+
+_CAUSES = (
+    "A forward that draws random numbers can cause this, or one that was traced for some values or sizes only; "
+    "format='torchscript' keeps control flow"
+)
+
+
+def inputs_to_compare(subject: Subject) -> list[Inputs]:
+    """The example, other batches, and images of other sizes, as far as the file has variable sizes."""
+    example = subject.example
+    batches = [other_batch(example, size) for size in (1, subject.batch_size + 1)] if subject.is_batch_variable else []
+    resized = list(subject.resized)
+    singles = [other_batch(resized[0], 1)] if resized and batches else []
+    return [example, *batches, *resized, *singles]
+
+
+def compare(subject: Subject, program: Callable[..., Any], inputs: Inputs, format: Format) -> float:
+    """The largest difference between file and model, relative to the largest value of that output.
+
+    Errors: ``RuntimeError`` if the file cannot run ``inputs``, or if rounding does not explain the difference.
+    """
+    expected = run_model(subject.model, inputs)
+    shown = describe_shapes(inputs)
+    try:
+        output = plain(inputs.run(program))
+    except Exception as error:  # each runtime raises its own types
+        raise RuntimeError(
+            f"the file in format {format.name!r} cannot run {shown}, which the model accepts: {error}"
+        ) from error
+    (tensors, template), (expected_tensors, expected_template) = flatten(output), flatten(expected)
+    if template != expected_template:
+        raise RuntimeError(
+            f"the file in format {format.name!r} returns another structure or other constants than the model for "
+            f"{shown}: {template} in place of {expected_template}. {_CAUSES}"
+        )
+    moved = None
+    differences = [0.0]
+    for i, (tensor, original) in enumerate(zip(tensors, expected_tensors, strict=True)):
+        name = "" if subject.signature.has_one_output else f" in output {subject.signature.outputs[i]!r}"
+        if tensor.shape != original.shape or tensor.dtype != original.dtype:
+            raise RuntimeError(
+                f"the file in format {format.name!r} gives {tensor.dtype} of shape {list(tensor.shape)} for {shown}"
+                f"{name}, the model {original.dtype} of shape {list(original.shape)}. {_CAUSES}"
+            )
+        is_number = original.is_floating_point() or original.is_complex()
+        largest = float(original.abs().max()) if original.numel() and is_number else 1.0
+        difference, tolerance = max_difference(tensor, original), format.tolerance(subject) * largest
+        if not is_number:
+            tolerance = min(tolerance, _MAX_SHARE)
+        elif difference > tolerance and format.has_int8_kernels and any(subject.input_scales):
+            # The effect of a value that is rounded to the other step grows from layer to layer; the model itself shows
+            # how much. On networks with random weights, the differences of files were 0.4 to 0.8 of the effect of half
+            # a step.
+            if moved is None:
+                moved = flatten(run_model(subject.model, perturb(inputs, subject.input_scales)))[0]
+            tolerance = max(tolerance, 2 * max_difference(moved[i], original))
+        if difference > tolerance:
+            raise RuntimeError(
+                f"the file in format {format.name!r} gives other values than the model for {shown}{name}: they differ "
+                f"by {difference:.3g}, with a largest value of {largest:.3g}; rounding explains at most "
+                f"{tolerance:.3g}. {_CAUSES}"
+            )
+        differences.append(difference / largest if difference else 0.0)
+    return max(differences)

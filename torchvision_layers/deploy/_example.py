@@ -1,0 +1,76 @@
+"""The example of an export: the inputs of one call of the model."""
+
+from collections.abc import Mapping
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_float32
+from .._utils.inputs import Inputs
+from ._signature import describe_structure, forward_signature, plain
+
+__all__ = ["check_example"]
+
+_DTYPES = (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def check_example(example: Any, model: nn.Module) -> Inputs:
+    """The inputs of ``model`` in ``example``: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+
+    Keyword inputs are in the order of the parameters of ``forward``.
+
+    Errors: ``TypeError`` for inputs that ``forward`` does not accept, without a float32 tensor, or of another type;
+    ``ValueError`` for tensors that are empty, not finite or not on the CPU.
+    """
+    inputs = _inputs(example)
+    signature = forward_signature(model)
+    try:
+        bound = signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise TypeError(f"example must hold the inputs of forward{signature}: {error}") from error
+    order = [*bound.arguments, *inputs.kwargs]
+    inputs = Inputs(inputs.args, {key: inputs.kwargs[key] for key in sorted(inputs.kwargs, key=order.index)})
+    try:
+        describe_structure([inputs.args, inputs.kwargs], repeat(""))
+    except TypeError as error:
+        raise TypeError(f"example must hold {error}") from error
+    tensors = inputs.tensors()
+    for tensor in tensors:
+        _check_tensor(tensor)
+    batched = [tensor for tensor in tensors if tensor.dim() >= 2 and tensor.dtype == torch.float32]
+    if not batched:
+        shape = list(tensors[0].shape)
+        raise ValueError(f"example must be a batch of at least one input, got shape {shape}")
+    dense = inputs.map(lambda tensor: tensor.detach().contiguous())
+    return Inputs(plain(dense.args), plain(dense.kwargs))
+
+
+def _inputs(example: Any) -> Inputs:
+    if isinstance(example, Tensor):
+        return Inputs((check_float32("example", example),))
+    if isinstance(example, tuple):
+        inputs = Inputs(example)
+    elif isinstance(example, Mapping) and all(isinstance(name, str) for name in example):
+        inputs = Inputs(kwargs=dict(example))
+    else:
+        raise TypeError(
+            "example must be a float32 tensor, a tuple of positional inputs, or a mapping of keyword inputs, got "
+            f"{type(example).__name__}"
+        )
+    if not any(tensor.dtype == torch.float32 for tensor in inputs.tensors()):
+        raise TypeError(f"example must hold a float32 tensor, got {example!r:.100}")
+    return inputs
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"example must hold tensors of {names}, got {tensor.dtype}")
+    if tensor.numel() == 0:
+        raise ValueError(f"example must be a batch of at least one input, got shape {list(tensor.shape)}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"example must be on the CPU, got {tensor.device}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ValueError("example must be finite, got NaN or infinity")

@@ -1,0 +1,175 @@
+"""One run of a float model: the arguments of each ``forward``, and the modules and weights that it uses."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..._utils.inputs import Inputs
+from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.structure import flatten
+from .in_place import UnsupportedError
+
+__all__ = ["WEIGHTED", "Arguments", "FirstRun", "run_first", "running_module"]
+
+#: Functions that compute with a weight.
+WEIGHTED: set[Callable[..., Any]] = {
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(F.linear, F.bilinear),
+}
+
+
+class Passed(Enum):
+    """A value that a graph cannot hold as a constant."""
+
+    FLOATS = "holds floating-point tensors"
+    OTHER = "holds none"
+
+
+@dataclass
+class Arguments:
+    """The arguments that the calls of a ``forward`` pass, by name."""
+
+    #: Constants, with their types, because ``1 == True``; ``Passed`` for anything else.
+    values: dict[str, set[tuple[type, Any]]] = field(default_factory=lambda: defaultdict(set))
+
+    def record(self, forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Adds a call."""
+        bound = forward.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        for name, value in list(bound.arguments.items())[1:]:
+            self.values[name].add((type(value), value) if _is_constant(value) else (Passed, _passed(value)))
+
+    def holds_floats(self, name: str) -> bool:
+        """Whether the argument holds floating-point tensors in any call."""
+        return (Passed, Passed.FLOATS) in self.values[name]
+
+    def constants(self, module: nn.Module) -> dict[str, Any]:
+        """The values of the arguments of ``module.forward`` that have defaults and are the same in all calls.
+
+        Numbers other than the default are no constants, because they may depend on the size of images.
+
+        Errors: ``UnsupportedError`` if the calls differ in another way.
+        """
+        constants = {}
+        for parameter in inspect.signature(type(module).forward).parameters.values():
+            if not _is_constant(parameter.default):
+                continue
+            values = self.values.get(parameter.name) or {(type(parameter.default), parameter.default)}
+            (kind, value), *others = values
+            is_number = kind in (int, float) and value != parameter.default
+            if not others and kind is not Passed and not is_number:
+                constants[parameter.name] = value
+            elif {kind for kind, _ in values} & {bool, str, type(None)}:
+                raise UnsupportedError(f"is called with different values of {parameter.name}")
+        return constants
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, (bool, float, int, str, type(None)))
+
+
+def _passed(value: object) -> Passed:
+    return Passed.FLOATS if any(map(Tensor.is_floating_point, flatten(value)[0])) else Passed.OTHER
+
+
+@dataclass
+class FirstRun:
+    """The calls of a model on one batch, by the paths of its modules."""
+
+    arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
+    #: The modules that each ``forward`` calls.
+    callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: The convolutions and linear layers whose weights each ``forward`` gives to a function that int8 modules replace.
+    weights: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: The path of a ``forward`` that computes with weights in another way, and the way.
+    problems: dict[str, str] = field(default_factory=dict)
+    #: The convolutions and linear layers with these weights.
+    read_layers: set[str] = field(default_factory=set)
+
+
+def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
+    """Runs ``model`` on ``inputs`` without gradients and records its calls."""
+    paths = {module: path for path, module in model.named_modules()}
+    run = FirstRun()
+    stack: list[nn.Module] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)
+        if stack:
+            run.callees[paths[stack[-1]]].add(paths[module])
+
+    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
+    try:
+        with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
+            inputs.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return run
+
+
+@contextmanager
+def running_module(model: nn.Module, stack: list[nn.Module]) -> Iterator[None]:
+    """Keeps the modules whose ``forward`` runs in ``stack``, the innermost last, also after an exception."""
+
+    def enter(module: nn.Module, args: object) -> None:
+        stack.append(module)
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        stack.pop()
+
+    handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
+    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _WeightUses(TorchFunctionMode):
+    """Records the weights that a ``forward`` uses other than by calling a convolution or linear layer."""
+
+    def __init__(self, model: nn.Module, stack: list[nn.Module], paths: dict[nn.Module, str], run: FirstRun) -> None:
+        super().__init__()
+        self.owners = {
+            id(module._parameters["weight"]): path
+            for module, path in paths.items()
+            if isinstance(module, CONV_AND_LINEAR) and "weight" in module._parameters
+        }
+        self.stack, self.paths, self.run = stack, paths, run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._is_outside_layers() and getattr(func, "__name__", "") != "__get__":
+            self._record(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _is_outside_layers(self) -> bool:
+        """Whether a module runs that is not itself a layer with weights."""
+        return bool(self.stack) and not isinstance(self.stack[-1], (*CONV_AND_LINEAR, nn.MultiheadAttention))
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self.paths[self.stack[-1]]
+        owned = [self.owners[id(t)] for t in flatten((args, kwargs))[0] if id(t) in self.owners]
+        if func not in WEIGHTED:
+            self.run.read_layers.update(owned)
+            if owned:
+                self.run.problems[path] = f"reads {owned[0]}.weight in {func.__name__}"
+            return
+        weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        if not isinstance(weight, Tensor) or id(weight) not in self.owners:
+            self.run.problems[path] = f"calls {func.__name__} with a weight of its own"
+        else:
+            self.run.weights[path].add(self.owners[id(weight)])

@@ -1,0 +1,78 @@
+"""The parts of a model that cannot become int8, in one error."""
+
+import inspect
+from collections.abc import Collection
+
+from torch import nn
+
+from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.tracing import trace_forward
+from ..report_row import Int8Support
+from .support import int8_support, is_unit
+from .wrappers import named_user_modules
+
+__all__ = ["describe", "describe_running", "raise_problems"]
+
+_ALLOW_FLOAT = "pass allow_float=True to leave it in float"
+
+
+def raise_problems(model: nn.Module, problems: dict[str, str], untrainable: Collection[nn.Module]) -> None:
+    """Raises ``TypeError`` with everything in ``model`` that cannot become int8.
+
+    Args:
+        model: with each ``forward`` rewritten or marked to run in float.
+        problems: the paths of modules that compute with weights in their ``forward``, each with a reason.
+        untrainable: layers that int8 can run, but not train.
+    """
+    modules = {path: model.get_submodule(path) for path in problems}
+    lines = [
+        f"{describe(model, modules[path])}, whose forward {reason}; call a child such as nn.Conv2d or nn.Linear "
+        "instead, or pass allow_float=True"
+        for path, reason in problems.items()
+        if not hasattr(modules[path], "float_class") and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
+    ]
+    lines += [
+        f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
+        "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"
+        for layer in untrainable
+    ]
+    lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in {*untrainable}]
+    if len(lines) == 1:
+        raise TypeError(lines[0])
+    if lines:
+        raise TypeError(f"model has {len(lines)} parts that cannot become int8:\n" + "\n".join(lines))
+
+
+def describe(model: nn.Module, module: nn.Module) -> str:
+    """Path, class and source line of a module, as the beginning of a sentence."""
+    path = next((path for path, other in named_user_modules(model) if other is module), "")
+    return f"{path or 'model'} is a {type(module).__name__}{_source_line(module)}"
+
+
+def describe_running(model: nn.Module, stack: list[nn.Module]) -> str:
+    """Describes the innermost module of ``stack`` that the engine did not create."""
+    created = "torchvision_layers.quantized."
+    return describe(model, next((m for m in reversed(stack) if not type(m).__module__.startswith(created)), model))
+
+
+def _source_line(module: nn.Module) -> str:
+    """The file and line of a ``forward``; nothing if it has no source."""
+    forward = inspect.unwrap(type(module).forward)
+    for cls in type(module).__mro__:  # a rewritten class is derived from the class that the user wrote
+        if "is_rewritten" not in vars(cls) and "forward" in vars(cls):
+            forward = inspect.unwrap(vars(cls)["forward"])
+            break
+    code = getattr(forward, "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _unsupported(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    support = int8_support(module)
+    if is_unit(module) or type(module) is nn.MultiheadAttention:
+        return []
+    if support is Int8Support.UNKNOWN and isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear, nn.MultiheadAttention)):
+        return [(module, f"which int8 is not known to run; {_ALLOW_FLOAT}")]
+    if hasattr(module, "float_class") and trace_forward(module).concatenates:  # twins are not rewritten
+        reason = "which concatenates tensors in its forward, which int8 would do with the scale of the first"
+        return [(module, f"{reason}; use quantized.Concatenation")]
+    return [problem for child in module.children() for problem in _unsupported(child)]

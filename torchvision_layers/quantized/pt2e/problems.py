@@ -1,0 +1,58 @@
+"""What keeps a graph from running in int8, or from being trained: found before calibration, and raised at once."""
+
+from torch import fx
+
+from ..._utils.source_lines import source_line
+from .nodes import COMPUTE_OPS, WEIGHTED, float_operands, is_call, is_constant, module_class, module_path, operands
+from .weights import dynamic_weights
+
+__all__ = ["float_problems", "raise_problems", "random_problems", "weight_problems"]
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raises one ``TypeError`` that lists all problems, if there are any."""
+    if len(problems) == 1:
+        raise TypeError(problems[0])
+    if problems:
+        raise TypeError("\n".join([f"model has {len(problems)} problems:", *problems]))
+
+
+def random_problems(nodes: list[fx.Node]) -> list[str]:
+    """Random operators that a graph cannot leave out in eval mode."""
+    return [
+        f"{_describe(node)} draws random numbers, which a graph cannot leave out in eval mode; use nn.Dropout or "
+        "torchvision.ops.StochasticDepth, or train with engine='eager'"
+        for node in nodes
+    ]
+
+
+def weight_problems(graph: fx.Graph) -> list[str]:
+    """Layers whose weight depends on the input."""
+    return [
+        f"{_describe(node)} computes its weight from the input of the model, and int8 weights are constants; pass "
+        "allow_float=True to keep it in float"
+        for node in dynamic_weights(graph)
+    ]
+
+
+def float_problems(graph: fx.Graph) -> list[str]:
+    """Layers, and products with a weight, that would stay in float. Products of activations may."""
+    problems = []
+    for node in graph.nodes:
+        if is_call(node, COMPUTE_OPS) and (is_call(node, WEIGHTED) or any(map(is_constant, operands(node)))):
+            names = float_operands(node)
+            if names:
+                problems.append(
+                    f"{_describe(node)} would stay in float: its {' and '.join(names)} cannot be quantized; pass "
+                    "allow_float=True to allow it"
+                )
+    return problems
+
+
+def _describe(node: fx.Node) -> str:
+    """The module of a node by path and class, the operator, and the line of the model that calls it."""
+    path = module_path(node)
+    operator = str(node.target).removeprefix("aten.").partition(".")[0]
+    line = source_line(node.meta.get("stack_trace"))
+    call = f"operator {operator} in {line}" if line else f"operator {operator}"
+    return call if path is None else f"{path or 'model'} ({module_class(node)}, {call})"
