@@ -1,7 +1,7 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,18 +40,18 @@ def export_program(
     collection = ShapesCollection()
     for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
         collection[tensor] = dims
+    contexts: list[Callable[[], AbstractContextManager[None]]] = [any_size, nullcontext]
+    # In training, batch norms reject a single value and leave that guard in the program; a batch of two is never one.
+    if model.training or not any(dim > 0 for dims in sizes for dim in dims):
+        contexts = [nullcontext]
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
-
-        def export() -> ExportedProgram:
-            return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
-
-        if not model.training:  # in training, batch norms reject a single value and leave that guard in the program
-            with any_size():
-                program = export()
-            if _accepts_one(program, inputs, sizes):
-                return program
-        return export()
+        for context in contexts:
+            with context():
+                program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
+            if context is contexts[-1] or _accepts_one(program, inputs, sizes):
+                break
+        return program
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"

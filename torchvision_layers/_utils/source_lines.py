@@ -21,7 +21,7 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
         owner, line, is_own = "", "", False
         for frame, number in traceback.walk_tb(cause.__traceback__):
             module, file = frame.f_locals.get("self"), frame.f_code.co_filename
-            is_own = not file.startswith(_TORCH)
+            is_own = _is_own(file, frame.f_code.co_name)
             if is_own and isinstance(module, nn.Module) and module in paths:
                 owner = f"{paths[module]} ({type(module).__name__})"
             if is_own and owner:
@@ -34,7 +34,13 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
 
 def source_line(stack_trace: str | None) -> str:
     """``file:line: code`` of the innermost line outside torch in the stack trace of a node; empty if there is none."""
-    for file, number, code in reversed(re.findall(r'File "(.+)", line (\d+), in .+\n\s+(.+)', stack_trace or "")):
-        if not file.startswith(_TORCH):
+    lines = re.findall(r'File "(.+)", line (\d+), in (.+)\n\s+(.+)', stack_trace or "")
+    for file, number, function, code in reversed(lines):
+        if _is_own(file, function):
             return f"{file}:{number}: {code}"
     return ""
+
+
+def _is_own(file: str, function: str) -> bool:
+    """Whether a line belongs neither to torch nor to a mode that watches it."""
+    return not file.startswith(_TORCH) and function != "__torch_function__"

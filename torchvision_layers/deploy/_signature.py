@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
-from ..quantized import QuantizableModel
+from ..quantized import QuantizableGraph, QuantizableModel
 
 __all__ = ["Shape", "Signature", "TensorSpec", "describe_structure", "forward_signature", "items_of", "plain"]
 
@@ -139,6 +139,9 @@ class Signature:
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
     """The signature of the ``forward`` that a user wrote."""
+    if isinstance(model, QuantizableGraph) and "signature" in vars(model):
+        parameters: inspect.Signature = vars(model)["signature"].parameters
+        return parameters
     return inspect.signature((model.model if isinstance(model, QuantizableModel) else model).forward)
 
 

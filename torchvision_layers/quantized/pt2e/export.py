@@ -2,20 +2,18 @@
 
 import copy
 import inspect
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
-from ..._utils.exporting import export_program
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
+from .sizes import export_static, export_symbolic, output_values
 from .weights import erase_unused_ops, make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
@@ -40,8 +38,14 @@ class ExportedModel:
     norm_inputs: dict[str, str]
 
 
-def export(model: nn.Module, example: Inputs) -> ExportedModel:
+def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None) -> ExportedModel:
     """Exports a copy of ``model``, which is in training or eval mode throughout.
+
+    Args:
+        model: the model.
+        example: the inputs of a batch.
+        dynamic_sizes: ``True`` for a graph that takes images of every size that the model takes, ``False`` for the
+            sizes of the example only. ``None`` fixes them, with a warning, if an export for all sizes would be slow.
 
     Errors: ``TypeError`` if the model does not return a tensor; ``RuntimeError`` if it cannot be exported, or only for
     one batch size.
@@ -55,31 +59,22 @@ def export(model: nn.Module, example: Inputs) -> ExportedModel:
     signature = Signature(model, example)
     output_templates = _flatten_calls_(model, signature)
     pair = Inputs(_pair(signature.flatten(example)))
-    sizes = [dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in pair.tensors()]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
-        module = export_program(model, pair, sizes).module()
+    can_be_static = dynamic_sizes is not False and not model.training
+    sized = (export_static(model, pair) if can_be_static else None) or export_symbolic(model, pair, dynamic_sizes)
+    module = sized.graph_module
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
     called_paths |= _name_owners(module, model)
-    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    results: Any = module.graph.output_node().args[0]
-    outputs = [result.meta["val"] if isinstance(result, fx.Node) else result for result in results]
+    outputs = output_values(module)
     if not any(isinstance(value, Tensor) for value in outputs):
         output = output_templates[-1]
         shown = "None" if output is None else f"a {type(output).__name__} without any"
         raise TypeError(f"model must return at least one tensor, it returns {shown}")
-    signature.sizes = [tuple(_fixed(size) for size in tensor.shape) for tensor in inputs]
-    batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
-    if is_concrete_int(batch):
-        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
+    signature.sizes = sized.input_sizes
+    if not sized.has_guards:
+        signature.batch_dims = sized.batch_dims[0]
     return ExportedModel(
-        module,
-        signature,
-        output_templates[-1],
-        (_dims_of(batch, inputs), _dims_of(batch, outputs)),
-        frozenset(called_paths),
-        _norm_inputs(module),
+        module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module)
     )
 
 
@@ -138,20 +133,6 @@ def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
         else tensor.detach()
         for tensor in tensors
     )
-
-
-def _fixed(size: int | torch.SymInt) -> int | None:
-    return int(size) if is_concrete_int(size) else None
-
-
-def _dims_of(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
-    symbols = free_symbols(batch)
-    return [
-        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols]
-        if isinstance(value, Tensor)
-        else []
-        for value in values
-    ]
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

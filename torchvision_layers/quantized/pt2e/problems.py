@@ -1,4 +1,4 @@
-"""What keeps a graph from running in int8, or from being trained: found before calibration, and raised at once."""
+"""Problems of a graph that is to run in int8 or to be trained: found before calibration, raised at once."""
 
 from torch import fx
 

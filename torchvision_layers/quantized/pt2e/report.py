@@ -21,7 +21,7 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
     nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.classes_before}
     for node in graph.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None
-        # Of a module with children, only compute ops count.
+        # Only compute ops count in a module with children.
         has_row = path in graph.leaves or is_call(node, COMPUTE_OPS)
         if path in nodes and has_row and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             nodes[path].append(node)

@@ -27,6 +27,8 @@ class Signature:
         self.dtypes = [tensor.dtype for tensor in tensors]
         #: For each tensor, the size that the graph requires in each dimension; ``None`` for any size.
         self.sizes: list[tuple[int | None, ...]] = [(None,) * tensor.dim() for tensor in tensors]
+        #: For each tensor, the dimensions that must have one size, that of the batch, if the graph does not check it.
+        self.batch_dims: list[list[int]] = [[] for _ in tensors]
 
     def flatten(self, inputs: Inputs) -> list[Tensor]:
         """The tensors of ``inputs``.
@@ -38,6 +40,7 @@ class Signature:
         for i, (name, value) in enumerate(_match(self.template, self._bind(inputs), "")):
             self._check(i, name, value)
             tensors.append(value)
+        self._check_batch(tensors)
         return tensors
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Inputs:
@@ -63,6 +66,13 @@ class Signature:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"{name} must be a {str(dtype).removeprefix('torch.')} tensor, got {got}")
         check_shape(name, value, self.sizes[index])
+
+    def _check_batch(self, tensors: Sequence[Tensor]) -> None:
+        names = self.names()
+        dims = [(names[i], tensors[i].shape[dim]) for i, dims in enumerate(self.batch_dims) for dim in dims]
+        for name, size in dims:
+            if size != dims[0][1]:
+                raise ValueError(f"{name} must have the batch size of {dims[0][0]}, {dims[0][1]}, got {size}")
 
 
 def _match(template: Any, value: Any, name: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,114 @@
+"""Which graphs take every image size, and how the engine finds out without symbolic sizes."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.pt2e.export import export
+from torchvision_layers.quantized.pt2e.model import QuantizableGraph
+
+from ._support import FunctionModule, tiny_model, with_running_stats
+
+X = torch.randn(4, 3, 18, 20)
+OTHER = torch.randn(3, 3, 13, 27)
+
+
+def with_conv(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Calls ``function`` with the output of a convolution, which has the size of the input."""
+    return FunctionModule(lambda m, x: function(m.conv(x)), conv=nn.Conv2d(3, 4, 3, padding=1)).eval()
+
+
+def in_windows(x: Tensor) -> Tensor:
+    """The means of windows of 7 x 7 after padding."""
+    height, width = x.shape[2:]
+    x = F.pad(x, (0, (7 - width % 7) % 7, 0, (7 - height % 7) % 7))
+    return x.view(x.shape[0], x.shape[1], x.shape[2] // 7, 7, x.shape[3] // 7, 7).mean((3, 5))
+
+
+def int8(model: nn.Module, dynamic_sizes: bool | None = None) -> QuantizableGraph:
+    return workflow.quantize(model, iter([Inputs((X,))]), "x86", False, dynamic_sizes)
+
+
+def has_symbolic_sizes(model: nn.Module) -> bool:
+    return hasattr(export(model, Inputs((X,))).graph_module, "_guards_fn")
+
+
+def test_constant_and_symbolic_sizes_give_equal_graphs() -> None:
+    model = with_running_stats(tiny_model())
+    static, symbolic = int8(model), int8(model, dynamic_sizes=True)
+    assert not has_symbolic_sizes(model)
+    assert static.signature.sizes == symbolic.signature.sizes == [(None, 3, None, None)]
+    assert static.batch_dims == symbolic.batch_dims == ([[0]], [[0]])
+    for x in (X, OTHER, X[:1]):
+        assert torch.equal(static(x), symbolic(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y.flatten(1),
+        lambda y: F.adaptive_avg_pool2d(y, 1),
+        lambda y: F.interpolate(y, scale_factor=2.0),
+        lambda y: F.pixel_shuffle(y, 2),
+        lambda y: torch.cat(y.chunk(2, 1), 1).mean((2, 3)),
+        lambda y: y.permute(0, 2, 3, 1) if y.dim() == 4 else y,
+    ],
+)
+def test_graph_that_does_not_depend_on_sizes_is_exported_with_constants(function: Callable[[Tensor], Tensor]) -> None:
+    model = with_conv(function)
+    exported = export(model, Inputs((X,)))
+    assert not hasattr(exported.graph_module, "_guards_fn")
+    assert exported.signature.sizes == [(None, 3, None, None)]
+    torch.testing.assert_close(exported.graph_module(OTHER)[0], model(OTHER))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y.view(y.size(0), -1),
+        lambda y: y.view(y.shape[0], -1),
+        lambda y: F.interpolate(y, size=y.shape[2:]),
+        lambda y: y / y[0].numel(),
+        lambda y: y[..., : y.size(-1) // 2],
+        lambda y: torch.stack(y.unbind(2), 3),
+        lambda y: sum(y.unbind(3)),
+    ],
+)
+def test_graph_that_depends_on_sizes_has_symbolic_ones(function: Callable[[Tensor], Tensor]) -> None:
+    assert has_symbolic_sizes(with_conv(function))
+
+
+def test_branch_on_the_size_is_not_lost() -> None:
+    """The graph refuses sizes that take another branch than the example."""
+    graph = int8(with_conv(lambda y: y if y.shape[3] > 16 else -y))
+    assert graph(torch.randn(2, 3, 9, 17)).shape == (2, 4, 9, 17)
+    with pytest.raises(ValueError, match="input must have sizes that the forward of the model supports"):
+        graph(torch.randn(2, 3, 9, 16))
+
+
+def test_slow_sizes_are_fixed_with_a_warning() -> None:
+    model = with_conv(in_windows)
+    with pytest.warns(UserWarning, match="takes images of 18 x 20 only.*dynamic_sizes=True exports for all sizes"):
+        graph = int8(model)
+    assert graph.signature.sizes == [(None, 3, 18, 20)]
+    for x in (X, X[:1], X[:0], torch.cat([X, X])):
+        assert graph(x).shape == model(x).shape
+    with pytest.raises(ValueError, match="x must have size 18 in dimension 2"):
+        graph(OTHER)
+
+
+@pytest.mark.parametrize("dynamic_sizes", [True, False])
+def test_sizes_follow_the_argument_without_a_warning(dynamic_sizes: bool) -> None:
+    model = with_conv(in_windows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        graph = int8(model, dynamic_sizes)
+    assert graph.signature.sizes == [(None, 3, None, None) if dynamic_sizes else (None, 3, 18, 20)]
+    if dynamic_sizes:
+        assert graph(OTHER).shape == model(OTHER).shape

@@ -1,0 +1,221 @@
+"""Exports of a model for all sizes of its inputs, with symbolic sizes only if the graph depends on them."""
+
+import copy
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
+from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import Mod, PythonMod
+
+from ..._utils import checks
+from ..._utils.exporting import export_program
+from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
+from ..checks import check_same_results
+
+__all__ = ["SizedGraph", "export_static", "export_symbolic", "output_values"]
+
+#: Most operations in the formula of one size. Five padded strides of two make 9.
+_MAX_OPERATIONS = 16
+#: Methods whose results do not depend on sizes, and properties whose results do.
+_SIZE_INDEPENDENT = {"dim", "ndimension", "is_floating_point", "is_complex"}
+_SIZE_PROPERTIES = {"shape", "nbytes"}
+
+
+@dataclass(frozen=True)
+class SizedGraph:
+    """A graph, and the sizes that it takes."""
+
+    graph_module: fx.GraphModule
+    #: For each input, the size in each dimension; ``None`` for any size.
+    input_sizes: list[tuple[int | None, ...]]
+    #: For each tensor of the inputs and of the output, the dimensions that grow with the batch.
+    batch_dims: tuple[list[list[int]], list[list[int]]]
+    #: Whether the graph has guards that check sizes.
+    has_guards: bool
+
+
+def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
+    """Exports ``model`` with constant sizes if its graph holds for all sizes, or returns ``None``.
+
+    That takes a fraction of the time of an export with symbolic sizes. The graph holds for all sizes if no ``forward``
+    reads the size of a tensor, and if the graph computes the same as the model for a larger batch of smaller images.
+    Its module checks no sizes.
+
+    Args:
+        model: a copy, in eval mode, that takes ``pair``, positional tensors, and returns a tuple.
+        pair: inputs with a batch of two.
+    """
+    probe = copy.deepcopy(model)  # a forward may write to the model
+    two = [_smaller(tensor) for tensor in pair.args]
+    three = [_with_three(tensor) for tensor in two]
+    try:
+        with torch.no_grad():
+            with _SizeReads(probe) as reads:
+                outputs = probe(*two)
+            if reads.is_found:
+                return None
+            module = torch.export.export(model, pair.args).module(check_guards=False)
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
+                hooks.clear()
+            expected = probe(*three)
+            check_same_results(module(*three), expected, "a graph with constant sizes differs from the model")
+    except Exception:  # if the model is at fault, the export with symbolic sizes reports it
+        return None
+    sizes = [_static_sizes(probe, two, i) for i in range(len(two))]
+    return SizedGraph(module, sizes, (_changed_dims(two, three), _changed_dims(outputs, expected)), has_guards=False)
+
+
+def _smaller(tensor: Tensor) -> Tensor:
+    """Images of half the height and width."""
+    for dim in range(2, tensor.dim()):
+        size = tensor.shape[dim]
+        tensor = tensor.narrow(dim, 0, size // 2) if size > 1 else torch.cat([tensor, tensor], dim)
+    return tensor.clone()
+
+
+def _with_three(tensor: Tensor) -> Tensor:
+    """A batch of three instead of two."""
+    return torch.cat([tensor, tensor[:1]]) if tensor.dim() and len(tensor) == 2 else tensor
+
+
+def _static_sizes(model: nn.Module, inputs: list[Tensor], index: int) -> tuple[int | None, ...]:
+    """The sizes that an input of ``model`` must have, which can only be the number of channels."""
+    sizes = list[int | None]([None] * inputs[index].dim())
+    if len(sizes) > 1:
+        widened = list(inputs)
+        widened[index] = torch.cat([inputs[index], inputs[index]], 1)
+        try:
+            with torch.no_grad():
+                model(*widened)
+        except Exception:  # any error of any layer
+            sizes[1] = inputs[index].shape[1]
+    return tuple(sizes)
+
+
+def _changed_dims(values: Sequence[Any], others: Sequence[Any]) -> list[list[int]]:
+    """For each tensor, the dimensions whose sizes differ."""
+    return [
+        [dim for dim in range(value.dim()) if value.shape[dim] != other.shape[dim]] if isinstance(value, Tensor) else []
+        for value, other in zip(values, others, strict=True)
+    ]
+
+
+class _SizeReads(TorchFunctionMode):
+    """Finds out whether a ``forward`` reads the size of a tensor other than a parameter or buffer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.is_found = False
+        self._weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _is_number(result) and not (args and id(args[0]) in self._weights):
+            # Checks of this package's layers either raise or do nothing.
+            is_check = sys._getframe(1).f_globals.get("__name__") == checks.__name__
+            self.is_found |= _depends_on_size(func) and not is_check
+        return result
+
+
+def _is_number(result: object) -> bool:
+    items = result if isinstance(result, (tuple, list)) else [result]
+    return any(isinstance(item, (bool, int, float)) for item in items)
+
+
+def _depends_on_size(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return func.__self__.__name__ in _SIZE_PROPERTIES
+    return name not in _SIZE_INDEPENDENT
+
+
+def export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> SizedGraph:
+    """Exports ``model`` with symbolic sizes for the batch and, as ``dynamic_sizes`` says, for everything else.
+
+    Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
+    """
+    module = _export(model, pair, dynamic_sizes)
+    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    outputs = output_values(module)
+    batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
+    if is_concrete_int(batch):
+        raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
+    sizes = [tuple(int(size) if is_concrete_int(size) else None for size in tensor.shape) for tensor in inputs]
+    dims = (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs))
+    return SizedGraph(module, sizes, dims, has_guards=True)
+
+
+def _export(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> fx.GraphModule:
+    auto, limit = torch.export.Dim.AUTO, _SizeLimit()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
+        if dynamic_sizes is not False:
+            try:
+                with limit if dynamic_sizes is None else nullcontext():
+                    return export_program(
+                        model, pair, [dict.fromkeys(range(x.dim()), auto) for x in pair.args]
+                    ).module()
+            except RuntimeError:
+                if not limit.is_exceeded:
+                    raise
+        module = export_program(model, pair, [{0: auto} if x.dim() and len(x) == 2 else {} for x in pair.args]).module()
+    if limit.is_exceeded:
+        warnings.warn(
+            f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "
+            "sizes in a way that makes an export for all sizes slow; dynamic_sizes=True exports for all sizes, "
+            "dynamic_sizes=False fixes them without this warning",
+            stacklevel=2,
+        )
+    return module
+
+
+def output_values(module: fx.GraphModule) -> list[Any]:
+    """The tensors and numbers of the output, as the export traced them."""
+    results: Any = module.graph.output_node().args[0]
+    return [result.meta["val"] if isinstance(result, fx.Node) else result for result in results]
+
+
+def _symbolic_dims(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
+    symbols = free_symbols(batch)
+    return [
+        [dim for dim, size in enumerate(value.shape) if free_symbols(size) & symbols]
+        if isinstance(value, Tensor)
+        else []
+        for value in values
+    ]
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Ends an export once the formula of a size is one that torch reasons about for minutes.
+
+    Such formulas are long, or contain a remainder: a ``forward`` pads to a multiple of a window in each of its blocks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_exceeded = False
+        self._accepted = set[Any]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in flatten(result)[0]:
+            for size in tensor.shape:
+                if isinstance(size, torch.SymInt):
+                    self._check(size.node.expr)
+        return result
+
+    def _check(self, formula: Any) -> None:
+        if formula in self._accepted:
+            return
+        if formula.count_ops() > _MAX_OPERATIONS or formula.has(Mod, PythonMod):
+            self.is_exceeded = True
+            raise RuntimeError(f"the formula of a size is too complex: {formula}")
+        self._accepted.add(formula)
