@@ -139,6 +139,50 @@ def test_layers_on_constants_are_trained() -> None:
     assert decibels(graph.eval()(X), convert(graph)(X)) >= 60
 
 
+class WrittenConstants(nn.Module):
+    """As in Swin V2: a part of a copied bias is cleared in place, and activations on constants are in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.table, self.other = nn.Linear(4, 9), nn.Linear(9, 9), nn.Linear(9, 9)
+        self.register_buffer("coordinates", torch.linspace(-1, 1, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.fc.bias.clone()
+        before = bias * 2
+        bias[3:6].zero_()
+        table = self.other(functional.relu_(self.table(self.coordinates))).mul_(3)
+        return functional.linear(x.mean((2, 3)), self.fc.weight, bias) + table + before
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_writes_into_constants_count_once(is_qat: bool) -> None:
+    model = WrittenConstants().eval()
+    graph = prepare_qat(model, X, engine="pt2e") if is_qat else quantize(model, [X], engine="pt2e")
+    if is_qat:
+        graph(X)
+        graph = convert(graph)
+    for _ in range(2):
+        assert decibels(model(X), graph(X)) >= 30
+    assert len(call_nodes(graph, "linear")) == (3 if is_qat else 1)
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        return functional.conv2d(x, self.conv.weight * self.count.clamp(max=0.5))
+
+
+def test_weight_from_changing_buffer_raises() -> None:
+    with pytest.raises(TypeError, match=r"model \(Stateful.*or from buffers that it changes"):
+        quantize(Stateful().eval(), [X], engine="pt2e")
+
+
 class CondConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
+from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
 from .sizes import export_static, export_symbolic, output_values
-from .weights import erase_unused_ops, make_padding_numeric
+from .weights import make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
 

@@ -19,7 +19,6 @@ __all__ = [
     "WEIGHTED",
     "float_operands",
     "is_call",
-    "is_constant",
     "is_dequantize",
     "is_fused_into",
     "is_quantize",
@@ -143,13 +142,6 @@ def float_operands(node: fx.Node) -> list[str]:
     """The operands of a compute op that are in float, by name."""
     names = ("input", "weight") if node.target in WEIGHTED else ("first factor", "second factor", "third factor")
     return [name for name, tensor in zip(names, operands(node), strict=False) if not _is_quantized(tensor)]
-
-
-def is_constant(node: object) -> bool:
-    """Whether a node has the same value in every call: it depends on parameters and buffers only."""
-    if not isinstance(node, fx.Node) or node.op == "get_attr":
-        return True
-    return not is_random(node) and node.op == "call_function" and all(map(is_constant, node.all_input_nodes))
 
 
 def is_random(node: fx.Node) -> bool:

@@ -3,7 +3,8 @@
 from torch import fx
 
 from ..._utils.source_lines import source_line
-from .nodes import COMPUTE_OPS, WEIGHTED, float_operands, is_call, is_constant, module_class, module_path, operands
+from .constants import constant_nodes
+from .nodes import COMPUTE_OPS, WEIGHTED, float_operands, is_call, module_class, module_path, operands
 from .weights import dynamic_weights
 
 __all__ = ["float_problems", "raise_problems", "random_problems", "weight_problems"]
@@ -29,7 +30,8 @@ def random_problems(nodes: list[fx.Node]) -> list[str]:
 def weight_problems(graph: fx.Graph) -> list[str]:
     """Layers whose weight depends on the input."""
     return [
-        f"{_describe(node)} computes its weight from the input of the model, and int8 weights are constants; pass "
+        f"{_describe(node)} computes its weight from the input of the model, or from buffers that it changes, and "
+        f"int8 weights are constants; pass "
         "allow_float=True to keep it in float"
         for node in dynamic_weights(graph)
     ]
@@ -37,9 +39,9 @@ def weight_problems(graph: fx.Graph) -> list[str]:
 
 def float_problems(graph: fx.Graph) -> list[str]:
     """Layers, and products with a weight, that would stay in float. Products of activations may."""
-    problems = []
+    problems, constants = [], constant_nodes(graph)
     for node in graph.nodes:
-        if is_call(node, COMPUTE_OPS) and (is_call(node, WEIGHTED) or any(map(is_constant, operands(node)))):
+        if is_call(node, COMPUTE_OPS) and (is_call(node, WEIGHTED) or not constants.isdisjoint(operands(node))):
             names = float_operands(node)
             if names:
                 problems.append(

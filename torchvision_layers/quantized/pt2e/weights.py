@@ -1,14 +1,14 @@
-"""Convolutions and linear layers as quantizers know them: padding in numbers, and a parameter as the weight."""
+"""Padding and weights of convolutions and linear layers."""
 
-from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from .nodes import NAMED_PADDING, WEIGHTED, is_call, is_constant, module_path
+from .constants import constant_nodes
+from .nodes import NAMED_PADDING, WEIGHTED, is_call
 
-__all__ = ["dynamic_weights", "erase_unused_ops", "fold_constants", "make_padding_numeric"]
+__all__ = ["dynamic_weights", "make_padding_numeric"]
 
 _pad = torch.ops.aten.constant_pad_nd.default
 
@@ -46,59 +46,7 @@ def _arguments(node: fx.Node) -> list[Any]:
     return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
 
 
-def fold_constants(module: fx.GraphModule) -> None:
-    """Makes what a forward computes from parameters and buffers alone parameters themselves.
-
-    These are weights and biases, as weight standardization and parametrizations compute them, and the results of layers
-    on constants, such as the position biases of Swin V2.
-    """
-    graph = module.graph
-    for node in graph.nodes:
-        if is_call(node, WEIGHTED):
-            sources = (
-                {"result": node} if is_constant(node) else dict(zip(("weight", "bias"), node.args[1:3], strict=False))
-            )
-            for name, source in sources.items():
-                if isinstance(source, fx.Node) and source.op != "get_attr" and is_constant(source):
-                    _fold(module, source, f"computed_{name}")
-    erase_unused_ops(graph)
-    module.recompile()
-
-
-def _fold(module: fx.GraphModule, node: fx.Node, name: str) -> None:
-    path = _free_path(module, module_path(node) or "", name)
-    owner, _, attribute = path.rpartition(".")
-    with torch.no_grad():
-        value = nn.Parameter(_value(module, node), requires_grad=False)
-    module.get_submodule(owner).register_parameter(attribute, value)
-    with module.graph.inserting_before(node):
-        constant = module.graph.get_attr(path)
-    constant.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(constant)
-
-
-def erase_unused_ops(graph: fx.Graph) -> None:
-    """Erases operators without users, but neither the guards of the program nor tensors, which are its state."""
-    graph.eliminate_dead_code(lambda node: node.op != "call_function" or node.is_impure())
-
-
 def dynamic_weights(graph: fx.Graph) -> list[fx.Node]:
     """Convolutions and linear layers whose weight depends on the input of the model."""
-    return [node for node in graph.nodes if is_call(node, WEIGHTED) and not is_constant(node.args[1])]
-
-
-def _free_path(module: fx.GraphModule, owner: str, name: str) -> str:
-    """A path for a parameter of the module at ``owner``, or of the model if the graph keeps no such module."""
-    if not any(path == owner for path, _ in module.named_modules()):
-        owner = ""
-    free, number = name, 1
-    while hasattr(module.get_submodule(owner), free):
-        free, number = f"{name}_{number}", number + 1
-    return f"{owner}.{free}".lstrip(".")
-
-
-def _value(module: fx.GraphModule, node: fx.Node) -> Any:
-    if node.op == "get_attr":
-        return attrgetter(str(node.target))(module).clone()  # operators may write into it
-    arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: _value(module, source))
-    return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+    constants = constant_nodes(graph)
+    return [node for node in graph.nodes if is_call(node, WEIGHTED) and node.args[1] not in constants]

@@ -12,6 +12,7 @@ from ..checks import check_float32_parameters, check_same_results
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
+from .constants import fold_constants
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
 from .passes import (
@@ -25,7 +26,7 @@ from .passes import (
     set_mode,
 )
 from .problems import float_problems, raise_problems, random_problems, weight_problems
-from .weights import dynamic_weights, fold_constants
+from .weights import dynamic_weights
 from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
@@ -54,6 +55,7 @@ def quantize(
         raise ValueError("batches must hold at least one batch, got none")
     with torch.no_grad():
         exported = export(model, first, dynamic_sizes)
+        torchao.keep_in_float(reread_after_writes(exported.graph_module))
         fold_constants(exported.graph_module)
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
@@ -81,6 +83,7 @@ def prepare_qat(
     model = _float_copy(model).train()
     exported = export(model, example, dynamic_sizes)
     graph_module = exported.graph_module
+    torchao.keep_in_float(reread_after_writes(graph_module))
     isolate_unfoldable_norms(graph_module)
     problems = random_problems(record_modes(graph_module))
     if not problems:
@@ -116,7 +119,6 @@ def _prepare(
     """The graph with observers. Errors: ``TypeError`` with ``problems`` and those that come to light here."""
     body = exported.graph_module
     problems = list(problems)
-    torchao.keep_in_float(reread_after_writes(body))
     if allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:

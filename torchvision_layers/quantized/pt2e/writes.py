@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-__all__ = ["reread_after_writes"]
+__all__ = ["aliases", "is_write", "memory_owner", "reread_after_writes"]
 
 _alias = torch.ops.aten.alias.default
 
@@ -19,11 +19,11 @@ def reread_after_writes(module: fx.GraphModule) -> list[fx.Node]:
     """
     graph, in_float = module.graph, list[fx.Node]()
     for node in graph.nodes:
-        root = _written_root(node)
-        if root is None or root.op == "get_attr":  # a write to a buffer is for the next call
+        root = memory_owner(node)
+        if not is_write(node) or root.op == "get_attr":  # a write to a buffer is for the next call
             continue
-        aliases = [root, *_aliases(root)]
-        later = {alias: [user for user in alias.users if user > node] for alias in aliases if alias < node}
+        views = list(aliases(root))
+        later = {alias: [user for user in alias.users if user > node] for alias in (root, *views) if alias < node}
         if not any(later.values()):
             continue
         for alias, users in later.items():
@@ -34,26 +34,29 @@ def reread_after_writes(module: fx.GraphModule) -> list[fx.Node]:
                 for user in users:
                     user.replace_input_with(alias, again)
         root.meta["is_written"] = True
-        in_float += aliases[1:]
+        in_float += views
     module.recompile()
     return in_float
 
 
-def _written_root(node: fx.Node) -> fx.Node | None:
-    """The tensor that owns the memory that ``node`` writes to, if it writes."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return None
-    root = node
-    while _is_alias(root):
-        root = root.all_input_nodes[0]
-    return root
-
-
-def _aliases(node: fx.Node) -> Iterator[fx.Node]:
+def aliases(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that return views of a node, or write into it."""
     for user in node.users:
         if _is_alias(user) and user.all_input_nodes[0] is node:
             yield user
-            yield from _aliases(user)
+            yield from aliases(user)
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether the node writes into its first input."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def memory_owner(node: fx.Node) -> fx.Node:
+    """The node whose memory a node returns: itself unless it returns a view or its input."""
+    while _is_alias(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_alias(node: fx.Node) -> bool:

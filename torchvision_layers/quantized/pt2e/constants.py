@@ -1,0 +1,116 @@
+"""What a forward computes from parameters and buffers alone, folded into parameters."""
+
+from collections.abc import Container
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .nodes import WEIGHTED, is_call, is_random, module_path
+from .writes import aliases, is_write, memory_owner
+
+__all__ = ["constant_nodes", "erase_unused_ops", "fold_constants"]
+
+
+def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that have the same value in every call."""
+    # A write of something else makes a tensor variable, and any write a buffer.
+    variable = set[fx.Node]()
+    while True:
+        constants = set[fx.Node]()
+        for node in graph.nodes:
+            is_op = node.op == "call_function" and not is_random(node)
+            if (is_op or node.op == "get_attr") and node not in variable and constants.issuperset(node.all_input_nodes):
+                constants.add(node)
+        owners = {memory_owner(node) for node in graph.nodes if is_write(node) and node not in constants}
+        owners |= {owner for node in constants if is_write(node) and (owner := memory_owner(node)).op == "get_attr"}
+        if not owners & constants:
+            return constants
+        variable |= owners
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Makes weights and biases that are computed, and results of layers on constants, parameters.
+
+    Weight standardization and parametrizations compute weights; Swin V2 computes its position biases by layers. A node
+    must not read what was written after it, see :func:`reread_after_writes`.
+    """
+    constants = constant_nodes(module.graph)
+    sources = _sources(module.graph, constants)
+    cone = _cone(sources)
+    values = _run(module, cone)
+    for source, name in sources.items():
+        constant = _add_parameter(module, source, values[source], f"computed_{name}")
+        source.replace_all_uses_with(constant, lambda user: user not in constants)
+    for node in sorted(cone, reverse=True):
+        owner = memory_owner(node)
+        is_private = all(cone.issuperset(view.users) for view in (owner, *aliases(owner)))
+        if node.op != "get_attr" and not node.users and is_private:
+            module.graph.erase_node(node)
+    erase_unused_ops(module.graph)
+    module.recompile()
+
+
+def erase_unused_ops(graph: fx.Graph) -> None:
+    """Erases operators without users, but neither the guards of the program nor tensors, which are its state."""
+    graph.eliminate_dead_code(lambda node: node.op != "call_function" or node.is_impure())
+
+
+def _sources(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, str]:
+    """The nodes to fold, and what they are: weights and biases of layers, and what follows from layers on constants."""
+    sources, from_layers = dict[fx.Node, str](), set[fx.Node]()
+    for node in graph.nodes:
+        if node in constants:
+            if is_call(node, WEIGHTED) or any(input in from_layers for input in node.all_input_nodes):
+                from_layers.add(node)
+                if any(user not in constants for user in node.users):
+                    sources[node] = "result"
+        elif is_call(node, WEIGHTED):
+            for name, source in zip(("weight", "bias"), node.args[1:3], strict=False):
+                if isinstance(source, fx.Node) and source in constants and source.op != "get_attr":
+                    sources.setdefault(source, name)
+    return sources
+
+
+def _cone(sources: dict[fx.Node, str]) -> set[fx.Node]:
+    """All nodes that the sources depend on, with those that write into them."""
+    cone, pending = set[fx.Node](), list(sources)
+    while pending:
+        node = pending.pop()
+        if node not in cone:
+            cone.add(node)
+            pending += [*node.all_input_nodes, *filter(is_write, aliases(node))]
+    return cone
+
+
+def _run(module: fx.GraphModule, cone: set[fx.Node]) -> dict[fx.Node, Tensor]:
+    """The value of each node directly after it ran."""
+    values, copies = dict[fx.Node, Any](), dict[fx.Node, Tensor]()
+    for node in module.graph.nodes:
+        if node not in cone:
+            continue
+        if node.op == "get_attr":
+            values[node] = attrgetter(node.target)(module).detach()
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        with torch.no_grad():
+            values[node] = node.target(*args, **kwargs)
+        if isinstance(values[node], Tensor):
+            copies[node] = values[node].clone()
+    return copies
+
+
+def _add_parameter(module: fx.GraphModule, node: fx.Node, value: Tensor, name: str) -> fx.Node:
+    """Registers a parameter at the module of a node, or at the model if the graph keeps no such module."""
+    owner = module_path(node) or ""
+    if not any(path == owner for path, _ in module.named_modules()):
+        owner = ""
+    free, number = name, 1
+    while hasattr(module.get_submodule(owner), free):
+        free, number = f"{name}_{number}", number + 1
+    module.get_submodule(owner).register_parameter(free, nn.Parameter(value, requires_grad=False))
+    with module.graph.inserting_before(node):
+        constant = module.graph.get_attr(f"{owner}.{free}".lstrip("."))
+    constant.meta["val"] = node.meta["val"]
+    return constant
