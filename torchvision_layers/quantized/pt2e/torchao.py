@@ -144,7 +144,8 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
 
 
 def _annotate_output(node: fx.Node, spec: object) -> None:
-    if all(user.op == "output" for user in node.users):  # the output of the model stays in float
+    # The output of the model stays in float. Later nodes would not see what is written into a rounded copy.
+    if all(user.op == "output" for user in node.users) or "is_written" in node.meta:
         return
     annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
     annotation.output_qspec = spec

@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
@@ -27,6 +26,7 @@ from .passes import (
 )
 from .problems import float_problems, raise_problems, random_problems, weight_problems
 from .weights import dynamic_weights, fold_computed_weights
+from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
@@ -58,7 +58,7 @@ def quantize(
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        _check_same_results(prepared.call(first), model, first, "exporting")
+        _check_same_results(prepared, model, first, "exporting")
         for batch in batches:
             prepared.call(batch)
     return _convert_(prepared)
@@ -80,8 +80,8 @@ def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_fl
     if not problems:
         set_mode(graph_module, training=False, norms_train=False)
         with torch.no_grad():
-            output = make_graph(exported, model).call(example)
-            _check_same_results(output, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
+            graph = make_graph(exported, model)
+            _check_same_results(graph, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
         set_mode(graph_module, training=True, norms_train=True)
     return _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems).train()
 
@@ -110,6 +110,7 @@ def _prepare(
     """The graph with observers. Errors: ``TypeError`` with ``problems`` and those that come to light here."""
     body = exported.graph_module
     problems = list(problems)
+    torchao.keep_in_float(reread_after_writes(body))
     if allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:
@@ -120,9 +121,9 @@ def _prepare(
         fuse_conv_bn_for_qat(body)
     try:
         prepared.body = torchao.prepare(body, backend, is_qat)
-    except ValueError as error:
+    except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
         raise_problems(problems)
-        raise RuntimeError(f"model cannot be prepared for {backend}: {error}") from error
+        raise RuntimeError(f"model cannot be prepared for {backend}: {type(error).__name__}: {error}") from error
     prepared.stage, prepared.backend = Stage.PREPARED, backend
     prepared.allows_float = allow_float
     if not allow_float:
@@ -160,14 +161,16 @@ def _float_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _check_same_results(output: Any, model: nn.Module, inputs: Inputs, step: str) -> None:
+def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, step: str) -> None:
     message = f"{step} changed the results: the forward depends on more than its input and its parameters"
-    expected = inputs.run(model)
+    # A forward may write into its input.
+    output = graph.call(inputs.map(Tensor.clone))
+    expected = inputs.map(Tensor.clone).run(model)
     try:
         check_same_results(output, expected, message)
     except RuntimeError as error:
         try:
-            check_same_results(inputs.run(model), expected, message)
+            check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
         except RuntimeError:
             raise RuntimeError(
                 "model must return the same result for the same input in eval mode: its forward draws random numbers, "

@@ -1,0 +1,100 @@
+"""Forwards that write into a tensor and read it again, by itself or through a view."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize
+from torchvision_layers.testing._checks._quantization import decibels
+
+from ._support import FunctionModule, sgd, train_step
+
+X = torch.randn(4, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+
+
+def write_to_slice(x: Tensor) -> Tensor:
+    x[:, :4] = 0
+    return x
+
+
+def write_to_view_of_view(x: Tensor) -> Tensor:
+    x.transpose(1, 2)[:, :, :4].mul_(0.1)
+    return x
+
+
+def write_to_flattened(x: Tensor) -> Tensor:
+    x.flatten(2)[..., ::2].add_(2)
+    return x
+
+
+def copy_to_slice(x: Tensor) -> Tensor:
+    x.narrow(1, 0, 4).unsqueeze(0).copy_(x[None, :, 4:].sigmoid() * 3)
+    return x
+
+
+def write_twice(x: Tensor) -> Tensor:
+    part = x[:, :5]
+    part.fill_(0.5)
+    x[:, 4:] += 1
+    return x * part.mean()
+
+
+def write_and_ignore_result(x: Tensor) -> Tensor:
+    functional.relu_(x)
+    return x
+
+
+def read_earlier_view(x: Tensor) -> Tensor:
+    part = x[:, 2:6]
+    before = part.mean((1, 2, 3), keepdim=True)
+    x.clamp_(-0.2, 0.2)
+    return torch.cat([part, x[:, :4]], 1) + before
+
+
+def write_into_sum(x: Tensor) -> Tensor:
+    y = x + 1
+    y += x
+    x.mul_(0.5)
+    return x + y
+
+
+WRITES = [
+    write_to_slice,
+    write_to_view_of_view,
+    write_to_flattened,
+    copy_to_slice,
+    write_twice,
+    write_and_ignore_result,
+    read_earlier_view,
+    write_into_sum,
+]
+
+
+def writing(write) -> nn.Module:
+    layers = {"first": nn.Conv2d(3, 8, 3), "second": nn.Conv2d(8, 4, 3)}
+    return FunctionModule(lambda module, x: module.second(write(module.first(x))), **layers)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onnxruntime"])
+@pytest.mark.parametrize("write", WRITES)
+def test_calibrated_graph_sees_writes(write, backend: str) -> None:
+    model = writing(write).eval()
+    graph = quantize(model, [X], engine="pt2e", backend=backend)
+    assert decibels(model(X), graph(X)) >= 33
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_trained_graph_sees_writes(write) -> None:
+    model = writing(write)
+    graph = prepare_qat(model, X, engine="pt2e")
+    assert decibels(model(X), graph(X)) >= 30
+    train_step(graph, X, sgd(graph))
+    freeze(graph)
+    assert decibels(graph.eval()(X), convert(graph)(X)) >= 60
+
+
+def test_input_may_be_written_to() -> None:
+    model = FunctionModule(lambda module, x: module.conv(x.sub_(0.5)) + x.mean(), conv=nn.Conv2d(3, 4, 3)).eval()
+    graph = quantize(model, [X.clone()], engine="pt2e")
+    assert decibels(model(X.clone()), graph(X.clone())) >= 35
