@@ -6,7 +6,7 @@
 ``pt2e`` is relative to an export with constant sizes, ``prepare_pt2e``, calibration and ``convert_pt2e`` of torchao,
 and ``eager`` to ``prepare_fx``, calibration and ``convert_fx`` of torch, each with its default configuration for x86.
 They take turns in one process; the figure is the ratio of the medians. ``~`` marks a figure whose quartiles over the
-rounds differ by more than a tenth of it. ``–`` stands for a model that torch cannot quantize. Weights are random.
+rounds differ by more than a tenth of it. ``–`` marks a model that torch cannot quantize. Weights are random.
 """
 
 import argparse
@@ -61,7 +61,7 @@ THEIRS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"pt2e": by_torcha
 
 
 def measure(name: str, engine: str, size: int, images: int, rounds: int) -> Ratio | None:
-    """The time of ours relative to theirs; ``None`` if theirs fails."""
+    """Our time relative to theirs; ``None`` if theirs fails."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     batch = torch.randn(images, 3, size, size)
