@@ -38,6 +38,16 @@ def net(num_classes: int = 7) -> nn.Module:
 def nothing():
     return 3
 """
+TWO_INPUTS = """
+
+class TwoInputs(Net):
+    def forward(self, input, other):
+        return super().forward(input + other)
+
+
+def two_inputs(num_classes: int = 7) -> nn.Module:
+    return TwoInputs(num_classes)
+"""
 PARTS = """
 from torch import nn
 
@@ -342,3 +352,12 @@ def test_help_describes_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("torchscript", "pt2", "aoti", "onnx-qdq", "executorch", "--calibration", "resnet.py:resnet18"):
         assert word in text
+
+
+def test_model_with_two_inputs(
+    package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any], command_error: Callable[..., str]
+) -> None:
+    Path(package).write_text(SOURCE + TWO_INPUTS)
+    error = command_error(f"{package}:two_inputs", checkpoint, "--output", tmp_path / "m.pt")
+    assert "must return a model of one image; call deploy.export in Python for another" in error
+    assert "missing a required argument: 'other'" in error

@@ -242,3 +242,69 @@ def test_timm_model(name: str) -> None:
     folded = deploy.fold(model, x := torch.randn(1, 3, 64, 64))
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in folded.modules())
     assert folded(x).shape == (1, 3)
+
+
+# Forwards that cannot be traced, and shapes that are read
+
+
+def untraceable(function: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return function(self, x) if float(x.sum()) != 1.5 else x
+
+    return FunctionModule(forward, **modules)
+
+
+FORWARDS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], int]] = {
+    "chain": (lambda self, x: self.norm(self.conv(x)).relu(), 0),
+    "shape": (lambda self, x: self.norm(y := self.conv(x)).view(y.shape[0], -1), 0),
+    "other use": (lambda self, x: self.norm(y := self.conv(x)) + y, 1),
+    "view of it": (lambda self, x: self.norm(y := self.conv(x)) + y[:, :1], 1),
+    "called twice": (lambda self, x: self.norm(self.conv(self.conv(x))), 1),
+    "written to": (lambda self, x: self.norm(self.conv(x).mul_(2)), 1),
+    "returned": (lambda self, x: torch.stack([self.norm(y := self.conv(x)), y]), 1),
+    "weight": (lambda self, x: self.norm(self.conv(x)) + self.norm.weight.sum(), 1),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "recorded"])
+def test_forward(name: str, traced: bool) -> None:
+    function, norms = FORWARDS[name]
+    model = (FunctionModule if traced else untraceable)(function, conv=conv(), norm=norm())
+    batch = None if traced else images().double()
+    folded = assert_folds(randomize(nn.Sequential(model)), images(), batch=batch)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == norms
+
+
+def test_recorded_forward_is_called_in_different_ways() -> None:
+    """The convolution feeds the norm in one call and something else in another."""
+
+    def either(self: nn.Module, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if float(x.max()) > 0 else self.conv(x)
+
+    inner = FunctionModule(either, conv=conv(), norm=norm())
+    outer = FunctionModule(lambda self, x: self.inner(x.abs()) + self.inner(-x.abs()), inner=inner)
+    folded = assert_folds(randomize(outer), images(), batch=images().double())
+    assert type(folded.inner.norm) is nn.BatchNorm2d
+
+
+def test_norm_across_a_recorded_forward() -> None:
+    """The module around it is traced."""
+    inner = untraceable(lambda self, x: self.conv(x * 2), conv=conv())
+    folded = assert_folds(randomize(nn.Sequential(nn.Sequential(inner), norm())), images(), batch=images().double())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_norm_of_rows() -> None:
+    def flat(view: Callable[[Tensor], Tensor]) -> nn.Module:
+        modules = {"linear": nn.Linear(12, 4), "norm": nn.BatchNorm1d(4)}
+        return FunctionModule(lambda self, x: self.norm(view(y := self.linear(x))).reshape_as(y), **modules)
+
+    x = images().flatten(1, 2)
+    for view in (lambda y: y.flatten(0, 1), lambda y: y.view(-1, 4), lambda y: y.reshape(y.shape[0] * y.shape[1], -1)):
+        folded = assert_folds(randomize(flat(view)), x)
+        assert type(folded.norm) is nn.Identity
+    mixed = FunctionModule(  # the view mixes rows and channels
+        lambda self, x: self.norm(self.conv(x).view(-1, 4)), conv=nn.Conv1d(36, 4, 1), norm=nn.BatchNorm1d(4)
+    )
+    assert type(assert_folds(randomize(mixed), x).norm) is nn.BatchNorm1d

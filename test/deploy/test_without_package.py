@@ -85,3 +85,32 @@ def test_file_runs(name: str, case_file, results: dict) -> None:
 @pytest.mark.slow
 def test_compiled_float_file_runs(interpreter: Interpreter, case_file, tmp_path: Path) -> None:
     check(case_file, "aoti", run_without_package(interpreter, case_file, ["aoti"], tmp_path)["aoti"])
+
+
+COMPILE = """
+import sys
+sys.modules["torchvision_layers"] = None
+import torch
+import torch.ao.quantization.fx._decomposed
+import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
+from torch._inductor.utils import run_and_get_code
+
+torch._inductor.config.freezing = True
+compiled = torch.compile(torch.export.load(sys.argv[1]).module())
+with torch.no_grad():
+    output, (code,) = run_and_get_code(compiled, torch.load(sys.argv[2], weights_only=True))
+assert "qconv" in code and "qlinear" in code, code
+torch.save(output, sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_int8_program_compiles_to_int8_kernels(interpreter: Interpreter, case_file, tmp_path: Path) -> None:
+    """As on the page about deployment: torchao holds the patterns of the kernels."""
+    paths = [case_file("pt2-int8").path, tmp_path / "input.pt", tmp_path / "output.pt"]
+    torch.save(example(), paths[1])
+    result = interpreter.run(COMPILE, *map(str, paths))
+    assert result.returncode == 0, result.stderr
+    expected = deploy.load(paths[0])(example())
+    difference = float((torch.load(paths[2], weights_only=True) - expected).abs().max())
+    assert difference <= 0.05 * float(expected.abs().max())

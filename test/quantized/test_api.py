@@ -14,11 +14,11 @@ from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized.report_row import Int8Support
 
 
-class Swish(nn.Module):
+class Gate(nn.Module):
     """A user-defined layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(x)
+        return x * torch.tanh(x)
 
 
 def small_model(activation_layer: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -263,15 +263,15 @@ def test_float_forward_is_reported() -> None:
 
 
 def test_operations_of_user_defined_layer_are_int8() -> None:
-    model = nn.Sequential(tnn.ConvNormAct(3, 4), Swish(), nn.Conv2d(4, 4, 1)).eval()
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), Gate(), nn.Conv2d(4, 4, 1)).eval()
     converted = quantized.quantize(model, batches())
     rows = {row.path: (row.after, row.runs_in) for row in quantized.report(converted).rows}
-    assert rows["1.sigmoid"] == ("Sigmoid", "int8")
+    assert rows["1.tanh"] == ("Tanh", "int8")
     assert rows["1.multiplication"] == ("Int8Multiplication", "int8")
 
 
 def test_model_with_rewritten_forward_is_copied_but_not_pickled() -> None:
-    model, x = nn.Sequential(tnn.ConvNormAct(3, 4), Swish()).eval(), batches()[0]
+    model, x = nn.Sequential(tnn.ConvNormAct(3, 4), Gate()).eval(), batches()[0]
     twin = quantized.quantizable(model)
     assert torch.equal(copy.deepcopy(twin)(x), model(x))
     with pytest.raises(TypeError, match="a model with rewritten forwards cannot be pickled.*pickle the float model"):

@@ -165,3 +165,11 @@ def test_the_import_loads_no_engine(interpreter: Interpreter) -> None:
     )
     result = interpreter.run(code, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_wrapped_model(tmp_path: Path) -> None:
+    check_error(
+        tmp_path,
+        "net = torch.nn.DataParallel(tnn.MLP(1, [1]))\n",
+        "net is a DataParallel: pass the module that it wraps, net.module",
+    )

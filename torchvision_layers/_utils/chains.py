@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from .tracing import ForwardTrace, trace_forward
+from .data_flow import ForwardTrace
+from .tracing import trace_forward
 
 __all__ = ["expand_chain"]
 

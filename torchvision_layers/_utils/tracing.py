@@ -1,11 +1,9 @@
-"""Which child modules a ``forward`` calls, and which of them feed one another, found by symbolic tracing."""
+"""How a ``forward`` uses the modules below it, found by symbolic tracing."""
 
 import copy
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,44 +11,9 @@ import torch.fx
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CONCATENATION_OPS", "ForwardTrace", "check_argument", "find_producer", "shallow_graph", "trace_forward"]
+from .data_flow import ForwardTrace, analyze, intersect
 
-#: Functions that place tensors side by side.
-CONCATENATION_OPS = {
-    torch.cat,
-    torch.concat,
-    torch.concatenate,
-    torch.stack,
-    torch.hstack,
-    torch.vstack,
-    torch.dstack,
-}
-
-
-@dataclass(frozen=True)
-class ForwardTrace:
-    """How one ``forward`` uses the modules below it, each given by its name."""
-
-    #: Sequences of modules in which each module feeds the next and nothing else.
-    chains: list[list[str]] = field(default_factory=list)
-    #: Modules that are only ever called as a whole.
-    whole: list[str] = field(default_factory=list)
-    #: Modules that are called in part, or have a parameter read.
-    parts: list[str] = field(default_factory=list)
-    #: Modules that take two different tensors, each with the chain that produces the first.
-    pairs: list[tuple[str, list[str]]] = field(default_factory=list)
-    #: Position of each module's call in the graph.
-    turns: dict[str, int] = field(default_factory=dict)
-    #: For each module, the later consumers of its input and their positions.
-    rereads: dict[str, dict[str, int]] = field(default_factory=dict)
-    #: The chain that alone takes the first input.
-    entry: list[str] = field(default_factory=list)
-    #: The chain that produces the result.
-    result: list[str] = field(default_factory=list)
-    #: Whether tensors are concatenated, which int8 can only do with a common scale.
-    concatenates: bool = False
-    #: Whether tracing succeeded. If not, each child is assumed to be called as a whole, in no particular order.
-    is_traced: bool = True
+__all__ = ["check_argument", "find_producer", "shallow_graph", "trace_forward"]
 
 
 class _Proxy(torch.fx.Proxy):
@@ -162,18 +125,22 @@ def _attributes(module: nn.Module) -> dict[str, object]:
     }
 
 
-def trace_forward(module: nn.Module) -> ForwardTrace:
+def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTrace:
     """Traces ``module.forward``; the result holds whether or not arguments with defaults are passed.
 
     If tracing fails, each child is assumed to be called as a whole, in no particular order.
+
+    Args:
+        module: the module, which is not changed.
+        ignores_shapes: whether a tensor whose shape is read counts as unused there. Default: ``False``.
     """
     if next(module.children(), None) is None:
         return ForwardTrace()
     tracer = _ShallowTracer()
     try:
-        trace = _analyze(tracer.trace(_writable_copy(module)))
+        trace = analyze(tracer.trace(_writable_copy(module)), ignores_shapes)
         if defaults := _defaults(module):
-            trace = _intersect(trace, _analyze(tracer.trace(_writable_copy(module), defaults)))
+            trace = intersect(trace, analyze(tracer.trace(_writable_copy(module), defaults), ignores_shapes))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return ForwardTrace(whole=[name for name, _ in module.named_children()], is_traced=False)
     return trace
@@ -193,87 +160,6 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
     """Default values of ``forward``'s optional arguments, as far as a graph can hold them."""
     arguments = inspect.signature(type(module).forward).parameters.values()
     return {a.name: a.default for a in arguments if isinstance(a.default, (bool, float, int, str, type(None)))}
-
-
-def _intersect(first: ForwardTrace, second: ForwardTrace) -> ForwardTrace:
-    """The facts that hold in both traces of one ``forward``; positions are those of the first."""
-    parts = list(dict.fromkeys(first.parts + second.parts))
-    links = {link for chain in second.chains for link in pairwise(chain)}
-    chains: list[list[str]] = []
-    for chain in first.chains:
-        chains.append(chain[:1])
-        for link in pairwise(chain):
-            if link in links or not {*link} & {*second.whole, *second.parts}:
-                chains[-1].append(link[1])
-            else:
-                chains.append([link[1]])
-    return replace(
-        first,
-        chains=chains,
-        whole=[name for name in dict.fromkeys(first.whole + second.whole) if name not in parts],
-        parts=parts,
-        pairs=[pair for pair in first.pairs if pair in second.pairs or pair[0] not in second.whole],
-        entry=first.entry if first.entry == second.entry else [],
-        result=first.result if first.result == second.result else [],
-        concatenates=first.concatenates or second.concatenates,
-    )
-
-
-def _analyze(graph: torch.fx.Graph) -> ForwardTrace:
-    nodes = [node for node in graph.nodes if node.op == "call_module"]
-    targets = [str(node.target) for node in nodes]
-    accesses = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-    parts = {name[:i]: None for name in accesses for i, letter in enumerate(name) if letter == "."}
-    single_use = {node for node in nodes if targets.count(str(node.target)) == 1 and str(node.target) not in parts}
-
-    def chain_to(node: Any) -> list[str]:
-        names: list[str] = []
-        while isinstance(node, torch.fx.Node) and node in single_use and len(node.users) == 1:
-            names.insert(0, str(node.target))
-            node = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        return names
-
-    chains: list[list[torch.fx.Node]] = []
-    chained: set[torch.fx.Node] = set()
-    for node in nodes:
-        if node not in single_use or node in chained:
-            continue
-        chain = [node]
-        while len(chain[-1].users) == 1:
-            after = next(iter(chain[-1].users))
-            if after not in single_use or after.args != (chain[-1],) or after.kwargs:
-                break
-            chain.append(after)
-        chained.update(chain)
-        chains.append(chain)
-    pairs = [
-        (str(node.target), chain_to(node.args[0]))
-        for node in nodes
-        if node in single_use and len(node.args) == 2 and node.args[0] is not node.args[1]
-    ]
-    first = next((node for node in graph.nodes if node.op == "placeholder"), None)
-    heads = [c for c in chains if first is not None and [*first.users] == [c[0]] and c[0].args == (first,)]
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    rereads = {
-        str(node.target): {str(user.target): order[user] for user in node.args[0].users if order[user] > order[node]}
-        for node in single_use
-        if node.args and isinstance(node.args[0], torch.fx.Node)
-    }
-    return ForwardTrace(
-        chains=[_targets(chain) for chain in chains],
-        whole=[name for name in dict.fromkeys(targets) if name not in parts],
-        parts=list(parts),
-        pairs=pairs,
-        turns={str(node.target): order[node] for node in single_use},
-        rereads=rereads,
-        entry=_targets(heads[0]) if heads else [],
-        result=next(chain_to(node.args[0]) for node in graph.nodes if node.op == "output"),
-        concatenates=any(node.op == "call_function" and node.target in CONCATENATION_OPS for node in graph.nodes),
-    )
-
-
-def _targets(chain: list[torch.fx.Node]) -> list[str]:
-    return [str(node.target) for node in chain]
 
 
 def find_producer(

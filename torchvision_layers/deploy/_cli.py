@@ -13,6 +13,7 @@ from .. import deploy, quantized
 from .._utils.command import exit_status
 from .._utils.importing import factory
 from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
+from ._example import check_example
 from .formats.table import FORMATS, Format, default_format, find_format
 
 __all__ = ["main"]
@@ -146,6 +147,12 @@ def _run(args: Namespace) -> None:
     example = _example(args, checkpoint, calibration)
     with factory(args.model) as function:
         model = checkpoint.build_model(function, args.model, args.num_classes)
+        try:
+            check_example(example, model)
+        except TypeError as error:
+            raise ValueError(
+                f"{args.model} must return a model of one image; call deploy.export in Python for another: {error}"
+            ) from error
         if args.fold:
             model = deploy.fold(model, example)
             print("folded: batch norms and other constants are now part of the weights", flush=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
-from ..quantized import QuantizableModel
+from ..quantized import QuantizableGraph, QuantizableModel
 
 __all__ = ["Shape", "Signature", "TensorSpec", "describe_structure", "forward_signature", "items_of", "plain"]
 
@@ -139,6 +139,8 @@ class Signature:
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
     """The signature of the ``forward`` that a user wrote."""
+    if isinstance(model, QuantizableGraph):
+        return model.signature.parameters
     return inspect.signature((model.model if isinstance(model, QuantizableModel) else model).forward)
 
 

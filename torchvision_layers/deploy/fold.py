@@ -28,12 +28,13 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     Batch norms move into the convolutions, transposed convolutions and linear layers before them, and layer scales
     into the layer before or after them. Weight standardization and parametrizations are computed once. A CoordConv
     becomes a convolution plus a map that is cached for each image size. Modules that do nothing in eval mode are
-    removed. Give a layer of your own a method ``folded()`` that returns a module which computes the same; a subclass
-    with another ``forward`` needs its own.
+    removed. This holds for layers of any class that compute what torch's own layers compute: convolutions that pad by
+    themselves, for example, or batch norms that apply an activation. Give any other layer of your own a method
+    ``folded()`` that returns a module which computes the same; a subclass with another ``forward`` needs its own.
 
-    The order of modules is traced from each ``forward``. A module is left alone if it is registered in several places,
-    has several consumers, or has its parameters read by a ``forward``. ``nn.BatchNorm1d`` after ``nn.Linear`` is
-    assumed to receive inputs of two dimensions.
+    The order of modules is traced from each ``forward``, or recorded on ``batch`` if it cannot be traced. A module is
+    left alone if it is registered in several places, has several consumers, or has its parameters read by a
+    ``forward``. ``nn.BatchNorm1d`` after ``nn.Linear`` is assumed to receive inputs of two dimensions.
 
     Args:
         model: any float model in any mode; it stays unchanged.
@@ -42,7 +43,7 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
             Required if there is something to fold below a ``forward`` that cannot be traced. Default: ``None``.
 
     Returns a copy in eval mode, without gradients, with the device, dtype and memory format of ``model``. The remaining
-    ``state_dict`` keys are the same.
+    ``state_dict`` keys are the same, except that the constant filter of a blur pooling becomes a ``weight``.
 
     Errors: ``TypeError`` for an argument of another type, a lazy layer without channels, or a ``folded()`` that returns
     no module; ``ValueError`` for a module with hooks, for a model that is quantized, scripted, compiled or wrapped, for
@@ -64,10 +65,11 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     folded = copy.deepcopy(model).eval()
     remove_parametrizations(folded)
     make_plain_(folded)
-    FoldingPass(folded, is_compared=batch is not None).fold(folded)
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    FoldingPass(folded, None if batch is None else lambda model: _outputs(model, inputs)).fold(folded)
     folded.requires_grad_(False)
     if batch is not None:
-        _check_same(folded, model, batch if isinstance(batch, tuple) else (batch,))
+        _check_same(folded, model, inputs)
     return folded
 
 

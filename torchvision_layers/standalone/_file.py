@@ -3,12 +3,14 @@
 import libcst as cst
 from libcst.codemod import CodemodContext
 from libcst.codemod.visitors import AddImportsVisitor, ImportItem
+from torch import nn
 
 from .._source.collecting import Collection, collect
 from .._source.formatting import format_code
 from .._source.ordering import sort_units
 from .._source.rewriting import rewrite
 from .._source.sources import OURS, Definition, External, Sources
+from .._utils.checks import check_unwrapped
 from .._utils.importing import named_module
 from ._docstrings import adapt_docstring
 from ._header import header, origin
@@ -26,6 +28,9 @@ def text_of(reference: str, quantizable: bool) -> str:
     with named_module(reference) as (runtime, name):
         if runtime.__name__.partition(".")[0] in ("torch", "torchvision"):
             raise ValueError(f"the model must not be part of torch or torchvision, got {reference}")
+        value = getattr(runtime, name)
+        if isinstance(value, nn.Module):
+            check_unwrapped(name, value)
         sources = Sources(runtime)
         module = sources.module(runtime.__name__)
         resolved = sources.resolve(module, (name,))

@@ -161,7 +161,6 @@ UNFUSED_CASES = {
         4, 4, norm_layer=lambda n: nn.GroupNorm(2, n), activation_layer=nn.Hardswish
     ),
     "a linear layer": lambda: sequential(nn.Flatten(), nn.Linear(4 * 9 * 8, 4), nn.Hardswish()),
-    "circular padding": lambda: sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.Hardswish()),
     "hook on the convolution": lambda: with_hook(sequential(nn.Conv2d(4, 4, 1), nn.Hardswish()), "0"),
     "hook on the activation": lambda: with_hook(sequential(nn.Conv2d(4, 4, 1), nn.Hardswish()), "1"),
     "hook on a container": lambda: with_hook(

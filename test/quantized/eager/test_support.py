@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers._utils.plain.padding import SamePadding
 from torchvision_layers.layers.positional_conv import PositionMap
 from torchvision_layers.quantized.eager.support import _CONVERTED, _FLOAT_FALLBACKS, _PASS_THROUGH
 
@@ -14,6 +15,7 @@ SCALE = 0.05
 
 ARGUMENTS = {
     PositionMap: (nn.Conv2d(2, 8, 3, padding=1, bias=False), False),
+    SamePadding: ([3, 3], [2, 2], [1, 1]),
     tnn.FrozenBatchNorm2d: (8,),
     tnn.LayerNorm2d: (8,),
     tnn.LayerScale: (8, 0.5),
@@ -31,6 +33,12 @@ ARGUMENTS = {
     nn.BatchNorm2d: (8,),
     nn.BatchNorm3d: (8,),
     nn.ChannelShuffle: (2,),
+    nn.CircularPad1d: (1,),
+    nn.CircularPad2d: (1,),
+    nn.CircularPad3d: (1,),
+    nn.ConstantPad1d: (1, 0.5),
+    nn.ConstantPad2d: (1, 0.5),
+    nn.ConstantPad3d: (1, 0.5),
     nn.Conv1d: (8, 4, 3),
     nn.Conv2d: (8, 4, 3),
     nn.Conv3d: (8, 4, 3),
@@ -47,11 +55,19 @@ ARGUMENTS = {
     nn.MaxPool3d: (2,),
     nn.PixelShuffle: (2,),
     nn.PixelUnshuffle: (2,),
+    nn.ReflectionPad1d: (1,),
+    nn.ReflectionPad2d: (1,),
+    nn.ReflectionPad3d: (1,),
+    nn.ReplicationPad1d: (1,),
+    nn.ReplicationPad2d: (1,),
+    nn.ReplicationPad3d: (1,),
     nn.Softmax: (1,),
     nn.Unflatten: (1, (2, 4)),
     nn.Upsample: (None, 2),
     nn.UpsamplingNearest2d: (None, 2),
+    nn.ZeroPad1d: (1,),
     nn.ZeroPad2d: (1,),
+    nn.ZeroPad3d: (1,),
     torchvision.ops.FrozenBatchNorm2d: (8,),
     torchvision.ops.Permute: ([0, 2, 3, 1],),
     torchvision.ops.StochasticDepth: (0.3, "row"),

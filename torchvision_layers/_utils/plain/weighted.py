@@ -1,5 +1,6 @@
 """The plain form of a convolution or linear layer that pads its input itself or computes its weight."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,8 +28,6 @@ _MODULES: dict[Any, tuple[Any, tuple[str, ...]]] = {
     F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
     F.linear: (nn.Linear, _CONV[:3]),
 }
-#: Image sizes with and without remainders, smaller and larger than most kernels.
-_SIZES = (64, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 17, 19, 24, 27, 32, 33, 47, 48)
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class PlainWeighted:
     after: tuple[str, ...]
     #: Whether the weight and the bias are parameters of the original, in both modes.
     can_train: bool
+    #: Shapes of small inputs.
+    examples: list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def find_plain_weighted(module: nn.Module, input: Tensor) -> PlainWeighted | Non
     first = _read(record_steps(copied, input))
     if first is None:
         return None
-    calls = [first]
-    for shape in _shapes(input):
+    calls, shapes = [first], []
+    for shape in _shapes(input, first):
         try:
             call = _read(record_steps(copied, input.new_empty(shape)))
         except RuntimeError:  # the image is smaller than the kernel
@@ -90,27 +91,35 @@ def find_plain_weighted(module: nn.Module, input: Tensor) -> PlainWeighted | Non
         if call is None or not call.has_geometry_of(first):
             return None
         calls.append(call)
+        shapes.append(shape)
     padding, numbers = _common_padding(calls)
     if numbers is None:
         return None
-    example = min((call.shape for call in calls if min(call.shape[2:], default=9) >= 9), key=torch.Size.numel)
-    with_values = light_copy(module).eval()
-    tensor = next(iter(module.parameters()), first.weight)
-    call = _read(record_steps(with_values, torch.randn(example, dtype=input.dtype, device=tensor.device)))
+    examples = sorted(shapes[:12], key=math.prod)[:2]
+    tensor = next(iter([*module.parameters(), *module.buffers()]))
+    values = torch.randn(examples[0], dtype=input.dtype).to(tensor.device)
+    call = _read(record_steps(light_copy(module).eval(), values))
     if call is None or not call.has_geometry_of(first):
         return None
     layer = _layer(replace(call, numbers=numbers), module)
     is_own = layer.weight is module._parameters.get("weight") and layer.bias is module._parameters.get("bias")
-    return PlainWeighted(padding, layer, first.before, first.after, is_own and _trains(module, input, first))
+    can_train = is_own and _trains(module, input, first)
+    return PlainWeighted(padding, layer, first.before, first.after, can_train, examples)
 
 
-def _shapes(input: Tensor) -> Iterator[tuple[int, ...]]:
+def _shapes(input: Tensor, first: _Call) -> Iterator[tuple[int, ...]]:
+    """Shapes of images smaller and larger than the kernel, with all remainders of small strides."""
     channels, *image = input.shape[1:]
     if not image:
         yield from ((1, channels), (2, 3, channels), (2, 2, 3, channels))
-    for i in range(len(_SIZES) if image else 0):
-        sizes = (_SIZES[i], _SIZES[-1 - i], _SIZES[i * 5 % len(_SIZES)])
-        yield (1 + i % 3, channels, *sizes[: len(image)])
+        return
+    dilation = first.numbers["dilation"]
+    kernel = max((k - 1) * d + 1 for k, d in zip(first.weight.shape[2:], dilation, strict=True))
+    large = [kernel + i for i in (0, 1, 2, 3, 4, 5, 6, 7, kernel, kernel + 1, 31, 32)]
+    sizes = [(size, large[i * 5 % 12], large[i * 7 % 12]) for i, size in enumerate(large)]
+    sizes += [(1, 1, 1), (2, 5, 3), (large[1], 3, 2), (4, large[6], 5)]
+    for i, size in enumerate(sizes):
+        yield (1 + i % 3, channels, *size[: len(image)])
 
 
 def _read(recording: Recording | None) -> _Call | None:

@@ -1,13 +1,17 @@
 """The pass over a model that moves everything constant in inference into the weights."""
 
+import copy
 from collections import Counter
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ..._utils.chains import expand_chain
+from ..._utils.data_flow import ForwardTrace
 from ..._utils.modules import replace_module_
+from ..._utils.recorded_forwards import record_forwards
 from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
-from ..._utils.tracing import ForwardTrace, trace_forward
+from ..._utils.tracing import trace_forward
 from ...layers.layer_norm import LayerScale
 from ...layers.positional_conv import PositionalConv2d
 from ...quantized.eager.support import is_unit
@@ -24,12 +28,12 @@ class FoldingPass:
 
     Args:
         model: the model, in eval mode.
-        is_compared: whether the result will be compared with the original. Then a ``forward`` that cannot be traced is
-            assumed to call its children as wholes.
+        run: runs a model on the batch on which the result will be compared with the original. Then a ``forward`` that
+            cannot be traced is assumed to use the modules below it as in this run. ``None`` if there is no batch.
     """
 
-    def __init__(self, model: nn.Module, is_compared: bool) -> None:
-        self.is_compared = is_compared
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module], object] | None) -> None:
+        self.is_compared = run is not None
         #: How many times each module is registered.
         self.registrations = Counter[nn.Module]()
         self.folded_modules = set[nn.Module]()
@@ -40,6 +44,8 @@ class FoldingPass:
         #: For each module below a ``forward`` that cannot be traced, the path of that ``forward``.
         self.untraced: dict[nn.Module, str] = {}
         self._trace(model, "")
+        if run is not None:
+            self._record(model, run)
 
     def _trace(self, model: nn.Module, path: str) -> None:
         self.registrations |= Counter(
@@ -50,10 +56,20 @@ class FoldingPass:
         for name, module in model.named_modules(prefix=path):
             if is_opaque(module) or type(module).forward is nn.Module.forward:  # an nn.ModuleList has no forward
                 continue
-            trace = self.traces[module] = trace_forward(module)
+            trace = self.traces[module] = trace_forward(module, ignores_shapes=True)
             self.entered.update(module.get_submodule(part) for part in trace.parts)
             if not trace.is_traced:
                 self._mark_untraced(module, name or "model")
+
+    def _record(self, model: nn.Module, run: Callable[[nn.Module], object]) -> None:
+        paths = {path for path, m in model.named_modules() if m in self.traces and not self.traces[m].is_traced}
+        if not paths:
+            return
+        copied = copy.deepcopy(model)  # a forward may change its own state
+        for path, trace in record_forwards(copied, paths, lambda: run(copied)).items():
+            module = model.get_submodule(path)
+            self.traces[module] = trace
+            self.entered.update(module.get_submodule(part) for part in trace.parts)
 
     def _mark_untraced(self, module: nn.Module, path: str) -> None:
         for child in module.modules():
@@ -83,6 +99,10 @@ class FoldingPass:
             self._fold(module.get_submodule(name), f"{path}.{name}".lstrip("."))
         for names in trace.chains:
             for chain in expand_chain(module, names, self._is_unit, self._trace_of):
+                self._fold_chain(module, chain, path)
+        for name, names in trace.rows:
+            chain = expand_chain(module, [*names, name], self._is_unit, self._trace_of)[-1]
+            if isinstance(self._first_weighted(module, chain[-2::-1]), nn.Linear):
                 self._fold_chain(module, chain, path)
 
     def _remove_identities(self, module: nn.Module) -> None:
@@ -155,7 +175,7 @@ class FoldingPass:
 
     def _trace_of(self, module: nn.Module) -> ForwardTrace:
         if module not in self.traces:
-            self.traces[module] = trace_forward(module)
+            self.traces[module] = trace_forward(module, ignores_shapes=True)
         return self.traces[module]
 
     def _is_unit(self, module: nn.Module) -> bool:

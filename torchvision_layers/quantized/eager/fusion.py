@@ -108,12 +108,21 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             continue  # torch has no fused Conv1d and ReLU for training without a norm between them
         with explain_missing_torch_ao():
             from .torch_ao.fusing import fuse_group
-        fuse_group(parent, [names[i] for i in group], is_qat)
+        fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
 
 
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:
+    parent, (addition_name, relu_name) = _relative(parent, [addition_name, relu_name])
     addition, relu = parent.get_submodule(addition_name), parent.get_submodule(relu_name)
     if type(relu) is nn.ReLU and not has_hooks(relu) and not has_hooks(addition):
         addition.relu = True  # type: ignore[assignment]  # a plain attribute
         parent.set_submodule(relu_name, nn.Identity().train(relu.training))
         mark_fused(parent, relu_name, addition_name)
+
+
+def _relative(parent: nn.Module, names: list[str]) -> tuple[nn.Module, list[str]]:
+    """The innermost module that has all of these modules below it, and their names relative to it."""
+    while all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
+        parent = parent.get_submodule(names[0].partition(".")[0])
+        names = [name.partition(".")[2] for name in names]
+    return parent, names

@@ -58,7 +58,15 @@ class QuantizableModel(QuantizableWrapper):
         self.post_ops = list[PostOp]()
         #: The shapes of the last inputs since the model was prepared, for a trial run of the int8 model.
         self.trial_inputs: Inputs | None = None
+        #: The name of the only argument of the model's ``forward``.
+        self.input_name = next(iter(inspect.signature(model.forward).parameters), "")
         self.train(model.training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # TorchScript needs a fixed name for the input, but callers know the one in the forward of the model.
+        if kwargs and not args and kwargs.keys() == {self.input_name}:
+            args, kwargs = (kwargs[self.input_name],), {}
+        return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -170,6 +178,8 @@ class QuantizableModel(QuantizableWrapper):
 class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
 
+    __call__ = nn.Module.__call__
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Stubs belong to inputs by their order, which must not depend on the order of keywords.
         names = [*inspect.signature(self.model.forward).parameters, *kwargs]
@@ -227,6 +237,8 @@ def make_quantizable_(
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
     untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    for path, module in wrapper.model.named_modules():
+        wrapper.classes_before.setdefault(path, type(module).__name__)
     if allow_float:
         for path in run.read_layers if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute

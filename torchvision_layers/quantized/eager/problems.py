@@ -29,14 +29,16 @@ def raise_problems(model: nn.Module, problems: dict[str, str], untrainable: Coll
         f"{describe(model, modules[path])}, whose forward {reason}; call a child such as nn.Conv2d or nn.Linear "
         "instead, or pass allow_float=True"
         for path, reason in problems.items()
-        if not hasattr(modules[path], "float_class") and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
+        if not hasattr(modules[path], "float_class")
+        and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
+        and modules[path] not in untrainable
     ]
     lines += [
         f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
         "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"
         for layer in untrainable
     ]
-    lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in {*untrainable}]
+    lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in untrainable]
     if len(lines) == 1:
         raise TypeError(lines[0])
     if lines:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
+from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import flatten
-from ..._utils.tracing import CONCATENATION_OPS
 from ..checks import check_float32_parameters, check_same_results
 from ..wrapper import Stage
 from .bias_correction import correct_biases
@@ -59,8 +59,15 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableModel:
+def quantize(
+    model: nn.Module,
+    batches: Iterator[Inputs],
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
+    _check_dynamic(dynamic_sizes)
     _check_float(model)
     first = next(batches, None)
     if first is None:
@@ -81,8 +88,15 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_fl
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableModel:
+def prepare_qat(
+    model: nn.Module,
+    example: Inputs | None,
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
+    _check_dynamic(dynamic_sizes)
     _check_float(model)
     calls = None
     if example is None:
@@ -110,6 +124,11 @@ def freeze(prepared: QuantizableModel) -> None:
         raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     prepared.is_frozen = True
     preparing.freeze(prepared)
+
+
+def _check_dynamic(dynamic_sizes: bool | None) -> None:
+    if dynamic_sizes is False:
+        raise ValueError("dynamic_sizes must be None or True with engine='eager', which never fixes sizes, got False")
 
 
 def _check_float(model: nn.Module) -> None:
