@@ -224,6 +224,22 @@ def test_int8_with_operations_in_float_is_traced(example: Any, tmp_path: Path) -
         assert set(run(bias=example[1], image=example[0])) == {"out", "pooled"}
 
 
+@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx-qdq", marks=pytest.mark.slow)])
+def test_int8_program_with_several_inputs(format: str, tmp_path: Path) -> None:
+    example = {"bias": BIAS, "image": IMAGE}
+    backend = "onnxruntime" if format == "onnx-qdq" else "x86"
+    model = quantized.quantize(Attentive(), [example], engine="pt2e", backend=backend)
+    loaded = deploy.load(deploy.export(model, example, tmp_path / "m.pt2", format=format).path)
+    assert [spec["name"] for spec in loaded.metadata["inputs"]] == ["image", "bias"]
+    image, bias = torch.randn(3, 3, 21, 18), torch.ones(3, 4, 1, 1)
+    with torch.no_grad():
+        output, expected = loaded(image=image, bias=bias), Attentive()(image, bias)
+    assert list(output) == ["out", "pooled"]
+    for name, value in output.items():
+        error = value - expected[name]
+        assert 10 * float(torch.log10(expected[name].square().mean() / error.square().mean())) > 25
+
+
 @pytest.mark.parametrize(
     ("example", "error", "message"),
     [

@@ -133,4 +133,4 @@ def test_readme_begins_with_the_readers_model() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "a model from torchvision or timm" in "".join(text.splitlines()[:10])
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert headings[:4] == ["Install", "Ten lines", "A model from torchvision or timm", "Two commands"]
+    assert headings[:4] == ["Install", "Ten lines", "A model of these layers", "Two commands"]

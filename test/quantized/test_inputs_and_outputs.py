@@ -82,6 +82,19 @@ def test_forms_of_batches_give_the_same_model() -> None:
         assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
 
 
+def test_only_input_by_its_name() -> None:
+    class Named(nn.Sequential):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    model = Named(nn.Conv2d(3, 4, 3)).eval()
+    int8 = quantized.quantize(model, [{"image": X}])
+    assert torch.equal(int8(image=X), int8(X))
+    check(int8, model, image=X)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
+        int8(x=X)
+
+
 def test_training_with_several_inputs() -> None:
     model = Fusion().train()
     prepared = quantized.prepare_qat(model, (X, DEPTH))

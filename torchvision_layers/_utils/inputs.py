@@ -52,9 +52,10 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     signature = inspect.signature(model.forward)
     inputs = _split(batch, signature)
     try:
-        signature.bind(*inputs.args, **inputs.kwargs)
+        bound = signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
         raise TypeError(f"{name} must hold the inputs of forward{signature}: {error}") from error
+    inputs = Inputs(bound.args, bound.kwargs)
     tensors = [tensor for tensor in inputs.tensors() if tensor.is_floating_point() or tensor.is_complex()]
     for tensor in tensors or [*inputs.args, *inputs.kwargs.values()][:1]:
         check_float32(name, tensor)

@@ -139,9 +139,8 @@ class Signature:
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
     """The signature of the ``forward`` that a user wrote."""
-    if isinstance(model, QuantizableGraph) and "signature" in vars(model):
-        parameters: inspect.Signature = vars(model)["signature"].parameters
-        return parameters
+    if isinstance(model, QuantizableGraph):
+        return model.signature.parameters
     return inspect.signature((model.model if isinstance(model, QuantizableModel) else model).forward)
 
 

@@ -49,6 +49,7 @@ def quantize(
     backend: str = "auto",
     engine: str = "eager",
     allow_float: bool = False,
+    dynamic_sizes: bool | None = None,
     progress: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
@@ -70,6 +71,9 @@ def quantize(
             of torchao, to compile and to export. Default: ``"eager"``.
         allow_float: keeps convolutions and linear layers that the engine cannot run in int8 in float, instead of
             raising. Default: ``False``.
+        dynamic_sizes: for ``engine="pt2e"``. ``True`` lets the graph take images of every size that the model takes,
+            ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
+            would take long to export. The eager engine never fixes it. Default: ``None``.
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
@@ -81,7 +85,7 @@ def quantize(
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float)
+    return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float, dynamic_sizes)
 
 
 def prepare_qat(
@@ -91,6 +95,7 @@ def prepare_qat(
     backend: str = "auto",
     engine: str = "eager",
     allow_float: bool = False,
+    dynamic_sizes: bool | None = None,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
@@ -104,6 +109,7 @@ def prepare_qat(
         backend: as in :func:`quantize`.
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
+        dynamic_sizes: as in :func:`quantize`.
 
     Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, or a model that is already
     prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
@@ -113,7 +119,7 @@ def prepare_qat(
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
     inputs = None if example is None else inputs_of("example", example, _called(model))
-    return workflow.prepare_qat(model, inputs, backend, allow_float)
+    return workflow.prepare_qat(model, inputs, backend, allow_float, dynamic_sizes)
 
 
 def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:

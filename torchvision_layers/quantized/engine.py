@@ -20,10 +20,24 @@ class Engine(Protocol[Model]):
     def choose_backend(self, name: str) -> str:
         """Returns ``name``, or what ``"auto"`` means here; raises ``ValueError`` unless this machine has it."""
 
-    def quantize(self, model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> Model:
+    def quantize(
+        self,
+        model: nn.Module,
+        batches: Iterator[Inputs],
+        backend: str,
+        allow_float: bool,
+        dynamic_sizes: bool | None,
+    ) -> Model:
         """Returns an int8 copy of a float model, with ranges observed on the batches."""
 
-    def prepare_qat(self, model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> Model:
+    def prepare_qat(
+        self,
+        model: nn.Module,
+        example: Inputs | None,
+        backend: str,
+        allow_float: bool,
+        dynamic_sizes: bool | None,
+    ) -> Model:
         """Returns a copy of a float model for quantization-aware training."""
 
     def convert(self, prepared: Model) -> Model:

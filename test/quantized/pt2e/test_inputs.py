@@ -110,6 +110,13 @@ def test_trained_graph_uses_every_input() -> None:
     assert decibels(graph.eval()(X, DEPTH), convert(graph)(X, DEPTH)) >= 60
 
 
+def test_layout_of_example_is_not_required() -> None:
+    model, x = nn.Conv1d(6, 4, 3).eval(), torch.randn(4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    graph = quantize(model, [x[:, 0]], engine="pt2e")
+    for input in (x[:, 1], x[:, 1].contiguous(), x[:, 1].mT.contiguous().mT):
+        assert decibels(model(input), graph(input)) >= 25
+
+
 def test_copy_takes_the_same_inputs() -> None:
     inputs = nested()
     graph = quantize(Nested().eval(), [inputs], engine="pt2e")

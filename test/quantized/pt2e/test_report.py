@@ -91,6 +91,13 @@ def test_uncalled_modules_without_weights() -> None:
         assert rows["used"].why == "fused into conv"
 
 
+def test_rows_of_layers_with_one_weight() -> None:
+    first, second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    second.weight = first.weight
+    graph = int8(nn.Sequential(first, nn.ReLU(), second).eval(), [torch.randn(2, 3, 6, 6)])
+    assert [(row.path, row.runs_in) for row in graph_rows(graph)] == [("0", "int8"), ("1", "int8"), ("2", "int8")]
+
+
 def resnet18() -> nn.Module:
     """Two blocks of two convolutions in each of four stages, with a quarter of torchvision's channels."""
     blocks, channels = [], 16

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.export import export
@@ -112,3 +113,14 @@ def test_sizes_follow_the_argument_without_a_warning(dynamic_sizes: bool) -> Non
     assert graph.signature.sizes == [(None, 3, None, None) if dynamic_sizes else (None, 3, 18, 20)]
     if dynamic_sizes:
         assert graph(OTHER).shape == model(OTHER).shape
+
+
+def test_sizes_are_chosen_by_an_argument() -> None:
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 16, 16)
+    larger = torch.randn(2, 3, 18, 18)
+    fixed = quantized.quantize(model, [images], engine="pt2e", dynamic_sizes=False)
+    with pytest.raises(ValueError, match=r"must have size 16 in dimension 2, got shape \[2, 3, 18, 18\]"):
+        fixed(larger)
+    assert quantized.quantize(model, [images], engine="pt2e", dynamic_sizes=True)(larger).shape == (2, 4, 16, 16)
+    with pytest.raises(ValueError, match="dynamic_sizes must be None or True with engine='eager'"):
+        quantized.quantize(model, [images], dynamic_sizes=False)

@@ -58,7 +58,15 @@ class QuantizableModel(QuantizableWrapper):
         self.post_ops = list[PostOp]()
         #: The shapes of the last inputs since the model was prepared, for a trial run of the int8 model.
         self.trial_inputs: Inputs | None = None
+        #: The name of the only argument of the model's ``forward``.
+        self.input_name = next(iter(inspect.signature(model.forward).parameters), "")
         self.train(model.training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # TorchScript needs a fixed name for the input, but callers know the one in the forward of the model.
+        if kwargs and not args and kwargs.keys() == {self.input_name}:
+            args, kwargs = (kwargs[self.input_name],), {}
+        return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -169,6 +177,8 @@ class QuantizableModel(QuantizableWrapper):
 
 class MultipleQuantizableModel(QuantizableModel):
     """A :class:`QuantizableModel` for a ``forward`` that takes several inputs; not for TorchScript."""
+
+    __call__ = nn.Module.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Stubs belong to inputs by their order, which must not depend on the order of keywords.

@@ -59,8 +59,15 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_float: bool) -> QuantizableModel:
+def quantize(
+    model: nn.Module,
+    batches: Iterator[Inputs],
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
+    _check_dynamic(dynamic_sizes)
     _check_float(model)
     first = next(batches, None)
     if first is None:
@@ -81,8 +88,15 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], backend: str, allow_fl
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableModel:
+def prepare_qat(
+    model: nn.Module,
+    example: Inputs | None,
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
+    _check_dynamic(dynamic_sizes)
     _check_float(model)
     calls = None
     if example is None:
@@ -110,6 +124,11 @@ def freeze(prepared: QuantizableModel) -> None:
         raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     prepared.is_frozen = True
     preparing.freeze(prepared)
+
+
+def _check_dynamic(dynamic_sizes: bool | None) -> None:
+    if dynamic_sizes is False:
+        raise ValueError("dynamic_sizes must be None or True with engine='eager', which never fixes sizes, got False")
 
 
 def _check_float(model: nn.Module) -> None:

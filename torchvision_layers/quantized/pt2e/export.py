@@ -90,11 +90,15 @@ def _name_owners(module: fx.GraphModule, model: nn.Module) -> set[str]:
     owners = set[str]()
     for node in module.graph.nodes:
         weight = node.args[1] if is_call(node, WEIGHTED) else None
-        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
-        stack = node.meta.get("nn_module_stack") or {}
-        if owner and owner != module_path(node):
+        path = module_path(node)
+        if path is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        owner, _, name = str(weight.target).rpartition(".")
+        # A weight may be shared with the module that called the operator.
+        if owner and getattr(model.get_submodule(path), name, None) is not getattr(model.get_submodule(owner), name):
             cls = type(model.get_submodule(owner))
-            node.meta["nn_module_stack"] = {**stack, owner: (owner, f"{cls.__module__}.{cls.__qualname__}")}
+            stack = {**node.meta["nn_module_stack"], owner: (owner, f"{cls.__module__}.{cls.__qualname__}")}
+            node.meta["nn_module_stack"] = stack
             owners.add(owner)
     return owners
 
@@ -125,14 +129,17 @@ def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
 
 
 def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
-    """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough."""
+    """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough.
+
+    They are copies, which have no gaps in memory that the graph would then require.
+    """
     batch = next(len(tensor) for tensor in tensors if tensor.dim())
-    return tuple(
-        (torch.cat([tensor, tensor]) if batch == 1 else tensor)[:2].detach()
-        if tensor.dim() and len(tensor) == batch
-        else tensor.detach()
-        for tensor in tensors
-    )
+    pair = []
+    for tensor in tensors:
+        if tensor.dim() and len(tensor) == batch:
+            tensor = torch.cat([tensor, tensor])[:2] if batch == 1 else tensor[:2]
+        pair.append(tensor.detach().clone())
+    return tuple(pair)
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

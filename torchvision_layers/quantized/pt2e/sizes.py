@@ -160,9 +160,9 @@ def _export(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> fx.Gr
         if dynamic_sizes is not False:
             try:
                 with limit if dynamic_sizes is None else nullcontext():
-                    return export_program(
-                        model, pair, [dict.fromkeys(range(x.dim()), auto) for x in pair.args]
-                    ).module()
+                    # A size of one may be broadcast, which no variable size could be.
+                    sizes = [{dim: auto for dim, size in enumerate(x.shape) if dim == 0 or size > 1} for x in pair.args]
+                    return export_program(model, pair, sizes).module()
             except RuntimeError:
                 if not limit.is_exceeded:
                     raise

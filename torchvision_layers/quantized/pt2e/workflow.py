@@ -64,8 +64,14 @@ def quantize(
     return _convert_(prepared)
 
 
-def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_float: bool) -> QuantizableGraph:
-    """A graph of ``model`` for quantization-aware training, in training mode."""
+def prepare_qat(
+    model: nn.Module,
+    example: Inputs | None,
+    backend: str,
+    allow_float: bool,
+    dynamic_sizes: bool | None = None,
+) -> QuantizableGraph:
+    """A graph of ``model`` for training, in training mode; for ``dynamic_sizes`` see :func:`export`."""
     if example is None:
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
     if backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
@@ -73,7 +79,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, backend: str, allow_fl
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
     model = _float_copy(model).train()
-    exported = export(model, example)
+    exported = export(model, example, dynamic_sizes)
     graph_module = exported.graph_module
     isolate_unfoldable_norms(graph_module)
     problems = random_problems(record_modes(graph_module))
