@@ -127,6 +127,7 @@ def test_keys_stay() -> None:
     assert not torch.equal(rewritten(images()), copied(images()))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_int8_layers_are_scripted_and_loaded() -> None:
     model = stir(nn.Sequential(timm.layers.Conv2dSame(4, 8, 3, stride=2), timm.layers.BatchNormAct2d(8)))
     int8 = quantized.quantize(model, [images()])
