@@ -105,6 +105,40 @@ def test_computed_weight_is_trained(name: str) -> None:
     assert len(call_nodes(converted, "dequantize_per_channel")) == 1
 
 
+class PositionBias(nn.Module):
+    """As in Swin V2: an MLP on a table of constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(-1, 1, 8)[:, None])
+        self.mlp = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.conv, self.spare = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spare(x)
+        return self.conv(x) + self.mlp(self.table).sigmoid().T[:, None]
+
+
+def test_layers_on_constants_run_once() -> None:
+    model = PositionBias().eval()
+    graph = quantize(model, [X], engine="pt2e")
+    assert decibels(model(X), graph(X)) >= 35
+    assert not call_nodes(graph, "linear")
+    rows = {row.path: (row.runs_in, row.why) for row in report(graph).rows}
+    constant = ("float", "its result is a constant or not used")
+    assert rows["conv"][0] == "int8"
+    assert [rows[path] for path in ("mlp.0", "mlp.2", "spare")] == [constant] * 3
+
+
+def test_layers_on_constants_are_trained() -> None:
+    graph = prepare_qat(PositionBias(), X, engine="pt2e")
+    before = graph.state_dict()["mlp.0.weight"].clone()
+    train_step(graph, X, sgd(graph))
+    assert not torch.equal(before, graph.state_dict()["mlp.0.weight"])
+    freeze(graph)
+    assert decibels(graph.eval()(X), convert(graph)(X)) >= 60
+
+
 class CondConv(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         return ReportRow(path, before, "folded", runs_in, f"fused into {source}", (source,))
     if not nodes:
         if path in graph.weighted:
-            return ReportRow(path, before, "-", "float", "is never called")
+            return ReportRow(path, before, "-", "float", "its result is a constant or not used")
         return ReportRow(path, before, "identity", "int8", Int8Support.PASS_THROUGH.value)
     if all(_is_int8(node) for node in nodes):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from .nodes import NAMED_PADDING, WEIGHTED, is_call, is_constant, module_path
 
-__all__ = ["dynamic_weights", "erase_unused_ops", "fold_computed_weights", "make_padding_numeric"]
+__all__ = ["dynamic_weights", "erase_unused_ops", "fold_constants", "make_padding_numeric"]
 
 _pad = torch.ops.aten.constant_pad_nd.default
 
@@ -46,29 +46,35 @@ def _arguments(node: fx.Node) -> list[Any]:
     return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
 
 
-def fold_computed_weights(module: fx.GraphModule) -> None:
-    """Makes the weights and biases that a forward computes from parameters alone parameters themselves.
+def fold_constants(module: fx.GraphModule) -> None:
+    """Makes what a forward computes from parameters and buffers alone parameters themselves.
 
-    Weight standardization and parametrizations compute such weights.
+    These are weights and biases, as weight standardization and parametrizations compute them, and the results of layers
+    on constants, such as the position biases of Swin V2.
     """
     graph = module.graph
     for node in graph.nodes:
-        if not is_call(node, WEIGHTED):
-            continue
-        for name, source in zip(("weight", "bias"), node.args[1:3], strict=False):
-            if not isinstance(source, fx.Node) or source.op == "get_attr" or not is_constant(source):
-                continue
-            path = _free_path(module, module_path(source) or "", f"computed_{name}")
-            owner, _, attribute = path.rpartition(".")
-            with torch.no_grad():
-                value = nn.Parameter(_value(module, source), requires_grad=False)
-            module.get_submodule(owner).register_parameter(attribute, value)
-            with graph.inserting_before(source):
-                constant = graph.get_attr(path)
-            constant.meta["val"] = source.meta["val"]
-            source.replace_all_uses_with(constant)
+        if is_call(node, WEIGHTED):
+            sources = (
+                {"result": node} if is_constant(node) else dict(zip(("weight", "bias"), node.args[1:3], strict=False))
+            )
+            for name, source in sources.items():
+                if isinstance(source, fx.Node) and source.op != "get_attr" and is_constant(source):
+                    _fold(module, source, f"computed_{name}")
     erase_unused_ops(graph)
     module.recompile()
+
+
+def _fold(module: fx.GraphModule, node: fx.Node, name: str) -> None:
+    path = _free_path(module, module_path(node) or "", name)
+    owner, _, attribute = path.rpartition(".")
+    with torch.no_grad():
+        value = nn.Parameter(_value(module, node), requires_grad=False)
+    module.get_submodule(owner).register_parameter(attribute, value)
+    with module.graph.inserting_before(node):
+        constant = module.graph.get_attr(path)
+    constant.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(constant)
 
 
 def erase_unused_ops(graph: fx.Graph) -> None:

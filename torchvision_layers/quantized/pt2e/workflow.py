@@ -25,7 +25,7 @@ from .passes import (
     set_mode,
 )
 from .problems import float_problems, raise_problems, random_problems, weight_problems
-from .weights import dynamic_weights, fold_computed_weights
+from .weights import dynamic_weights, fold_constants
 from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
@@ -54,7 +54,7 @@ def quantize(
         raise ValueError("batches must hold at least one batch, got none")
     with torch.no_grad():
         exported = export(model, first, dynamic_sizes)
-        fold_computed_weights(exported.graph_module)
+        fold_constants(exported.graph_module)
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
@@ -144,7 +144,7 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
         raise ValueError("model must have run on some batches before it is converted, it has not")
     prepared.cpu().eval()
     fold_trained_norms(prepared.body)
-    fold_computed_weights(prepared.body)
+    fold_constants(prepared.body)
     remove_dropout(prepared.body)
     prepared.body = torchao.convert(prepared.body)
     remove_unused_tensors(prepared.body)
