@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from torchvision_layers import deploy, quantized
 
-from ._support import relative_error
+from ._support import FunctionModule, relative_error
 
 IMAGE, DEPTH = (torch.randn(2, n, 16, 16, generator=torch.Generator().manual_seed(n)) for n in (3, 1))
 
@@ -272,6 +272,16 @@ def test_wrong_examples(example: Any, error: type, message: str, tmp_path: Path)
 def test_wrong_outputs(end: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=message):
         deploy.export(RGBD(end), (IMAGE, DEPTH), tmp_path / "m.pt2", format="pt2")
+
+
+def test_graph_of_a_feature_extractor(tmp_path: Path) -> None:
+    def forward(module: nn.Module, image: Tensor) -> object:
+        y = module.conv(image)
+        return {"low": y, "high": [torch.relu(y), None]}
+
+    model = torch.fx.symbolic_trace(FunctionModule(forward, conv=nn.Conv2d(3, 4, 3, padding=1))).eval()
+    for format in ("pt2", "onnx"):
+        check(model, (IMAGE,), deploy.export(model, IMAGE, tmp_path / "m.pt2", format=format))
 
 
 def test_strings_in_outputs_name_other_formats(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
 from .inputs import Inputs
 from .source_lines import failing_line
 
-__all__ = ["any_size", "export_program"]
+__all__ = ["any_size", "as_module", "export_program"]
 
 
 @contextmanager
@@ -29,6 +29,15 @@ def any_size() -> Iterator[None]:
         yield
 
 
+def as_module(model: nn.Module) -> nn.Module:
+    """``model``, or for a graph a module with the same ``forward``: torch.export runs a graph without its hooks."""
+    if not isinstance(model, fx.GraphModule):
+        return model
+    clone: nn.Module = object.__new__(type(type(model).__name__, (nn.Module,), {"forward": type(model).forward}))
+    clone.__dict__ = dict(vars(model))
+    return clone
+
+
 def export_program(
     model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], advice: str = ""
 ) -> ExportedProgram:
@@ -37,6 +46,7 @@ def export_program(
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
     """
+    model = as_module(model)
     collection = ShapesCollection()
     for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
         collection[tensor] = dims

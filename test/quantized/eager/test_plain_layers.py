@@ -127,6 +127,19 @@ def test_keys_stay() -> None:
     assert not torch.equal(rewritten(images()), copied(images()))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_int8_layers_are_scripted_and_loaded() -> None:
+    model = stir(nn.Sequential(timm.layers.Conv2dSame(4, 8, 3, stride=2), timm.layers.BatchNormAct2d(8)))
+    int8 = quantized.quantize(model, [images()])
+    assert {"0.weight", "0.scale"} <= int8.state_dict().keys()
+    scripted = torch.jit.script(int8)
+    other = quantized.quantize(model, [2 * images()])
+    other.load_state_dict(int8.state_dict())
+    for x in (images(), images()[:, :, :11, :14].contiguous()):
+        assert torch.equal(scripted(x), int8(x))
+        assert torch.equal(other(x), int8(x))
+
+
 def test_training() -> None:
     """The plain layers train as the originals do."""
     model = stir(nn.Sequential(timm.layers.Conv2dSame(4, 8, 3, stride=2), timm.layers.BatchNormAct2d(8))).train()

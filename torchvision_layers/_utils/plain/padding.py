@@ -43,7 +43,7 @@ class SamePadding(nn.Module):
             steps = (size + stride - 1) // stride - 1
             missing = steps * stride + (self.kernel_size[-1 - i] - 1) * self.dilation[-1 - i] + 1 - size
             total = max(missing, 0) if torch.jit.is_scripting() else torch.sym_max(missing, 0)
-            padding += [total // 2, total - total // 2]  # type: ignore[list-item]  # symbolic while exporting
+            padding += [total // 2, total - total // 2]  # type: ignore[list-item]
         return F.pad(input, padding)
 
     def extra_repr(self) -> str:

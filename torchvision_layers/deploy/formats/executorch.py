@@ -19,7 +19,7 @@ import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..._utils.exporting import any_size
+from ..._utils.exporting import any_size, as_module
 from ..._utils.inputs import Inputs
 from .._inputs import other_batch, resize
 from .._metadata import parse
@@ -107,7 +107,7 @@ def _function(program: Any, sizes: str, signature: Signature) -> Callable[..., A
 
 def _export(subject: Subject) -> ExportedProgram:
     """The program of a model, with an upper bound for each variable size."""
-    model = copy.deepcopy(subject.model)
+    model = as_module(copy.deepcopy(subject.model))
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = tensor.data.contiguous()  # executorch cannot lower weights in channels_last
     # torch.export treats a size of 1 as a constant; two images of a larger batch are enough.

@@ -42,8 +42,8 @@ def export_subject(subject: Subject, has_flat_output: bool = False) -> ExportedP
                 )
     for graph in [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]:
         for node in graph.nodes:
-            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
-                node.meta.pop(key, None)  # they contain paths of this machine and take a third of the file
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
+                node.meta.pop(key, None)  # notes about the source, with paths of this machine, a third of the file
     return program
 
 

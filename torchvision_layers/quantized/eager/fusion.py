@@ -3,13 +3,14 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
-from ..._utils.tracing import trace_forward
+from ..._utils.tracing import ForwardTrace, trace_forward
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .patterns import BATCH_NORMS, is_foldable, mark_fused
@@ -19,7 +20,12 @@ from .torch_ao import explain_missing_torch_ao
 __all__ = ["fuse_children", "is_transparent"]
 
 
-def fuse_children(module: nn.Module, is_qat: bool, shared: frozenset[nn.Module] | None = None) -> None:
+def fuse_children(
+    module: nn.Module,
+    is_qat: bool,
+    shared: frozenset[nn.Module] | None = None,
+    trace: Callable[[nn.Module], ForwardTrace] | None = None,
+) -> None:
     """Fuses the chains of modules that ``module.forward`` calls, in place, then those below each of them.
 
     Chains go through containers. A child with a ``fuse_model`` of its own fuses itself. A child that ``forward`` calls
@@ -30,23 +36,26 @@ def fuse_children(module: nn.Module, is_qat: bool, shared: frozenset[nn.Module] 
         is_qat: whether to keep batch norms, for training.
         shared: modules that are registered in several places, whose insides fuse with nothing outside. Default:
             ``None``, those below ``module``.
+        trace: :func:`trace_forward`, or a function with its results. Default: ``None``, a cache, because a container is
+            traced for the chains around it and for those inside it.
     """
+    trace = trace or cache(trace_forward)
     if shared is None:
         places = Counter(
             child for parent in module.modules() for child in parent._modules.values() if child is not None
         )
         shared = frozenset(child for child, count in places.items() if count > 1)
-    trace = trace_forward(module)
-    for names in trace.chains:
-        for chain in expand_chain(module, names, lambda child: child in shared or not is_transparent(child)):
+    traced = trace(module)
+    for names in traced.chains:
+        for chain in expand_chain(module, names, lambda child: child in shared or not is_transparent(child), trace):
             _fuse_chain(module, chain, is_qat)
-    for name in trace.whole:
+    for name in traced.whole:
         child = module.get_submodule(name)
         if is_unit(child):
             continue
         fuse_model = _own_fuse_model(child)
         if fuse_model is None:
-            fuse_children(child, is_qat, shared)
+            fuse_children(child, is_qat, shared, trace)
         elif inspect.signature(fuse_model).parameters:
             fuse_model(is_qat)
         else:

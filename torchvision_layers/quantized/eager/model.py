@@ -236,9 +236,11 @@ def make_quantizable_(
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
+    paths = {path for path, _ in wrapper.model.named_modules()}
     untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
     for path, module in wrapper.model.named_modules():
-        wrapper.classes_before.setdefault(path, type(module).__name__)
+        if path not in paths:
+            wrapper.classes_before[path] = type(module).__name__
     if allow_float:
         for path in run.read_layers if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute

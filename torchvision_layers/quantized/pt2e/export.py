@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..._utils.exporting import as_module
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
 from .constants import erase_unused_ops
@@ -52,7 +53,7 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     one batch size.
     """
     # Copies of fx.GraphModule are in training mode.
-    model = copy.deepcopy(model).train(model.training)
+    model = as_module(copy.deepcopy(model).train(model.training))
     called_paths = set[str]()
     for path, module in model.named_modules():
         # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.

@@ -53,20 +53,20 @@ def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
         model: a copy, in eval mode, that takes ``pair``, positional tensors, and returns a tuple.
         pair: inputs with a batch of two.
     """
-    probe = copy.deepcopy(model)  # a forward may write to the model
+    probe = copy.deepcopy(model)  # a forward may write to the model, and to its inputs
     two = [_smaller(tensor) for tensor in pair.args]
     three = [_with_three(tensor) for tensor in two]
     try:
         with torch.no_grad():
             with _SizeReads(probe) as reads:
-                outputs = probe(*two)
+                outputs = probe(*_clones(two))
             if reads.is_found:
                 return None
             module = torch.export.export(model, pair.args).module(check_guards=False)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
                 hooks.clear()
-            expected = probe(*three)
-            check_same_results(module(*three), expected, "a graph with constant sizes differs from the model")
+            expected = probe(*_clones(three))
+            check_same_results(module(*_clones(three)), expected, "a graph with constant sizes differs from the model")
     except Exception:  # if the model is at fault, the export with symbolic sizes reports it
         return None
     sizes = [_static_sizes(probe, two, i) for i in range(len(two))]
@@ -78,7 +78,7 @@ def _smaller(tensor: Tensor) -> Tensor:
     for dim in range(2, tensor.dim()):
         size = tensor.shape[dim]
         tensor = tensor.narrow(dim, 0, size // 2) if size > 1 else torch.cat([tensor, tensor], dim)
-    return tensor.clone()
+    return tensor
 
 
 def _with_three(tensor: Tensor) -> Tensor:
@@ -86,11 +86,15 @@ def _with_three(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor[:1]]) if tensor.dim() and len(tensor) == 2 else tensor
 
 
+def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
 def _static_sizes(model: nn.Module, inputs: list[Tensor], index: int) -> tuple[int | None, ...]:
     """The sizes that an input of ``model`` must have, which can only be the number of channels."""
     sizes = list[int | None]([None] * inputs[index].dim())
     if len(sizes) > 1:
-        widened = list(inputs)
+        widened = _clones(inputs)
         widened[index] = torch.cat([inputs[index], inputs[index]], 1)
         try:
             with torch.no_grad():
