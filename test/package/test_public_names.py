@@ -127,9 +127,11 @@ ReportRow
 convert(model)
 freeze(model)
 fuse_model(model, is_qat=None)
-prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None)
+prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
+    dynamic_sizes=None)
 quantizable(model, *, allow_float=False)
-quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None, progress=True)
+quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
+    progress=True)
 report(model)""",
     )
 
