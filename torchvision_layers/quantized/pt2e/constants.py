@@ -1,4 +1,4 @@
-"""What a forward computes from parameters and buffers alone, folded into parameters."""
+"""Constant parts of an exported graph, computed once before calibration."""
 
 from collections.abc import Container
 from operator import attrgetter
