@@ -95,6 +95,17 @@ def test_only_input_by_its_name() -> None:
         int8(x=X)
 
 
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_weights_on_the_meta_device_are_refused(engine: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")).eval()
+    with pytest.raises(ValueError, match=r"must hold its weights to be quantized, 0\.weight is on the meta device"):
+        quantized.quantize(model, [X], engine=engine)
+    with pytest.raises(ValueError, match="0.weight is on the meta device"):
+        quantized.prepare_qat(model, X, engine=engine)
+    model.to_empty(device="cpu").load_state_dict(nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict())
+    quantized.quantize(model, [X], engine=engine)
+
+
 def test_training_with_several_inputs() -> None:
     model = Fusion().train()
     prepared = quantized.prepare_qat(model, (X, DEPTH))

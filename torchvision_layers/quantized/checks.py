@@ -1,5 +1,6 @@
 """Checks on models that both engines make."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ __all__ = ["check_float32_parameters", "check_same_results"]
 
 
 def check_float32_parameters(model: nn.Module) -> None:
-    """Raises ``TypeError`` with the path of a parameter that is not float32."""
+    """Raises unless each parameter is float32 and has values: ``TypeError`` or ``ValueError`` with its path."""
+    for path, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"model must hold its weights to be quantized, {path} is on the meta device: call "
+                "model.to_empty(device='cpu') and load a state_dict"
+            )
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
