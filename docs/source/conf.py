@@ -63,13 +63,14 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
-# The folded form of CoordConv2d and the export of QuantizableGraph are not public; torch has no page for the return
-# type of load_state_dict.
+# The folded form of CoordConv2d, the export of QuantizableGraph and the inputs of a call are not public; torch has no
+# page for the return type of load_state_dict.
 nitpick_ignore = [
     ("py:class", "PositionalConv2d"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionalConv2d"),
     ("py:class", "torch.nn._IncompatibleKeys"),
+    ("py:class", "torchvision_layers._utils.inputs.Inputs"),
     ("py:class", "torchvision_layers.quantized.pt2e.export.ExportedModel"),
 ]
 
