@@ -186,11 +186,17 @@ def test_layers_of_any_forward_are_int8(cls: type[nn.Module]) -> None:
     assert list(quantized.quantizable(model).state_dict()) == before
 
 
-@pytest.mark.parametrize("cls", [BranchesOnValues, LoopsOverSizes, StarInputs, WritesParts, WithOptions])
-@pytest.mark.parametrize("has_example", [True, False])
+FLOAT_FORWARDS: list[type[nn.Module]] = [BranchesOnValues, LoopsOverSizes, StarInputs, WritesParts]
+
+
+@pytest.mark.parametrize(
+    ("cls", "has_example"),
+    [
+        *((cls, has_example) for cls in FLOAT_FORWARDS for has_example in (True, False)),
+        (WithOptions, True),  # without an example, each forward is traced with its defaults
+    ],
+)
 def test_float_forward_is_trained(cls: type[nn.Module], has_example: bool) -> None:
-    if cls is WithOptions and not has_example:
-        pytest.skip("without an example, each forward is traced with its defaults")
     prepared = quantized.prepare_qat(nn.Sequential(cls(), nn.Conv2d(8, 8, 1)), X if has_example else None)
     prepared(X).sum().backward()
     expected = prepared.eval()(X).detach()
