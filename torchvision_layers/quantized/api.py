@@ -9,7 +9,7 @@ from tqdm import tqdm
 from .._utils.checks import check_unwrapped
 from .._utils.inputs import Inputs, inputs_of
 from .eager.fusion import fuse_children
-from .eager.model import QuantizableModel
+from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
 from .layers.base import QuantizableLayer
 from .pt2e.model import QuantizableGraph
@@ -118,7 +118,7 @@ def prepare_qat(
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    inputs = None if example is None else inputs_of("example", example, _called(model))
+    inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     return workflow.prepare_qat(model, inputs, backend, allow_float, dynamic_sizes)
 
 
@@ -151,7 +151,7 @@ def _check_prepared(model: nn.Module) -> None:
 def _inputs(batches: Iterable[Any], model: nn.Module, progress: bool) -> Iterator[Inputs]:
     if isinstance(batches, Tensor):
         raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
-    called = _called(model)
+    called = unwrapped(model)
     total = len(batches) if isinstance(batches, Sized) else None
     bar = None
     for i, batch in enumerate(batches):
@@ -162,8 +162,3 @@ def _inputs(batches: Iterable[Any], model: nn.Module, progress: bool) -> Iterato
             bar.update()
     if bar is not None:
         bar.close()
-
-
-def _called(model: nn.Module) -> nn.Module:
-    """The module whose ``forward`` receives the inputs."""
-    return model.model if isinstance(model, QuantizableModel) else model

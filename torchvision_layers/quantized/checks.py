@@ -1,14 +1,24 @@
 """Checks on models that both engines make."""
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._utils.inputs import Inputs
 from .._utils.structure import flatten
 
-__all__ = ["check_float32_parameters", "check_same_results"]
+__all__ = ["check_float32_parameters", "check_same_results", "first_of"]
+
+
+def first_of(batches: Iterator[Inputs]) -> Inputs:
+    """The first of ``batches``; raises ``ValueError`` if there is none."""
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    return first
 
 
 def check_float32_parameters(model: nn.Module) -> None:

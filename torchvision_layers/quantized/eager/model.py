@@ -27,7 +27,7 @@ from .post_ops import PostOp
 from .problems import raise_problems
 from .rewriting import rewrite_forwards
 
-__all__ = ["QuantizableModel", "make_quantizable_", "quantizable"]
+__all__ = ["QuantizableModel", "make_quantizable_", "quantizable", "unwrapped"]
 
 
 class QuantizableModel(QuantizableWrapper):
@@ -139,18 +139,13 @@ class QuantizableModel(QuantizableWrapper):
         trace_flat_sequentials(clone)
         return clone
 
-    @property
-    def has_rewritten_forwards(self) -> bool:
-        """Whether tensor operations of a ``forward`` became modules."""
-        return any(hasattr(module, "is_rewritten") for module in self.modules())
-
     def __reduce__(self) -> Any:
         if self.stage is not Stage.FLOAT:
             raise TypeError(
                 "a prepared or int8 model cannot be pickled as a whole: save its state_dict(), or "
                 "torch.jit.script(model)"
             )
-        if self.has_rewritten_forwards:
+        if any(hasattr(module, "is_rewritten") for module in self.modules()):
             raise TypeError(
                 "a model with rewritten forwards cannot be pickled as a whole: pickle the float model instead"
             )
@@ -184,6 +179,11 @@ class MultipleQuantizableModel(QuantizableModel):
         # Stubs belong to inputs by their order, which must not depend on the order of keywords.
         names = [*inspect.signature(self.model.forward).parameters, *kwargs]
         return self._call(Inputs(args, {name: kwargs[name] for name in sorted(kwargs, key=names.index)}))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module whose ``forward`` receives the inputs: ``model``, or the model inside a :class:`QuantizableModel`."""
+    return model.model if isinstance(model, QuantizableModel) else model
 
 
 def _is_empty(tensor: Tensor) -> bool:

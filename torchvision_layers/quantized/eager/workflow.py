@@ -17,7 +17,7 @@ from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import flatten
-from ..checks import check_float32_parameters, check_same_results
+from ..checks import check_float32_parameters, check_same_results, first_of
 from ..wrapper import Stage
 from .bias_correction import correct_biases
 from .calls import Call, find_difference, record_calls
@@ -25,7 +25,7 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
-from .model import QuantizableModel, make_quantizable_
+from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
 from .torch_ao import converting, preparing
@@ -69,9 +69,7 @@ def quantize(
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
     _check_dynamic(dynamic_sizes)
     _check_float(model)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("batches must hold at least one batch, got none")
+    first = first_of(batches)
     prepared, calls = _try_quantizable(model, first, allow_float, will_train=False)
     with torch.no_grad():
         if backend == "onednn":
@@ -101,7 +99,6 @@ def prepare_qat(
     calls = None
     if example is None:
         prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
-        check_float32_parameters(prepared.model)
         fuse_children(prepared, is_qat=True)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
@@ -145,10 +142,10 @@ def _try_quantizable(
 
     On that batch the copy must compute the same as ``model``.
     """
-    original = copy.deepcopy(_inner(model)).eval()
+    original = copy.deepcopy(unwrapped(model)).eval()
     plain = copy.deepcopy(model)
-    make_plain_(_inner(plain), will_train=will_train, keeps_keys=will_train, splits_padding=True)
-    run = run_first(copy.deepcopy(_inner(plain)).eval(), batch.map(Tensor.clone))
+    make_plain_(unwrapped(plain), will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    run = run_first(copy.deepcopy(unwrapped(plain)).eval(), batch.map(Tensor.clone))
     with torch.no_grad():
         expected = batch.map(Tensor.clone).run(original)
     prepared = make_quantizable_(plain.train(will_train), allow_float, will_train, run)
@@ -172,10 +169,6 @@ def _try_quantizable(
             where = describe(prepared.model, find_difference(original, prepared.model, batch))
             raise RuntimeError(f"{where}, {error}") from None
     return prepared.train(will_train), calls
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    return model.model if isinstance(model, QuantizableModel) else model
 
 
 def _raise_late_call(module: nn.Module, args: object) -> None:

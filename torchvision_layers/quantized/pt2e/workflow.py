@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
-from ..checks import check_float32_parameters, check_same_results
+from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
@@ -50,9 +50,7 @@ def quantize(
 ) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
     model = _float_copy(model).eval()
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("batches must hold at least one batch, got none")
+    first = first_of(batches)
     with torch.no_grad():
         exported = export(model, first, dynamic_sizes)
         torchao.keep_in_float(reread_after_writes(exported.graph_module))
