@@ -1,0 +1,70 @@
+"""Exported files give what the model gives, at sizes that were not the example's."""
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from torchvision_layers import deploy
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers._utils.structure import flatten
+
+from .checks_int8 import quantize
+from .comparing import check_close, check_explained
+from .outcomes import Failure, refuse
+from .subject import Subject, outputs_of
+
+__all__ = ["check_export", "check_int8_export"]
+
+_SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "onnx-qdq": ".onnx"}
+
+
+def check_export(subject: Subject, format: str) -> None:
+    """A float file."""
+    loaded = _export(subject, subject.model(), format)
+    for batch, size in ((2, 0), (1, 1), (3, 2)):
+        outputs = _run(loaded, subject.inputs(batch, size))
+        if outputs is not None:
+            check_close(outputs, subject.expected(batch, size), 2e-4, f"{format}, batch of {batch}, size {size}")
+
+
+def check_int8_export(subject: Subject, format: str, engine: str, backend: str) -> None:
+    """A file of an int8 model: integer kernels may round other values to another side."""
+    int8, _ = quantize(subject, engine, backend)
+    loaded = _export(subject, int8, format)
+    for batch, size in ((2, 0), (1, 1), (3, 2)):
+        inputs = subject.inputs(batch, size)
+        outputs = _run(loaded, inputs)
+        if outputs is None:
+            continue
+        expected = outputs_of(int8, inputs)
+        if format in ("torchscript", "pt2"):
+            check_close(outputs, expected, 1e-5, f"{format} of int8, batch of {batch}, size {size}")
+        else:
+            check_explained(outputs, expected, subject.estimate, f"{format}, batch of {batch}, size {size}", 2)
+
+
+def _export(subject: Subject, model: nn.Module, format: str) -> deploy.Loaded:
+    inputs = subject.inputs()
+    example = inputs.kwargs or (inputs.args[0] if len(inputs.args) == 1 else tuple(inputs.args))
+    folder = Path(subject.folder) / "files"
+    folder.mkdir(exist_ok=True)
+    try:
+        path = deploy.export(model, example, folder / f"model{_SUFFIXES[format]}", format=format).path
+        return deploy.load(path)
+    except Exception as error:
+        raise refuse(error) from error
+    finally:
+        shutil.rmtree(folder)
+
+
+def _run(loaded: deploy.Loaded, inputs: Inputs) -> list | None:
+    """The outputs of a file; ``None`` if its metadata excludes this size."""
+    try:
+        return flatten(inputs.run(loaded))[0]
+    except (ValueError, TypeError) as error:
+        if "must have" in str(error):
+            return None
+        raise Failure(f"{loaded.format}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise Failure(f"{loaded.format}: {type(error).__name__}: {error}") from error

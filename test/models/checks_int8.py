@@ -1,0 +1,102 @@
+"""Int8 models differ from the model by what rounding explains, on every batch and size, and after copies and loads."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchvision_layers import quantized
+
+from .comparing import check_equal, check_explained
+from .outcomes import Failure, Refusal, refuse
+from .subject import Batches, Subject, outputs_of
+
+__all__ = ["check_int8", "check_state", "quantize"]
+
+
+def quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, Refusal | None]:
+    """An int8 model, and the refusal that ``allow_float=True`` lifted.
+
+    Errors: ``Refusal`` if nothing lifts it; ``Failure`` for an error that is none.
+    """
+    key = (engine, backend)
+    if key not in subject.results:
+        try:
+            subject.results[key] = _quantize(subject, engine, backend)
+        except (Failure, Refusal) as error:
+            subject.results[key] = error
+    result = subject.results[key]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, Refusal | None]:
+    arguments: dict[str, Any] = {"engine": engine, "backend": backend, "progress": False}
+    batches = Batches(subject)
+    try:
+        return quantized.quantize(subject.model(), batches, **arguments), None
+    except Exception as error:
+        refusal = refuse(error, not batches.is_calibrating)
+    if "allow_float=True" not in refusal.message:
+        raise refusal
+    batches = Batches(subject)
+    try:
+        return quantized.quantize(subject.model(), batches, **arguments, allow_float=True), refusal
+    except Exception as error:
+        raise refuse(error, not batches.is_calibrating) from error
+
+
+def check_int8(subject: Subject, engine: str, backend: str) -> None:
+    int8, refusal = quantize(subject, engine, backend)
+    first, x = outputs_of(int8, subject.inputs()), subject.inputs()
+    check_explained(first, subject.expected(), subject.estimate, "int8")
+    for batch in (1, 3):
+        check_explained(outputs_of(int8, subject.inputs(batch)), subject.expected(batch), subject.estimate, f"int8, batch of {batch}", 2)
+    empty = outputs_of(int8, x.map(lambda tensor: tensor[:0]))
+    if [tensor.shape[1:] for tensor in empty] != [tensor.shape[1:] for tensor in first] or any(map(len, empty)):
+        raise Failure(f"int8, empty batch: outputs have shapes {[list(tensor.shape) for tensor in empty]}")
+    _check_sizes(subject, int8, engine)
+    check_equal(outputs_of(copy.deepcopy(int8), x), first, "a copy of int8")
+    _check_modes(int8)
+    check_equal(outputs_of(int8, x), first, "int8 in a model that was trained")
+    if refusal is not None:
+        raise refusal
+
+
+def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
+    for size in range(1, len(subject.sizes)):
+        try:
+            outputs = outputs_of(int8, subject.inputs(2, size))
+        except ValueError as error:
+            if engine == "pt2e" and "must have" in str(error):  # it warned that it fixes the size
+                continue
+            raise Failure(f"int8, size {size}: {error}") from error
+        check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 3)
+
+
+def _check_modes(int8: nn.Module) -> None:
+    parent = nn.Sequential(int8, nn.Identity())
+    try:
+        parent.train()
+    except RuntimeError as error:
+        if "an int8 model cannot be trained" not in str(error):
+            raise Failure(f"unknown error: {error}") from error
+    parent.eval()
+
+
+def check_state(subject: Subject, engine: str, backend: str) -> None:
+    """The state of an int8 model, loaded into one of the same architecture with other weights."""
+    int8, _ = quantize(subject, engine, backend)
+    other = subject.build()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    x = subject.batch(seed=2)
+    target = quantized.quantize(other, [x], engine=engine, backend=backend, progress=False, allow_float=True)
+    keys = target.load_state_dict(int8.state_dict())
+    if keys.missing_keys or keys.unexpected_keys:
+        raise Failure(f"state: missing {keys.missing_keys}, unexpected {keys.unexpected_keys}")
+    inputs = subject.inputs()
+    check_equal(outputs_of(target, inputs), outputs_of(int8, inputs), "int8 with a loaded state")

@@ -1,0 +1,81 @@
+"""Prepared models compute what the float model computes, train, and convert to what they computed."""
+
+import copy
+import re
+
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import quantized
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers._utils.structure import flatten
+
+from .comparing import check_close, check_explained
+from .outcomes import Failure, Refusal, refuse
+from .subject import Subject, outputs_of
+
+__all__ = ["check_qat"]
+
+_RANDOM = re.compile("dropout|stochastic_depth|StochasticDepth", re.IGNORECASE)
+
+
+def check_qat(subject: Subject, engine: str, backend: str) -> None:
+    inputs, is_random = subject.inputs(), bool(_RANDOM.search(subject.text))
+    expected = _trained_once(subject.model().train(), inputs)
+    prepared = _prepare(subject, engine, backend)
+    silent = _switch(copy.deepcopy(prepared), fake_quant=False, observers=False)
+    # The fused forms divide by the deviations of the batch norms and multiply by them again.
+    check_close(outputs_of(silent.eval(), inputs), subject.expected(), 1e-3, "prepared, without rounding, in eval mode")
+    outputs, gradients = _trained_once(silent.train(), inputs)
+    if not is_random:
+        check_close(outputs, expected[0], 1e-3, "prepared, without rounding, in training mode")
+        check_close(gradients, expected[1], 1e-2, "gradients without rounding")
+    optimizer = torch.optim.SGD(prepared.parameters(), 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        _trained_once(prepared.train(), inputs)
+        for name, parameter in prepared.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                raise Failure(f"the gradient of {name} is not finite")
+        optimizer.step()
+    try:
+        int8 = quantized.convert(prepared)
+    except Exception as error:
+        raise refuse(error, is_early=False) from error
+    trained = outputs_of(_switch(prepared, fake_quant=True, observers=False).eval(), inputs)
+    check_explained(outputs_of(int8, inputs), trained, subject.estimate, "converted", 2)
+
+
+def _prepare(subject: Subject, engine: str, backend: str) -> nn.Module:
+    try:
+        return quantized.prepare_qat(subject.model(), subject.batch(), engine=engine, backend=backend)
+    except Exception as error:
+        raise refuse(error) from error
+
+
+def _switch(model: nn.Module, *, fake_quant: bool, observers: bool) -> nn.Module:
+    """Enables or disables rounding and the observation of ranges, in place."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("fake_quant_enabled"):
+            buffer.fill_(fake_quant)
+        elif name.endswith("observer_enabled"):
+            buffer.fill_(observers)
+    return model
+
+
+def _trained_once(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs in training mode, and the gradients of a loss with respect to the inputs.
+
+    Errors: ``Refusal`` if torch cannot differentiate the float model; ``Failure`` if it cannot differentiate another.
+    """
+    torch.manual_seed(0)
+    leaves = inputs.map(lambda tensor: tensor.clone().requires_grad_())
+    try:
+        outputs = flatten(leaves.map(lambda tensor: tensor * 1.0).run(model))[0]
+        sum((output.square().mean() for output in outputs), torch.zeros(())).backward()
+    except (RuntimeError, ValueError) as error:
+        if isinstance(model, (quantized.QuantizableModel, quantized.QuantizableGraph)):
+            raise Failure(f"training: {type(error).__name__}: {error}") from error
+        raise Refusal("torch cannot train the float model", str(error)) from error
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.tensors()]
+    return [output.detach() for output in outputs], gradients

@@ -1,0 +1,40 @@
+"""Outcomes of a check other than success: a refusal with a known message, or a failure."""
+
+import re
+
+__all__ = ["REFUSALS", "Failure", "Refusal", "refuse"]
+
+#: Messages that a check accepts, as regular expressions, by the reason that the summary shows.
+REFUSALS = {
+    "experimental layer without a twin": r"which has no quantizable twin; pass allow_float=True",
+    "weight of its own in a forward": r"whose forward calls \w+ with a weight of its own; call a child",
+    "weight read in a forward": r"whose forward reads \S+ in",
+    "tensor read after a write": r"reads a tensor after an in-place module or a child wrote into it",
+    "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
+}
+
+
+class Failure(AssertionError):
+    """A wrong result, or an error that is not a clear refusal."""
+
+
+class Refusal(Exception):
+    """The package refuses a model, for a known reason."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason, self.message = reason, message
+
+
+def refuse(error: Exception, is_early: bool = True) -> Refusal:
+    """The refusal that ``error`` is.
+
+    Errors: ``Failure`` if it is none, or if it comes after calibration.
+    """
+    shown = f"{type(error).__name__}: {error}"
+    for reason, pattern in REFUSALS.items():
+        if re.search(pattern, str(error)):
+            if not is_early:
+                raise Failure(f"refused after calibration: {shown}") from error
+            return Refusal(reason, str(error))
+    raise Failure(f"unknown error: {shown}") from error

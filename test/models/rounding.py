@@ -1,0 +1,92 @@
+"""An estimate of the error that int8 adds to the outputs of a model, in plain torch and without this package."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Estimate", "estimate_rounding"]
+
+#: Half of a step of weights: of eight bits, one of which is lost on x86 if the two largest weights are alike.
+_WEIGHT_SHARE = 1 / 128
+#: Operators that move values and so add no error.
+_MOVES = {"clone", "_unsafe_view", "copy_", "_to_copy", "index_select", "constant_pad_nd", "roll", "flip", "repeat"}
+#: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
+_POOLS = {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"}
+
+
+class _Noise(TorchDispatchMode):
+    """Adds noise of up to half of a quantization step to each tensor that an operator computes."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        for tensor in () if func.is_view or name in _MOVES else _tensors(output):
+            if tensor.is_floating_point() and tensor.numel() > 1:
+                ranged = args[0] if name in _POOLS else tensor
+                low, high = min(0.0, float(ranged.min())), max(0.0, float(ranged.max()))
+                tensor.add_(_uniform(tensor, (high - low) / 255, self.generator))
+        return output
+
+
+class Estimate:
+    """The effect of rounding on each output of a model, from a few random draws."""
+
+    def __init__(self, expected: Sequence[Tensor], draws: Sequence[Sequence[Tensor]]) -> None:
+        errors = [[tensor - value for tensor, value in zip(draw, expected, strict=True)] for draw in draws]
+        #: Root mean square of the error of each output.
+        self.rms = [_rms(torch.stack(tensors)) for tensors in zip(*errors, strict=True)]
+        #: The same for each channel.
+        self.channels = [_channel_rms(torch.cat(tensors)) for tensors in zip(*errors, strict=True)]
+
+
+@torch.no_grad()
+def estimate_rounding(model: nn.Module, run: Callable[[nn.Module], Sequence[Tensor]], draws: int = 3) -> Estimate:
+    """How much rounding of weights and of all values between operators moves the outputs of ``run``.
+
+    Args:
+        model: in float and in eval mode; it stays unchanged.
+        run: calls a model and returns its outputs.
+        draws: number of random draws.
+    """
+    expected = run(copy.deepcopy(model))
+    noisy = []
+    for i in range(draws):
+        generator = torch.Generator().manual_seed(i)
+        rounded = copy.deepcopy(model)
+        for parameter in rounded.parameters():
+            if parameter.dim() >= 2:
+                largest = parameter.abs().flatten(1).amax(1).view(-1, *[1] * (parameter.dim() - 1))
+                parameter.add_(_uniform(parameter, 2 * _WEIGHT_SHARE * largest, generator))
+        with _Noise(generator):
+            noisy.append(run(rounded))
+    return Estimate(expected, noisy)
+
+
+def _uniform(tensor: Tensor, step: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Noise between minus and plus half of ``step``."""
+    return (torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 0.5) * step
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def _rms(error: Tensor) -> float:
+    return float(error.double().square().mean().sqrt()) if error.numel() else 0.0
+
+
+def _channel_rms(error: Tensor) -> Tensor:
+    """The root mean square along all dimensions except the second."""
+    if error.dim() < 2:
+        return error.double().abs()
+    return error.double().square().transpose(0, 1).flatten(1).mean(1).sqrt()

@@ -1,0 +1,93 @@
+"""A drawn model that was built, with its inputs and its outputs in float64."""
+
+import copy
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers._utils.structure import flatten
+
+from .rounding import Estimate, estimate_rounding
+from .source import load
+
+__all__ = ["Batches", "Subject", "outputs_of"]
+
+BATCH = 4
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All tensors that a model returns; the inputs stay as they are."""
+    with torch.no_grad():
+        return flatten(inputs.map(Tensor.clone).run(model))[0]
+
+
+class Subject:
+    """One drawn model. Each use gets a copy of it, so that no check changes it for another."""
+
+    def __init__(self, text: str, folder: Path) -> None:
+        self.text, self.folder = text, folder
+        self._module = load(text, folder)
+        self._model: nn.Module = self._module.build()
+        self.sizes: tuple[tuple[int, int], ...] = self._module.SIZES
+        self._expected: dict[tuple[int, int], list[Tensor]] = {}
+        #: Int8 models, or errors, by engine and backend, for checks that need the same.
+        self.results: dict[tuple[str, str], Any] = {}
+
+    @property
+    def path(self) -> Path:
+        """The file with the source."""
+        return Path(str(self._module.__file__))
+
+    def model(self) -> nn.Module:
+        return copy.deepcopy(self._model)
+
+    def build(self) -> nn.Module:
+        """The model with new weights and the same state."""
+        return self._module.build()
+
+    def inputs(self, batch: int = BATCH, size: int = 0, seed: int = 0) -> Inputs:
+        values = self._module.inputs(batch, size, seed)
+        return Inputs(kwargs=values) if isinstance(values, dict) else Inputs(values)
+
+    def batch(self, batch: int = BATCH, size: int = 0, seed: int = 0) -> Any:
+        """The inputs as the batch of a data loader."""
+        values = self._module.inputs(batch, size, seed)
+        return values[0] if not isinstance(values, dict) and len(values) == 1 else values
+
+    def expected(self, batch: int = BATCH, size: int = 0) -> list[Tensor]:
+        """The outputs in float64."""
+        if (batch, size) not in self._expected:
+            inputs = self.inputs(batch, size).map(Tensor.double)
+            self._expected[batch, size] = outputs_of(self.model().double(), inputs)
+        return self._expected[batch, size]
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The effect of rounding to int8 on the outputs for the first batch."""
+        return estimate_rounding(self.model(), lambda model: outputs_of(model, self.inputs()))
+
+    @cached_property
+    def is_stable(self) -> bool:
+        """Whether the outputs are finite, of usual size, and hardly depend on rounding in float32."""
+        for value, exact in zip(outputs_of(self.model(), self.inputs()), self.expected(), strict=True):
+            largest = float(exact.abs().max())
+            if not largest < 1e4 or not float((value - exact).abs().max()) <= 1e-4 * largest:
+                return False
+        return True
+
+
+class Batches:
+    """Two calibration batches, and whether the second was requested."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.is_calibrating = subject, False
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.subject.batch(seed=0)
+        self.is_calibrating = True
+        yield self.subject.batch(seed=1)
