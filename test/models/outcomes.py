@@ -10,6 +10,8 @@ REFUSALS = {
     "weight of its own in a forward": r"whose forward calls \w+ with a weight of its own; call a child",
     "weight read in a forward": r"whose forward reads \S+ in",
     "tensor read after a write": r"reads a tensor after an in-place module or a child wrote into it",
+    "weight that changes in training": r"computes its weight in every forward or something else in training",
+    "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
     "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
 }
 

@@ -82,12 +82,18 @@ class Subject:
 
 
 class Batches:
-    """Two calibration batches, and whether the second was requested."""
+    """Calibration batches, and whether one after the first was requested.
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject, self.is_calibrating = subject, False
+    They contain all inputs that are compared, so that no value is out of range.
+    """
+
+    def __init__(self, subject: Subject, sizes: int) -> None:
+        self.subject, self.sizes, self.is_calibrating = subject, sizes, False
 
     def __iter__(self) -> Iterator[Any]:
-        yield self.subject.batch(seed=0)
+        yield self.subject.batch()
         self.is_calibrating = True
-        yield self.subject.batch(seed=1)
+        for batch in (1, 3):
+            yield self.subject.batch(batch)
+        for size in range(1, self.sizes):
+            yield self.subject.batch(2, size)

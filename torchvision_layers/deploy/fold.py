@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from .._utils.checks import check_not_lazy, check_unwrapped
 from .._utils.modules import has_hooks
 from .._utils.plain.model import make_plain_
+from .._utils.structure import flatten
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.folding_pass import FoldingPass
 from .folding.replacement import remove_parametrizations
@@ -112,7 +113,7 @@ def _check_same(folded: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) ->
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     copies = tree_map_only(Tensor, torch.clone, inputs)  # a model may write to its inputs
-    return [leaf for leaf in tree_leaves(model(*copies)) if isinstance(leaf, Tensor)]
+    return flatten(model(*copies))[0]
 
 
 def _to_double(input: Tensor) -> Tensor:

@@ -54,7 +54,15 @@ def fold_constants(module: fx.GraphModule) -> None:
 
 def erase_unused_ops(graph: fx.Graph) -> None:
     """Erases operators without users, but neither the guards of the program nor tensors, which are its state."""
-    graph.eliminate_dead_code(lambda node: node.op != "call_function" or node.is_impure())
+    graph.eliminate_dead_code(_has_effect)
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a node without users does something, such as a write into a tensor that a later node reads."""
+    owner = memory_owner(node)
+    if not is_write(node) or owner.op != "call_function":
+        return bool(node.op != "call_function" or node.is_impure())
+    return any(user > node for alias in (owner, *aliases(owner)) for user in alias.users)
 
 
 def _sources(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, str]:

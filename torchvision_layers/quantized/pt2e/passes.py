@@ -64,7 +64,9 @@ def name_sources(module: fx.GraphModule) -> None:
             node.meta["source_fn_stack"] = [(node.name, _SOURCES[node.target])]
         elif is_call(node, {operator.getitem}) and is_call(node.args[0], {UNFOLDABLE_NORM}):
             node.meta["source_fn_stack"] = node.args[0].meta["source_fn_stack"]
-        elif _adds_number(node) or (node.target not in ADDITIONS and _is_in_source(node)):
+        elif is_call(node, ADDITIONS) and not _adds_number(node):  # torch numbers ``x + y`` and ``torch.add`` apart
+            node.meta["source_fn_stack"] = [(node.name, operator.add)]
+        elif _adds_number(node) or _is_in_source(node):
             node.meta["source_fn_stack"] = [(node.name, node.target)]
         elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or _is_counter(node):
             node.meta.pop("nn_module_stack", None)
