@@ -61,10 +61,10 @@ def conv_norm_act(choices: Choices, channels: int, sizes: Sizes) -> Layer:
 
 def sequence(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> Layer:
     """A ``nn.Sequential``, which may contain another."""
-    layers = [Layer("", channels, sizes)]
-    for _ in range(choices.count(1, 3)):
+    layers = [any_layer(choices, channels, sizes, level + 1)]
+    while len(layers) < 3 and choices.happens(0.6):
         layers.append(any_layer(choices, layers[-1].channels, layers[-1].sizes, level + 1))
-    codes = [layer.code for layer in layers[1:]]
+    codes = [layer.code for layer in layers]
     if choices.happens(0.2):
         named = ", ".join(f"{name}={code}" for name, code in zip(("first", "second", "third"), codes, strict=False))
         return Layer(f"nn.Sequential(OrderedDict({named}))", layers[-1].channels, layers[-1].sizes)

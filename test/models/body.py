@@ -39,7 +39,7 @@ class Body:
 
     def pick(self) -> Map:
         """A variable, most often the last."""
-        return self.choices.pick_from([*[self.maps[-1]] * 4, *reversed(self.maps[:-1])])
+        return self.choices.pick_from([*[self.maps[-1]] * 12, *reversed(self.maps[:-1])])
 
     def others(self, x: Map) -> list[Map]:
         """Variables that can be added to ``x``, the latest first."""

@@ -53,7 +53,7 @@ def _export(subject: Subject, model: nn.Module, format: str) -> deploy.Loaded:
         path = deploy.export(model, example, folder / f"model{_SUFFIXES[format]}", format=format).path
         return deploy.load(path)
     except Exception as error:
-        raise refuse(error) from error
+        raise refuse(error, subject.text) from error
     finally:
         shutil.rmtree(folder)
 

@@ -34,8 +34,8 @@ def _fold(subject: Subject, in_double: bool):  # noqa: ANN202
             return deploy.fold(model)
         except ValueError as error:
             if "batch is required" not in str(error):
-                raise refuse(error) from error
+                raise refuse(error, subject.text) from error
     try:
         return deploy.fold(model, tuple(inputs.args) or tuple(inputs.kwargs.values()))
     except Exception as error:
-        raise refuse(error) from error
+        raise refuse(error, subject.text) from error

@@ -55,7 +55,7 @@ def _calibrate(subject: Subject, engine: str, backend: str, allow_float: bool) -
         except Exception as error:
             is_fixed = engine == "pt2e" and batches.is_calibrating and _FIXED.search(str(error))
             if not is_fixed or sizes == 1:
-                raise refuse(error, not batches.is_calibrating) from error
+                raise refuse(error, subject.text, not batches.is_calibrating) from error
     raise AssertionError("the loop returns or raises")
 
 

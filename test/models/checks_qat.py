@@ -41,7 +41,7 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
     try:
         int8 = quantized.convert(prepared)
     except Exception as error:
-        raise refuse(error, is_early=False) from error
+        raise refuse(error, subject.text, is_early=False) from error
     trained = outputs_of(_switch(prepared, fake_quant=True, observers=False).eval(), inputs)
     check_explained(outputs_of(int8, inputs), trained, subject.estimate, "converted", 2)
 
@@ -50,7 +50,7 @@ def _prepare(subject: Subject, engine: str, backend: str) -> nn.Module:
     try:
         return quantized.prepare_qat(subject.model(), subject.batch(), engine=engine, backend=backend)
     except Exception as error:
-        raise refuse(error) from error
+        raise refuse(error, subject.text) from error
 
 
 def _switch(model: nn.Module, *, fake_quant: bool, observers: bool) -> nn.Module:

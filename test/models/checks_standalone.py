@@ -18,7 +18,7 @@ def check_standalone(subject: Subject) -> None:
     try:
         text = standalone.source(f"{subject.path}:build")
     except Exception as error:
-        raise refuse(error) from error
+        raise refuse(error, subject.text) from error
     if re.search(r"^\s*(import|from) torchvision", text, re.MULTILINE):
         raise Failure("a standalone file imports torchvision")
     model = load(text, subject.folder).build()

@@ -27,7 +27,7 @@ def _block(body: Body) -> None:
     """A child with a ``forward`` of its own, which may be called twice."""
     x = body.pick()
     inner = Body(body.choices, f"Block{len(body.classes) + 1}", [Map("x", x.channels, x.sizes)], body.classes, body.level + 1)
-    _add_steps(inner, body.choices.count(1, 3))
+    _add_steps(inner, 3)
     y = inner.maps[-1]
     inner.name = f"Block{len(body.classes) + 1}"  # blocks within it come first
     inner.finish(("x",), y.name)
@@ -43,20 +43,22 @@ _STEPS: tuple[Callable[[Body], None], ...] = (
     *[steps.call_layer] * 5,
     *(steps.call_function, steps.call_again, steps.call_list, steps.resample),
     *(arithmetic.residual, arithmetic.add, arithmetic.residual, arithmetic.concatenate, arithmetic.gate, arithmetic.scale),
-    *(writes.split, writes.shuffle, writes.write, writes.write_through_view),
+    *(writes.split, writes.shuffle, writes.write, writes.write_through_view, writes.write_through_view),
     *(tokens.attend, tokens.mix, _block, _block, steps.call_shared_weight),
 )
 
 
-def _add_steps(body: Body, count: int) -> None:
-    for _ in range(count):
-        available = _STEPS if body.level < 2 else [step for step in _STEPS if step is not _block]
+def _add_steps(body: Body, most: int) -> None:
+    available = _STEPS if body.level < 2 else [step for step in _STEPS if step is not _block]
+    for _ in range(most):
+        if not body.choices.happens(0.85):  # hypothesis shrinks by leaving out this choice with the step after it
+            break
         body.choices.pick_from(available)(body)
 
 
 @st.composite
 def models(draw: Callable[[Any], Any]) -> Model:
-    """Models of one to six steps after the stem, with their inputs and states."""
+    """Models of up to eight steps after the stem, with their inputs and states."""
     choices = Choices(draw)
     sizes: Sizes = choices.pick(*_SIZES)
     classes: list[ModuleClass] = []
@@ -68,7 +70,7 @@ def models(draw: Callable[[Any], Any]) -> Model:
         images.append(Image("depth", 1))
         parameters.append("depth" if form == "two" else "depth=None")
         _add_depth(body, sizes, is_optional=form == "default")
-    _add_steps(body, choices.count(1, 6))
+    _add_steps(body, 8)
     if choices.happens(0.1):
         heads.add_unused_head(body)
     output = heads.add_outputs(body)

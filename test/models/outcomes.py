@@ -2,17 +2,23 @@
 
 import re
 
-__all__ = ["REFUSALS", "Failure", "Refusal", "refuse"]
+__all__ = ["COMPARISONS", "REFUSALS", "Failure", "Refusal", "refuse"]
 
 #: Messages that a check accepts, as regular expressions, by the reason that the summary shows.
 REFUSALS = {
     "experimental layer without a twin": r"which has no quantizable twin; pass allow_float=True",
     "weight of its own in a forward": r"whose forward calls \w+ with a weight of its own; call a child",
     "weight read in a forward": r"whose forward reads \S+ in",
-    "tensor read after a write": r"reads a tensor after an in-place module or a child wrote into it",
     "weight that changes in training": r"computes its weight in every forward or something else in training",
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
     "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
+}
+#: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.
+COMPARISONS = {
+    "tensor read after a write": (
+        r"reads a tensor after an in-place module or a child wrote into it",
+        r"inplace=True|\w_\(|[-+*]= |\] = |\[1:\]\(",
+    ),
 }
 
 
@@ -28,13 +34,14 @@ class Refusal(Exception):
         self.reason, self.message = reason, message
 
 
-def refuse(error: Exception, is_early: bool = True) -> Refusal:
-    """The refusal that ``error`` is.
+def refuse(error: Exception, text: str, is_early: bool = True) -> Refusal:
+    """The refusal of a model with the source ``text`` that ``error`` is.
 
     Errors: ``Failure`` if it is none, or if it comes after calibration.
     """
     shown = f"{type(error).__name__}: {error}"
-    for reason, pattern in REFUSALS.items():
+    patterns = REFUSALS | {reason: message for reason, (message, cause) in COMPARISONS.items() if re.search(cause, text)}
+    for reason, pattern in patterns.items():
         if re.search(pattern, str(error)):
             if not is_early:
                 raise Failure(f"refused after calibration: {shown}") from error

@@ -18,10 +18,10 @@ _MOVES = {"clone", "_unsafe_view", "copy_", "_to_copy", "index_select", "constan
 _POOLS = {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"}
 
 
-class _Noise(TorchDispatchMode):
-    """Adds noise of up to half of a quantization step to each tensor that an operator computes."""
+class _Rounding(TorchDispatchMode):
+    """Rounds each tensor that an operator computes to 256 steps, or adds noise of up to half a step."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
         self.generator = generator
 
@@ -32,19 +32,19 @@ class _Noise(TorchDispatchMode):
             if tensor.is_floating_point() and tensor.numel() > 1:
                 ranged = args[0] if name in _POOLS else tensor
                 low, high = min(0.0, float(ranged.min())), max(0.0, float(ranged.max()))
-                tensor.add_(_uniform(tensor, (high - low) / 255, self.generator))
+                _round_(tensor, (high - low) / 255, self.generator)
         return output
 
 
 class Estimate:
-    """The effect of rounding on each output of a model, from a few random draws."""
+    """The effect of rounding on each output of a model, the largest of a few draws."""
 
     def __init__(self, expected: Sequence[Tensor], draws: Sequence[Sequence[Tensor]]) -> None:
         errors = [[tensor - value for tensor, value in zip(draw, expected, strict=True)] for draw in draws]
         #: Root mean square of the error of each output.
-        self.rms = [_rms(torch.stack(tensors)) for tensors in zip(*errors, strict=True)]
+        self.rms = [max(map(_rms, tensors)) for tensors in zip(*errors, strict=True)]
         #: The same for each channel.
-        self.channels = [_channel_rms(torch.cat(tensors)) for tensors in zip(*errors, strict=True)]
+        self.channels = [torch.stack(list(map(_channel_rms, t))).amax(0) for t in zip(*errors, strict=True)]
 
 
 @torch.no_grad()
@@ -54,25 +54,30 @@ def estimate_rounding(model: nn.Module, run: Callable[[nn.Module], Sequence[Tens
     Args:
         model: in float and in eval mode; it stays unchanged.
         run: calls a model and returns its outputs.
-        draws: number of random draws.
+        draws: number of draws. The first rounds, which is not random where values are far from the next step, and the
+            others add noise.
     """
     expected = run(copy.deepcopy(model))
-    noisy = []
+    results = []
     for i in range(draws):
-        generator = torch.Generator().manual_seed(i)
+        generator = torch.Generator().manual_seed(i) if i else None
         rounded = copy.deepcopy(model)
         for parameter in rounded.parameters():
             if parameter.dim() >= 2:
                 largest = parameter.abs().flatten(1).amax(1).view(-1, *[1] * (parameter.dim() - 1))
-                parameter.add_(_uniform(parameter, 2 * _WEIGHT_SHARE * largest, generator))
-        with _Noise(generator):
-            noisy.append(run(rounded))
-    return Estimate(expected, noisy)
+                _round_(parameter, 2 * _WEIGHT_SHARE * largest, generator)
+        with _Rounding(generator):
+            results.append(run(rounded))
+    return Estimate(expected, results)
 
 
-def _uniform(tensor: Tensor, step: float | Tensor, generator: torch.Generator) -> Tensor:
-    """Noise between minus and plus half of ``step``."""
-    return (torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 0.5) * step
+def _round_(tensor: Tensor, step: float | Tensor, generator: torch.Generator | None) -> None:
+    """Rounds in place, or adds noise between minus and plus half of ``step``."""
+    if generator is not None:
+        tensor.add_((torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 0.5) * step)
+    else:
+        positive = torch.as_tensor(step).clamp(min=1e-30)
+        tensor.copy_((tensor / positive).round() * positive)
 
 
 def _tensors(value: Any) -> list[Tensor]:

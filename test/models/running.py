@@ -1,5 +1,6 @@
 """Runs checks on drawn models, and shrinks each new kind of failure to the smallest source that fails in the same way."""
 
+import itertools
 import re
 import tempfile
 import time
@@ -87,20 +88,37 @@ def run_check(subject: Subject, check: str) -> Found | Refusal | None:
 class _Run:
     """A run, one call of hypothesis after the other."""
 
-    def __init__(self, count: int, periods: Mapping[str, int], shrink_seconds: float, folder: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        periods: Mapping[str, int],
+        shrink_seconds: float,
+        ends_at_failure: bool,
+        on_progress: Callable[[Summary], None],
+        folder: Path,
+    ) -> None:
         self.count, self.periods, self.shrink_seconds, self.folder = count, dict(periods), shrink_seconds, folder
+        self.ends_at_failure, self.on_progress = ends_at_failure, on_progress
         self.summary = Summary()
         self.texts = set[str]()
         self.found: Found | None = None
         self.deadline = 0.0
 
     def examine(self, model: Model) -> None:
-        text = source(model)
+        if self._fails(source(model)):
+            raise Failure  # always here: hypothesis takes another line for another failure, and does not shrink it
+
+    def _fails(self, text: str) -> bool:
         if self.found is not None:
-            self._try_smaller(text, self.found)
-        elif text not in self.texts and len(self.texts) < self.count:
-            self.texts.add(text)
-            self._check(Subject(text, self.folder))
+            return self._is_same(text, self.found)
+        if text in self.texts or len(self.texts) == self.count:
+            return False
+        self.texts.add(text)
+        self._check(Subject(text, self.folder))
+        self.on_progress(self.summary)
+        if self.ends_at_failure and self.summary.failures and self.found is None:
+            raise _EnoughError
+        return self.found is not None
 
     def _check(self, subject: Subject) -> None:
         summary = self.summary
@@ -121,8 +139,6 @@ class _Run:
                 self._record(outcome)
         summary.passed += all(outcome is None for outcome in outcomes)
         summary.refused_models += any(isinstance(outcome, Refusal) for outcome in outcomes)
-        if self.found is not None:
-            raise Failure(self.found.kind)
 
     def _record(self, found: Found) -> None:
         self.summary.counts[found.kind] += 1
@@ -132,18 +148,19 @@ class _Run:
         if self.found is None and self.shrink_seconds:
             self.found, self.deadline = found, time.monotonic() + self.shrink_seconds
 
-    def _try_smaller(self, text: str, found: Found) -> None:
+    def _is_same(self, text: str, found: Found) -> bool:
+        """Whether a model fails in the same way as ``found``; the smallest is kept."""
         if time.monotonic() > self.deadline:
             raise _EnoughError
+        if text == found.text:
+            return True
         subject = Subject(text, self.folder)
-        if not subject.is_stable:
-            return
-        outcome = run_check(subject, found.check)
+        outcome = run_check(subject, found.check) if subject.is_stable else None
         if not isinstance(outcome, Found) or outcome.kind != found.kind:
-            return
-        if len(text) <= len(found.text):
+            return False
+        if len(text) < len(found.text):
             self.found = self.summary.failures[found.kind] = outcome
-        raise Failure(found.kind)
+        return True
 
     def draw(self, seed: int) -> None:
         """Examines further models, and shrinks the first new failure among them."""
@@ -169,7 +186,9 @@ class _Run:
         except BaseException:
             if self.found is None:  # the failure is not that of a model
                 raise
-        self.found = None
+        if self.found is not None:
+            self.found = None
+            self.on_progress(self.summary)
 
 
 def run(
@@ -178,6 +197,7 @@ def run(
     periods: Mapping[str, int],
     *,
     shrink_seconds: float = 60.0,
+    ends_at_failure: bool = False,
     on_progress: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
     """Draws models and checks them.
@@ -187,13 +207,13 @@ def run(
         seed: equal seeds draw equal models, with the same version of hypothesis.
         periods: the checks, each on every model whose number divides by its period.
         shrink_seconds: how long to shrink each kind of failure; ``0`` keeps the model as it was drawn.
-        on_progress: called after each call of hypothesis.
+        ends_at_failure: whether to end with the first model that fails.
+        on_progress: called after each model, and after a failure was shrunk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        state = _Run(count, periods, shrink_seconds, Path(folder))
-        chunk = 0
-        while state.summary.models < count:
+        state = _Run(count, periods, shrink_seconds, ends_at_failure, on_progress, Path(folder))
+        for chunk in itertools.count():
+            if state.summary.models == count or (ends_at_failure and state.summary.failures):
+                break
             state.draw(seed * 1_000_003 + chunk)
-            on_progress(state.summary)
-            chunk += 1
     return state.summary

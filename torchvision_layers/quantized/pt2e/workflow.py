@@ -54,9 +54,9 @@ def quantize(
     with torch.no_grad():
         exported = export(model, first, dynamic_sizes)
         torchao.keep_in_float(reread_after_writes(exported.graph_module))
-        fold_constants(exported.graph_module)
-        isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
+        fold_constants(exported.graph_module)  # erases what an unused dropout read
+        isolate_unfoldable_norms(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
         _check_same_results(prepared, model, first, "exporting")
         for batch in batches:
