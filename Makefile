@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all table docs upstream bench bench-int8 bench-deploy zoo lint dist test-dist clean
+.PHONY: demo test test-all fuzz table docs upstream bench bench-int8 bench-deploy zoo lint dist test-dist clean
 
 demo: .venv/demo.stamp
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
@@ -23,6 +23,13 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
+
+# Draws models and checks all that the package does with them; sources that fail are in outputs/fuzz. `make fuzz MODELS=5000 SEED=1`
+# takes hours. To run one again: `.venv/bin/python -m test.models outputs/fuzz/FILE.py`.
+MODELS ?= 500
+SEED ?= 0
+fuzz: .venv/test.stamp
+	$(VENV_PYTHON) -m test.models --models $(MODELS) --seed $(SEED)
 
 # Runs all conformance checks and writes their page of the docs; `make test` fails if it is out of date.
 table: .venv/test.stamp

@@ -7,7 +7,15 @@ from .shapes import Map
 
 __all__ = ["add", "concatenate", "gate", "residual", "scale"]
 
-_SUMS = ("{} + {}", "torch.add({}, {})", "{}.add({})", "{} - {}", "{} * {}", "torch.maximum({}, {})", "operator.add({}, {})")
+_SUMS = (
+    "{} + {}",
+    "torch.add({}, {})",
+    "{}.add({})",
+    "{} - {}",
+    "{} * {}",
+    "torch.maximum({}, {})",
+    "operator.add({}, {})",
+)
 _IN_PLACE = ("{} += {}", "{}.add_({})", "{} *= {}", "{} -= {}", "{}.mul_({})")
 
 
@@ -21,10 +29,16 @@ def residual(body: Body) -> None:
     second = plain_conv(body.choices, y.channels, y.sizes, x.channels)
     y = body.let(f"{body.add_member('layer', second.code)}({y.name})", x.channels, x.sizes)
     if body.choices.happens(0.5):
-        y = body.let(f"{body.add_member('norm', norm(body.choices, x.channels, x.sizes).code)}({y.name})", x.channels, x.sizes)
+        y = body.let(
+            f"{body.add_member('norm', norm(body.choices, x.channels, x.sizes).code)}({y.name})", x.channels, x.sizes
+        )
     y = _join(body, y, x)
     if body.choices.happens(0.6):
-        body.let(body.choices.pick("F.relu({})", "F.relu({}, inplace=True)", "F.relu6({})").format(y.name), y.channels, y.sizes)
+        body.let(
+            body.choices.pick("F.relu({})", "F.relu({}, inplace=True)", "F.relu6({})").format(y.name),
+            y.channels,
+            y.sizes,
+        )
 
 
 def add(body: Body) -> None:
@@ -32,8 +46,9 @@ def add(body: Body) -> None:
     x = body.pick()
     others = [other for other in body.others(x) if other.name != x.name]
     if not others:
-        return residual(body)
-    _join(body, x, body.choices.pick_from(others))
+        residual(body)
+    else:
+        _join(body, x, body.choices.pick_from(others))
 
 
 def _join(body: Body, x: Map, y: Map) -> Map:
@@ -60,20 +75,36 @@ def concatenate(body: Body) -> None:
             layer = plain_conv(body.choices, x.channels, x.sizes)
         maps.append(body.let(f"{body.add_member('branch', layer.code)}({x.name})", layer.channels, x.sizes))
     names = ", ".join(value.name for value in maps)
-    form = body.choices.pick("torch.cat([{}], 1)", "torch.cat(({}), dim=1)", "torch.concat([{}], dim=-3)", "torch.cat(tensors=[{}], dim=1)", "torch.ops.aten.cat([{}], 1)")
+    form = body.choices.pick(
+        "torch.cat([{}], 1)",
+        "torch.cat(({}), dim=1)",
+        "torch.concat([{}], dim=-3)",
+        "torch.cat(tensors=[{}], dim=1)",
+        "torch.ops.aten.cat([{}], 1)",
+    )
     body.let(form.format(names), sum(value.channels for value in maps), x.sizes)
 
 
 def gate(body: Body) -> None:
     """Squeeze and excitation by hand, or a gate for each pixel."""
     x = body.pick()
-    pooled = body.choices.pick("F.adaptive_avg_pool2d({}, 1)", "{}.mean((2, 3), keepdim=True)", "{}.mean([-2, -1], keepdim=True)", "torch.mean({}, dim=(2, 3), keepdim=True)", "{}")
+    pooled = body.choices.pick(
+        "F.adaptive_avg_pool2d({}, 1)",
+        "{}.mean((2, 3), keepdim=True)",
+        "{}.mean([-2, -1], keepdim=True)",
+        "torch.mean({}, dim=(2, 3), keepdim=True)",
+        "{}",
+    )
     squeezed, reduce = body.unused("s"), body.add_member("reduce", f"nn.Conv2d({x.channels}, 4, 1)")
     expand = body.add_member("expand", f"nn.Conv2d(4, {x.channels}, 1)")
     inner = body.choices.pick("F.relu({})", "F.silu({})", "F.relu({}, inplace=True)").format(f"{reduce}({squeezed})")
-    outer = body.choices.pick("torch.sigmoid({})", "F.hardsigmoid({})", "{}.sigmoid()", "torch.tanh({})").format(f"{expand}({inner})")
+    outer = body.choices.pick("torch.sigmoid({})", "F.hardsigmoid({})", "{}.sigmoid()", "torch.tanh({})").format(
+        f"{expand}({inner})"
+    )
     body.do(f"{squeezed} = {pooled.format(x.name)}")
-    form = body.choices.pick("{x} * {s}", "{s} * {x}", "{x}.mul({s})", "torch.mul({x}, {s})", "{x} * {s}.expand_as({x})")
+    form = body.choices.pick(
+        "{x} * {s}", "{s} * {x}", "{x}.mul({s})", "torch.mul({x}, {s})", "{x} * {s}.expand_as({x})"
+    )
     body.let(form.format(x=x.name, s=outer), x.channels, x.sizes)
 
 
@@ -82,7 +113,9 @@ def scale(body: Body) -> None:
     x, shape = body.pick(), None
     form = body.choices.pick("number", "parameter", "buffer", "vector")
     if form == "number":
-        code = body.choices.pick("2 * {}", "{} * 0.5", "{} + 1", "{} / 3", "1 - {}", "-{}", "{}.mul(2.0).add(1.0)", "{} ** 2")
+        code = body.choices.pick(
+            "2 * {}", "{} * 0.5", "{} + 1", "{} / 3", "1 - {}", "-{}", "{}.mul(2.0).add(1.0)", "{} ** 2"
+        )
         body.let(code.format(x.name), x.channels, x.sizes)
         return
     shape = f"1, {x.channels}, 1, 1" if form != "vector" else f"{x.channels}"

@@ -16,6 +16,7 @@ def our_layer(choices: Choices, channels: int, sizes: Sizes) -> Layer:
     after = pooled(sizes) if stride == 2 else sizes
     out_channels = choices.pick(channels, 8, 4, 12)
     norm_layer = choices.pick_from(_NORMS)
+    gate = choices.pick("", ", scale_activation=nn.Hardsigmoid")
     act = choices.pick_from(_ACTIVATIONS)
     act = f", activation_layer={act}" if act else ""
     se = choices.pick("", "", ", se_layer=tnn.SqueezeExcitation")
@@ -40,7 +41,7 @@ def our_layer(choices: Choices, channels: int, sizes: Sizes) -> Layer:
     ]
     keeping = [
         f"tnn.ConvNeXtBlock({channels}, kernel_size={odd}, expansion=2, layer_scale=0.5{depth})",
-        f"tnn.SqueezeExcitation({channels}, {choices.pick(4, 2)}{choices.pick('', ', scale_activation=nn.Hardsigmoid')})",
+        f"tnn.SqueezeExcitation({channels}, {choices.pick(4, 2)}{gate})",
         f"tnn.LayerScale({channels}, {choices.pick('0.5', '1e-6')})",
         f"enn.SEBlock({channels}, ratio=2)",
         f"enn.CLayerNorm({channels})",
@@ -56,7 +57,8 @@ def conv_norm_act(choices: Choices, channels: int, sizes: Sizes) -> Layer:
     """The most frequent sequence of all models."""
     first = conv(choices, channels, sizes)
     second = norm(choices, first.channels, first.sizes)
-    return Layer(f"nn.Sequential({first.code}, {second.code}, {choices.pick('nn.ReLU()', 'nn.ReLU(inplace=True)', 'nn.SiLU()')})", second.channels, second.sizes)
+    act = choices.pick("nn.ReLU()", "nn.ReLU(inplace=True)", "nn.SiLU()")
+    return Layer(f"nn.Sequential({first.code}, {second.code}, {act})", second.channels, second.sizes)
 
 
 def sequence(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> Layer:
@@ -73,7 +75,19 @@ def sequence(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> L
 
 def any_layer(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> Layer:
     """A module of any kind."""
-    kinds = [plain_conv, conv, conv, norm, activation, activation, conv_norm_act, our_layer, our_layer, pool, small_layer]
+    kinds = [
+        plain_conv,
+        conv,
+        conv,
+        norm,
+        activation,
+        activation,
+        conv_norm_act,
+        our_layer,
+        our_layer,
+        pool,
+        small_layer,
+    ]
     if level < 2:
         kinds.append(lambda c, n, s: sequence(c, n, s, level))
     return choices.pick_from(kinds)(choices, channels, sizes)

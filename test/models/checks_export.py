@@ -11,7 +11,7 @@ from torchvision_layers._utils.structure import flatten
 
 from .checks_int8 import quantize
 from .comparing import check_close, check_explained
-from .outcomes import Failure, refuse
+from .outcomes import CheckError, refuse
 from .subject import Subject, outputs_of
 
 __all__ = ["check_export", "check_int8_export"]
@@ -65,6 +65,6 @@ def _run(loaded: deploy.Loaded, inputs: Inputs) -> list | None:
     except (ValueError, TypeError) as error:
         if "must have" in str(error):
             return None
-        raise Failure(f"{loaded.format}: {type(error).__name__}: {error}") from error
+        raise CheckError(f"{loaded.format}: {type(error).__name__}: {error}") from error
     except Exception as error:
-        raise Failure(f"{loaded.format}: {type(error).__name__}: {error}") from error
+        raise CheckError(f"{loaded.format}: {type(error).__name__}: {error}") from error

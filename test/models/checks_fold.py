@@ -1,6 +1,6 @@
 """Folded models equal the model, on every size and batch."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchvision_layers import deploy
 
@@ -26,7 +26,7 @@ def check_fold(subject: Subject) -> None:
     check_close(outputs_of(folded, inputs), exact, 1e-5 + 4 * own, "folded in float32")
 
 
-def _fold(subject: Subject, in_double: bool):  # noqa: ANN202
+def _fold(subject: Subject, in_double: bool) -> nn.Module:
     model, inputs = subject.model(), subject.inputs()
     if in_double:
         model, inputs = model.double(), inputs.map(Tensor.double)

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision_layers import quantized
 
 from .comparing import check_equal, check_explained
-from .outcomes import Failure, Refusal, refuse
+from .outcomes import CheckError, RefusedError, refuse
 from .subject import Batches, Subject, outputs_of
 
 __all__ = ["check_int8", "check_state", "quantize"]
@@ -18,16 +18,16 @@ __all__ = ["check_int8", "check_state", "quantize"]
 _FIXED = re.compile("must have|sizes that the forward of the model supports")
 
 
-def quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, Refusal | None]:
+def quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, RefusedError | None]:
     """An int8 model, and the refusal that ``allow_float=True`` lifted.
 
-    Errors: ``Refusal`` if nothing lifts it; ``Failure`` for an error that is none.
+    Errors: ``RefusedError`` if nothing lifts it; ``CheckError`` for an error that is none.
     """
     key = (engine, backend)
     if key not in subject.results:
         try:
             subject.results[key] = _quantize(subject, engine, backend)
-        except (Failure, Refusal) as error:
+        except (CheckError, RefusedError) as error:
             subject.results[key] = error
     result = subject.results[key]
     if isinstance(result, Exception):
@@ -35,10 +35,10 @@ def quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, Re
     return result
 
 
-def _quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, Refusal | None]:
+def _quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, RefusedError | None]:
     try:
         return _calibrate(subject, engine, backend, allow_float=False), None
-    except Refusal as refusal:
+    except RefusedError as refusal:
         if "allow_float=True" not in refusal.message:
             raise
         return _calibrate(subject, engine, backend, allow_float=True), refusal
@@ -64,10 +64,16 @@ def check_int8(subject: Subject, engine: str, backend: str) -> None:
     first, x = outputs_of(int8, subject.inputs()), subject.inputs()
     check_explained(first, subject.expected(), subject.estimate, "int8")
     for batch in (1, 3):
-        check_explained(outputs_of(int8, subject.inputs(batch)), subject.expected(batch), subject.estimate, f"int8, batch of {batch}", 2)
+        check_explained(
+            outputs_of(int8, subject.inputs(batch)),
+            subject.expected(batch),
+            subject.estimate,
+            f"int8, batch of {batch}",
+            2,
+        )
     empty = outputs_of(int8, x.map(lambda tensor: tensor[:0]))
     if [tensor.shape[1:] for tensor in empty] != [tensor.shape[1:] for tensor in first] or any(map(len, empty)):
-        raise Failure(f"int8, empty batch: outputs have shapes {[list(tensor.shape) for tensor in empty]}")
+        raise CheckError(f"int8, empty batch: outputs have shapes {[list(tensor.shape) for tensor in empty]}")
     _check_sizes(subject, int8, engine)
     check_equal(outputs_of(copy.deepcopy(int8), x), first, "a copy of int8")
     _check_modes(int8)
@@ -83,7 +89,7 @@ def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
         except ValueError as error:
             if engine == "pt2e" and _FIXED.search(str(error)):
                 continue
-            raise Failure(f"int8, size {size}: {error}") from error
+            raise CheckError(f"int8, size {size}: {error}") from error
         check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 2)
 
 
@@ -93,7 +99,7 @@ def _check_modes(int8: nn.Module) -> None:
         parent.train()
     except RuntimeError as error:
         if "an int8 model cannot be trained" not in str(error):
-            raise Failure(f"unknown error: {error}") from error
+            raise CheckError(f"unknown error: {error}") from error
     parent.eval()
 
 
@@ -108,6 +114,6 @@ def check_state(subject: Subject, engine: str, backend: str) -> None:
     target = quantized.quantize(other, [x], engine=engine, backend=backend, progress=False, allow_float=True)
     keys = target.load_state_dict(int8.state_dict())
     if keys.missing_keys or keys.unexpected_keys:
-        raise Failure(f"state: missing {keys.missing_keys}, unexpected {keys.unexpected_keys}")
+        raise CheckError(f"state: missing {keys.missing_keys}, unexpected {keys.unexpected_keys}")
     inputs = subject.inputs()
     check_equal(outputs_of(target, inputs), outputs_of(int8, inputs), "int8 with a loaded state")

@@ -11,7 +11,7 @@ from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers._utils.structure import flatten
 
 from .comparing import check_close, check_explained
-from .outcomes import Failure, Refusal, refuse
+from .outcomes import CheckError, RefusedError, refuse
 from .subject import Subject, outputs_of
 
 __all__ = ["check_qat"]
@@ -36,7 +36,7 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
         _trained_once(prepared.train(), inputs)
         for name, parameter in prepared.named_parameters():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                raise Failure(f"the gradient of {name} is not finite")
+                raise CheckError(f"the gradient of {name} is not finite")
         optimizer.step()
     try:
         int8 = quantized.convert(prepared)
@@ -66,7 +66,7 @@ def _switch(model: nn.Module, *, fake_quant: bool, observers: bool) -> nn.Module
 def _trained_once(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs in training mode, and the gradients of a loss with respect to the inputs.
 
-    Errors: ``Refusal`` if torch cannot differentiate the float model; ``Failure`` if it cannot differentiate another.
+    Errors: ``RefusedError`` if torch cannot differentiate the float model; ``CheckError`` if it can, but not another.
     """
     torch.manual_seed(0)
     leaves = inputs.map(lambda tensor: tensor.clone().requires_grad_())
@@ -75,7 +75,7 @@ def _trained_once(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[
         sum((output.square().mean() for output in outputs), torch.zeros(())).backward()
     except (RuntimeError, ValueError) as error:
         if isinstance(model, (quantized.QuantizableModel, quantized.QuantizableGraph)):
-            raise Failure(f"training: {type(error).__name__}: {error}") from error
-        raise Refusal("torch cannot train the float model", str(error)) from error
+            raise CheckError(f"training: {type(error).__name__}: {error}") from error
+        raise RefusedError("torch cannot train the float model", str(error)) from error
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.tensors()]
     return [output.detach() for output in outputs], gradients

@@ -5,7 +5,7 @@ import re
 from torchvision_layers import standalone
 
 from .comparing import check_equal
-from .outcomes import Failure, refuse
+from .outcomes import CheckError, refuse
 from .source import load
 from .subject import Subject, outputs_of
 
@@ -20,10 +20,10 @@ def check_standalone(subject: Subject) -> None:
     except Exception as error:
         raise refuse(error, subject.text) from error
     if re.search(r"^\s*(import|from) torchvision", text, re.MULTILINE):
-        raise Failure("a standalone file imports torchvision")
+        raise CheckError("a standalone file imports torchvision")
     model = load(text, subject.folder).build()
     expected = subject.model()
     if list(model.state_dict()) != list(expected.state_dict()):
-        raise Failure("a standalone file builds a model with other keys")
+        raise CheckError("a standalone file builds a model with other keys")
     inputs = subject.inputs()
     check_equal(outputs_of(model, inputs), outputs_of(expected, inputs), "standalone")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .outcomes import Failure
+from .outcomes import CheckError
 from .rounding import Estimate
 
 __all__ = ["check_close", "check_equal", "check_explained"]
@@ -17,26 +17,26 @@ _LOST = 0.25
 
 
 def check_equal(outputs: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
-    """Raises ``Failure`` unless all bits are equal."""
+    """Raises ``CheckError`` unless all bits are equal."""
     _check_shapes(outputs, expected, what)
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
         if not torch.equal(output, original):
-            raise Failure(f"{what}: output {i} differs by {_largest(output.double() - original.double()):.3g}")
+            raise CheckError(f"{what}: output {i} differs by {_largest(output.double() - original.double()):.3g}")
 
 
 def check_close(outputs: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> None:
-    """Raises ``Failure`` unless the largest difference is at most ``tolerance`` of the largest output."""
+    """Raises ``CheckError`` unless the largest difference is at most ``tolerance`` of the largest output."""
     _check_shapes(outputs, expected, what)
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
         difference, allowed = _largest(output.double() - original.double()), tolerance * _largest(original) + 1e-12
         if not difference <= allowed:
-            raise Failure(f"{what}: output {i} differs by {difference:.3g}, allowed {allowed:.3g}")
+            raise CheckError(f"{what}: output {i} differs by {difference:.3g}, allowed {allowed:.3g}")
 
 
 def check_explained(
     outputs: Sequence[Tensor], expected: Sequence[Tensor], estimate: Estimate, what: str, slack: float = 1.0
 ) -> None:
-    """Raises ``Failure`` unless rounding explains the error of each output, and of each of its channels."""
+    """Raises ``CheckError`` unless rounding explains the error of each output, and of each of its channels."""
     _check_shapes(outputs, expected, what)
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
         if not original.numel() or estimate.rms[i] > _LOST * _rms(original):
@@ -45,14 +45,14 @@ def check_explained(
         floor = 1e-4 * _rms(original) + 1e-9
         allowed = slack * _OUTPUTS * (estimate.rms[i] + floor)
         if not _rms(error) <= allowed:
-            raise Failure(f"{what}: the error of output {i} is {_rms(error):.3g}, rounding explains {allowed:.3g}")
+            raise CheckError(f"{what}: the error of output {i} is {_rms(error):.3g}, rounding explains {allowed:.3g}")
         if output.dim() < 2:
             continue
         channels = error.square().transpose(0, 1).flatten(1).mean(1).sqrt()
         allowed_here = slack * _CHANNELS * (estimate.channels[i] + 0.3 * estimate.rms[i] + floor)
         if not bool((channels <= allowed_here).all()):
             worst = int((channels / allowed_here).argmax())
-            raise Failure(
+            raise CheckError(
                 f"{what}: the error of output {i} in channel {worst} is {float(channels[worst]):.3g}, rounding "
                 f"explains {float(allowed_here[worst]):.3g}"
             )
@@ -61,7 +61,7 @@ def check_explained(
 def _check_shapes(outputs: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
     shapes, expected_shapes = [list(tensor.shape) for tensor in outputs], [list(tensor.shape) for tensor in expected]
     if shapes != expected_shapes:
-        raise Failure(f"{what}: outputs have shapes {shapes}, expected {expected_shapes}")
+        raise CheckError(f"{what}: outputs have shapes {shapes}, expected {expected_shapes}")
 
 
 def _largest(tensor: Tensor) -> float:

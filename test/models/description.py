@@ -30,7 +30,7 @@ class ModuleClass:
 
 @dataclass(frozen=True)
 class Model:
-    """Classes, the last of which is the model, its inputs and its state."""
+    """Classes, with that of the model at the end, inputs and a state."""
 
     classes: tuple[ModuleClass, ...]
     inputs: tuple[Image, ...]

@@ -1,4 +1,4 @@
-"""The strategy that draws models: a ``forward`` of several steps, blocks with steps of their own, inputs and a state."""
+"""The strategy that draws models: steps of a ``forward``, blocks with steps of their own, inputs and a state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,9 @@ _SIZES = (
 def _block(body: Body) -> None:
     """A child with a ``forward`` of its own, which may be called twice."""
     x = body.pick()
-    inner = Body(body.choices, f"Block{len(body.classes) + 1}", [Map("x", x.channels, x.sizes)], body.classes, body.level + 1)
+    inner = Body(
+        body.choices, f"Block{len(body.classes) + 1}", [Map("x", x.channels, x.sizes)], body.classes, body.level + 1
+    )
     _add_steps(inner, 3)
     y = inner.maps[-1]
     inner.name = f"Block{len(body.classes) + 1}"  # blocks within it come first
@@ -42,7 +44,14 @@ def _block(body: Body) -> None:
 _STEPS: tuple[Callable[[Body], None], ...] = (
     *[steps.call_layer] * 5,
     *(steps.call_function, steps.call_again, steps.call_list, steps.resample),
-    *(arithmetic.residual, arithmetic.add, arithmetic.residual, arithmetic.concatenate, arithmetic.gate, arithmetic.scale),
+    *(
+        arithmetic.residual,
+        arithmetic.add,
+        arithmetic.residual,
+        arithmetic.concatenate,
+        arithmetic.gate,
+        arithmetic.scale,
+    ),
     *(writes.split, writes.shuffle, writes.write, writes.write_through_view, writes.write_through_view),
     *(tokens.attend, tokens.mix, _block, _block, steps.call_shared_weight),
 )
@@ -68,7 +77,7 @@ def models(draw: Callable[[Any], Any]) -> Model:
     form = choices.pick("one", "one", "one", "one", "one", "two", "default")
     if form != "one":
         images.append(Image("depth", 1))
-        parameters.append("depth" if form == "two" else "depth=None")
+        parameters.append("depth" if form == "two" else choices.pick("depth: Tensor | None = None", "depth=None"))
         _add_depth(body, sizes, is_optional=form == "default")
     _add_steps(body, 8)
     if choices.happens(0.1):
@@ -91,7 +100,14 @@ def models(draw: Callable[[Any], Any]) -> Model:
 def _add_stem(body: Body) -> None:
     """A convolution, so that the model has something to quantize."""
     x = body.pick()
-    name = body.add_member("stem", body.choices.pick("nn.Conv2d(3, 8, 3, padding=1)", "tnn.ConvNormAct(3, 8)", "nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))"))
+    name = body.add_member(
+        "stem",
+        body.choices.pick(
+            "nn.Conv2d(3, 8, 3, padding=1)",
+            "tnn.ConvNormAct(3, 8)",
+            "nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))",
+        ),
+    )
     body.let(f"{name}({x.name})", 8, x.sizes)
 
 
@@ -100,7 +116,11 @@ def _add_depth(body: Body, sizes: Sizes, is_optional: bool) -> None:
     x = body.maps[-1]
     name = body.add_member("depth", "nn.Conv2d(1, 8, 3, padding=1)")
     if x.channels != 8 or x.sizes != sizes:
-        body.do(f"depth = {name}(depth)" if not is_optional else f"if depth is not None:\n    {x.name} = {x.name} + {name}(depth).mean()")
+        body.do(
+            f"depth = {name}(depth)"
+            if not is_optional
+            else f"if depth is not None:\n    {x.name} = {x.name} + {name}(depth).mean()"
+        )
     elif is_optional:
         body.do(f"if depth is not None:\n    {x.name} = {x.name} + {name}(depth)")
     else:

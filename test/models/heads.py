@@ -5,7 +5,15 @@ from .shapes import Map
 
 __all__ = ["add_outputs", "add_unused_head"]
 
-_STRUCTURES = ("({0}, {1})", "[{0}, {1}]", '{{"first": {0}, "second": {1}}}', "Result({0}, {1})", "Pair({0}, {1})", "({0}, [{1}, None])", "OrderedDict(first={0}, second={1})")
+_STRUCTURES = (
+    "({0}, {1})",
+    "[{0}, {1}]",
+    '{{"first": {0}, "second": {1}}}',
+    "Result({0}, {1})",
+    "Pair({0}, {1})",
+    "({0}, [{1}, None])",
+    "OrderedDict(first={0}, second={1})",
+)
 
 
 def add_outputs(body: Body) -> str:
@@ -32,7 +40,12 @@ def _scores(body: Body, x: Map) -> str:
     if form == "sequence":
         code = f"nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear({c}, 5))"
         return f"{body.add_member('head', code)}({x.name})"
-    linear = body.add_member("head", body.choices.pick(f"nn.Linear({c}, 5)", f"nn.Linear({c}, 5, bias=False)", f"tnn.LinearDropoutAct({c}, 5, dropout=0.1)"))
+    linear = body.add_member(
+        "head",
+        body.choices.pick(
+            f"nn.Linear({c}, 5)", f"nn.Linear({c}, 5, bias=False)", f"tnn.LinearDropoutAct({c}, 5, dropout=0.1)"
+        ),
+    )
     pooled = {
         "mean": f"{x.name}.mean({body.choices.pick('(2, 3)', '[-2, -1]')})",
         "flatten": f"torch.flatten(F.adaptive_avg_pool2d({x.name}, 1), 1)",

@@ -40,7 +40,9 @@ def plain_conv(choices: Choices, channels: int, sizes: Sizes, out_channels: int 
 def conv(choices: Choices, channels: int, sizes: Sizes) -> Layer:
     """A convolution with any options."""
     small = smallest(sizes)
-    kernel = choices.pick(*(k for k in (3, 1, 5, (1, 3), (3, 1), 2, 4) if max(k if isinstance(k, tuple) else (k,)) < small))
+    kernel = choices.pick(
+        *(k for k in (3, 1, 5, (1, 3), (3, 1), 2, 4) if max(k if isinstance(k, tuple) else (k,)) < small)
+    )
     stride = choices.pick(1, 1, 2, (2, 1)) if small >= 8 else 1
     dilation = choices.pick(1, 1, 1, 2) if small >= 6 and kernel == 3 else 1
     half = tuple(dilation * (k // 2) for k in kernel) if isinstance(kernel, tuple) else dilation * (kernel // 2)
@@ -113,9 +115,13 @@ def small_layer(choices: Choices, channels: int, sizes: Sizes) -> Layer:
         ("nn.ZeroPad2d((1, 0, 1, 1))", channels, padded),
     ]
     if smallest(sizes) > 2:
-        options.append((choices.pick("nn.ReflectionPad2d((0, 1, 1, 1))", "nn.ReplicationPad2d((0, 1, 1, 1))"), channels, padded))
+        options.append(
+            (choices.pick("nn.ReflectionPad2d((0, 1, 1, 1))", "nn.ReplicationPad2d((0, 1, 1, 1))"), channels, padded)
+        )
     if max(map(max, sizes)) <= 16:
-        options.append((choices.pick("nn.Upsample(scale_factor=2)", "nn.UpsamplingNearest2d(scale_factor=2)"), channels, doubled))
+        options.append(
+            (choices.pick("nn.Upsample(scale_factor=2)", "nn.UpsamplingNearest2d(scale_factor=2)"), channels, doubled)
+        )
         options.append(("nn.Upsample(scale_factor=2, mode='bilinear')", channels, doubled))
         out_channels = choices.pick(channels, 8)
         options.append((f"nn.ConvTranspose2d({channels}, {out_channels}, 2, 2)", out_channels, doubled))

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["COMPARISONS", "REFUSALS", "Failure", "Refusal", "refuse"]
+__all__ = ["COMPARISONS", "REFUSALS", "CheckError", "RefusedError", "refuse"]
 
 #: Messages that a check accepts, as regular expressions, by the reason that the summary shows.
 REFUSALS = {
@@ -11,22 +11,24 @@ REFUSALS = {
     "weight read in a forward": r"whose forward reads \S+ in",
     "weight that changes in training": r"computes its weight in every forward or something else in training",
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
+    "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
+    "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
     "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
 }
 #: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.
 COMPARISONS = {
     "tensor read after a write": (
         r"reads a tensor after an in-place module or a child wrote into it",
-        r"inplace=True|\w_\(|[-+*]= |\] = |\[1:\]\(",
+        r"inplace=True|(?<!init\.)\b\w+_\(|[-+*]= |\] = |\[1:\]\(",
     ),
 }
 
 
-class Failure(AssertionError):
+class CheckError(AssertionError):
     """A wrong result, or an error that is not a clear refusal."""
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """The package refuses a model, for a known reason."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -34,16 +36,18 @@ class Refusal(Exception):
         self.reason, self.message = reason, message
 
 
-def refuse(error: Exception, text: str, is_early: bool = True) -> Refusal:
+def refuse(error: Exception, text: str, is_early: bool = True) -> RefusedError:
     """The refusal of a model with the source ``text`` that ``error`` is.
 
-    Errors: ``Failure`` if it is none, or if it comes after calibration.
+    Errors: ``CheckError`` if it is none, or if it comes after calibration.
     """
     shown = f"{type(error).__name__}: {error}"
-    patterns = REFUSALS | {reason: message for reason, (message, cause) in COMPARISONS.items() if re.search(cause, text)}
+    patterns = REFUSALS | {
+        reason: message for reason, (message, cause) in COMPARISONS.items() if re.search(cause, text)
+    }
     for reason, pattern in patterns.items():
         if re.search(pattern, str(error)):
             if not is_early:
-                raise Failure(f"refused after calibration: {shown}") from error
-            return Refusal(reason, str(error))
-    raise Failure(f"unknown error: {shown}") from error
+                raise CheckError(f"refused after calibration: {shown}") from error
+            return RefusedError(reason, str(error))
+    raise CheckError(f"unknown error: {shown}") from error

@@ -1,4 +1,4 @@
-"""Runs checks on drawn models, and shrinks each new kind of failure to the smallest source that fails in the same way."""
+"""Runs checks on drawn models, and shrinks each new kind of failure to the smallest source that fails so."""
 
 import itertools
 import re
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from .checks import CHECKS, due
 from .description import Model
 from .drawing import models
-from .outcomes import Failure, Refusal
+from .outcomes import CheckError, RefusedError
 from .source import source
 from .subject import Subject
 
@@ -70,18 +70,22 @@ class _EnoughError(BaseException):
     """Ends the search for a smaller failure; hypothesis passes it on, as it does with an interrupt."""
 
 
-def run_check(subject: Subject, check: str) -> Found | Refusal | None:
+def run_check(subject: Subject, check: str) -> Found | RefusedError | None:
     """The failure or refusal of one check; ``None`` if it passes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             CHECKS[check](subject)
-    except Refusal as refusal:
+    except RefusedError as refusal:
         return refusal
-    except Failure as failure:
+    except CheckError as failure:
         return Found(check, str(failure), subject.text)
     except Exception:  # of the package, in a place where the check expects none
-        return Found(check, traceback.format_exc(limit=-6).strip().rpartition("\n")[2] + "\n" + traceback.format_exc(), subject.text)
+        return Found(
+            check,
+            traceback.format_exc(limit=-6).strip().rpartition("\n")[2] + "\n" + traceback.format_exc(),
+            subject.text,
+        )
     return None
 
 
@@ -106,7 +110,7 @@ class _Run:
 
     def examine(self, model: Model) -> None:
         if self._fails(source(model)):
-            raise Failure  # always here: hypothesis takes another line for another failure, and does not shrink it
+            raise CheckError  # always here: hypothesis takes another line for another failure, and does not shrink it
 
     def _fails(self, text: str) -> bool:
         if self.found is not None:
@@ -133,12 +137,12 @@ class _Run:
             summary.seconds[check] += time.perf_counter() - start
             summary.checks[check] += 1
             outcomes.append(outcome)
-            if isinstance(outcome, Refusal):
+            if isinstance(outcome, RefusedError):
                 summary.refusals[check, outcome.reason] += 1
             if isinstance(outcome, Found):
                 self._record(outcome)
         summary.passed += all(outcome is None for outcome in outcomes)
-        summary.refused_models += any(isinstance(outcome, Refusal) for outcome in outcomes)
+        summary.refused_models += any(isinstance(outcome, RefusedError) for outcome in outcomes)
 
     def _record(self, found: Found) -> None:
         self.summary.counts[found.kind] += 1

@@ -9,9 +9,23 @@ __all__ = ["call_again", "call_function", "call_layer", "call_list", "call_share
 
 _FUNCTIONS = (
     *("F.relu({})", "torch.relu({})", "{}.relu()", "F.relu({}, inplace=True)", "F.relu_({})", "{}.relu_()"),
-    *("F.relu6({})", "F.hardswish({})", "F.silu({})", "F.gelu({})", "F.leaky_relu({}, 0.1)", "F.hardtanh({}, -1.0, 1.0)"),
+    *(
+        "F.relu6({})",
+        "F.hardswish({})",
+        "F.silu({})",
+        "F.gelu({})",
+        "F.leaky_relu({}, 0.1)",
+        "F.hardtanh({}, -1.0, 1.0)",
+    ),
     *("{}.clamp(0, 6)", "torch.clamp({}, min=0)", "torch.sigmoid({})", "{}.sigmoid()", "{}.tanh()", "F.elu({})"),
-    *("F.mish({})", "F.softplus({})", "F.hardsigmoid({})", "torch.clamp_({}, -2, 2)", "F.hardtanh_({})", "F.silu({}, inplace=True)"),
+    *(
+        "F.mish({})",
+        "F.softplus({})",
+        "F.hardsigmoid({})",
+        "torch.clamp_({}, -2, 2)",
+        "F.hardtanh_({})",
+        "F.silu({}, inplace=True)",
+    ),
     *("F.dropout({}, 0.2, self.training)", "F.dropout2d({}, training=self.training)", "F.normalize({}, dim=1)"),
     *("F.softmax({}, dim=1)", "{}.abs()", "{}.contiguous()", "{}.clone()", "{}.square()", "torch.exp(-{})"),
 )
@@ -46,9 +60,10 @@ def call_again(body: Body) -> None:
         for child in body.children
         if child.channels in (None, x.channels) and (smallest(x.sizes) >= 8 or not child.has_kernel)
     ]
-    if not names:
-        return call_function(body)
-    body.let(f"{body.choices.pick_from(names)}({x.name})", x.channels, x.sizes)
+    if names:
+        body.let(f"{body.choices.pick_from(names)}({x.name})", x.channels, x.sizes)
+    else:
+        call_function(body)
 
 
 def call_list(body: Body) -> None:
@@ -67,7 +82,10 @@ def call_list(body: Body) -> None:
         convs = [f"nn.Conv2d({x.channels + 4 * i}, 4, 3, padding=1)" for i in range(len(layers))]
         name = body.add_member("layers", f"nn.ModuleList([{', '.join(convs)}])")
         features = body.unused("features")
-        body.do(f"{features} = [{x.name}]\nfor layer in {name}:\n    {features}.append(F.relu(layer(torch.cat({features}, 1))))")
+        body.do(
+            f"{features} = [{x.name}]\n"
+            f"for layer in {name}:\n    {features}.append(F.relu(layer(torch.cat({features}, 1))))"
+        )
         body.let(f"torch.cat({features}, dim=1)", x.channels + 4 * len(layers), x.sizes)
     elif form == "dict":
         entries = ", ".join(f'"{key}": {code}' for key, code in zip("abc", codes, strict=False))
@@ -117,7 +135,8 @@ def resample(body: Body) -> None:
     """Functional pooling, or a coarse branch that is interpolated and joined, as in a U-Net."""
     x = body.pick()
     if smallest(x.sizes) < 6:
-        return call_layer(body)
+        call_layer(body)
+        return
     form = body.choices.pick("pool", "unet", "pad", "branch")
     if form == "pool":
         code, kernel, stride, padding = body.choices.pick(

@@ -6,10 +6,24 @@ from .running import run
 
 #: How many models each check runs on: all fold, and all are quantized by one backend.
 PERIODS = {
-    **{"fold": 1, "eager x86": 2, "eager onednn": 2, "eager qnnpack": 10, "standalone": 5, "state eager": 25},
-    **{"qat eager x86": 10, "qat eager onednn": 20, "torchscript": 20, "torchscript int8": 25},
-    **{"pt2e x86": 10, "pt2e onnxruntime": 20, "qat pt2e": 50, "state pt2e": 50},
-    **{"pt2": 50, "pt2 int8": 50, "onnx": 100, "onnx-qdq": 100},
+    "fold": 1,
+    "eager x86": 2,
+    "eager onednn": 2,
+    "eager qnnpack": 10,
+    "standalone": 5,
+    "state eager": 25,
+    "qat eager x86": 10,
+    "qat eager onednn": 20,
+    "torchscript": 20,
+    "torchscript int8": 25,
+    "pt2e x86": 10,
+    "pt2e onnxruntime": 20,
+    "qat pt2e": 50,
+    "state pt2e": 50,
+    "pt2": 50,
+    "pt2 int8": 50,
+    "onnx": 100,
+    "onnx-qdq": 100,
 }
 
 

@@ -9,7 +9,8 @@ def attend(body: Body) -> None:
     """Attention over the pixels, with a norm before it and a sum after it."""
     x = body.pick()
     if x.channels % 2:
-        return mix(body)
+        mix(body)
+        return
     c, tokens, y = x.channels, body.unused("tokens"), body.unused("y")
     norm = body.add_member("norm", f"nn.LayerNorm({c})")
     body.do(f"{tokens} = {x.name}.flatten(2).transpose(1, 2)\n{y} = {norm}({tokens})")
@@ -39,7 +40,9 @@ def mix(body: Body) -> None:
         f"nn.Sequential(nn.Linear({c}, {2 * c}), nn.ReLU(), nn.Dropout(0.1), nn.Linear({2 * c}, {c}, bias=False))",
     )
     name = body.add_member("mlp", code)
-    y = body.choices.pick(f"{name}({x.name}.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)", f"{name}({x.name}.movedim(1, -1)).movedim(-1, 1)")
+    y = body.choices.pick(
+        f"{name}({x.name}.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)", f"{name}({x.name}.movedim(1, -1)).movedim(-1, 1)"
+    )
     if body.choices.happens(0.5):
         y = f"{x.name} + {y}"
     body.let(y, c, x.sizes)

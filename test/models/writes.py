@@ -10,7 +10,8 @@ def split(body: Body) -> None:
     """Parts of the channels, one of which is changed."""
     x = body.pick()
     if x.channels % 2:
-        return shuffle(body)
+        shuffle(body)
+        return
     half = x.channels // 2
     first, second = body.unused("x"), body.unused("x")
     form = body.choices.pick(
@@ -45,7 +46,9 @@ def shuffle(body: Body) -> None:
         body.do(f"{n}, {c}, {h}, {w} = {x.name}.{body.choices.pick('shape', 'size()')}")
         moved = body.choices.pick("view", "reshape")
         body.let(
-            f"{x.name}.{moved}({n}, 2, {c} // 2, {h}, {w}).transpose(1, 2).reshape({n}, {c}, {h}, {w})", x.channels, x.sizes
+            f"{x.name}.{moved}({n}, 2, {c} // 2, {h}, {w}).transpose(1, 2).reshape({n}, {c}, {h}, {w})",
+            x.channels,
+            x.sizes,
         )
     elif form == "roll":
         body.let(f"torch.roll({x.name}, 1, dims=1)", x.channels, x.sizes)
@@ -64,7 +67,14 @@ def write(body: Body) -> None:
     """An operation in place on a whole image, which may be read again under another name."""
     x = body.pick()
     code = body.choices.pick(
-        "{}.mul_(0.5)", "{}.clamp_(min=0)", "{}.relu_()", "{} += 1", "{} *= 2", "F.relu({}, inplace=True)", "{}.sigmoid_()", "{}.add_(0.1)"
+        "{}.mul_(0.5)",
+        "{}.clamp_(min=0)",
+        "{}.relu_()",
+        "{} += 1",
+        "{} *= 2",
+        "F.relu({}, inplace=True)",
+        "{}.sigmoid_()",
+        "{}.add_(0.1)",
     )
     if body.choices.happens(0.3):
         y = body.let(f"{x.name}.clone()", x.channels, x.sizes)

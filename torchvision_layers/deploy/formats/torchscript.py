@@ -52,7 +52,13 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     assert subject.script is not None
     content = io.BytesIO()  # torch would name the records of a file after the file
     with _without_deprecation(), _int8_backend(subject.backend):
-        torch.jit.save(subject.script, content, _extra_files={NAME: metadata})
+        try:
+            torch.jit.save(subject.script, content, _extra_files={NAME: metadata})
+        except RuntimeError as error:  # of a script that torch compiled, from a default that has another type
+            raise RuntimeError(
+                "model cannot be saved by torch.jit.save: annotate each argument of a forward whose default is None, "
+                f"such as mask: Tensor | None = None, or use format='pt2': {error}"
+            ) from error
     return content.getvalue()
 
 
