@@ -20,6 +20,9 @@ _RANDOM = re.compile("dropout|stochastic_depth|StochasticDepth", re.IGNORECASE)
 
 
 def check_qat(subject: Subject, engine: str, backend: str) -> None:
+    if engine == "eager" and _has_zero_gain(subject.model()):
+        # Torch's fused modules divide by the gains of batch norms, so the prepared model gives NaN.
+        raise RefusedError("batch norm with a gain of zero in training", "")
     inputs, is_random = subject.inputs(), bool(_RANDOM.search(subject.text))
     expected = _trained_once(subject.model().train(), inputs)
     prepared = _prepare(subject, engine, backend)
@@ -44,6 +47,11 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
         raise refuse(error, subject.text, is_early=False) from error
     trained = outputs_of(_switch(prepared, fake_quant=True, observers=False).eval(), inputs)
     check_explained(outputs_of(int8, inputs), trained, subject.estimate, "converted", 2)
+
+
+def _has_zero_gain(model: nn.Module) -> bool:
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return any(norm.weight is not None and not bool(norm.weight.all()) for norm in norms)
 
 
 def _prepare(subject: Subject, engine: str, backend: str) -> nn.Module:
