@@ -205,3 +205,12 @@ def test_adaptive_pool_to_pixels_is_not_in_onnx(pool: nn.Module, tmp_path: Path)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), pool).eval()
     with pytest.raises(RuntimeError, match=r"ONNX has no operator for adaptive_.* pixels.*: use format='pt2'"):
         deploy.export(model, example(), tmp_path / "model.onnx", format="onnx")
+
+
+def test_default_without_annotation(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x, depth=None):
+            return x if depth is None else x + depth
+
+    with pytest.raises(RuntimeError, match=r"annotate each argument .* default is None, .*or use format='pt2'"):
+        deploy.export(Model().eval(), example(), tmp_path / "m.pt")

@@ -287,3 +287,20 @@ def test_graph_of_a_feature_extractor(tmp_path: Path) -> None:
 def test_strings_in_outputs_name_other_formats(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="format='pt2' cannot return strings: use format='onnx' or 'aoti'"):
         deploy.export(RGBD(lambda y: (y, "px")), (IMAGE, DEPTH), tmp_path / "m.pt2", format="pt2")
+
+
+def test_int8_graph_that_rounds_nothing(tmp_path: Path) -> None:
+    graph = quantized.quantize(nn.Sequential(nn.ReLU()).eval(), [IMAGE], engine="pt2e")
+    path = deploy.export(graph, IMAGE, tmp_path / "m.pt2", format="pt2").path
+    assert torch.equal(deploy.load(path)(IMAGE), IMAGE.relu())
+
+
+def test_folded_model_with_a_dataclass_is_compared() -> None:
+    def forward(module: nn.Module, x: Tensor) -> Result:
+        return Result(module.norm(module.conv(x)), [])
+
+    model = FunctionModule(forward, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)).eval()
+    folded = deploy.fold(model, IMAGE)
+    assert type(folded.norm) is nn.Identity
+    with torch.no_grad():
+        assert relative_error(folded(IMAGE).logits, model(IMAGE).logits) < 1e-5

@@ -63,7 +63,7 @@ def _run(loaded: deploy.Loaded, inputs: Inputs) -> list | None:
     try:
         return flatten(inputs.run(loaded))[0]
     except (ValueError, TypeError) as error:
-        if "must have" in str(error):
+        if "must have" in str(error):  # such as "input must have sizes that the program supports"
             return None
         raise CheckError(f"{loaded.format}: {type(error).__name__}: {error}") from error
     except Exception as error:

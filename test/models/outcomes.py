@@ -21,6 +21,12 @@ COMPARISONS = {
         r"reads a tensor after an in-place module or a child wrote into it",
         r"inplace=True|(?<!init\.)\b\w+_\(|[-+*]= |\] = |\[1:\]\(",
     ),
+    "branch on the image size": (
+        r"cannot run .*, which the model accepts: (Guard failed|input must have sizes)",
+        r"if x\d*\.shape",
+    ),
+    # The average of all batches divides by their number, which torch.export takes for a Python number.
+    "batch norm without momentum in a graph": (r"uses the value of a tensor as a Python number", r"momentum=None"),
 }
 
 

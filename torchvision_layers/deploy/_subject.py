@@ -118,8 +118,11 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
 
 
 def _input_scales(graph: fx.Graph) -> tuple[float, ...]:
-    """The step of each floating-point input; that of the first value if an operation in float reads the input."""
-    first = float(qparams(graph)["activation_scales"][0])
+    """The step of each floating-point input; that of the first value if an operation in float reads the input.
+
+    All are zero if the graph rounds nothing.
+    """
+    first = next(iter(qparams(graph)["activation_scales"].tolist()), 0.0)
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node.meta["val"].is_floating_point()]
     steps = [[float(user.args[1]) for user in node.users if is_quantize(user)] for node in inputs]
     return tuple(step[0] if step else first for step in steps)

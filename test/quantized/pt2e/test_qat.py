@@ -44,6 +44,7 @@ LAYERS = {
     "conv1d": (lambda: tnn.Conv1dNormAct(4, 6, norm_layer=norm1d, bias=True), (8, 4, 9)),
     "conv2d": (lambda: tnn.ConvNormAct(4, 6, norm_layer=norm2d), (8, 4, 9, 8)),
     "conv2d with bias": (lambda: tnn.ConvNormAct(4, 6, norm_layer=norm2d, bias=True), (8, 4, 9, 8)),
+    "depthwise 1×1": (lambda: tnn.ConvNormAct(4, 4, 1, groups=4, norm_layer=norm2d), (8, 4, 9, 8)),
     "conv3d": (lambda: tnn.Conv3dNormAct(4, 6, norm_layer=norm3d), (8, 4, 5, 6, 7)),
     "linear": (lambda: tnn.LinearDropoutAct(8, 6, dropout=0.4, norm_layer=norm1d), (64, 8)),
     "unfoldable norm": (lambda: nn.Sequential(norm2d(4), nn.Conv2d(4, 6, 3)), (8, 4, 9, 8)),

@@ -71,3 +71,15 @@ def test_int8_is_close_to_float(build) -> None:
     graph = quantize(model, [x], engine="pt2e")
     assert decibels(model(x), graph(x)) >= 35
     assert call_nodes(graph, "dequantize_per_channel")
+
+
+def test_sums_in_several_spellings() -> None:
+    """Torch gives ``x + y`` and ``torch.add`` the same number, and torchao takes them for one source."""
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        x = torch.add(module.second(x), x)
+        return module.first(x).add(x) + x
+
+    model = FunctionModule(forward, first=nn.Conv2d(8, 8, 1), second=nn.Conv2d(8, 8, 1)).eval()
+    x = torch.randn(8, 8, 12, 12)
+    assert decibels(model(x), quantize(model, [x], engine="pt2e")(x)) >= 35

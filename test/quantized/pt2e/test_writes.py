@@ -98,3 +98,28 @@ def test_input_may_be_written_to() -> None:
     model = FunctionModule(lambda module, x: module.conv(x.sub_(0.5)) + x.mean(), conv=nn.Conv2d(3, 4, 3)).eval()
     graph = quantize(model, [X.clone()], engine="pt2e")
     assert decibels(model(X.clone()), graph(X.clone())) >= 35
+
+
+def unused_activation(module: nn.Module, x: Tensor) -> Tensor:
+    functional.relu_(module.first(x))
+    return module.second(module.first(x))
+
+
+def write_after_last_read(module: nn.Module, x: Tensor) -> Tensor:
+    y = module.first(x)
+    z = module.second(y)
+    y.relu_()
+    return z
+
+
+def unused_dropout(module: nn.Module, x: Tensor) -> Tensor:
+    y = module.first(x)
+    functional.dropout(functional.relu(y), training=module.training)
+    return module.second(y)
+
+
+@pytest.mark.parametrize("forward", [unused_activation, write_after_last_read, unused_dropout])
+def test_results_that_nothing_reads(forward) -> None:
+    """The quantizer expects that every operator has a user."""
+    model = FunctionModule(forward, first=nn.Conv2d(3, 8, 3), second=nn.Conv2d(8, 4, 3)).eval()
+    assert decibels(model(X), quantize(model, [X], engine="pt2e")(X)) >= 33

@@ -39,4 +39,11 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
         # It registers the operators that quantize and dequantize, without which torch cannot load the graph.
         importlib.import_module("torch.ao.quantization.fx._decomposed")
     module = torch.export.load(io.BytesIO(content)).module()
-    return lambda *args, **kwargs: module(*args, **kwargs), metadata
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return module(*args, **kwargs)
+        except AssertionError as error:  # from guards on sizes, if the forward branches on them
+            raise ValueError(f"input must have sizes that the program supports: {error}") from error
+
+    return run, metadata

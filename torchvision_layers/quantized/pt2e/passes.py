@@ -149,15 +149,16 @@ def fuse_conv_bn_for_qat(module: fx.GraphModule) -> None:
             ratio = _call(graph, _aten.div.Tensor, gamma, deviation)
             # The norm of a residual branch may start with gamma = 0; the result is divided by the factor below.
             factor = _call(graph, _aten.where.ScalarOther, _call(graph, _aten.ne.Scalar, ratio, 0), ratio, 1.0)
-            scaled = _call(graph, _aten.mul.Tensor, weight, _call(graph, _aten.reshape.default, factor, per_filter))
+            factors = _call(graph, _aten.reshape.default, factor, per_filter)
+            # torchao rounds the terms of mul if their shapes are equal, as in depthwise 1×1 convolutions.
+            scaled = _call(graph, _aten.multiply.Tensor, weight, factors)
         source.args = (input, scaled, None, *source.args[3:])
         with graph.inserting_before(norm):
             unscaled = _call(graph, _aten.div.Tensor, source, _call(graph, _aten.reshape.default, factor, per_output))
             parts = [unscaled]
             if bias is not None:
-                parts.append(
-                    _call(graph, _aten.add.Tensor, unscaled, _call(graph, _aten.reshape.default, bias, per_output))
-                )
+                shift = _call(graph, _aten.reshape.default, bias, per_output)
+                parts.append(_call(graph, _aten.add.Tensor, unscaled, shift))
         for part in parts:
             part.meta.update({key: norm.meta[key] for key in ("nn_module_stack", "source_fn_stack")})
         norm.replace_input_with(source, parts[-1])
