@@ -1,6 +1,7 @@
 """Classes of operators in exported graphs, and queries on their nodes."""
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -11,12 +12,14 @@ __all__ = [
     "CLAMPS",
     "COMPUTE_OPS",
     "CONVS",
+    "EINSUM",
     "LINEAR",
     "MATMULS",
     "NAMED_PADDING",
     "PRODUCTS",
     "UNFOLDABLE_NORM",
     "WEIGHTED",
+    "arguments",
     "float_operands",
     "is_call",
     "is_dequantize",
@@ -36,6 +39,7 @@ _decomposed = "quantized_decomposed"
 CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
 LINEAR = {_aten.linear.default}
 MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.addmm.default}
+EINSUM = {_aten.einsum.default}
 BATCH_NORM = _aten.batch_norm.default
 #: The same operation under a name that torchao does not treat as a batch norm.
 UNFOLDABLE_NORM = _aten.native_batch_norm.default
@@ -50,12 +54,12 @@ _TRANSPOSED_CONVS = {
     _aten.conv_transpose2d.input,
     _aten.conv_transpose3d.input,
 }
-_ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
+_ATTENTION = {_aten.scaled_dot_product_attention.default}
 #: Operators of layers with weights.
 WEIGHTED = CONVS | LINEAR | _TRANSPOSED_CONVS
 
 #: Operators that take nearly all the time of a network.
-COMPUTE_OPS = WEIGHTED | MATMULS | _ATTENTION
+COMPUTE_OPS = WEIGHTED | MATMULS | EINSUM | _ATTENTION
 
 _RELUS = {_aten.relu.default, _aten.relu_.default}
 #: Activations that only cut off the range of their input.
@@ -110,9 +114,14 @@ def module_class(node: fx.Node) -> str:
     return cls.__name__ if isinstance(cls, type) else cls.rpartition(".")[2]
 
 
+def arguments(node: fx.Node) -> list[Any]:
+    """All arguments of a node, with the defaults that the exporter leaves out."""
+    return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
+
+
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensors that a compute op multiplies."""
-    if is_call(node, {_aten.einsum.default}):
+    if is_call(node, EINSUM):
         tensors = list(node.args[1])  # type: ignore[arg-type]  # a list of nodes
     elif is_call(node, {_aten.baddbmm.default, _aten.addmm.default}):
         tensors = list(node.args[1:3])

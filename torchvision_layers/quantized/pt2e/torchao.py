@@ -14,7 +14,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
-from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into
+from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
+from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
 
@@ -95,18 +96,22 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool) -> Quantization
 
 
 class _X86Quantizer(x86.X86InductorQuantizer):
-    """torchao's quantizer for x86, plus products of tensors and convolutions of one and three dimensions."""
+    """torchao's quantizer for x86, plus products with constants and convolutions of one and three dimensions.
+
+    Products of two activations, as in attention, stay in float.
+    """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
+        products = set(constant_products(model.graph))
         for node in model.graph.nodes:
             if node.meta.get(x86.QUANT_ANNOTATION_KEY) is not None or node.op != "call_function":
                 continue
             if node.target in CONVS or node.target in LINEAR:
                 self._annotate_weighted(node)
-            elif node.target in MATMULS:
-                operands = node.args[-2:] if len(node.args) > 2 else node.args
-                self._annotate_inputs(node, dict.fromkeys(operands, self.global_config.input_activation), is_unit=True)
+            elif node in products and node.target in MATMULS:
+                specs = dict.fromkeys(operands(node), self.global_config.input_activation)
+                self._annotate_inputs(node, specs, is_unit=True)
         return model
 
     def _annotate_weighted(self, node: fx.Node) -> None:

@@ -12,6 +12,7 @@ from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
+from .bias_correction import correct_biases
 from .constants import fold_constants
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
@@ -48,7 +49,7 @@ def quantize(
     allow_float: bool,
     dynamic_sizes: bool | None = None,
 ) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
+    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
     model = _float_copy(model).eval()
     first = first_of(batches)
     with torch.no_grad():
@@ -58,9 +59,10 @@ def quantize(
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        _check_same_results(prepared, model, first, "exporting")
-        for batch in batches:
-            prepared.call(batch)
+        with correct_biases(prepared.body):
+            _check_same_results(prepared, model, first, "exporting")
+            for batch in batches:
+                prepared.call(batch)
     return _convert_(prepared)
 
 
