@@ -41,12 +41,17 @@ def correct_biases(module: fx.GraphModule) -> Iterator[None]:
 
 
 def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node is a layer with a weight that is rounded per channel and a bias that is constant."""
+    """Whether the node is a layer with a weight that is rounded per channel.
+
+    A bias that the ``forward`` computes is left alone, because it may be zero on purpose: Swin V2 normalizes keys, and
+    those of its padding must stay zero.
+    """
     if not is_call(node, CONVS | LINEAR):
         return False
     _, weight, bias, *_ = arguments(node)
     has_scales = weight.op == "call_module" and hasattr(module.get_submodule(weight.target), "ch_axis")
-    return has_scales and weight.args[0].op == "get_attr" and (bias is None or bias.op == "get_attr")
+    is_plain = bias is None or (bias.op == "get_attr" and "is_computed" not in bias.meta)
+    return has_scales and weight.args[0].op == "get_attr" and is_plain
 
 
 def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:

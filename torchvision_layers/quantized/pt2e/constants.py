@@ -42,7 +42,7 @@ def fold_constants(module: fx.GraphModule) -> None:
     values = _run(module, cone)
     for source, name in sources.items():
         constant = add_parameter(module, source, values[source], f"computed_{name}")
-        constant.meta["val"] = source.meta["val"]
+        constant.meta.update({"val": source.meta["val"], "is_computed": True})
         source.replace_all_uses_with(constant, lambda user: user not in constants)
     for node in sorted(cone, reverse=True):
         owner = memory_owner(node)

@@ -1,5 +1,6 @@
 """Classes of operators in exported graphs, and queries on their nodes."""
 
+import operator
 from collections.abc import Container
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "COMPUTE_OPS",
     "CONVS",
     "EINSUM",
+    "KEEP_RANGE",
     "LINEAR",
     "MATMULS",
     "NAMED_PADDING",
@@ -79,6 +81,32 @@ _FUSED_INTO_LINEAR = _RELUS | {
     _aten.leaky_relu.default,
     _aten.leaky_relu_.default,
     _aten.tanh.default,
+}
+
+#: Operators that move, select or pool values.
+KEEP_RANGE = {
+    operator.getitem,
+    _aten.adaptive_avg_pool2d.default,
+    _aten.alias.default,
+    _aten.avg_pool2d.default,
+    _aten.cat.default,
+    _aten.chunk.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten.flatten.using_ints,
+    _aten.max_pool2d.default,
+    _aten.permute.default,
+    _aten.pixel_shuffle.default,
+    _aten.reshape.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.squeeze.dim,
+    _aten.transpose.int,
+    _aten.unsqueeze.default,
+    _aten.upsample_nearest2d.vec,
+    _aten.view.default,
 }
 
 #: Sums and products of two tensors, in place or not.

@@ -14,7 +14,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
-from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
+from .nodes import ADDITIONS, CLAMPS, CONVS, KEEP_RANGE, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
@@ -129,23 +129,45 @@ class _X86Quantizer(x86.X86InductorQuantizer):
 
 
 class _OnnxRuntimeQuantizer(_X86Quantizer):
-    """Also quantizes the outputs of compute ops, sums and products, and every term of a sum.
+    """Also quantizes the outputs of convolutions, and terms and results of sums and products that only int8 ops read.
 
-    Inductor's kernels may return float for the next kernel to add; those of onnxruntime take int8 and return int8.
+    Inductor's convolutions may return float for the next kernel to add; those of onnxruntime return int8. Its linear
+    layers return either. A sum that a normalization reads, as in transformers, is float: its terms would be rounded
+    again in every block.
     """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
         spec = self.global_config.input_activation
-        for node in model.graph.nodes:
+        for node in reversed(model.graph.nodes):
             if is_call(node, ADDITIONS | PRODUCTS):
                 terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
-                if len(terms) == 2:
+                if len(terms) < 2:
+                    continue
+                if _only_int8_reads(node):
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
                     _annotate_output(_clamped(node), spec)
-            elif is_call(node, CONVS | LINEAR | MATMULS) and x86.QUANT_ANNOTATION_KEY in node.meta:
+                else:
+                    keep_in_float([node])
+            elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
                 _annotate_output(_clamped(node), spec)
         return model
+
+
+def _only_int8_reads(node: fx.Node) -> bool:
+    """Whether int8 ops read the node, directly or after being moved or pooled, and nothing else but the output."""
+    readers = list(_readers(node))
+    is_int8 = [x86._is_quantized_op_pt2e(reader) or is_call(reader, CONVS | LINEAR) for reader in readers]
+    return bool(readers) and all(is_int8)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The ops that compute with the values of the node."""
+    for user in node.users:
+        if is_call(user, KEEP_RANGE | CLAMPS):
+            yield from _readers(user)
+        elif user.op != "output":
+            yield user
 
 
 def _annotate_output(node: fx.Node, spec: object) -> None:
