@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InputMean", "rounding_error"]
+__all__ = ["InputMean", "rounding_error", "significant_mean"]
 
 
 def rounding_error(weight: Tensor, observer: Any) -> Tensor:
@@ -79,3 +79,17 @@ def _reads(size: int, kernel_size: int, stride: int, padding: int, dilation: int
     reads = torch.zeros(size, kernel_size)
     reads[positions[is_inside], elements[is_inside]] = 1 / outputs
     return reads
+
+
+def significant_mean(values: Tensor) -> Tensor:
+    """The mean over all dimensions but the last, less the share of its size that chance explains.
+
+    A few images show the mean of each channel with an error, which the variance of the values tells for all channels
+    together. Zero if there is one value only.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    mean = rows.mean(0)
+    if len(rows) < 2 or not bool(mean.any()):
+        return torch.zeros_like(mean)
+    by_chance = rows.var(0).mean() / len(rows)
+    return mean * (1 - by_chance / mean.square().mean()).clamp(min=0)

@@ -1,17 +1,19 @@
-"""Bias correction of prepared graphs."""
+"""Bias correction of graphs: of prepared ones for rounded weights, of int8 ones for rounded activations too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..bias_correction import InputMean, rounding_error
+from ..bias_correction import InputMean, rounding_error, significant_mean
 from .constants import add_parameter
-from .nodes import CONVS, LINEAR, arguments, is_call
+from .nodes import CONVS, LINEAR, OBSERVERS, arguments, is_call
 
-__all__ = ["correct_biases"]
+__all__ = ["correct_biases", "correct_int8_biases", "float_outputs"]
+
+Outputs = dict[str, tuple[Tensor, int]]
 
 
 @contextmanager
@@ -32,8 +34,7 @@ def correct_biases(module: fx.GraphModule) -> Iterator[None]:
         module.recompile()
     readers = _readers(module.graph)
     for node, mean in means.items():
-        weight = node.args[1]
-        error = rounding_error(_tensor(module, weight.args[0]), module.get_submodule(str(weight.target)))
+        error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
         shift = mean.shift(error, arguments(node)[-1] if node.target in CONVS else 1)
         if shift is not None:
             _shift_bias(module, node, -shift, readers)
@@ -57,8 +58,8 @@ def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
 def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
     if node.target not in CONVS:
         return InputMean()
-    _, weight, _, stride, padding, dilation, _ = arguments(node)
-    kernel = _tensor(module, weight.args[0]).shape[2:]
+    kernel = _weight(module, node).shape[2:]
+    stride, padding, dilation = arguments(node)[3:6]
     return InputMean(kernel, *(value * len(kernel) if len(value) == 1 else value for value in (stride, padding, dilation)))
 
 
@@ -69,7 +70,12 @@ def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.
         return module.graph.call_module(name, (node.args[0],))
 
 
-def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+def _weight(module: fx.GraphModule, node: Any) -> Tensor:
+    """The weight of a layer, behind its observer."""
+    return _tensor(module, node.args[1].args[0])
+
+
+def _tensor(module: fx.GraphModule, node: Any) -> Tensor:
     return attrgetter(str(node.target))(module).detach()
 
 
@@ -91,3 +97,54 @@ def _shift_bias(module: fx.GraphModule, node: fx.Node, shift: Tensor, readers: d
         module.get_submodule(path).register_parameter(name, nn.Parameter(value, requires_grad=False))
     else:
         node.args = (*node.args[:2], add_parameter(module, node, value, "corrected_bias"), *node.args[3:])
+
+
+def float_outputs(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Outputs:
+    """Outputs of the layers of a prepared graph whose biases can be corrected, by name, with the axis of the channels."""
+    run = _FloatRun(module)
+    run.run(*tensors)
+    return run.outputs
+
+
+def correct_int8_biases(module: fx.GraphModule, expected: Outputs, tensors: Sequence[Tensor]) -> None:
+    """Corrects the layers of an int8 graph in turn: the means of their channels become those of ``float_outputs``.
+
+    This also cancels the shift of rounded and clipped activations.
+    """
+    _CorrectingRun(module, expected).run(*tensors)
+
+
+class _FloatRun(fx.Interpreter):
+    """Runs a prepared graph without its observers."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.layers = {node for node in module.graph.nodes if _is_observed(module, node)}
+        self.outputs: Outputs = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0] if str(target).startswith(OBSERVERS) else super().call_module(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n in self.layers:
+            axis = -1 if n.target in LINEAR else 1 - _weight(self.module, n).dim()
+            self.outputs[n.name] = output.clone(), axis  # an activation may overwrite it
+        return output
+
+
+class _CorrectingRun(fx.Interpreter):
+    """Runs an int8 graph, and corrects each bias before the next layer runs."""
+
+    def __init__(self, module: fx.GraphModule, expected: Outputs) -> None:
+        super().__init__(module)
+        self.expected = expected
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n.name in self.expected:
+            expected, axis = self.expected[n.name]
+            shift = significant_mean((expected - output).movedim(axis, -1))
+            _tensor(self.module, n.args[2]).add_(shift)
+            output = output + shift.reshape([-1, *[1] * (-1 - axis)])
+        return output
