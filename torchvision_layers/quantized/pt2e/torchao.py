@@ -98,11 +98,15 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool) -> Quantization
 class _X86Quantizer(x86.X86InductorQuantizer):
     """torchao's quantizer for x86, plus products with constants and convolutions of one and three dimensions.
 
-    Products of two activations, as in attention, stay in float.
+    Products of two activations, as in attention, stay in float. So do sums, pools and concatenations that ops in float
+    read: eight bits do not hold what all blocks of a transformer have added.
     """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
+        for node in reversed(model.graph.nodes):
+            if is_call(node, ADDITIONS | KEEP_RANGE) and _reads_int8(node) and not _is_read_in_int8(node):
+                keep_in_float([node])
         products = set(constant_products(model.graph))
         for node in model.graph.nodes:
             if node.meta.get(x86.QUANT_ANNOTATION_KEY) is not None or node.op != "call_function":
@@ -132,8 +136,7 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
     """Also quantizes the outputs of convolutions, and terms and results of sums and products that only int8 ops read.
 
     Inductor's convolutions may return float for the next kernel to add; those of onnxruntime return int8. Its linear
-    layers return either. A sum that a normalization reads, as in transformers, is float: its terms would be rounded
-    again in every block.
+    layers return either.
     """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -144,7 +147,7 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
                 terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
                 if len(terms) < 2:
                     continue
-                if _only_int8_reads(node):
+                if _is_read_in_int8(node):
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
                     _annotate_output(_clamped(node), spec)
                 else:
@@ -154,15 +157,20 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
         return model
 
 
-def _only_int8_reads(node: fx.Node) -> bool:
-    """Whether int8 ops read the node, directly or after being moved or pooled, and nothing else but the output."""
+def _reads_int8(node: fx.Node) -> bool:
+    """Whether the quantizer rounds an input of the node."""
+    annotation = node.meta.get(x86.QUANT_ANNOTATION_KEY)
+    return annotation is not None and bool(annotation.input_qspec_map)
+
+
+def _is_read_in_int8(node: fx.Node) -> bool:
+    """Whether the ops that compute with the node all read int8, and there are any."""
     readers = list(_readers(node))
-    is_int8 = [x86._is_quantized_op_pt2e(reader) or is_call(reader, CONVS | LINEAR) for reader in readers]
-    return bool(readers) and all(is_int8)
+    return bool(readers) and all(map(_reads_int8, readers))
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The ops that compute with the values of the node."""
+    """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
     for user in node.users:
         if is_call(user, KEEP_RANGE | CLAMPS):
             yield from _readers(user)
