@@ -15,7 +15,7 @@ __all__ = ["InputMean", "rounding_error", "significant_mean"]
 
 
 def rounding_error(weight: Tensor, observer: Any) -> Tensor:
-    """What rounding adds to a weight, with the scales of a per-channel observer of torch.ao or torchao."""
+    """The error that rounding adds to a weight, with the scales of a per-channel observer of torch.ao or torchao."""
     observer(weight)
     scale, zero_point = observer.calculate_qparams()
     rounded = torch.fake_quantize_per_channel_affine(
@@ -84,8 +84,8 @@ def _reads(size: int, kernel_size: int, stride: int, padding: int, dilation: int
 def significant_mean(values: Tensor) -> Tensor:
     """The mean over all dimensions but the last, less the share of its size that chance explains.
 
-    A few images show the mean of each channel with an error, which the variance of the values tells for all channels
-    together. Zero if there is one value only.
+    The mean of a few values has an error, whose size follows from the variance of the values, here of all channels
+    together. Zero if there is only one value.
     """
     rows = values.reshape(-1, values.shape[-1])
     mean = rows.mean(0)

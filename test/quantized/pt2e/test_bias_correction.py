@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchvision_layers import quantized
+from torchvision_layers.quantized.bias_correction import significant_mean
+from torchvision_layers.quantized.pt2e import workflow
 
 from ._support import FunctionModule, call_nodes
 
@@ -67,7 +69,32 @@ def test_channel_means_match_float(name: str) -> None:
     with torch.no_grad():
         expected, got = model(inputs), quantized.quantize(model, batches, engine="pt2e")(inputs)
     # Uncorrected errors are some percent of the range.
-    assert float(channel_errors(got, expected, is_image=name not in ("linear", "sequence", "called twice")).max()) < 4e-3
+    assert (
+        float(channel_errors(got, expected, is_image=name not in ("linear", "sequence", "called twice")).max()) < 4e-3
+    )
+
+
+def test_channel_means_match_float_behind_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded activations shift channels too, which shows behind some layers."""
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.Tanh()) for _ in range(5)]
+    model, inputs = nn.Sequential(*layers, nn.Conv2d(8, 8, 1)).eval(), torch.randn(4, 8, 40, 40)
+    with torch.no_grad():
+        expected = model(inputs)
+        corrected = quantized.quantize(model, [inputs], engine="pt2e")(inputs)
+        monkeypatch.setattr(workflow, "correct_int8_biases", lambda *args: None)
+        uncorrected = quantized.quantize(model, [inputs], engine="pt2e")(inputs)
+    errors = [float(channel_errors(got, expected, is_image=True).square().mean()) for got in (corrected, uncorrected)]
+    assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("count", [18, 2000])
+def test_correction_shrinks_by_chance(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, shifts = torch.randn(count, 300, generator=generator), torch.randn(300, generator=generator)
+    assert float(significant_mean(noise).square().mean()) < 0.1 / count, "a tenth of the variance of a mean"
+    got = significant_mean(noise + shifts)
+    assert float((got - shifts).square().mean()) < 1.2 / count
+    assert not significant_mean(shifts[None]).any(), "one value says nothing about its error"
 
 
 def test_shared_bias_is_corrected_per_layer() -> None:

@@ -20,7 +20,9 @@ def correct_biases(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) and getattr(module, "qconfig", None) is not None
     }
-    handles = [module.register_forward_pre_hook(partial(_update, mean), with_kwargs=True) for module, mean in means.items()]
+    handles = [
+        module.register_forward_pre_hook(partial(_update, mean), with_kwargs=True) for module, mean in means.items()
+    ]
     try:
         yield
     finally:

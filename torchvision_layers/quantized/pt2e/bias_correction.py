@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..bias_correction import InputMean, rounding_error, significant_mean
 from .constants import add_parameter
-from .nodes import CONVS, LINEAR, OBSERVERS, arguments, is_call
+from .nodes import CONVS, LINEAR, arguments, is_call
 
 __all__ = ["correct_biases", "correct_int8_biases", "float_outputs"]
 
@@ -60,7 +60,9 @@ def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
         return InputMean()
     kernel = _weight(module, node).shape[2:]
     stride, padding, dilation = arguments(node)[3:6]
-    return InputMean(kernel, *(value * len(kernel) if len(value) == 1 else value for value in (stride, padding, dilation)))
+    return InputMean(
+        kernel, *(value * len(kernel) if len(value) == 1 else value for value in (stride, padding, dilation))
+    )
 
 
 def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.Node:
@@ -70,12 +72,12 @@ def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.
         return module.graph.call_module(name, (node.args[0],))
 
 
-def _weight(module: fx.GraphModule, node: Any) -> Tensor:
+def _weight(module: nn.Module, node: Any) -> Tensor:
     """The weight of a layer, behind its observer."""
     return _tensor(module, node.args[1].args[0])
 
 
-def _tensor(module: fx.GraphModule, node: Any) -> Tensor:
+def _tensor(module: nn.Module, node: Any) -> Tensor:
     return attrgetter(str(node.target))(module).detach()
 
 
@@ -100,9 +102,9 @@ def _shift_bias(module: fx.GraphModule, node: fx.Node, shift: Tensor, readers: d
 
 
 def float_outputs(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Outputs:
-    """Outputs of the layers of a prepared graph whose biases can be corrected, by name, with the axis of the channels."""
+    """Outputs of the layers of a prepared graph whose biases can be corrected, with the axis of channels, by name."""
     run = _FloatRun(module)
-    run.run(*tensors)
+    run.run(*[tensor.clone() for tensor in tensors])  # a forward may write into its input
     return run.outputs
 
 
@@ -111,19 +113,23 @@ def correct_int8_biases(module: fx.GraphModule, expected: Outputs, tensors: Sequ
 
     This also cancels the shift of rounded and clipped activations.
     """
-    _CorrectingRun(module, expected).run(*tensors)
+    _CorrectingRun(module, expected).run(*[tensor.clone() for tensor in tensors])
 
 
-class _FloatRun(fx.Interpreter):
-    """Runs a prepared graph without its observers."""
+class _Run(fx.Interpreter):
+    """Runs a graph without the modules that only look at its tensors: observers, and guards of the export."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0]
+
+
+class _FloatRun(_Run):
+    """Collects the outputs of the layers of a prepared graph."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.layers = {node for node in module.graph.nodes if _is_observed(module, node)}
         self.outputs: Outputs = {}
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[0] if str(target).startswith(OBSERVERS) else super().call_module(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
@@ -133,8 +139,8 @@ class _FloatRun(fx.Interpreter):
         return output
 
 
-class _CorrectingRun(fx.Interpreter):
-    """Runs an int8 graph, and corrects each bias before the next layer runs."""
+class _CorrectingRun(_Run):
+    """Corrects the bias of each layer of an int8 graph before the next layer runs."""
 
     def __init__(self, module: fx.GraphModule, expected: Outputs) -> None:
         super().__init__(module)

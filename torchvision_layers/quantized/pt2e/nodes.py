@@ -17,7 +17,6 @@ __all__ = [
     "KEEP_RANGE",
     "LINEAR",
     "MATMULS",
-    "OBSERVERS",
     "NAMED_PADDING",
     "PRODUCTS",
     "UNFOLDABLE_NORM",
@@ -35,9 +34,6 @@ __all__ = [
     "qparams",
     "set_qparams",
 ]
-
-#: How the names of observers begin.
-OBSERVERS = "activation_post_process"
 
 _aten = torch.ops.aten
 _decomposed = "quantized_decomposed"
@@ -175,7 +171,7 @@ def is_dequantize(node: fx.Node) -> bool:
 def _is_quantized(node: fx.Node) -> bool:
     """Whether the output of the node comes from int8, or will: it dequantizes, or observes."""
     if node.op == "call_module":
-        return str(node.target).startswith(OBSERVERS)
+        return str(node.target).startswith("activation_post_process")
     return is_dequantize(node)
 
 

@@ -105,7 +105,7 @@ class _X86Quantizer(x86.X86InductorQuantizer):
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
         for node in reversed(model.graph.nodes):
-            if is_call(node, ADDITIONS | KEEP_RANGE) and _reads_int8(node) and not _is_read_in_int8(node):
+            if is_call(node, ADDITIONS | KEEP_RANGE) and _reads_int8(node) and _is_read_in_float(node):
                 keep_in_float([node])
         products = set(constant_products(model.graph))
         for node in model.graph.nodes:
@@ -147,11 +147,11 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
                 terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
                 if len(terms) < 2:
                     continue
-                if _is_read_in_int8(node):
+                if _is_read_in_float(node):
+                    keep_in_float([node])
+                else:
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
                     _annotate_output(_clamped(node), spec)
-                else:
-                    keep_in_float([node])
             elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
                 _annotate_output(_clamped(node), spec)
         return model
@@ -163,10 +163,9 @@ def _reads_int8(node: fx.Node) -> bool:
     return annotation is not None and bool(annotation.input_qspec_map)
 
 
-def _is_read_in_int8(node: fx.Node) -> bool:
-    """Whether the ops that compute with the node all read int8, and there are any."""
-    readers = list(_readers(node))
-    return bool(readers) and all(map(_reads_int8, readers))
+def _is_read_in_float(node: fx.Node) -> bool:
+    """Whether an op that computes with the node reads float."""
+    return not all(map(_reads_int8, _readers(node)))
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

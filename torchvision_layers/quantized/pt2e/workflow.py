@@ -53,7 +53,10 @@ def quantize(
     allow_float: bool,
     dynamic_sizes: bool | None = None,
 ) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
+    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``.
+
+    For ``dynamic_sizes`` see :func:`export`.
+    """
     model = _float_copy(model).eval()
     first = first_of(batches)
     with torch.no_grad():
@@ -64,9 +67,9 @@ def quantize(
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
         images = _first_images(prepared, first)
-        expected = float_outputs(prepared.body, images)
         with correct_biases(prepared.body):
             _check_same_results(prepared, model, first, "exporting")
+            expected = float_outputs(prepared.body, images)
             for batch in batches:
                 prepared.call(batch)
         int8 = _convert_(prepared)
