@@ -55,7 +55,8 @@ def quantize(
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
-    The eager engine also corrects biases for the shift that rounding the weights adds to the mean of each channel.
+    Both engines also correct biases for the shift that rounding the weights adds to the mean of each channel. The PT2E
+    engine then corrects them for what rounding the activations adds, on up to four images of the first batch.
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is not changed.
