@@ -36,9 +36,7 @@ def expand_chain(
     return [chain for chain in chains if chain]
 
 
-def _expand(
-    module: nn.Module, path: str, is_opaque: Callable[[nn.Module], bool], trace: Trace
-) -> Iterator[str | None]:
+def _expand(module: nn.Module, path: str, is_opaque: Callable[[nn.Module], bool], trace: Trace) -> Iterator[str | None]:
     """Paths of the modules in place of one, with ``None`` between those that do not feed one another."""
     if type(module) is nn.Sequential and not module._modules:  # returns its input
         return

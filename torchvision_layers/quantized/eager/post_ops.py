@@ -65,9 +65,7 @@ def find_post_ops(
     return list(post_ops.values())
 
 
-def _post_ops_below(
-    model: nn.Module, path: str, shared: set[nn.Module | None], trace: Trace
-) -> Iterator[PostOp]:
+def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None], trace: Trace) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
         return

@@ -50,7 +50,12 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
 
 def _is_candidate(module: nn.Module) -> bool:
     is_whole = is_unit(module) or "forward" in vars(module) or hasattr(module, "stays_in_float")
-    if is_sequence(module) or is_whole or hasattr(module, "float_class") or isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear)):
+    if (
+        is_sequence(module)
+        or is_whole
+        or hasattr(module, "float_class")
+        or isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear))
+    ):
         return False
     is_of_torch = type(module).__module__.startswith("torch.nn.modules")
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
