@@ -80,6 +80,7 @@ def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: 
         "forward": type(torch.fx.GraphModule(module, graph)).forward,
         "is_rewritten": True,
         "operations": tuple(children),
+        "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
 
