@@ -18,6 +18,7 @@ from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
+from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
@@ -79,11 +80,13 @@ class QuantizableModel(QuantizableWrapper):
 
     @torch.jit.unused
     def _call(self, inputs: Inputs) -> Any:
-        if self.stage is not Stage.INT8:
-            if self.stage is Stage.PREPARED:
-                self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+        if self.stage is Stage.FLOAT:
             return self._run(inputs)
-        with use_backend(self.backend):
+        if self.stage is Stage.PREPARED:
+            self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+            with in_float32():
+                return self._run(inputs)
+        with in_float32(), use_backend(self.backend):
             if not any(_is_empty(tensor) for tensor in inputs.tensors()):
                 return self._run(inputs)
             # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.

@@ -26,6 +26,7 @@ from ..post_ops import ACTIVATIONS, PostOp
 from ..wrappers import ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
+from .grouped_convs import move_slow_convs, on_onednn
 
 __all__ = ["FLAT_KERNELS", "convert"]
 
@@ -53,6 +54,9 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     for module in model.modules():
         if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
             module.__class__ = ConvReLU2d
+    if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
+        with ignore_deprecations():
+            move_slow_convs(model)
 
 
 class _ToArithmetic:
@@ -79,7 +83,9 @@ def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
 
 
 #: The kernels of int8 modules, without the checks that the modules make around them.
-FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
+FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    cls: _conv2d for base in (nnq.Conv2d, ConvReLU2d) for cls in (base, on_onednn(base))
+}
 
 
 class _Unpacked:
