@@ -13,7 +13,8 @@ from ..layers.base import QuantizableLayer
 
 __all__ = ["FlatSequential", "flatten_sequentials", "trace_flat_sequentials"]
 
-#: For each class, a function that computes the same as its ``forward`` with less overhead.
+#: For each class, a function that computes the same as its ``forward`` with less overhead. A class may name another as
+#: its ``kernel_class``. These classes are pickled with a model, so they can be imported.
 Kernels = Mapping[type[nn.Module], Callable[[Any, Tensor], Tensor]]
 
 
@@ -89,7 +90,11 @@ def _flat_forward(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tenso
             node.replace_all_uses_with(next(iter((*node.args, *node.kwargs.values()))))
         else:
             with graph.inserting_before(node):
-                call = graph.call_function(_caller(module, kernels.get(type(module))), node.args, node.kwargs)
+                call = graph.call_function(
+                    _caller(module, kernels.get(getattr(type(module), "kernel_class", type(module)))),
+                    node.args,
+                    node.kwargs,
+                )
             node.replace_all_uses_with(call)
         graph.erase_node(node)
     return torch.fx.GraphModule(root, graph).forward

@@ -26,7 +26,7 @@ from ..post_ops import ACTIVATIONS, PostOp
 from ..wrappers import ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
-from .grouped_convs import move_slow_convs, on_onednn
+from .grouped_convs import move_slow_convs
 
 __all__ = ["FLAT_KERNELS", "convert"]
 
@@ -83,9 +83,7 @@ def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
 
 
 #: The kernels of int8 modules, without the checks that the modules make around them.
-FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
-    cls: _conv2d for base in (nnq.Conv2d, ConvReLU2d) for cls in (base, on_onednn(base))
-}
+FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
 
 
 class _Unpacked:
