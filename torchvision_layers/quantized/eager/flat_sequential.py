@@ -87,14 +87,11 @@ def _flat_forward(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tenso
             continue
         module = root.get_submodule(str(node.target))
         if type(module) is nn.Identity:
-            node.replace_all_uses_with(next(iter((*node.args, *node.kwargs.values()))))
+            node.replace_all_uses_with([*node.args, *node.kwargs.values()][0])
         else:
+            kernel = kernels.get(getattr(type(module), "kernel_class", type(module)))
             with graph.inserting_before(node):
-                call = graph.call_function(
-                    _caller(module, kernels.get(getattr(type(module), "kernel_class", type(module)))),
-                    node.args,
-                    node.kwargs,
-                )
+                call = graph.call_function(_caller(module, kernel), node.args, node.kwargs)
             node.replace_all_uses_with(call)
         graph.erase_node(node)
     return torch.fx.GraphModule(root, graph).forward
