@@ -271,11 +271,11 @@ def test_unprepared_model_raises(function) -> None:
             function(model)
 
 
-@pytest.mark.slow
-def test_compiled_graph_is_close() -> None:
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_graph_is_close(compiler: str) -> None:
     _, (x, _), graph = calibrated()
     with torch.no_grad():
-        compiled = torch.compile(graph, fullgraph=True, dynamic=True)
+        compiled = torch.compile(graph, fullgraph=True, dynamic=True, backend=compiler)
         for input in (x, x[:3, :, :13], x[:1]):
             assert decibels(graph(input), compiled(input)) >= 35
 
