@@ -40,7 +40,7 @@ class _PacksForOneDNN:
 @cache
 def on_onednn(cls: type[nn.Module]) -> type[nn.Module]:
     """The subclass of an int8 convolution whose weights are packed for oneDNN on every backend."""
-    return type(cls.__name__, (_PacksForOneDNN, cls), {"__module__": cls.__module__})
+    return type(cls.__name__, (_PacksForOneDNN, cls), {"__module__": cls.__module__, "kernel_class": cls})
 
 
 def move_slow_convs(model: nn.Module) -> None:

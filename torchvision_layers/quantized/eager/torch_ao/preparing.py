@@ -1,5 +1,7 @@
 """Adds observers, or fake quantization, to a fused model."""
 
+from itertools import chain
+
 import torch
 import torch.ao.nn.qat
 import torch.ao.quantization as taoq
@@ -126,9 +128,12 @@ def prepare(
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    # Without this argument, torch looks for the device in all tensors of the model, for each observer again.
+    place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
     for module in model.modules():
         if isinstance(module, Observed) and module not in in_float:
-            module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
+            module.activation_post_process = model.qconfig.activation(**place)  # type: ignore[operator, union-attr]
 
 
 def _add_float_fallbacks(
