@@ -160,3 +160,18 @@ def test_loading_overflowing_weights_raises(name: str) -> None:
     state[key] = good if isinstance(state[key], Tensor) else (good, state[key][1])
     model.load_state_dict(state)
     assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [0.0, 1e-9])
+def test_biases_of_vanishing_filters(size: float, backend: str) -> None:
+    """A step of almost zero would let the integer biases of qnnpack overflow."""
+    layers = [nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 1), nn.Linear(8, 6)]
+    for layer in layers:
+        with torch.no_grad():
+            layer.weight[: 6 if layer is layers[1] else 2] *= size
+            nn.init.uniform_(layer.bias, 1.0, 2.0)
+        x = torch.randn(32, 8) if isinstance(layer, nn.Linear) else torch.randn(8, 4, 6, 6)
+        converted = int8(nn.Sequential(layer), x, backend, False)
+        expected = layer(x)
+        assert (converted(x) - expected).abs().max() <= 0.02 * expected.abs().max()

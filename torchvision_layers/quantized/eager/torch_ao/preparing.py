@@ -51,6 +51,21 @@ class _PairRange(taoq.PerChannelMinMaxObserver):
         return x_orig
 
 
+class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
+    """Keeps the steps of all channels near that of the largest, for qnnpack.
+
+    Its biases are 32-bit integers, in steps of the input times those of the channel. If the weights of a channel are
+    almost zero, as after pruning by the gains of batch norms, their own step would let the bias overflow. The bound
+    applies to weights that are a thousandth of the largest.
+    """
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        scales, zero_points = super().calculate_qparams()
+        largest = scales.max()
+        largest = torch.where(largest > self.eps, largest, 1.0)  # all weights are zero
+        return scales.maximum(largest * 2**-10), zero_points
+
+
 def _activation_observer(is_qat: bool) -> object:
     """Observes the range of an activation, for all eight bits."""
     if is_qat:
@@ -80,6 +95,8 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
     observer: type[taoq.ObserverBase]
     if backend == "x86":
         observer = _PairRange
+    elif backend == "qnnpack":
+        observer = _BoundedSteps
     else:
         observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
     # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
