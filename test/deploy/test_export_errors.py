@@ -214,3 +214,15 @@ def test_default_without_annotation(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match=r"annotate each argument .* default is None, .*or use format='pt2'"):
         deploy.export(Model().eval(), example(), tmp_path / "m.pt")
+
+
+def test_operator_that_onnx_lacks(tmp_path: Path) -> None:
+    def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = module.conv(x).flatten(2)
+        return nn.functional.scaled_dot_product_attention(y, y, y)
+
+    with pytest.raises(
+        RuntimeError, match=r"^torch cannot convert the model to ONNX, use format='pt2': .*4D"
+    ) as raised:
+        deploy.export(FunctionModule(forward, conv=nn.Conv2d(3, 4, 3)), example(), tmp_path / "m.onnx", format="onnx")
+    assert len(str(raised.value)) < 300

@@ -12,6 +12,7 @@ REFUSALS = {
     "weight that changes in training": r"computes its weight in every forward or something else in training",
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
+    "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': \w+: [^\n]{,150}$",
     "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
     "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
 }

@@ -25,7 +25,7 @@ from .._inputs import other_batch, resize
 from .._metadata import parse
 from .._signature import Signature
 from .._subject import Subject
-from .program import input_shapes, plain_calls, sources
+from .program import input_shapes, plain_calls, root_cause, sources
 from .size_rules import describe_sizes, size_check
 
 __all__ = ["deserialize", "serialize"]
@@ -67,7 +67,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
             _restore_ranges(edge.exported_program(), program)
             content = edge.to_executorch(config).buffer
         except Exception as error:  # its passes raise plain Exceptions
-            raise RuntimeError(f"executorch cannot lower the model: {_root_cause(error)}") from error
+            raise RuntimeError(f"executorch cannot lower the model: {root_cause(error)}") from error
         forward = Runtime.get().load_program(content).metadata("forward")
         planned = [list(forward.input_tensor_meta(i).sizes()) for i in range(len(maximum))]
     if planned != maximum:
@@ -127,7 +127,7 @@ def _export(subject: Subject) -> ExportedProgram:
                 program = torch.export.export(model, pair.args, pair.kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
-            f"model cannot be exported as one graph: {_root_cause(error)}\nA forward must not depend on the values of "
+            f"model cannot be exported as one graph: {root_cause(error)}\nA forward must not depend on the values of "
             "tensors; format='torchscript' may take it."
         ) from error
     return program
@@ -165,13 +165,6 @@ def _restore_ranges(lowered: ExportedProgram, program: ExportedProgram) -> None:
     for size in chain.from_iterable(input_shapes(lowered)):
         if not is_concrete_int(size):
             size.node.shape_env.var_to_range[size.node.expr] = program.range_constraints[size.node.expr]
-
-
-def _root_cause(error: BaseException) -> str:
-    """The first error in one line; passes of executorch chain their own errors to it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
-from .program import export_subject
+from .program import export_subject, root_cause
 
 __all__ = ["MAX_WEIGHT_BYTES", "deserialize", "serialize"]
 
@@ -29,14 +29,17 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     inputs = [spec.name for spec in signature.inputs]
     program = export_subject(subject, has_flat_output=True)
     _check_pools(program)
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        optimize=True,
-        input_names=[f"{_MARK}{name}" for name in inputs],
-        output_names=[f"{_MARK}{name}" for name in signature.outputs],
-    )
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+            input_names=[f"{_MARK}{name}" for name in inputs],
+            output_names=[f"{_MARK}{name}" for name in signature.outputs],
+        )
+    except Exception as error:  # the exporter raises types of its own
+        raise RuntimeError(f"torch cannot convert the model to ONNX, use format='pt2': {root_cause(error)}") from error
     assert exported is not None
     model = exported.model_proto
     _rename_values(model.graph, {*inputs, *signature.outputs})

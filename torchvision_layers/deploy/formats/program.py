@@ -18,7 +18,7 @@ from .._inputs import accepts, other_batch, resize
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 
-__all__ = ["export_subject", "input_shapes", "plain_calls", "sources"]
+__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "sources"]
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False) -> ExportedProgram:
@@ -128,3 +128,10 @@ def _example_pair(subject: Subject) -> Inputs:
         ):
             return images
     return resize(example, lambda i, shape: shape)
+
+
+def root_cause(error: BaseException) -> str:
+    """The first error in one line; exporters chain their own errors to it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
