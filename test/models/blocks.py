@@ -1,5 +1,8 @@
 """Layers of this package, and sequences of layers, as constructors."""
 
+from collections.abc import Callable
+from functools import partial
+
 from .choices import Choices
 from .layers import Layer, activation, conv, norm, plain_conv, pool, small_layer
 from .shapes import Sizes, pooled, smallest
@@ -75,7 +78,7 @@ def sequence(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> L
 
 def any_layer(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> Layer:
     """A module of any kind."""
-    kinds = [
+    kinds: list[Callable[[Choices, int, Sizes], Layer]] = [
         plain_conv,
         conv,
         conv,
@@ -89,5 +92,5 @@ def any_layer(choices: Choices, channels: int, sizes: Sizes, level: int = 0) -> 
         small_layer,
     ]
     if level < 2:
-        kinds.append(lambda c, n, s: sequence(c, n, s, level))
+        kinds.append(partial(sequence, level=level))
     return choices.pick_from(kinds)(choices, channels, sizes)

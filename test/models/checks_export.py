@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers._utils.inputs import Inputs
@@ -58,7 +58,7 @@ def _export(subject: Subject, model: nn.Module, format: str) -> deploy.Loaded:
         shutil.rmtree(folder)
 
 
-def _run(loaded: deploy.Loaded, inputs: Inputs) -> list | None:
+def _run(loaded: deploy.Loaded, inputs: Inputs) -> list[Tensor] | None:
     """The outputs of a file; ``None`` if its metadata excludes this size."""
     try:
         return flatten(inputs.run(loaded))[0]

@@ -42,7 +42,7 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
                 raise CheckError(f"the gradient of {name} is not finite")
         optimizer.step()
     try:
-        int8 = quantized.convert(prepared)
+        int8 = quantized.convert(prepared)  # type: ignore[arg-type]  # prepared by either engine
     except Exception as error:
         raise refuse(error, subject.text, is_early=False) from error
     trained = outputs_of(_switch(prepared, fake_quant=True, observers=False).eval(), inputs)

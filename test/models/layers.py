@@ -1,6 +1,7 @@
 """Modules of torch: constructors, with the channels and sizes of their outputs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from .choices import Choices
 from .shapes import Sizes, smallest, windowed
@@ -46,7 +47,7 @@ def conv(choices: Choices, channels: int, sizes: Sizes) -> Layer:
     stride = choices.pick(1, 1, 2, (2, 1)) if small >= 8 else 1
     dilation = choices.pick(1, 1, 1, 2) if small >= 6 and kernel == 3 else 1
     half = tuple(dilation * (k // 2) for k in kernel) if isinstance(kernel, tuple) else dilation * (kernel // 2)
-    paddings = [half, half, half]
+    paddings: list[Any] = [half, half, half]
     if small > dilation * 4 + 2:
         paddings.append(0)
     if stride == 1:

@@ -6,7 +6,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +64,7 @@ class Summary:
     failures: dict[str, Found] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     #: Processor time by check.
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class _EnoughError(BaseException):

@@ -9,12 +9,12 @@ __all__ = ["STATES"]
 def move_statistics(model: nn.Module) -> None:
     """Random statistics, gains and shifts in all norms."""
     for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), torch.Tensor):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.2)
-        if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
+        is_norm = "Norm" in type(module).__name__
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if name == "running_var" or (is_norm and name == "weight"):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            elif name == "running_mean" or (is_norm and name == "bias"):
+                nn.init.normal_(tensor, std=0.2)
 
 
 def zero_gammas(model: nn.Module) -> None:

@@ -59,7 +59,7 @@ class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
     applies to weights that are a thousandth of the largest.
     """
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # like torch itself
         scales, zero_points = super().calculate_qparams()
         largest = scales.max()
         largest = torch.where(largest > self.eps, largest, 1.0)  # all weights are zero
