@@ -253,3 +253,43 @@ def test_sequential_subclass_that_adds_its_input() -> None:
     assert "LayerScale" in leaf_classes(assert_folds(randomize(model), IMAGES)).values()
     model = nn.Sequential(Residual(nn.ReLU(), conv()), norm())
     assert count_norms(assert_folds(randomize(model), IMAGES)) == 1
+
+
+class WritesAndReturnsAnother(nn.Module):
+    """Computes a ReLU twice: in its input, and in a new tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.relu_()
+        return x.abs()
+
+
+class InPlaceActivation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu_()
+
+
+class InPlaceNorm(nn.Module):
+    """A frozen batch norm that writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in (("weight", 0.5), ("bias", 0.2), ("running_mean", 0.1), ("running_var", 2.0)):
+            self.register_buffer(name, torch.full((4,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        x.mul_(scale[:, None, None])
+        return x.add((self.bias - self.running_mean * scale)[:, None, None])
+
+
+@pytest.mark.parametrize("layer", [WritesAndReturnsAnother, InPlaceActivation, InPlaceNorm])
+def test_writes_into_the_input_are_kept(layer: type[nn.Module]) -> None:
+    """The forward around the layer reads the input again, and writes into the result."""
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        y = module.conv(x)
+        z = module.layer(y)
+        z[:, :2] = 1.0
+        return y + 2 * z
+
+    assert_folds(FunctionModule(forward, conv=conv(), norm=norm(), layer=layer()), torch.randn(2, 4, 6, 6))

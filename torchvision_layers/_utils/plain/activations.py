@@ -73,7 +73,9 @@ def _name_of(module: nn.Module, training: bool) -> _Key:
             found.add((-1, False))
             continue
         index = next((i for i, values in enumerate(_values()) if _are_close(output, values.view(shape))), -2)
-        found.add((index, not torch.equal(input, points)))
+        writes = not torch.equal(input, points)
+        # An activation in place returns its input; a caller that writes into the result sees the difference.
+        found.add((index if (output is input) == writes else -2, writes))
     has_changed = any(value is not before.get(name) for name, value in vars(copied).items())
     return found.pop() if len(found) == 1 and not has_changed else (-2, False)
 

@@ -159,18 +159,18 @@ def _free_name(module: nn.Module, name: str) -> str:
 
 
 def _computes_same(module: nn.Module, form: PlainForm, dtype: torch.dtype, training: bool = False) -> bool:
-    """Compares results and buffers on random values."""
+    """Compares results, buffers and what is left in the input, on random values."""
     tensor = next(iter([*module.parameters(), *module.buffers()]))
     own, plain = (light_copy(m).train(training) for m in (module, form.as_module()))
     for seed, shape in enumerate(form.examples):
         input = 4**seed * torch.randn(shape, dtype=dtype).to(tensor.device)
-        outputs = []
-        for m in (own, plain):
+        outputs, inputs = [], [input.clone(), input.clone()]
+        for m, own_input in zip((own, plain), inputs, strict=True):
             torch.default_generator.manual_seed(seed)  # children may draw random numbers
             with torch.no_grad():
-                outputs.append(m(input.clone()))
+                outputs.append(m(own_input))
         buffers = zip(own.buffers(), plain.buffers(), strict=True) if training else ()
-        if not all(_are_close(*pair) for pair in (outputs, *buffers)):
+        if not all(_are_close(*pair) for pair in (outputs, inputs, *buffers)):
             return False
     return True
 
