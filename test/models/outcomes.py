@@ -14,7 +14,6 @@ REFUSALS = {
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
     "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': \w+: [^\n]{,150}$",
     "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
-    "several of these": r"^model has \d+ (parts that cannot become int8|problems):",
 }
 #: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.
 COMPARISONS = {
@@ -48,13 +47,27 @@ def refuse(error: Exception, text: str, is_early: bool = True) -> RefusedError:
 
     Errors: ``CheckError`` if it is none, or if it comes after calibration.
     """
-    shown = f"{type(error).__name__}: {error}"
-    patterns = REFUSALS | {
-        reason: message for reason, (message, cause) in COMPARISONS.items() if re.search(cause, text)
-    }
-    for reason, pattern in patterns.items():
-        if re.search(pattern, str(error)):
-            if not is_early:
-                raise CheckError(f"refused after calibration: {shown}") from error
-            return RefusedError(reason, str(error))
-    raise CheckError(f"unknown error: {shown}") from error
+    message = str(error)
+    problems = message.splitlines()[1:] if _SEVERAL.match(message) else [message]
+    reasons = {_reason(problem, text) for problem in problems}
+    shown = f"{type(error).__name__}: {message}"
+    if None in reasons:
+        raise CheckError(f"unknown error: {shown}") from error
+    if not is_early:
+        raise CheckError(f"refused after calibration: {shown}") from error
+    return RefusedError(", ".join(sorted(filter(None, reasons))), message)
+
+
+#: The first line of an error with a line for each problem.
+_SEVERAL = re.compile(r"model has \d+ (parts that cannot become int8|problems):\n")
+
+
+def _reason(problem: str, text: str) -> str | None:
+    """The reason for which a message is known; ``None`` for any other message."""
+    for reason, pattern in REFUSALS.items():
+        if re.search(pattern, problem):
+            return reason
+    for reason, (pattern, cause) in COMPARISONS.items():
+        if re.search(pattern, problem) and re.search(cause, text):
+            return reason
+    return None
