@@ -9,7 +9,7 @@ from torchvision_layers import deploy
 from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers._utils.structure import flatten
 
-from .checks_int8 import quantize
+from .checks_int8 import FIXED, quantize
 from .comparing import check_close, check_explained
 from .outcomes import CheckError, refuse
 from .subject import Subject, outputs_of
@@ -34,10 +34,15 @@ def check_int8_export(subject: Subject, format: str, engine: str, backend: str) 
     loaded = _export(subject, int8, format)
     for batch, size in ((2, 0), (1, 1), (3, 2)):
         inputs = subject.inputs(batch, size)
+        try:
+            expected = outputs_of(int8, inputs)
+        except ValueError as error:
+            if engine == "pt2e" and FIXED.search(str(error)):
+                continue
+            raise
         outputs = _run(loaded, inputs)
         if outputs is None:
             continue
-        expected = outputs_of(int8, inputs)
         if format in ("torchscript", "pt2"):
             check_close(outputs, expected, 1e-5, f"{format} of int8, batch of {batch}, size {size}")
         else:

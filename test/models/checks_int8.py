@@ -12,10 +12,10 @@ from .comparing import check_equal, check_explained
 from .outcomes import CheckError, RefusedError, refuse
 from .subject import Batches, Subject, outputs_of
 
-__all__ = ["check_int8", "check_state", "quantize"]
+__all__ = ["FIXED", "check_int8", "check_state", "quantize"]
 
 #: The message of a graph for images of another size; it issued a warning when it was made.
-_FIXED = re.compile("must have|sizes that the forward of the model supports")
+FIXED = re.compile("must have|sizes that the forward of the model supports")
 
 
 def quantize(subject: Subject, engine: str, backend: str) -> tuple[nn.Module, RefusedError | None]:
@@ -53,7 +53,7 @@ def _calibrate(subject: Subject, engine: str, backend: str, allow_float: bool) -
                 subject.model(), batches, engine=engine, backend=backend, allow_float=allow_float, progress=False
             )
         except Exception as error:
-            is_fixed = engine == "pt2e" and batches.is_calibrating and _FIXED.search(str(error))
+            is_fixed = engine == "pt2e" and batches.is_calibrating and FIXED.search(str(error))
             if not is_fixed or sizes == 1:
                 raise refuse(error, subject.text, not batches.is_calibrating) from error
     raise AssertionError("the loop returns or raises")
@@ -87,7 +87,7 @@ def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
         try:
             outputs = outputs_of(int8, subject.inputs(2, size))
         except ValueError as error:
-            if engine == "pt2e" and _FIXED.search(str(error)):
+            if engine == "pt2e" and FIXED.search(str(error)):
                 continue
             raise CheckError(f"int8, size {size}: {error}") from error
         check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 2)
