@@ -66,7 +66,7 @@ def _export(subject: Subject, model: nn.Module, format: str) -> deploy.Loaded:
 def _run(loaded: deploy.Loaded, inputs: Inputs) -> list[Tensor] | None:
     """The outputs of a file; ``None`` if its metadata excludes this size."""
     try:
-        return flatten(inputs.run(loaded))[0]
+        return flatten(inputs.map(Tensor.clone).run(loaded))[0]  # a forward may write into its input
     except (ValueError, TypeError) as error:
         if "must have" in str(error):  # such as "input must have sizes that the program supports"
             return None
