@@ -1,0 +1,141 @@
+"""Lowers a model for inference in plain torch at the speed of a runtime."""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_int, check_unwrapped
+from .._utils.inputs import Inputs
+from ..quantized import QuantizableGraph, QuantizableModel
+from ..quantized.pt2e.constants import fold_constants
+from ..quantized.pt2e.export import ExportedModel, export
+from ..quantized.pt2e.signature import Signature
+from ..quantized.pt2e.writes import reread_after_writes
+from ._example import check_example
+from ._inputs import accepts, batch_size, other_batch, resize
+from .fold import fold_call
+from .folding.comparison import check_same
+from .lowering.cleaning import clean
+from .lowering.fusion import fuse
+from .lowering.in_place import write_in_place
+from .lowering.kernels import check_onednn
+from .lowering.layout import assign_layouts
+from .lowering.model import LoweredModel
+from .lowering.program import Program
+from .lowering.scaling import fold_scales
+
+__all__ = ["LoweredModel", "lower"]
+
+_CAUSES = "please report the model"
+
+
+def lower(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    *,
+    threads: int | None = None,
+) -> LoweredModel:
+    """A copy of ``model`` for inference on the CPU, as a program of oneDNN's operators.
+
+    The model is folded and exported. Convolutions and linear layers then run with packed weights and in channels_last,
+    and compute the activations and residual sums that follow them. All other operators of the model are called as they
+    are. No compiler is needed. The result agrees with the model to 1e-5 of the largest output, which is verified on the
+    example, on other batch sizes and, if the model takes them, on other image sizes.
+
+    Args:
+        model: any float32 model on the CPU, in any mode; it stays unchanged.
+        example: an input of the model, a tuple of positional inputs, or a mapping of keyword inputs. The program is
+            optimized for these sizes, and takes every batch and image size that the model takes.
+        threads: number of threads of torch while the program runs. Default: ``None``, as torch is set.
+
+    Errors: ``TypeError`` for a model that is quantized, not in float32, or lazy, and for inputs that ``forward`` does
+    not take; ``ValueError`` for a model with hooks, in a wrapper, on another device, or that writes to its own
+    parameters or buffers; ``RuntimeError`` if torch has no operators of oneDNN, if the model cannot be exported, or if
+    the program computes something else.
+
+    Examples::
+
+        >>> lowered = deploy.lower(tnn.ConvNormAct(3, 8).eval(), torch.randn(1, 3, 8, 8))
+        >>> print(lowered)
+        LoweredModel(
+          input = input
+          to_channels_last = to_channels_last(input)  [1, 3, 8, 8]
+        )
+    """
+    check_onednn()
+    check_unwrapped("model", model)
+    if threads is not None:
+        check_int("threads", threads)
+    _check_float32(model)
+    inputs = check_example(example, model)
+    folded = fold_call(model, inputs)
+    exported = _export(folded, inputs)
+    module, signature = exported.graph_module, exported.signature
+    with torch.no_grad():
+        reread_after_writes(module)
+        fold_constants(module)
+        clean(module)
+        fold_scales(module)
+        fuse(module)
+        assign_layouts(module, signature.flatten(inputs))
+        write_in_place(module.graph)
+    program = Program.of(module)
+    state = {path: attrgetter(path)(module) for path in program.state.values()}
+    lowered = LoweredModel(program, state, _without_annotations(signature), exported.output_template, threads)
+    for call in _calls(folded, lowered, inputs):
+        check_same(lowered, folded, call, "lowering", _CAUSES)
+    return lowered
+
+
+def _check_float32(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, (QuantizableGraph, QuantizableModel)):
+            name = path or "model"
+            raise TypeError(f"model must be a float model, {name} is a {type(module).__name__}: lower the float model")
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TypeError(f"model must be in float32, {path} is in {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"model must be on the CPU, {path} is on {tensor.device}")
+
+
+def _export(model: nn.Module, inputs: Inputs) -> ExportedModel:
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        exported = export(model, inputs)
+    for warning in caught:
+        text = str(warning.message)
+        if text.startswith("the int8 graph takes images of"):
+            text = text.partition(";")[0].replace("the int8 graph", "the lowered model")
+        warnings.warn(text, warning.category, stacklevel=3)
+    return exported
+
+
+def _without_annotations(signature: Signature) -> Signature:
+    """``signature`` without types and defaults, which may be objects that cannot be pickled."""
+    signature.parameters = inspect.Signature(
+        [p.replace(annotation=p.empty) for p in signature.parameters.parameters.values()]
+    )
+    return signature
+
+
+def _calls(model: nn.Module, lowered: LoweredModel, example: Inputs) -> list[Inputs]:
+    """The example, other batches and larger images, as far as model and program take them."""
+    size = batch_size(example)
+    larger = resize(example, lambda i, shape: [n + 32 if dim >= 2 and len(shape) == 4 else n for dim, n in enumerate(shape)])
+    others = [other_batch(example, 1), other_batch(example, size + 1), larger]
+    return [example, *(call for call in others if accepts(model, call) and _fits(lowered, call))]
+
+
+def _fits(lowered: LoweredModel, call: Inputs) -> bool:
+    """Whether the sizes of a call are among those that the program takes."""
+    try:
+        lowered.check(call)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""Lowered models."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..._utils.inputs import Inputs
+from ..._utils.structure import rebuild
+from ...quantized.pt2e.signature import Signature
+from .kernels import check_onednn
+from .program import Program
+
+__all__ = ["LoweredModel"]
+
+
+class LoweredModel(nn.Module):
+    """A model for inference as a program of oneDNN's operators, made by :func:`lower`.
+
+    It is called like the model, in any memory format, and returns the same structure. It records no gradients and
+    ignores autocasting. ``print`` shows its steps. Its parameters and buffers have the keys of the folded model, except
+    for weights that folding computed. They are packed for the CPU when the model runs first, and again after
+    ``load_state_dict``; copies and pickles contain no packed weights.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        state: Mapping[str, Tensor],
+        signature: Signature,
+        output_template: Any,
+        threads: int | None,
+    ) -> None:
+        super().__init__()
+        self._program = program
+        self._signature = signature
+        self._output_template = output_template
+        self._threads = threads
+        self._run: tuple[Callable[..., None], Callable[..., tuple[Any, ...]]] | None = None
+        for path, tensor in state.items():
+            _register(self, path, tensor)
+        self.training = False
+        self.register_load_state_dict_post_hook(_forget_packed_weights)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model.
+
+        Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
+        variable sizes.
+        """
+        with torch.no_grad(), _threads(self._threads), _without_autocast():
+            tensors, run = self.check(Inputs(args, kwargs))
+            outputs = run(*tensors)
+        return rebuild(self._output_template, outputs)
+
+    def check(self, inputs: Inputs) -> tuple[list[Tensor], Callable[..., tuple[Any, ...]]]:
+        """The tensors of the inputs, and the function that runs the steps on them; raises errors like a call."""
+        tensors = self._signature.flatten(inputs)
+        for name, tensor in zip(self._program.inputs, tensors, strict=True):
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
+        check, run = self._run or self._bind()
+        check(*tensors)
+        return tensors, run
+
+    def train(self, mode: bool = True) -> Self:
+        """Errors: ``RuntimeError`` in training mode."""
+        if mode:
+            raise RuntimeError("a lowered model cannot be trained: train the model that it was lowered from")
+        return self
+
+    def _bind(self) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
+        check_onednn()
+        tensors = {**dict(self.named_parameters(remove_duplicate=False))}
+        tensors |= dict(self.named_buffers(remove_duplicate=False))
+        self._run = bound = self._program.guards.function(), self._program.bind(
+            {path: tensor.detach() for path, tensor in tensors.items()}
+        )
+        return bound
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        probe = fn(torch.empty(0))
+        if probe.dtype != torch.float32 or probe.device.type != "cpu":
+            raise TypeError("a lowered model runs in float32 on the CPU only: convert the model that it was lowered from")
+        self._run = None
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def __repr__(self) -> str:
+        lines = "\n".join(f"  {line}" for line in str(self._program).splitlines())
+        return f"{type(self).__name__}(\n{lines}\n)"
+
+
+def _register(model: nn.Module, path: str, tensor: Tensor) -> None:
+    """Adds a parameter or buffer to the module at its path, which is made if there is none."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in model._modules:
+            model.add_module(parent, nn.Module())
+        model = model.get_submodule(parent)
+    model.training = False
+    if isinstance(tensor, nn.Parameter):
+        model.register_parameter(name, tensor)
+    else:
+        model.register_buffer(name, tensor)
+
+
+def _forget_packed_weights(model: LoweredModel, incompatible_keys: object) -> None:
+    model._run = None
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number is None or number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    if not torch.is_autocast_enabled("cpu"):
+        yield
+        return
+    with torch.autocast("cpu", enabled=False):
+        yield

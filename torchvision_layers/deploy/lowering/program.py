@@ -1,0 +1,89 @@
+"""Lowered programs: steps that call operators, and the Python functions that run them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...quantized.pt2e.constants import constant_nodes
+from .aliasing import is_write
+from .guards import Guards
+from .steps import Ref, Step, refs, substitute
+from .source import function_of
+
+__all__ = ["Program"]
+
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as a list of steps."""
+
+    inputs: tuple[str, ...]
+    #: For each parameter or buffer that is read, its path.
+    state: dict[str, str]
+    #: Steps whose results are the same in each call, such as the packing of weights.
+    setup: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[Any, ...]
+    guards: Guards
+
+    @classmethod
+    def of(cls, module: fx.GraphModule) -> "Program":
+        """The program of a graph that takes and returns a tuple.
+
+        Errors: ``RuntimeError`` for a graph with control flow or with objects other than tensors.
+        """
+        constants = constant_nodes(module.graph)
+        inputs, state, setup, steps = list[str](), dict[str, str](), list[Step](), list[Step]()
+        outputs: tuple[Any, ...] = ()
+        guards = Guards()
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                inputs.append(node.name)
+            elif node.op == "get_attr":
+                state[node.name] = str(node.target)
+            elif node.op == "call_module":
+                guards = Guards.of(module.get_submodule(str(node.target)), [str(arg) for arg in node.args])
+            elif node.op == "output":
+                outputs = tuple(fx.node.map_arg(node.args[0], lambda n: Ref(n.name)))
+            else:
+                (setup if node in constants and not is_write(node) else steps).append(_step(node))
+        return cls(tuple(inputs), state, tuple(setup), tuple(steps), outputs, guards)
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
+        """A function of the inputs that runs the steps with these parameters and buffers, by path."""
+        values: dict[str, Any] = {name: tensors[path] for name, path in self.state.items()}
+        for step in self.setup:
+            args, kwargs = substitute((step.args, step.kwargs), values.__getitem__)
+            values[step.name] = step.operator()(*args, **kwargs)
+        return function_of(self.inputs, self.steps, self.outputs, values)
+
+    def __str__(self) -> str:
+        lines = [f"{name} = input" for name in self.inputs]
+        lines += [str(step) for step in self.steps if step.shape is not None or not step.is_arithmetic()]
+        names = ", ".join(dict.fromkeys(refs(self.outputs)))
+        return "\n".join([*lines, f"return {names}"])
+
+
+def _step(node: fx.Node) -> Step:
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        target = str(target)
+    elif not callable(target) or isinstance(target, torch._ops.OperatorBase):
+        raise RuntimeError(f"model cannot be lowered: its graph calls {target}, which is control flow; rewrite its forward")
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: Ref(n.name))
+    shape = node.meta.get("shape")
+    return Step(node.name, target, _plain(args), _plain(kwargs), None if shape is None else tuple(shape))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in ordinary containers instead of those of torch.fx."""
+    if isinstance(value, (tuple, list)):
+        items = [_plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, slice):
+        return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

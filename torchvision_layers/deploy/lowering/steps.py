@@ -1,0 +1,95 @@
+"""The steps of lowered programs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .kernels import conv1d, conv_sum, linear_sum
+
+__all__ = ["Ref", "Step", "refs", "substitute"]
+
+_CONV, _LINEAR = "mkldnn._convolution_pointwise.default", "mkldnn._linear_pointwise.default"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The place of a value in the arguments of a step."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of an operator."""
+
+    #: The name of its result.
+    name: str
+    #: A function, or the name of an operator of torch.
+    target: Callable[..., Any] | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: Of the result, for the example; ``None`` if that is no tensor.
+    shape: tuple[int, ...] | None = None
+
+    def operator(self) -> Callable[..., Any]:
+        """The function to call.
+
+        Errors: ``RuntimeError`` if this version of torch has no such operator.
+        """
+        if not isinstance(self.target, str):
+            return self.target
+        namespace, name, overload = self.target.split(".")
+        try:
+            found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        except (AttributeError, RuntimeError):
+            raise RuntimeError(f"this version of torch has no operator {self.target}: lower the model again") from None
+        return found
+
+    def __str__(self) -> str:
+        target = self.target if isinstance(self.target, str) else self.target.__name__
+        is_aten = target.startswith("aten.")
+        operator_name = target.removeprefix("aten.").rpartition(".")[0] if is_aten else target.removesuffix(".default")
+        inputs = ", ".join(dict.fromkeys(refs([*self.args, *self.kwargs.values()])))
+        shape = "" if self.shape is None else f"  {list(self.shape)}"
+        return f"{self.name} = {operator_name}({inputs}){_post_operations(self)}{shape}"
+
+    def is_arithmetic(self) -> bool:
+        """Whether the step computes a number from sizes."""
+        is_size = isinstance(self.target, str) and self.target.startswith("aten.sym_")
+        return is_size or getattr(self.target, "__module__", "") in ("_operator", "math", "torch")
+
+
+def substitute(value: Any, get: Callable[[str], Any]) -> Any:
+    """``value`` with the result of ``get`` in place of each reference."""
+    if isinstance(value, Ref):
+        return get(value.name)
+    if isinstance(value, (tuple, list)):
+        return type(value)(substitute(item, get) for item in value)
+    return {key: substitute(item, get) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def refs(value: Any) -> Iterator[str]:
+    """The names of all references in ``value``."""
+    if isinstance(value, Ref):
+        yield value.name
+    elif isinstance(value, slice):
+        yield from refs([value.start, value.stop, value.step])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from refs(item)
+    elif isinstance(value, dict):
+        yield from refs(list(value.values()))
+
+
+def _post_operations(step: Step) -> str:
+    """What a layer computes besides itself, for readers."""
+    if step.target in (_CONV, _LINEAR, conv1d):
+        name, scalars, algorithm = step.args[-3:]
+        numbers = [*(f"{number:g}" for number in scalars), *([algorithm] if algorithm not in ("", "none") else [])]
+        return "" if name == "none" else f" + {name}{'(' + ', '.join(numbers) + ')' if numbers else ''}"
+    if step.target is conv_sum:
+        post_op, in_place = step.args[-2:]
+        return f" + sum{' in place' if in_place else ''}" + (f" + {post_op}" if post_op else "")
+    return " + sum" if step.target is linear_sum else ""
