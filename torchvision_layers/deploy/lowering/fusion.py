@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...quantized.pt2e.constants import erase_unused_ops
 from ...quantized.pt2e.nodes import CONVS, LINEAR, is_call
 from .aliasing import arguments, is_write, positions
 from .kernels import conv1d, conv_sum, linear_sum, pixel_linear
@@ -37,7 +38,7 @@ def fuse(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if is_call(node, {_ADD}):
             _fuse_sum(module.graph, node)
-    module.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
+    erase_unused_ops(module.graph)
     module.recompile()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...quantized.pt2e.constants import erase_unused_ops
 from .aliasing import alias_sets, is_write
 from .kernels import conv1d, conv_sum, is_channels_last, linear_sum, to_channels_last
 from .packing import pack_conv, pack_linear
@@ -25,7 +26,7 @@ def assign_layouts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     ``meta["shape"]``, and packed weights are made for these shapes.
     """
     _Run(module).run(inputs)
-    module.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
+    erase_unused_ops(module.graph)
     module.recompile()
 
 
@@ -36,6 +37,7 @@ class _Run:
         self._module = module
         self._graph = module.graph
         self._values = dict[fx.Node, Any]()
+        self._executed = set[fx.Node]()
         sets = alias_sets(self._graph)
         writes = [node for node in self._graph.nodes if is_write(node)]
         self._written = set[fx.Node]().union(*(sets.get(input, {input}) for w in writes for input in w.all_input_nodes[:1]))
@@ -47,6 +49,7 @@ class _Run:
         for input, node in last_reads.items():
             dead.setdefault(node, []).append(input)
         for node in list(self._graph.nodes):
+            self._executed.add(node)
             if node.op == "output":
                 self._make_contiguous(node)
             elif node.op == "placeholder":
@@ -80,10 +83,9 @@ class _Run:
         with self._graph.inserting_before(conv):
             converted = self._graph.call_function(to_channels_last, (source,))
         converted.meta["val"] = source.meta["val"]
-        if source in self._written:  # a copy does not see later writes
-            conv.replace_input_with(source, converted)
-        else:
-            source.replace_all_uses_with(converted, lambda user: user is not converted and user not in self._values)
+        conv.replace_input_with(source, converted)
+        if source not in self._written:  # a copy does not see later writes
+            source.replace_all_uses_with(converted, lambda user: user is not converted and user not in self._executed)
         self._execute(converted)
 
     def _pack(self, node: fx.Node) -> None:

@@ -43,13 +43,13 @@ class Program:
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 inputs.append(node.name)
-            elif node.op == "get_attr":
+            elif node.op == "get_attr" and node.users:
                 state[node.name] = str(node.target)
             elif node.op == "call_module":
                 guards = Guards.of(module.get_submodule(str(node.target)), [str(arg) for arg in node.args])
             elif node.op == "output":
                 outputs = tuple(fx.node.map_arg(node.args[0], lambda n: Ref(n.name)))
-            else:
+            elif node.op == "call_function":
                 (setup if node in constants and not is_write(node) else steps).append(_step(node))
         return cls(tuple(inputs), state, tuple(setup), tuple(steps), outputs, guards)
 

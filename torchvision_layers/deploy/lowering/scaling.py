@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...quantized.pt2e.constants import erase_unused_ops
 from ...quantized.pt2e.nodes import BATCH_NORM, CONVS, LINEAR, is_call
 from .aliasing import arguments
 
@@ -25,7 +26,7 @@ def fold_scales(module: fx.GraphModule) -> None:
             _fold_norm(module, node)
         elif is_call(node, {_aten.mul.Tensor}):
             _fold_scale(module, node)
-    module.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
+    erase_unused_ops(module.graph)
     module.recompile()
 
 
