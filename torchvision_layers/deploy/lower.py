@@ -20,11 +20,11 @@ from ._example import check_example
 from ._inputs import accepts, batch_size, other_batch, resize
 from .fold import fold_call
 from .folding.comparison import check_same
-from .lowering.cleaning import clean
+from .lowering.cleaning import check_operators, clean
 from .lowering.fusion import fuse
 from .lowering.in_place import write_in_place
 from .lowering.kernels import check_onednn
-from .lowering.layout import assign_layouts
+from .lowering.layout import assign_layouts, record_shapes
 from .lowering.model import LoweredModel
 from .lowering.program import Program
 from .lowering.scaling import fold_scales
@@ -67,6 +67,13 @@ def lower(
           to_channels_last = to_channels_last(input)  [1, 3, 8, 8]
         )
     """
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return _lower(model, example, threads)
+
+
+def _lower(
+    model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any], threads: int | None
+) -> LoweredModel:
     check_onednn()
     check_unwrapped("model", model)
     if threads is not None:
@@ -76,15 +83,17 @@ def lower(
     folded = fold_call(model, inputs)
     exported = _export(folded, inputs)
     module, signature = exported.graph_module, exported.signature
-    with torch.no_grad():
-        reread_after_writes(module)
-        fold_constants(module)
-        clean(module)
-        fold_scales(module)
-        fuse(module)
-        assign_layouts(module, signature.flatten(inputs))
-        write_in_place(module.graph)
-    program = Program.of(module)
+    tensors = signature.flatten(inputs)
+    check_operators(module)
+    reread_after_writes(module)
+    fold_constants(module)
+    clean(module)
+    fold_scales(module)
+    record_shapes(module, tensors)
+    fuse(module)
+    assign_layouts(module, tensors)
+    write_in_place(module.graph)
+    program = Program.of(module, signature.names())
     state = {path: attrgetter(path)(module) for path in program.state.values()}
     lowered = LoweredModel(program, state, _without_annotations(signature), exported.output_template, threads)
     for call in _calls(folded, lowered, inputs):
@@ -105,7 +114,7 @@ def _check_float32(model: nn.Module) -> None:
 
 
 def _export(model: nn.Module, inputs: Inputs) -> ExportedModel:
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exported = export(model, inputs)
     for warning in caught:
@@ -117,7 +126,7 @@ def _export(model: nn.Module, inputs: Inputs) -> ExportedModel:
 
 
 def _without_annotations(signature: Signature) -> Signature:
-    """``signature`` without types and defaults, which may be objects that cannot be pickled."""
+    """``signature`` without types, which may be classes that cannot be pickled."""
     signature.parameters = inspect.Signature(
         [p.replace(annotation=p.empty) for p in signature.parameters.parameters.values()]
     )

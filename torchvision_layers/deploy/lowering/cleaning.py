@@ -1,5 +1,6 @@
 """Exported graphs without the writes, views and layouts that stand in the way of other operators."""
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, fx
 from ...quantized.pt2e.passes import remove_dropout
 from .aliasing import alias_sets, aliased_inputs, is_write, positions
 
-__all__ = ["clean"]
+__all__ = ["check_operators", "clean"]
 
 _aten = torch.ops.aten
 
@@ -58,6 +59,18 @@ def clean(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     module.recompile()
+
+
+def check_operators(module: fx.GraphModule) -> None:
+    """Errors: ``RuntimeError`` for a graph with control flow, or with objects other than tensors."""
+    for node in module.graph.nodes:
+        is_tensor = node.op != "get_attr" or isinstance(attrgetter(str(node.target))(module), Tensor)
+        is_branch = isinstance(node.target, torch._ops.HigherOrderOperator)
+        if is_branch or not (is_tensor or all(isinstance(u.target, torch._ops.HigherOrderOperator) for u in node.users)):
+            raise RuntimeError(
+                f"model cannot be lowered: its graph contains {node.target}; a forward must not use control flow on "
+                "values of tensors, nor switch gradients or autocasting"
+            )
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:

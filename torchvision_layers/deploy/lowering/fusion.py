@@ -1,5 +1,6 @@
 """Convolutions and linear layers of exported graphs as operators of oneDNN, with what follows them inside."""
 
+import math
 from typing import Any
 
 import torch
@@ -88,10 +89,7 @@ def _replace_pixel_conv(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _products(input: fx.Node, weight: fx.Node) -> int:
     """The number of multiplications of a linear layer for the example."""
-    rows = 1
-    for size in input.meta["val"].shape[:-1]:
-        rows *= int(size) if isinstance(size, int) else int(size.node.hint)
-    return rows * int(weight.meta["val"].numel())
+    return math.prod(input.meta["shape"][:-1]) * int(weight.meta["val"].numel())
 
 
 def _pixel_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -115,7 +113,8 @@ def _pixel_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 def _is_pixel_layer(node: fx.Node, pixels: set[fx.Node]) -> bool:
     input, weight, _, _, padding, _, groups = arguments(node)
-    is_small = set(weight.meta["val"].shape[2:]) == {1} and _products(input, weight) < _MIN_PRODUCTS
+    products = input.meta["shape"][0] * int(weight.meta["val"].numel())
+    is_small = set(weight.meta["val"].shape[2:]) == {1} and products < _MIN_PRODUCTS
     return input in pixels and is_small and set(padding) == {0} and groups == 1
 
 

@@ -12,7 +12,7 @@ from .aliasing import alias_sets, is_write
 from .kernels import conv1d, conv_sum, is_channels_last, linear_sum, to_channels_last
 from .packing import pack_conv, pack_linear
 
-__all__ = ["assign_layouts"]
+__all__ = ["assign_layouts", "record_shapes"]
 
 _CONV = torch.ops.mkldnn._convolution_pointwise.default
 _LINEARS = {torch.ops.mkldnn._linear_pointwise.default: 1, linear_sum: 2}
@@ -28,6 +28,19 @@ def assign_layouts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     _Run(module).run(inputs)
     erase_unused_ops(module.graph)
     module.recompile()
+
+
+def record_shapes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Runs a graph on the example, and records the shape of each tensor in ``meta["shape"]`` of its node."""
+    _ShapeRecorder(module).run(*(tensor.clone() for tensor in inputs), enable_io_processing=False)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = list(value.shape)
+        return value
 
 
 class _Run:

@@ -59,7 +59,7 @@ class LoweredModel(nn.Module):
     def check(self, inputs: Inputs) -> tuple[list[Tensor], Callable[..., tuple[Any, ...]]]:
         """The tensors of the inputs, and the function that runs the steps on them; raises errors like a call."""
         tensors = self._signature.flatten(inputs)
-        for name, tensor in zip(self._program.inputs, tensors, strict=True):
+        for name, tensor in zip(self._program.names, tensors, strict=True):
             if tensor.device.type != "cpu":
                 raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
         check, run = self._run or self._bind()

@@ -1,6 +1,6 @@
 """Lowered programs: steps that call operators, and the Python functions that run them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import constant_nodes
-from .aliasing import is_write
+from .aliasing import alias_sets, is_write
 from .guards import Guards
-from .steps import Ref, Step, refs, substitute
 from .source import function_of
+from .steps import Ref, Step, refs, substitute
 
 __all__ = ["Program"]
-
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,8 @@ class Program:
     """A model as a list of steps."""
 
     inputs: tuple[str, ...]
+    #: The names of the inputs for readers.
+    names: tuple[str, ...]
     #: For each parameter or buffer that is read, its path.
     state: dict[str, str]
     #: Steps whose results are the same in each call, such as the packing of weights.
@@ -31,12 +32,12 @@ class Program:
     guards: Guards
 
     @classmethod
-    def of(cls, module: fx.GraphModule) -> "Program":
-        """The program of a graph that takes and returns a tuple.
-
-        Errors: ``RuntimeError`` for a graph with control flow or with objects other than tensors.
-        """
-        constants = constant_nodes(module.graph)
+    def of(cls, module: fx.GraphModule, names: Sequence[str]) -> "Program":
+        """The program of a graph that takes tensors of these names and returns a tuple."""
+        sets = alias_sets(module.graph)
+        # What the model returns may be written to.
+        returned = set[fx.Node]().union(*(sets.get(n, ()) for n in module.graph.output_node().all_input_nodes))
+        constants = constant_nodes(module.graph) - returned
         inputs, state, setup, steps = list[str](), dict[str, str](), list[Step](), list[Step]()
         outputs: tuple[Any, ...] = ()
         guards = Guards()
@@ -46,12 +47,12 @@ class Program:
             elif node.op == "get_attr" and node.users:
                 state[node.name] = str(node.target)
             elif node.op == "call_module":
-                guards = Guards.of(module.get_submodule(str(node.target)), [str(arg) for arg in node.args])
+                guards = Guards.of(module.get_submodule(str(node.target)), names)
             elif node.op == "output":
                 outputs = tuple(fx.node.map_arg(node.args[0], lambda n: Ref(n.name)))
             elif node.op == "call_function":
                 (setup if node in constants and not is_write(node) else steps).append(_step(node))
-        return cls(tuple(inputs), state, tuple(setup), tuple(steps), outputs, guards)
+        return cls(tuple(inputs), tuple(names), state, tuple(setup), tuple(steps), outputs, guards)
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
         """A function of the inputs that runs the steps with these parameters and buffers, by path."""
@@ -62,18 +63,20 @@ class Program:
         return function_of(self.inputs, self.steps, self.outputs, values)
 
     def __str__(self) -> str:
-        lines = [f"{name} = input" for name in self.inputs]
-        lines += [str(step) for step in self.steps if step.shape is not None or not step.is_arithmetic()]
-        names = ", ".join(dict.fromkeys(refs(self.outputs)))
-        return "\n".join([*lines, f"return {names}"])
+        names = {**self.state, **dict(zip(self.inputs, self.names, strict=True))}
+        for step in self.setup:  # a packed weight is shown under the path of the weight
+            source = next(refs(step.args), None)
+            names[step.name] = step.name if source is None else names.get(source, source)
+        lines = [f"{name} = input" for name in self.names]
+        lines += [step.describe(names) for step in self.steps if not step.is_arithmetic()]
+        outputs = ", ".join(names.get(name, name) for name in refs(self.outputs))
+        return "\n".join([*lines, f"return {outputs}"])
 
 
 def _step(node: fx.Node) -> Step:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         target = str(target)
-    elif not callable(target) or isinstance(target, torch._ops.OperatorBase):
-        raise RuntimeError(f"model cannot be lowered: its graph calls {target}, which is control flow; rewrite its forward")
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: Ref(n.name))
     shape = node.meta.get("shape")
     return Step(node.name, target, _plain(args), _plain(kwargs), None if shape is None else tuple(shape))

@@ -1,6 +1,6 @@
 """The steps of lowered programs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,11 @@ class Step:
             raise RuntimeError(f"this version of torch has no operator {self.target}: lower the model again") from None
         return found
 
-    def __str__(self) -> str:
-        target = self.target if isinstance(self.target, str) else self.target.__name__
-        is_aten = target.startswith("aten.")
-        operator_name = target.removeprefix("aten.").rpartition(".")[0] if is_aten else target.removesuffix(".default")
-        inputs = ", ".join(dict.fromkeys(refs([*self.args, *self.kwargs.values()])))
+    def describe(self, names: Mapping[str, str]) -> str:
+        """A line with the operator, its inputs under their names for readers, its post-operations and its shape."""
+        inputs = ", ".join(names.get(name, name) for name in dict.fromkeys(refs([*self.args, *self.kwargs.values()])))
         shape = "" if self.shape is None else f"  {list(self.shape)}"
-        return f"{self.name} = {operator_name}({inputs}){_post_operations(self)}{shape}"
+        return f"{self.name} = {_operator_name(self)}({inputs}){_post_operations(self)}{shape}"
 
     def is_arithmetic(self) -> bool:
         """Whether the step computes a number from sizes."""
@@ -81,6 +79,15 @@ def refs(value: Any) -> Iterator[str]:
             yield from refs(item)
     elif isinstance(value, dict):
         yield from refs(list(value.values()))
+
+
+def _operator_name(step: Step) -> str:
+    if step.target is conv_sum:
+        return f"mkldnn._convolution_pointwise{'_' if step.args[-1] else ''}.binary"
+    if step.target is linear_sum:
+        return "mkldnn._linear_pointwise.binary"
+    name = step.target if isinstance(step.target, str) else step.target.__name__
+    return name.removeprefix("aten.").rpartition(".")[0] if name.startswith("aten.") else name.removesuffix(".default")
 
 
 def _post_operations(step: Step) -> str:
