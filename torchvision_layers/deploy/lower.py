@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_int, check_unwrapped
+from .._utils.checks import check_int, check_module, check_not_lazy, check_unwrapped
 from .._utils.inputs import Inputs
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.pt2e.constants import fold_constants
@@ -75,10 +75,11 @@ def _lower(
     model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any], threads: int | None
 ) -> LoweredModel:
     check_onednn()
+    _check_float32(check_module("model", model))
     check_unwrapped("model", model)
+    check_not_lazy("model", model)
     if threads is not None:
         check_int("threads", threads)
-    _check_float32(model)
     inputs = check_example(example, model)
     folded = fold_call(model, inputs)
     exported = _export(folded, inputs)
@@ -136,7 +137,9 @@ def _without_annotations(signature: Signature) -> Signature:
 def _calls(model: nn.Module, lowered: LoweredModel, example: Inputs) -> list[Inputs]:
     """The example, other batches and larger images, as far as model and program take them."""
     size = batch_size(example)
-    larger = resize(example, lambda i, shape: [n + 32 if dim >= 2 and len(shape) == 4 else n for dim, n in enumerate(shape)])
+    larger = resize(
+        example, lambda i, shape: [n + 32 if dim >= 2 and len(shape) == 4 else n for dim, n in enumerate(shape)]
+    )
     others = [other_batch(example, 1), other_batch(example, size + 1), larger]
     return [example, *(call for call in others if accepts(model, call) and _fits(lowered, call))]
 

@@ -58,7 +58,7 @@ def assert_agrees(lowered: nn.Module, model: nn.Module, *inputs: Any, **kwargs: 
 def assert_lowers(
     model: nn.Module, *inputs: Any, others: Sequence[tuple[Any, ...]] = (), contains: Sequence[str] = ()
 ) -> deploy.LoweredModel:
-    """Lowers ``model`` and compares it on the inputs and on ``others``; ``contains`` are parts of the printed program."""
+    """Lowers ``model`` and compares it on the inputs and ``others``; ``contains`` are parts of the printed program."""
     model = model.eval()
     state = copy.deepcopy(model.state_dict())
     lowered = deploy.lower(model, inputs if len(inputs) > 1 else inputs[0])

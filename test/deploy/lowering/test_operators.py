@@ -41,7 +41,12 @@ def test_activations_after_convolutions(activation: nn.Module, name: str) -> Non
 def test_activations_after_linear_layers(activation: nn.Module, name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), activation, nn.Linear(96, 8))
-    assert_lowers(model, images(128, 64), others=[(images(3, 64),)], contains=[f"_linear_pointwise(input, 0.weight, 0.bias) + {name}"])
+    assert_lowers(
+        model,
+        images(128, 64),
+        others=[(images(3, 64),)],
+        contains=[f"_linear_pointwise(input, 0.weight, 0.bias) + {name}"],
+    )
 
 
 @pytest.mark.parametrize("activation", OTHER_ACTIVATIONS, ids=str)

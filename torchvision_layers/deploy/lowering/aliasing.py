@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["aliased_inputs", "alias_sets", "arguments", "is_write", "positions"]
+__all__ = ["alias_sets", "aliased_inputs", "arguments", "is_write", "positions"]
 
 _aten = torch.ops.aten
 

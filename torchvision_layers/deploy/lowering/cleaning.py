@@ -1,4 +1,4 @@
-"""Exported graphs without the writes, views and layouts that stand in the way of other operators."""
+"""Exported graphs that depend on no memory format, with few writes."""
 
 from operator import attrgetter
 from typing import Any
@@ -66,7 +66,9 @@ def check_operators(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         is_tensor = node.op != "get_attr" or isinstance(attrgetter(str(node.target))(module), Tensor)
         is_branch = isinstance(node.target, torch._ops.HigherOrderOperator)
-        if is_branch or not (is_tensor or all(isinstance(u.target, torch._ops.HigherOrderOperator) for u in node.users)):
+        if is_branch or not (
+            is_tensor or all(isinstance(u.target, torch._ops.HigherOrderOperator) for u in node.users)
+        ):
             raise RuntimeError(
                 f"model cannot be lowered: its graph contains {node.target}; a forward must not use control flow on "
                 "values of tensors, nor switch gradients or autocasting"
@@ -74,7 +76,7 @@ def check_operators(module: fx.GraphModule) -> None:
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
-    """Replaces an operator that writes into its input by one that returns a new tensor, if nobody sees the difference.
+    """Replaces an operator that writes into its input by one that returns a new tensor, if no node reads the difference.
 
     A write into an input of the model is lost on purpose.
     """
@@ -85,7 +87,9 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
     while isinstance(owner, fx.Node) and aliased_inputs(owner):
         owner = aliased_inputs(owner)[0]
     if isinstance(owner, fx.Node) and owner.op == "get_attr":
-        raise ValueError(f"model must not write to its own parameters and buffers in eval mode, it writes to {owner.target}")
+        raise ValueError(
+            f"model must not write to its own parameters and buffers in eval mode, it writes to {owner.target}"
+        )
     if functional is None or not isinstance(written, fx.Node):
         return
     dtype = written.meta["val"].dtype

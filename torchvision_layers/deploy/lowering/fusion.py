@@ -25,7 +25,9 @@ _MIN_PRODUCTS = 2**19
 
 def fuse(module: fx.GraphModule) -> None:
     """Replaces convolutions and linear layers with constant weights in float32, in place."""
-    layers = [node for node in module.graph.nodes if is_call(node, CONVS | LINEAR) and _has_float_constants(module, node)]
+    layers = [
+        node for node in module.graph.nodes if is_call(node, CONVS | LINEAR) and _has_float_constants(module, node)
+    ]
     pixels = _pixel_nodes(module.graph)
     for node in layers:
         if node.target in LINEAR:
@@ -120,7 +122,7 @@ def _is_pixel_layer(node: fx.Node, pixels: set[fx.Node]) -> bool:
 
 def _is_layer(node: object, targets: set[Any]) -> bool:
     """Whether a node is an operator of oneDNN that has no post-operation yet, and one user."""
-    return is_call(node, targets) and len(node.users) == 1 and node.args[-3] == "none"  # type: ignore[attr-defined]
+    return is_call(node, targets) and len(node.users) == 1 and node.args[-3] == "none"
 
 
 def _fuse_post_op(graph: fx.Graph, node: fx.Node) -> None:
@@ -151,7 +153,7 @@ def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
             layer, permutation = layer.args[0], [dim % rank for dim in layer.args[1]]
         is_conv = _is_layer(layer, {_mkldnn._convolution_pointwise.default})
         is_linear = _is_layer(layer, {_mkldnn._linear_pointwise.default})
-        if not is_conv and not is_linear or other.meta["val"].dim() != node.meta["val"].dim():
+        if (not is_conv and not is_linear) or other.meta["val"].dim() != node.meta["val"].dim():
             continue
         if any(is_write(between) for between in graph.nodes if order[layer] < order[between] < order[node]):
             continue  # it may change what the layer reads
@@ -176,9 +178,7 @@ def _replace_conv_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.
     graph.erase_node(layer)
 
 
-def _replace_linear_sum(
-    graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.Node, permutation: Any
-) -> None:
+def _replace_linear_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.Node, permutation: Any) -> None:
     value = other.meta["val"]
     with graph.inserting_before(node):
         if permutation is not None:

@@ -1,4 +1,4 @@
-"""Which operators of a lowered graph may write their result into a tensor that nobody reads any more."""
+"""Operators of a lowered graph that write their result into a tensor that no later operator reads."""
 
 from typing import Any
 

@@ -53,7 +53,9 @@ class _Run:
         self._executed = set[fx.Node]()
         sets = alias_sets(self._graph)
         writes = [node for node in self._graph.nodes if is_write(node)]
-        self._written = set[fx.Node]().union(*(sets.get(input, {input}) for w in writes for input in w.all_input_nodes[:1]))
+        self._written = set[fx.Node]().union(
+            *(sets.get(input, {input}) for w in writes for input in w.all_input_nodes[:1])
+        )
 
     def run(self, inputs: Sequence[Tensor]) -> None:
         remaining = iter(inputs)
@@ -118,7 +120,7 @@ class _Run:
 
     def _make_contiguous(self, output: fx.Node) -> None:
         for node in output.all_input_nodes:
-            value, original = self._values[node], node.meta.get("val")
+            value, original = self._values[node], node.meta["val"]
             if isinstance(value, Tensor) and not value.is_contiguous() and original.is_contiguous():
                 with self._graph.inserting_before(output):
                     dense = self._graph.call_function(torch.ops.aten.contiguous.default, (node,))

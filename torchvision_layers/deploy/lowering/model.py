@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -74,17 +75,19 @@ class LoweredModel(nn.Module):
 
     def _bind(self) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
         check_onednn()
-        tensors = {**dict(self.named_parameters(remove_duplicate=False))}
-        tensors |= dict(self.named_buffers(remove_duplicate=False))
-        self._run = bound = self._program.guards.function(), self._program.bind(
-            {path: tensor.detach() for path, tensor in tensors.items()}
+        tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
+        self._run = bound = (
+            self._program.guards.function(),
+            self._program.bind({path: tensor.detach() for path, tensor in tensors}),
         )
         return bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         probe = fn(torch.empty(0))
         if probe.dtype != torch.float32 or probe.device.type != "cpu":
-            raise TypeError("a lowered model runs in float32 on the CPU only: convert the model that it was lowered from")
+            raise TypeError(
+                "a lowered model runs in float32 on the CPU only: convert the model that it was lowered from"
+            )
         self._run = None
         super()._apply(fn, recurse)
         return self
@@ -104,7 +107,7 @@ def _register(model: nn.Module, path: str, tensor: Tensor) -> None:
         if parent not in model._modules:
             model.add_module(parent, nn.Module())
         model = model.get_submodule(parent)
-    model.training = False
+        model.training = False
     if isinstance(tensor, nn.Parameter):
         model.register_parameter(name, tensor)
     else:

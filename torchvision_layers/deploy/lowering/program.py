@@ -35,7 +35,7 @@ class Program:
     def of(cls, module: fx.GraphModule, names: Sequence[str]) -> "Program":
         """The program of a graph that takes tensors of these names and returns a tuple."""
         sets = alias_sets(module.graph)
-        # What the model returns may be written to.
+        # Callers may write into the outputs.
         returned = set[fx.Node]().union(*(sets.get(n, ()) for n in module.graph.output_node().all_input_nodes))
         constants = constant_nodes(module.graph) - returned
         inputs, state, setup, steps = list[str](), dict[str, str](), list[Step](), list[Step]()
@@ -49,7 +49,7 @@ class Program:
             elif node.op == "call_module":
                 guards = Guards.of(module.get_submodule(str(node.target)), names)
             elif node.op == "output":
-                outputs = tuple(fx.node.map_arg(node.args[0], lambda n: Ref(n.name)))
+                outputs = tuple(_with_refs(node.args[0]))
             elif node.op == "call_function":
                 (setup if node in constants and not is_write(node) else steps).append(_step(node))
         return cls(tuple(inputs), tuple(names), state, tuple(setup), tuple(steps), outputs, guards)
@@ -77,16 +77,18 @@ def _step(node: fx.Node) -> Step:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         target = str(target)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: Ref(n.name))
+    args, kwargs = _with_refs((node.args, node.kwargs))
     shape = node.meta.get("shape")
-    return Step(node.name, target, _plain(args), _plain(kwargs), None if shape is None else tuple(shape))
+    return Step(node.name, target, args, kwargs, None if shape is None else tuple(shape))
 
 
-def _plain(value: Any) -> Any:
-    """``value`` in ordinary containers instead of those of torch.fx."""
+def _with_refs(value: Any) -> Any:
+    """``value`` with references in place of nodes, in ordinary containers."""
+    if isinstance(value, fx.Node):
+        return Ref(value.name)
     if isinstance(value, (tuple, list)):
-        items = [_plain(item) for item in value]
+        items = [_with_refs(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, slice):
-        return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return slice(*map(_with_refs, (value.start, value.stop, value.step)))
+    return {key: _with_refs(item) for key, item in value.items()} if isinstance(value, dict) else value

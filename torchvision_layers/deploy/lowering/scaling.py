@@ -93,9 +93,12 @@ def _fold_scale(module: fx.GraphModule, node: fx.Node) -> None:
         constant = constant_of(module, other)
         if constant is None or not isinstance(value, fx.Node) or constant.dtype != torch.float32:
             continue
-        layer, order = value, list(range(value.meta["val"].dim()))
+        layer: Any = value
+        order = list(range(value.meta["val"].dim()))
         if is_call(value, {_PERMUTE}) and len(value.users) == 1:
-            layer, order = value.args[0], [dim % len(order) for dim in value.args[1]]  # type: ignore[assignment,union-attr]
+            dims: Any
+            layer, dims = value.args[:2]
+            order = [dim % len(order) for dim in dims]
         if not _is_foldable(module, layer) or constant.dim() > len(order):
             continue
         channels = order.index(1 if layer.target in CONVS else len(order) - 1)

@@ -30,7 +30,7 @@ class Step:
     target: Callable[..., Any] | str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    #: Of the result, for the example; ``None`` if that is no tensor.
+    #: The shape of the result for the example; ``None`` if that is no tensor.
     shape: tuple[int, ...] | None = None
 
     def operator(self) -> Callable[..., Any]:
@@ -65,6 +65,8 @@ def substitute(value: Any, get: Callable[[str], Any]) -> Any:
         return get(value.name)
     if isinstance(value, (tuple, list)):
         return type(value)(substitute(item, get) for item in value)
+    if isinstance(value, slice):
+        return slice(*(substitute(item, get) for item in (value.start, value.stop, value.step)))
     return {key: substitute(item, get) for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -91,7 +93,7 @@ def _operator_name(step: Step) -> str:
 
 
 def _post_operations(step: Step) -> str:
-    """What a layer computes besides itself, for readers."""
+    """The sum and the activation that a layer computes, for readers."""
     if step.target in (_CONV, _LINEAR, conv1d):
         name, scalars, algorithm = step.args[-3:]
         numbers = [*(f"{number:g}" for number in scalars), *([algorithm] if algorithm not in ("", "none") else [])]
