@@ -60,11 +60,13 @@ def lower(
 
     Examples::
 
-        >>> lowered = deploy.lower(tnn.ConvNormAct(3, 8).eval(), torch.randn(1, 3, 8, 8))
-        >>> print(lowered)
+        >>> deploy.lower(tnn.ConvNormAct(3, 8), torch.randn(1, 3, 8, 8))
         LoweredModel(
           input = input
           to_channels_last = to_channels_last(input)  [1, 3, 8, 8]
+          conv2d = mkldnn._convolution_pointwise(to_channels_last, 0.weight, 0.bias) + relu  [1, 8, 8, 8]
+          contiguous_default = contiguous(conv2d)  [1, 8, 8, 8]
+          return contiguous_default
         )
     """
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):

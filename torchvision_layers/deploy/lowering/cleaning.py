@@ -76,7 +76,7 @@ def check_operators(module: fx.GraphModule) -> None:
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
-    """Replaces an operator that writes into its input by one that returns a new tensor, if no node reads the difference.
+    """Replaces an operator that writes into its input by one that returns a new tensor, if no node sees a difference.
 
     A write into an input of the model is lost on purpose.
     """

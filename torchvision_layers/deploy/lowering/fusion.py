@@ -120,7 +120,7 @@ def _is_pixel_layer(node: fx.Node, pixels: set[fx.Node]) -> bool:
     return input in pixels and is_small and set(padding) == {0} and groups == 1
 
 
-def _is_layer(node: object, targets: set[Any]) -> bool:
+def _is_layer(node: Any, targets: set[Any]) -> bool:
     """Whether a node is an operator of oneDNN that has no post-operation yet, and one user."""
     return is_call(node, targets) and len(node.users) == 1 and node.args[-3] == "none"
 
@@ -141,7 +141,7 @@ def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
     order = positions(graph)
     if any(not isinstance(term, fx.Node) for term in node.args[:2]) or arguments(node)[2] != 1:
         return
-    terms: list[Any] = sorted(node.args[:2], key=order.__getitem__)  # type: ignore[arg-type]
+    terms: list[Any] = sorted(node.args[:2], key=order.__getitem__)
     if len({*terms}) == 1 or any(term.meta["val"].dtype != torch.float32 for term in terms):
         return
     for other, layer in (terms, terms[::-1]):
