@@ -77,7 +77,8 @@ def conv_sum(
     sizes = [input.shape[0], kernel[0]]
     for i, size in enumerate(input.shape[2:]):
         sizes.append((size + 2 * padding[i] - dilation[i] * (kernel[i + 1] - 1) - 1) // stride[i] + 1)
-    if list(other.shape) != sizes:  # oneDNN does not broadcast like torch, nor does it check
+    # oneDNN does not broadcast like torch, nor does it check; with torch 2.11 it cannot add to a single pixel.
+    if list(other.shape) != sizes or max(sizes[2:]) == 1:
         output = torch.ops.mkldnn._convolution_pointwise.default(
             input, weight, bias, padding, stride, dilation, groups, "none", [], ""
         )
