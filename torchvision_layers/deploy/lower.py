@@ -1,5 +1,6 @@
 """Lowers a model for inference in plain torch at the speed of a runtime."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .._utils.checks import check_int, check_module, check_not_lazy, check_unwrapped
 from .._utils.inputs import Inputs
@@ -16,12 +17,15 @@ from ..quantized.pt2e.constants import fold_constants
 from ..quantized.pt2e.export import ExportedModel, export
 from ..quantized.pt2e.signature import Signature
 from ..quantized.pt2e.writes import reread_after_writes
+from ..quantized.wrapper import Stage
 from ._example import check_example
 from ._inputs import accepts, batch_size, other_batch, resize
+from ._subject import input_scales
 from .fold import fold_call
-from .folding.comparison import check_same
+from .folding.comparison import check_same, check_same_int8
 from .lowering.cleaning import check_operators, clean
 from .lowering.fusion import fuse
+from .lowering.int8 import quantize_layers
 from .lowering.in_place import write_in_place
 from .lowering.kernels import check_onednn
 from .lowering.layout import assign_layouts, record_shapes
@@ -77,11 +81,14 @@ def _lower(
     model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any], threads: int | None
 ) -> LoweredModel:
     check_onednn()
-    _check_float32(check_module("model", model))
-    check_unwrapped("model", model)
-    check_not_lazy("model", model)
+    check_module("model", model)
     if threads is not None:
         check_int("threads", threads)
+    if isinstance(model, QuantizableGraph):
+        return _lower_int8(model, example, threads)
+    _check_float32(model)
+    check_unwrapped("model", model)
+    check_not_lazy("model", model)
     inputs = check_example(example, model)
     folded = fold_call(model, inputs)
     exported = _export(folded, inputs)
@@ -93,15 +100,47 @@ def _lower(
     clean(module)
     fold_scales(module)
     record_shapes(module, tensors)
-    fuse(module)
-    assign_layouts(module, tensors)
-    write_in_place(module.graph)
-    program = Program.of(module, signature.names())
-    state = {path: attrgetter(path)(module) for path in program.state.values()}
-    lowered = LoweredModel(program, state, _without_annotations(signature), exported.output_template, threads)
+    _rewrite(module, tensors)
+    lowered = _as_model(module, signature, exported.output_template, threads)
     for call in _calls(folded, lowered, inputs):
         check_same(lowered, folded, call, "lowering", _CAUSES)
     return lowered
+
+
+def _lower_int8(
+    graph: QuantizableGraph, example: Tensor | tuple[Any, ...] | Mapping[str, Any], threads: int | None
+) -> LoweredModel:
+    if graph.stage is not Stage.INT8:
+        raise TypeError("model must be float or int8, it is prepared: call quantized.convert(model) first")
+    if graph.backend not in ("x86", "onnxruntime"):
+        raise TypeError(
+            f"model must be made for oneDNN's integers of 8 bits without sign, it is made for {graph.backend!r}: call "
+            "quantized.quantize(model, batches, engine='pt2e', backend='x86')"
+        )
+    inputs = check_example(example, graph)
+    graph = copy.deepcopy(graph)
+    module, signature = copy.deepcopy(graph.body), copy.deepcopy(graph.signature)
+    tensors = signature.flatten(inputs)
+    record_shapes(module, tensors)
+    clean(module)
+    quantize_layers(module)
+    _rewrite(module, tensors)
+    lowered = _as_model(module, signature, graph.output_template, threads)
+    for call in _calls(graph, lowered, inputs):
+        check_same_int8(lowered, graph, call, input_scales(graph.body.graph))
+    return lowered
+
+
+def _rewrite(module: fx.GraphModule, tensors: list[Tensor]) -> None:
+    fuse(module)
+    assign_layouts(module, tensors)
+    write_in_place(module.graph)
+
+
+def _as_model(module: fx.GraphModule, signature: Signature, template: Any, threads: int | None) -> LoweredModel:
+    program = Program.of(module, signature.names())
+    state = {path: attrgetter(path)(module) for path in program.state.values()}
+    return LoweredModel(program, state, _without_annotations(signature), template, threads)
 
 
 def _check_float32(model: nn.Module) -> None:

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
+from .._running import max_difference, perturb
 
-__all__ = ["check_same"]
+__all__ = ["check_same", "check_same_int8"]
+
+_INT8_TOLERANCE = 0.05
 
 
 def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, causes: str) -> None:
@@ -48,6 +51,31 @@ def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, c
         if not difference <= tolerance:  # true for NaN as well
             raise RuntimeError(
                 f"{verb} changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}; {causes}"
+            )
+
+
+def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales: tuple[float, ...]) -> None:
+    """Raises unless the int8 kernels of ``result`` round like an int8 ``graph``, except for ties.
+
+    The effect of a value that is rounded to the other step grows from layer to layer. The tolerance is 5 % of the
+    largest value of each output or, if that is more, twice the effect of half a step of the inputs on the graph.
+
+    Args:
+        scales: the quantization step of each floating-point input.
+    """
+    expected, outputs = _outputs(graph, inputs), _outputs(result, inputs)
+    moved = None
+    for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
+        if output.shape != original.shape or output.dtype != original.dtype:
+            raise RuntimeError(f"lowering changed the shape or the dtype of an output; {original.dtype} became {output.dtype}")
+        difference = max_difference(output, original)
+        tolerance = _INT8_TOLERANCE * (_largest(original) if original.is_floating_point() else 1.0)
+        if difference > tolerance:
+            moved = moved or _outputs(graph, perturb(inputs, scales))
+            tolerance = max(tolerance, 2 * max_difference(moved[i], original))
+        if difference > tolerance:
+            raise RuntimeError(
+                f"lowering changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}"
             )
 
 

@@ -7,6 +7,7 @@ from torch import fx
 
 from ...quantized.pt2e.constants import constant_nodes
 from .aliasing import alias_sets, aliased_inputs, is_write, positions
+from .int8_kernels import quantized_conv_sum
 from .kernels import conv_sum, scale_channels
 
 __all__ = ["write_in_place"]
@@ -34,6 +35,9 @@ def write_in_place(graph: fx.Graph) -> None:
             other: Any = node.args[1]
             # In another memory format, the sum would keep that format.
             if other.meta.get("is_channels_last") and temporaries.is_dead(other, node):
+                node.args = (*node.args[:-1], True)
+        elif target is quantized_conv_sum:
+            if temporaries.is_dead(node.args[14], node, torch.uint8):
                 node.args = (*node.args[:-1], True)
         elif target in _UNARY:
             if temporaries.is_dead(node.args[0], node):
@@ -68,12 +72,12 @@ class _Temporaries:
         }
         assert not any(aliased_inputs(node) for node in self._own)
 
-    def is_dead(self, value: object, node: fx.Node) -> bool:
+    def is_dead(self, value: object, node: fx.Node, dtype: torch.dtype = torch.float32) -> bool:
         """Whether ``node`` may overwrite one of its inputs: nothing else has its memory or reads it later.
 
-        The input must be in float32, and no other argument of the node.
+        The input must have this dtype, and be no other argument of the node.
         """
-        if not isinstance(value, fx.Node) or value not in self._own or value.meta["val"].dtype != torch.float32:
+        if not isinstance(value, fx.Node) or value not in self._own or value.meta["val"].dtype != dtype:
             return False
         is_last = all(self._order[user] <= self._order[node] for user in value.users)
         return is_last and sum(argument is value for argument in node.args) == 1

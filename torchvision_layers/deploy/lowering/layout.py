@@ -1,5 +1,6 @@
 """Memory formats, shapes and packed weights of a graph, from a run on the example."""
 
+import math
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -9,14 +10,22 @@ from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
 from .aliasing import alias_sets, is_write
-from .kernels import conv1d, conv_sum, is_channels_last, linear_sum, to_channels_last
-from .packing import pack_conv, pack_linear
+from .int8_kernels import quantized_conv_sum
+from .kernels import conv1d, conv_sum, is_channels_last, to_channels_last
+from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized_linear
 
 __all__ = ["assign_layouts", "record_shapes"]
 
 _CONV = torch.ops.mkldnn._convolution_pointwise.default
-_LINEARS = {torch.ops.mkldnn._linear_pointwise.default: 1, linear_sum: 2}
-_CONVS = {_CONV: 1, conv_sum: 2, conv1d: 1}
+#: Operators that read images, and the numbers of arguments of the functions that pack their weights.
+_IMAGE_OPERATORS = {
+    _CONV,
+    conv_sum,
+    quantized_conv_sum,
+    torch.ops.onednn.qconv2d_pointwise.default,
+    torch.ops.onednn.qconv3d_pointwise.default,
+}
+_CONV_PACKS: dict[Any, int] = {pack_conv: 5, pack_quantized_conv: 8}
 
 
 def assign_layouts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -40,6 +49,7 @@ class _ShapeRecorder(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"] = list(value.shape)
+            n.meta.setdefault("val", value.to("meta"))  # a conversion to int8 adds nodes without it
         return value
 
 
@@ -72,7 +82,7 @@ class _Run:
             elif node.op == "get_attr":
                 self._store(node, attrgetter(node.target)(self._module).detach())
             elif node.op == "call_function":
-                if node.target in (_CONV, conv_sum):
+                if node.target in _IMAGE_OPERATORS:
                     self._convert_input(node)
                 self._pack(node)
                 self._execute(node)
@@ -104,19 +114,17 @@ class _Run:
         self._execute(converted)
 
     def _pack(self, node: fx.Node) -> None:
-        """Adds the shape of the input to the node that packs the weight."""
-        if node.target in _CONVS:
-            shape = list(self._values[node.args[0]].shape)  # type: ignore[index]
-            if node.target is conv1d:
-                shape.insert(2, 1)
-            pack: Any = node.args[_CONVS[node.target]]
-            if pack.target is pack_conv:
-                pack.args = (*pack.args[:5], shape)
-        elif node.target in _LINEARS:
-            shape = self._values[node.args[0]].shape  # type: ignore[index]
-            pack = node.args[_LINEARS[node.target]]
-            if pack.target is pack_linear:
-                pack.args = (pack.args[0], shape[:-1].numel())
+        """Adds the shape of the input to the nodes that pack the weight."""
+        for pack in node.all_input_nodes:
+            if pack.target in _CONV_PACKS:
+                shape = list(self._values[node.all_input_nodes[0]].shape)
+                if node.target is conv1d:
+                    shape.insert(2, 1)
+                pack.args = (*pack.args[: _CONV_PACKS[pack.target]], shape)
+            elif pack.target in (pack_linear, pack_quantized_linear):
+                *rows, features = self._values[node.all_input_nodes[0]].shape
+                count = math.prod(rows)
+                pack.args = (pack.args[0], count if pack.target is pack_linear else [count, features])
 
     def _make_contiguous(self, output: fx.Node) -> None:
         for node in output.all_input_nodes:

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["PACKS", "pack_conv", "pack_linear", "pack_pixels"]
+__all__ = [
+    "float_scales",
+    "pack_conv",
+    "pack_linear",
+    "pack_pixels",
+    "pack_quantized_conv",
+    "pack_quantized_linear",
+]
 
 
 def pack_conv(
@@ -31,4 +38,28 @@ def pack_pixels(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
-PACKS = (pack_conv, pack_linear, pack_pixels)
+def float_scales(scales: Tensor) -> Tensor:
+    """The scales of a quantized weight as oneDNN takes them."""
+    return scales.float()
+
+
+def pack_quantized_conv(
+    weight: Tensor,
+    scales: Tensor,
+    input_scale: float,
+    input_zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_shape: Sequence[int] | None = None,
+) -> Tensor:
+    """The weight of a convolution in int8."""
+    return torch.ops.onednn.qconv_prepack(
+        weight, scales, input_scale, input_zero_point, stride, padding, dilation, groups, input_shape
+    )
+
+
+def pack_quantized_linear(weight: Tensor, input_shape: Sequence[int] | None = None) -> Tensor:
+    """The weight of a linear layer in int8."""
+    return torch.ops.onednn.qlinear_prepack(weight, input_shape)

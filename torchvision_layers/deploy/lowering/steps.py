@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .int8_kernels import quantized_conv_sum
 from .kernels import conv1d, conv_sum, linear_sum
 
 __all__ = ["Ref", "Step", "refs", "substitute"]
@@ -86,6 +87,8 @@ def refs(value: Any) -> Iterator[str]:
 def _operator_name(step: Step) -> str:
     if step.target is conv_sum:
         return f"mkldnn._convolution_pointwise{'_' if step.args[-1] else ''}.binary"
+    if step.target is quantized_conv_sum:
+        return "onednn.qconv2d_pointwise.binary"
     if step.target is linear_sum:
         return "mkldnn._linear_pointwise.binary"
     name = step.target if isinstance(step.target, str) else step.target.__name__
@@ -94,11 +97,14 @@ def _operator_name(step: Step) -> str:
 
 def _post_operations(step: Step) -> str:
     """The sum and the activation that a layer computes, for readers."""
-    if step.target in (_CONV, _LINEAR, conv1d):
+    if step.target in (_CONV, _LINEAR, conv1d) or str(step.target).startswith("onednn.q"):
         name, scalars, algorithm = step.args[-3:]
         numbers = [*(f"{number:g}" for number in scalars), *([algorithm] if algorithm not in ("", "none") else [])]
         return "" if name == "none" else f" + {name}{'(' + ', '.join(numbers) + ')' if numbers else ''}"
     if step.target is conv_sum:
         post_op, in_place = step.args[-2:]
         return f" + sum{' in place' if in_place else ''}" + (f" + {post_op}" if post_op else "")
+    if step.target is quantized_conv_sum:
+        post_op, in_place = step.args[-2:]
+        return f" + sum{' in place' if in_place else ''}" + ("" if post_op == "none" else f" + {post_op}")
     return " + sum" if step.target is linear_sum else ""
