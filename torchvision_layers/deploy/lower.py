@@ -123,6 +123,7 @@ def _lower_int8(
     tensors = signature.flatten(inputs)
     record_shapes(module, tensors)
     clean(module)
+    fold_scales(module)
     quantize_layers(module)
     _rewrite(module, tensors)
     lowered = _as_model(module, signature, graph.output_template, threads)

@@ -53,7 +53,9 @@ MIDDLES: dict[str, Callable[..., Any]] = {
     "top values": lambda self, x: x.flatten(2).sort(2).values.view(x.shape),
     "detached": lambda self, x: x.detach().clone() + x,
     "out of place and in place": lambda self, x: x.relu().mul_(2).add_(x),
-    "deformable": lambda self, x: torchvision.ops.deform_conv2d(x, x[:, :2] * 0.1, self.before.weight.new_ones(8, 8, 1, 1)),
+    "deformable": lambda self, x: torchvision.ops.deform_conv2d(
+        x, x[:, :2] * 0.1, self.before.weight.new_ones(8, 8, 1, 1)
+    ),
     "regions": lambda self, x: torchvision.ops.roi_align(x, x.new_tensor([[0.0, 0, 0, 3, 3], [0, 1, 1, 2, 2]]), 4),
 }
 

@@ -67,7 +67,9 @@ def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales:
     moved = None
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
         if output.shape != original.shape or output.dtype != original.dtype:
-            raise RuntimeError(f"lowering changed the shape or the dtype of an output; {original.dtype} became {output.dtype}")
+            raise RuntimeError(
+                f"lowering changed the shape or the dtype of an output; {original.dtype} became {output.dtype}"
+            )
         difference = max_difference(output, original)
         tolerance = _INT8_TOLERANCE * (_largest(original) if original.is_floating_point() else 1.0)
         if difference > tolerance:

@@ -111,7 +111,10 @@ def _fuse_post_op(graph: fx.Graph, node: fx.Node, operators: dict[Any, Any]) -> 
     layer: Any = node.args[0] if node.args else None
     if post_op is None or not is_call(layer, set(operators.values())) or len(layer.users) != 1:
         return
-    supported = _LINEAR_POST_OPS if layer.target is operators[_aten.linear.default] else _CONV_POST_OPS
+    supported = {
+        operators[_aten.linear.default]: _LINEAR_POST_OPS,
+        operators[_aten.conv3d.default]: set[str](),
+    }.get(layer.target, _CONV_POST_OPS)
     if layer.args[-3] == "none" and post_op.name in supported:
         layer.args = (*layer.args[:-3], post_op.name, list(post_op.scalars), post_op.algorithm)
         node.replace_all_uses_with(layer)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...quantized.pt2e.constants import erase_unused_ops
-from ...quantized.pt2e.nodes import BATCH_NORM, CONVS, LINEAR, is_call
+from ...quantized.pt2e.nodes import BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call
 from .aliasing import arguments
 
 __all__ = ["add_constant", "constant_of", "fold_scales"]
@@ -22,7 +22,7 @@ def fold_scales(module: fx.GraphModule) -> None:
     Other batch norms become a product and a sum.
     """
     for node in list(module.graph.nodes):
-        if is_call(node, {BATCH_NORM}):
+        if is_call(node, {BATCH_NORM, UNFOLDABLE_NORM}):
             _fold_norm(module, node)
         elif is_call(node, {_aten.mul.Tensor}):
             _fold_scale(module, node)
@@ -52,7 +52,12 @@ def add_constant(module: fx.GraphModule, before: fx.Node, value: Tensor, path: s
 
 
 def _fold_norm(module: fx.GraphModule, node: fx.Node) -> None:
-    input, weight, bias, mean, variance, training, _, eps, _ = arguments(node)
+    input, weight, bias, mean, variance, training, _, eps = arguments(node)[:8]
+    output = node
+    if node.target is UNFOLDABLE_NORM:  # it returns statistics, too
+        output = next(iter(node.users))
+        if len(node.users) != 1 or output.args[1:] != (0,):
+            return
     center, spread = constant_of(module, mean), constant_of(module, variance)
     if training or center is None or spread is None:
         return
@@ -68,10 +73,10 @@ def _fold_norm(module: fx.GraphModule, node: fx.Node) -> None:
         if offset is None:
             return
         shift = shift + offset.double()
-    dims = node.meta["val"].dim()
+    dims = output.meta["val"].dim()
     if _is_foldable(module, input) and (input.target in CONVS or dims == 2):
         _scale_weights(module, input, scale, shift)
-        node.replace_all_uses_with(input)
+        output.replace_all_uses_with(input)
     else:
         shape = [1, -1, *[1] * (dims - 2)]
         path = str(mean.target).rpartition(".")[0]
@@ -82,9 +87,11 @@ def _fold_norm(module: fx.GraphModule, node: fx.Node) -> None:
         ]
         with module.graph.inserting_before(node):
             affine = module.graph.call_function(_aten.addcmul.default, (constants[0], input, constants[1]))
-        affine.meta = dict(node.meta)
-        node.replace_all_uses_with(affine)
-    module.graph.erase_node(node)
+        affine.meta = dict(output.meta)
+        output.replace_all_uses_with(affine)
+    module.graph.erase_node(output)
+    if output is not node:
+        module.graph.erase_node(node)
 
 
 def _fold_scale(module: fx.GraphModule, node: fx.Node) -> None:
