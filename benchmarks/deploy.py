@@ -10,8 +10,8 @@ weights and batch statistics of noise. Int8 is calibrated on eight images. Float
 model.
 
 ``ours`` is torchvision's model if the reference scripts do not build it. For torchvision, ``folded`` is our fold of its
-model, ``lowered`` our lowered model, and ``int8 eager`` is its quantizable model, if it has one, on the
-backend onednn like ours. In all other runtimes its model is converted like ours.
+model, ``lowered`` our lowered model, and ``int8 eager`` is its quantizable model, if it has one, on the backend onednn
+like ours. In all other runtimes its model is converted like ours.
 """
 
 import argparse
@@ -70,6 +70,7 @@ RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
     "aoti": lambda model, batch: through_file(deploy.fold(model), batch, "aoti"),
     "onnx": lambda model, batch: through_file(deploy.fold(model), batch, "onnx"),
     "int8 eager": lambda model, batch: quantized.quantize(model, [batch], backend=BACKEND),
+    "int8 lowered": lambda model, batch: deploy.lower(pt2e(model, batch), batch[:1]),
     "int8 compiled": lambda model, batch: compiled(pt2e(model, batch)),
     "onnx-qdq": lambda model, batch: through_file(pt2e(model, batch, "onnxruntime"), batch, "onnx-qdq"),
 }

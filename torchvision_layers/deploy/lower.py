@@ -25,8 +25,9 @@ from .fold import fold_call
 from .folding.comparison import check_same, check_same_int8
 from .lowering.cleaning import check_operators, clean
 from .lowering.fusion import fuse
-from .lowering.int8 import quantize_layers
 from .lowering.in_place import write_in_place
+from .lowering.int8 import quantize_layers
+from .lowering.int8_kernels import check_exact_products
 from .lowering.kernels import check_onednn
 from .lowering.layout import assign_layouts, record_shapes
 from .lowering.model import LoweredModel
@@ -51,16 +52,20 @@ def lower(
     are. No compiler is needed. The result agrees with the model to 1e-5 of the largest output, which is verified on the
     example, on other batch sizes and, if the model takes them, on other image sizes.
 
+    An int8 graph keeps its scales. Its convolutions and linear layers run on integers of 8 bits, and round the result
+    once, after the activation or the sum. Operators without an int8 kernel run in float, as in the graph.
+
     Args:
-        model: any float32 model on the CPU, in any mode; it stays unchanged.
+        model: any float32 model on the CPU, in any mode, or an int8 graph of :func:`quantize
+            <torchvision_layers.quantized.quantize>` with ``engine="pt2e"``; it stays unchanged.
         example: an input of the model, a tuple of positional inputs, or a mapping of keyword inputs. The program is
             optimized for these sizes, and takes every batch and image size that the model takes.
         threads: number of threads of torch while the program runs. Default: ``None``, as torch is set.
 
-    Errors: ``TypeError`` for a model that is quantized, not in float32, or lazy, and for inputs that ``forward`` does
-    not take; ``ValueError`` for a model with hooks, in a wrapper, on another device, or that writes to its own
-    parameters or buffers; ``RuntimeError`` if torch has no operators of oneDNN, if the model cannot be exported, or if
-    the program computes something else.
+    Errors: ``TypeError`` for any other quantized model, for a model that is not in float32 or lazy, and for inputs that
+    ``forward`` does not take; ``ValueError`` for a model with hooks, in a wrapper, on another device, or that writes to
+    its own parameters or buffers; ``RuntimeError`` if torch has no operators of oneDNN, if products of integers
+    overflow on this CPU, if the model cannot be exported, or if the program computes something else.
 
     Examples::
 
@@ -117,6 +122,7 @@ def _lower_int8(
             f"model must be made for oneDNN's integers of 8 bits without sign, it is made for {graph.backend!r}: call "
             "quantized.quantize(model, batches, engine='pt2e', backend='x86')"
         )
+    check_exact_products()
     inputs = check_example(example, graph)
     graph = copy.deepcopy(graph)
     module, signature = copy.deepcopy(graph.body), copy.deepcopy(graph.signature)
@@ -148,7 +154,10 @@ def _check_float32(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             name = path or "model"
-            raise TypeError(f"model must be a float model, {name} is a {type(module).__name__}: lower the float model")
+            raise TypeError(
+                f"model must be float or an int8 graph, {name} is a {type(module).__name__}: lower the float model, or "
+                "quantize it with engine='pt2e'"
+            )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise TypeError(f"model must be in float32, {path} is in {str(tensor.dtype).removeprefix('torch.')}")

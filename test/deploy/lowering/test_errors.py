@@ -82,15 +82,15 @@ def test_errors(model: Any, x: Any, error: type[Exception], message: str) -> Non
     assert "dispatch" not in str(caught.value).lower()
 
 
-@pytest.mark.parametrize("engine", ["eager", "pt2e"])
-def test_int8_models(engine: str) -> None:
-    with pytest.raises(TypeError, match=r"model must be a float model, (0|model) is a Quantizable"):
-        deploy.lower(int8_model(engine), example())
+@pytest.mark.parametrize("model", [int8_model("eager"), nn.Sequential(int8_model("pt2e"))], ids=["eager", "inside"])
+def test_int8_models(model: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"model must be float or an int8 graph, (0|model) is a Quantizable"):
+        deploy.lower(model, example())
 
 
 def test_prepared_models() -> None:
     prepared = quantized.prepare_qat(nn.Sequential(nn.Conv2d(3, 4, 3)))
-    with pytest.raises(TypeError, match="model must be a float model"):
+    with pytest.raises(TypeError, match="model must be float or an int8 graph"):
         deploy.lower(nn.Sequential(prepared), X)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
+from torchvision_layers.deploy.lowering import int8_kernels
 
 from .._support import FunctionModule
 from ._support import images, stir
@@ -200,6 +201,18 @@ def test_networks() -> None:
     assert torch.equal(fresh(images(2, 3, 32, 32)), lowered(images(2, 3, 32, 32)))
 
 
+def test_states_of_other_scales() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), images(4, 3, 8, 8)
+    first, second = (deploy.lower(quantized.quantize(model, [x * i], engine="pt2e"), x) for i in (1, 3))
+    with pytest.raises(RuntimeError, match="activation_scales must be those of the program"):
+        first.load_state_dict(second.state_dict())
+    state = first.state_dict()
+    del state["activation_scales"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        second.load_state_dict(state)
+
+
 def test_models_after_training() -> None:
     torch.manual_seed(0)
     model = stir(nn.Sequential(tnn.ConvNormAct(3, 8), tnn.BasicBlock(8, 8)))
@@ -228,6 +241,16 @@ def test_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "backend", "xnnpack")
     with pytest.raises(TypeError, match="it is made for 'xnnpack': call quantized.quantize"):
         deploy.lower(graph, x)
+
+
+def test_processors_without_exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(4, 3, 8, 8)
+    graph = quantized.quantize(nn.Sequential(nn.Conv2d(3, 8, 3)), [x], engine="pt2e")
+    lowered = deploy.lower(graph, x)
+    monkeypatch.setattr(int8_kernels, "_has_exact_products", lambda: False)
+    for call in (lambda: deploy.lower(graph, x), lambda: copy.deepcopy(lowered)(x)):
+        with pytest.raises(RuntimeError, match="here they overflow: lower the float model"):
+            call()
 
 
 class Two(nn.Module):

@@ -1,11 +1,32 @@
 """Operators of lowered int8 programs that take more than one call of torch."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize", "quantize", "quantized_conv_sum"]
+__all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum"]
+
+
+def check_exact_products() -> None:
+    """Errors: ``RuntimeError`` if the products of integers overflow on this CPU, as they do on x86 without VNNI."""
+    if not _has_exact_products():
+        raise RuntimeError(
+            "lowered int8 models need a CPU that adds products of integers in 32 bits, such as x86 with VNNI; here "
+            "they overflow: lower the float model, or call quantized.quantize(model, batches, backend='x86')"
+        )
+
+
+@cache
+def _has_exact_products() -> bool:
+    image = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight, scales, zeros = torch.full((64, 64, 1, 1), 127, dtype=torch.int8), torch.ones(64), torch.zeros(64).long()
+    geometry = [1, 1], [0, 0], [1, 1], 1
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *geometry, [1, 64, 4, 4])
+    layer = (image, 1.0, 0, packed, scales, zeros, None)
+    output = torch.ops.onednn.qconv2d_pointwise.default(*layer, *geometry, 1.0, 0, torch.float32, "none", [], "")
+    return bool((output == 255 * 127 * 64).all())
 
 
 def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
 from ...quantized.pt2e.signature import Signature
+from .int8_kernels import check_exact_products
 from .kernels import check_onednn
 from .program import Program
 
@@ -43,7 +44,10 @@ class LoweredModel(nn.Module):
         self._run: tuple[Callable[..., None], Callable[..., tuple[Any, ...]]] | None = None
         for path, tensor in state.items():
             _register(self, path, tensor)
+        if program.scales:
+            self.register_buffer("activation_scales", torch.tensor(program.scales, dtype=torch.float64))
         self.training = False
+        self.register_load_state_dict_pre_hook(_check_scales)
         self.register_load_state_dict_post_hook(_forget_packed_weights)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,6 +79,8 @@ class LoweredModel(nn.Module):
 
     def _bind(self) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
         check_onednn()
+        if self._program.scales:
+            check_exact_products()
         tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
         self._run = bound = (
             self._program.guards.function(),
@@ -112,6 +118,25 @@ def _register(model: nn.Module, path: str, tensor: Tensor) -> None:
         model.register_parameter(name, tensor)
     else:
         model.register_buffer(name, tensor)
+
+
+def _check_scales(
+    model: LoweredModel,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    scales = state_dict.get(f"{prefix}activation_scales")
+    own = model._buffers.get("activation_scales")
+    if own is not None and isinstance(scales, Tensor) and not torch.equal(scales.float(), own.float()):
+        error_msgs.append(
+            f"{prefix}activation_scales must be those of the program, which are constants of its steps: lower the "
+            "graph that the state comes from"
+        )
 
 
 def _forget_packed_weights(model: LoweredModel, incompatible_keys: object) -> None:

@@ -54,6 +54,12 @@ class Program:
                 (setup if node in constants and not is_write(node) else steps).append(_step(node))
         return cls(tuple(inputs), tuple(names), state, tuple(setup), tuple(steps), outputs, guards)
 
+    @property
+    def scales(self) -> list[float]:
+        """All scales and zero points of activations, in the order of the steps; empty for a program in float."""
+        numbers = [value for step in self.steps if step.is_int8() for value in step.args]
+        return [float(value) for value in numbers if type(value) in (int, float)]
+
     def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
         """A function of the inputs that runs the steps with these parameters and buffers, by path."""
         values: dict[str, Any] = {name: tensors[path] for name, path in self.state.items()}

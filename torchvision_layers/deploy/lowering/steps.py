@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .int8_kernels import quantized_conv_sum
+from .int8_kernels import dequantize, quantize, quantized_conv_sum
 from .kernels import conv1d, conv_sum, linear_sum
 
 __all__ = ["Ref", "Step", "refs", "substitute"]
@@ -53,6 +53,11 @@ class Step:
         inputs = ", ".join(names.get(name, name) for name in dict.fromkeys(refs([*self.args, *self.kwargs.values()])))
         shape = "" if self.shape is None else f"  {list(self.shape)}"
         return f"{self.name} = {_operator_name(self)}({inputs}){_post_operations(self)}{shape}"
+
+    def is_int8(self) -> bool:
+        """Whether the step takes or returns integers for numbers in steps of a scale."""
+        is_kernel = self.target in (quantize, dequantize, quantized_conv_sum)
+        return is_kernel or str(self.target).startswith("onednn.q")
 
     def is_arithmetic(self) -> bool:
         """Whether the step computes a number from sizes."""
