@@ -10,6 +10,7 @@ rounds differ by more than a tenth of it. ``–`` marks a model that torch canno
 """
 
 import argparse
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,7 +67,7 @@ def measure(name: str, engine: str, size: int, images: int, rounds: int) -> Rati
     model = torchvision.models.get_model(name, weights=None).eval()
     batch = torch.randn(images, 3, size, size)
     calls = {
-        "theirs": partial(THEIRS[engine], model, batch),
+        "theirs": partial(THEIRS[engine], copy.deepcopy(model), batch),  # FX mode leaves attributes in the model
         "ours": partial(quantized.quantize, model, [batch], engine=engine, backend="x86", progress=False),
     }
     with warnings.catch_warnings(), torch.no_grad():

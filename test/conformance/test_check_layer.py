@@ -140,10 +140,21 @@ class QuantizableGated(quantized.QuantizableLayer, Gated):
 
 
 class Correlates(nn.Module):
-    """Multiplies tensors, without a convolution or linear layer."""
+    """Multiplies activations, without a convolution or linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2) @ x.flatten(2).transpose(1, 2)
+
+
+class Mixes(nn.Module):
+    """Has a linear layer, written as a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(1, -1) @ self.weight
 
 
 class MissingProduct(Gated):
@@ -162,11 +173,12 @@ def test_a_layer_with_a_twin_is_quantized() -> None:
     assert broken.failed_checks == ("ptq_eager", "qat_eager", "int8_io")
 
 
-def test_a_layer_without_a_twin_is_quantized_as_a_graph_if_it_multiplies() -> None:
+def test_a_layer_without_a_twin_is_quantized_as_a_graph_if_it_has_weights() -> None:
     rows = ["ptq_eager", "pt2e_ptq"]
-    outcomes = check_layer(nn.Softsign, SAMPLE, rows=rows).outcomes
-    assert {outcome.reason for outcome in outcomes} == {"has no twin", NOTHING_TO_QUANTIZE.reason}
-    (graph,) = check_layer(Correlates, SAMPLE, rows=["pt2e_ptq"]).outcomes
+    for layer in (nn.Softsign, Correlates):
+        outcomes = check_layer(layer, SAMPLE, rows=rows).outcomes
+        assert {outcome.reason for outcome in outcomes} == {"has no twin", NOTHING_TO_QUANTIZE.reason}
+    (graph,) = check_layer(Mixes, SAMPLE, rows=["pt2e_ptq"]).outcomes
     assert graph.status is Status.PASSED
 
 

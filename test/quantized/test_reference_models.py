@@ -68,6 +68,8 @@ def test_int8_model(name: str, engine: str, backend: str) -> None:
     rows = {row.path: row for row in quantized.report(int8).rows}
     paths = compute_paths(model)
     assert {rows[path].runs_in for path in paths} == {"int8"}
+    if engine == "eager" and name != "convnext_tiny":  # its norms have no int8 kernel
+        assert {row.runs_in for row in rows.values()} == {"int8"}
     assert not [row.path for row in rows.values() if row.before in ("Conv2d", "Linear") and row.runs_in != "int8"]
     assert assert_compute_ops_in_int8(int8, engine == "pt2e") == len(paths)
 
@@ -92,16 +94,6 @@ def test_int8_model(name: str, engine: str, backend: str) -> None:
     file.seek(0)
     loaded.load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert torch.equal(loaded(batch), outputs)
-
-
-@pytest.mark.parametrize("backend", ["x86", pytest.param("onednn", marks=pytest.mark.slow)])
-def test_mobilenet_v3_report(backend: str) -> None:
-    """All 62 convolutions, both linear layers and everything else run in int8."""
-    model = build_model("mobilenet_v3_large", 1000).eval()
-    rows = quantized.report(quantized.quantize(model, [torch.randn(2, 3, 64, 64)], backend=backend)).rows
-    befores = [row.before for row in rows]
-    assert (befores.count("Conv2d"), befores.count("Linear")) == (62, 2)
-    assert {row.runs_in for row in rows} == {"int8"}, [row for row in rows if row.runs_in != "int8"]
 
 
 def noise(name: str, backend: str, size: int, seed: int) -> tuple[float, float]:

@@ -89,7 +89,8 @@ def runs(host, tmp_path_factory) -> Runs:
     return Runs(host, folder)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 10])
 def test_kills_at_random_times(runs, kills):
     name = f"killed_{kills}"
     options = ["--resume", "auto", "--checkpoint-steps", "1"]

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from .data_flow import ForwardTrace
-from .tracing import trace_forward
+from .tracing import Trace, trace_forward
 
 __all__ = ["expand_chain"]
 
@@ -14,7 +13,7 @@ def expand_chain(
     parent: nn.Module,
     names: list[str],
     is_opaque: Callable[[nn.Module], bool],
-    trace: Callable[[nn.Module], ForwardTrace] = trace_forward,
+    trace: Trace = trace_forward,
 ) -> list[list[str]]:
     """The chain without containers: in place of each, the modules that it runs first and last, at any depth.
 
@@ -37,9 +36,7 @@ def expand_chain(
     return [chain for chain in chains if chain]
 
 
-def _expand(
-    module: nn.Module, path: str, is_opaque: Callable[[nn.Module], bool], trace: Callable[[nn.Module], ForwardTrace]
-) -> Iterator[str | None]:
+def _expand(module: nn.Module, path: str, is_opaque: Callable[[nn.Module], bool], trace: Trace) -> Iterator[str | None]:
     """Paths of the modules in place of one, with ``None`` between those that do not feed one another."""
     if type(module) is nn.Sequential and not module._modules:  # returns its input
         return

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.fx
 
-__all__ = ["CONCATENATION_OPS", "ForwardTrace", "analyze", "intersect"]
+__all__ = ["CONCATENATION_OPS", "ForwardTrace", "analyze", "intersect", "sequence"]
 
 #: Functions that place tensors side by side.
 CONCATENATION_OPS = {
@@ -52,6 +52,18 @@ class ForwardTrace:
     concatenates: bool = False
     #: Whether tracing succeeded. If not, each child is assumed to be called as a whole, in no particular order.
     is_traced: bool = True
+
+
+def sequence(names: list[str]) -> ForwardTrace:
+    """The trace of a ``forward`` that calls modules one after another and nothing else."""
+    return ForwardTrace(
+        chains=[names],
+        whole=names,
+        turns={name: i for i, name in enumerate(names, 1)},
+        rereads={name: {} for name in names},
+        entry=names,
+        result=names,
+    )
 
 
 def intersect(first: ForwardTrace, second: ForwardTrace) -> ForwardTrace:

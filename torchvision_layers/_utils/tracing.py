@@ -11,9 +11,13 @@ import torch.fx
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .data_flow import ForwardTrace, analyze, intersect
+from .data_flow import ForwardTrace, analyze, intersect, sequence
 
-__all__ = ["check_argument", "find_producer", "shallow_graph", "trace_forward"]
+__all__ = ["Trace", "check_argument", "find_producer", "is_sequence", "shallow_graph", "trace_forward"]
+
+
+#: Returns how a ``forward`` uses the modules below it.
+Trace = Callable[[nn.Module], ForwardTrace]
 
 
 class _Proxy(torch.fx.Proxy):
@@ -56,7 +60,8 @@ class _ShallowTracer(torch.fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         is_traced = any(isinstance(argument, torch.fx.Proxy) for argument in tree_leaves((args, kwargs)))
-        if not is_traced or not any(m is module for module in self.root.modules()):  # another thread's call, or a slice
+        is_below = m in (self.submodule_paths or {}) or any(m is module for module in self.root.modules())
+        if not is_traced or not is_below:  # another thread's call, or a slice
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -136,6 +141,8 @@ def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTra
     """
     if next(module.children(), None) is None:
         return ForwardTrace()
+    if is_sequence(module):
+        return sequence(list(module._modules))
     tracer = _ShallowTracer()
     try:
         trace = analyze(tracer.trace(_writable_copy(module)), ignores_shapes)
@@ -144,6 +151,17 @@ def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTra
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return ForwardTrace(whole=[name for name, _ in module.named_children()], is_traced=False)
     return trace
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Whether ``module`` is an ``nn.Sequential`` that calls each of its children once, which needs no tracing."""
+    cls = type(module)
+    if not issubclass(cls, nn.Sequential) or cls.forward is not nn.Sequential.forward:
+        return False
+    paths = {child: path for path, child in module.named_modules()}
+    return cls.__iter__ is nn.Sequential.__iter__ and all(
+        child is not None and paths[child] == name for name, child in module._modules.items()
+    )
 
 
 def _writable_copy(module: nn.Module) -> nn.Module:
@@ -169,6 +187,7 @@ def find_producer(
     matches: Callable[[nn.Module], bool],
     is_identity: Callable[[nn.Module], bool],
     is_opaque: Callable[[nn.Module], bool],
+    trace: Trace = trace_forward,
 ) -> str | None:
     """The name of the matching module whose output leaves a chain unchanged, at any depth; ``None`` if there is none.
 
@@ -178,6 +197,7 @@ def find_producer(
         matches: whether a module is one to look for.
         is_identity: whether a module returns its input.
         is_opaque: whether to treat a module as a unit and not search inside it.
+        trace: returns how a ``forward`` uses the modules below it.
     """
     for name in reversed(names):
         last = module.get_submodule(name)
@@ -188,7 +208,7 @@ def find_producer(
         if is_opaque(last):
             return None
         inner = find_producer(
-            last, trace_forward(last).result, matches=matches, is_identity=is_identity, is_opaque=is_opaque
+            last, trace(last).result, matches=matches, is_identity=is_identity, is_opaque=is_opaque, trace=trace
         )
         return inner and f"{name}.{inner}"
     return None

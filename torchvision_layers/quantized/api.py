@@ -12,6 +12,7 @@ from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
 from .layers.base import QuantizableLayer
+from .precision import in_float32
 from .pt2e.model import QuantizableGraph
 from .wrapper import Stage
 
@@ -54,7 +55,8 @@ def quantize(
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
-    The eager engine also corrects biases for the shift that rounding the weights adds to the mean of each channel.
+    Both engines also correct biases for the shift that rounding the weights adds to the mean of each channel. The PT2E
+    engine then corrects them for what rounding the activations adds, on up to four images of the first batch.
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is not changed.
@@ -85,7 +87,8 @@ def quantize(
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float, dynamic_sizes)
+    with in_float32():
+        return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float, dynamic_sizes)
 
 
 def prepare_qat(
@@ -99,7 +102,8 @@ def prepare_qat(
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
-    Train it like any model, :func:`freeze` it for the last epochs, then :func:`convert` it.
+    Train it like any model, :func:`freeze` it for the last epochs, then :func:`convert` it. Under autocast it computes
+    in float32 as well, because bfloat16 is too coarse for fake quantization.
 
     Args:
         model: as in :func:`quantize`.
@@ -119,7 +123,8 @@ def prepare_qat(
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
-    return workflow.prepare_qat(model, inputs, backend, allow_float, dynamic_sizes)
+    with in_float32():
+        return workflow.prepare_qat(model, inputs, backend, allow_float, dynamic_sizes)
 
 
 def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
@@ -129,7 +134,8 @@ def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | Qu
     cannot run.
     """
     _check_prepared(model)
-    return load_engine(model.engine).convert(model)
+    with in_float32():
+        return load_engine(model.engine).convert(model)
 
 
 def freeze(model: QuantizableModel | QuantizableGraph) -> None:

@@ -197,6 +197,32 @@ def test_slices_run(model: quantized.QuantizableModel) -> None:
     torch.testing.assert_close(sliced(X), whole(X), rtol=0, atol=0.1)
 
 
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.drop = nn.Dropout()
+        self.rest = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.conv(x), self.drop(input=x)], 1)
+        return x + self.rest(joined)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn"])
+def test_rewritten_forwards_are_flattened(backend: str) -> None:
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Joined(), Joined()), nn.Conv2d(4, 2, 1)).eval()
+    model = quantized.quantize(whole, [X], backend=backend)
+    with record_calls(model) as calls:
+        output = model(X)
+    assert not any(isinstance(module, Joined) for module in calls)
+    assert torch.equal(output, run_unflattened(model, X))
+    model.model[1][1].rest[0] = nn.Identity()
+    with pytest.raises(RuntimeError):  # a replaced child takes effect: the shapes no longer match
+        model(X)
+
+
 def test_forwards_are_flattened_before_the_first_call(
     model: quantized.QuantizableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize, report
+from torchvision_layers.quantized.pt2e.nodes import is_dequantize
 from torchvision_layers.testing._checks._quantization import decibels
 
-from ._support import FunctionModule, sgd, train_step, with_running_stats
+from ._support import FunctionModule, call_nodes, sgd, train_step, with_running_stats
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -142,8 +143,39 @@ def test_products_of_attention_need_no_permission(name: str, is_qat: bool) -> No
     assert decibels(model(x), graph(x)) >= 28
     rows = {row.path: row for row in report(graph).rows}
     assert [rows[key].runs_in for key in "qkv"] == ["int8"] * 3
-    if name in ("attention", "einsum"):
-        assert (rows[""].runs_in, rows[""].before) == ("float", "FunctionModule")
+    assert (rows[""].runs_in, rows[""].before) == ("float", "FunctionModule")
+
+
+@pytest.mark.parametrize("backend", ["x86", "onnxruntime"])
+def test_products_of_attention_do_not_round(backend: str) -> None:
+    def attend(module: nn.Module, x: Tensor) -> Tensor:
+        return PRODUCTS["matmul"](module.q(x), module.k(x), module.v(x))
+
+    model, x = FunctionModule(attend, **{key: nn.Linear(8, 8) for key in "qkv"}).eval(), X[:, 0]
+    graph = quantize(model, [x], engine="pt2e", backend=backend)
+    for node in call_nodes(graph, "matmul"):
+        assert not any(is_dequantize(factor) for factor in node.args)
+
+
+def test_product_with_a_weight_is_int8() -> None:
+    """A linear layer in another spelling."""
+    weight = nn.Parameter(torch.randn(8, 6))
+    model = FunctionModule(lambda m, x: m.fc(x) @ m.weight, fc=nn.Linear(8, 8))
+    model.weight = weight
+    graph = quantize(model.eval(), [X[:, 0]], engine="pt2e")
+    (node,) = call_nodes(graph, "matmul")
+    assert all(is_dequantize(factor) for factor in node.args)
+    assert decibels(model(X[:, 0]), graph(X[:, 0])) >= 28
+
+
+def test_attention_with_learned_queries_needs_no_permission() -> None:
+    def attend(module: nn.Module, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(module.queries, module.k(x), module.v(x))
+
+    model = FunctionModule(attend, **{key: nn.Linear(8, 8) for key in "kv"})
+    model.queries = nn.Parameter(torch.randn(1, 3, 8))
+    graph = quantize(model.eval(), [X[:, 0]], engine="pt2e")
+    assert decibels(model(X[:, 0]), graph(X[:, 0])) >= 28
 
 
 def test_multihead_attention_reports_its_parts() -> None:

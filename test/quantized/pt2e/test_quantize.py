@@ -71,7 +71,7 @@ def test_layer_without_compute_ops_is_unchanged(layer: nn.Module) -> None:
 
 
 def test_equal_to_torchao_workflow() -> None:
-    """torchao's own workflow gives equal outputs if its range of weights is made symmetric."""
+    """torchao's own workflow gives equal outputs with a symmetric range of weights and with corrected biases."""
     import torchao.quantization.pt2e.quantize_pt2e as flow
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -85,7 +85,13 @@ def test_equal_to_torchao_workflow() -> None:
         for batch in inputs:
             torchao_model(batch)
         torchao_model = flow.convert_pt2e(torchao_model)
-    assert torch.equal(int8(model, inputs)(inputs[0]), torchao_model(inputs[0]))
+    graph = int8(model, inputs)
+    biases = {name: value for name, value in graph.body.named_parameters() if name.endswith("bias")}
+    assert len(biases) == 3
+    assert not torch.equal(graph(inputs[0]), torchao_model(inputs[0]))
+    for name, value in biases.items():
+        torchao_model.get_parameter(name).data.copy_(value)
+    assert torch.equal(graph(inputs[0]), torchao_model(inputs[0]))
 
 
 def test_model_is_unchanged() -> None:
@@ -271,11 +277,11 @@ def test_unprepared_model_raises(function) -> None:
             function(model)
 
 
-@pytest.mark.slow
-def test_compiled_graph_is_close() -> None:
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_graph_is_close(compiler: str) -> None:
     _, (x, _), graph = calibrated()
     with torch.no_grad():
-        compiled = torch.compile(graph, fullgraph=True, dynamic=True)
+        compiled = torch.compile(graph, fullgraph=True, dynamic=True, backend=compiler)
         for input in (x, x[:3, :, :13], x[:1]):
             assert decibels(graph(input), compiled(input)) >= 35
 

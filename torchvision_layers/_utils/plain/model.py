@@ -31,17 +31,18 @@ def make_plain_(
     Returns the layers by path that only ``will_train`` left alone.
     """
     left_alone: dict[str, nn.Module] = {}
-    candidates = {path: module for path, module in model.named_modules() if _is_candidate(module, splits_padding)}
-    entered = _entered(model) if candidates else set()
-    for path, module in candidates.items():
+    entered: set[nn.Module] | None = None  # takes a while to find, and most models have no such layer
+    for path, module in [*model.named_modules()]:
+        if not _is_candidate(module, splits_padding):
+            continue
+        form = plain_activation(module, will_train) or plain_form(module)
+        if form is None:
+            continue
+        entered = _entered(model) if entered is None else entered
         if module in entered:
             continue
-        activation = plain_activation(module, will_train)
-        if activation is not None:
-            _replace_(module, activation)
-            continue
-        form = plain_form(module)
-        if form is None:
+        if isinstance(form, nn.Module):
+            _replace_(module, form)
             continue
         if will_train and not form.can_train:
             left_alone[path] = module

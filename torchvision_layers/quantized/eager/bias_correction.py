@@ -1,60 +1,45 @@
-"""Corrects biases for the shift that rounding the weights adds to the mean of each channel."""
+"""Bias correction of prepared modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from ..bias_correction import InputMean, rounding_error
 
 __all__ = ["correct_biases"]
 
 
 @contextmanager
 def correct_biases(model: nn.Module) -> Iterator[None]:
-    """Measures the shift on the batches that a prepared model runs on within the context, then corrects its biases.
-
-    Activations are mostly positive, so errors of the weights do not cancel: they shift whole channels. Convolutions
-    are linear, so the mean input determines the mean shift (Nagel et al., 2019, "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", section 4.2, with the mean measured instead of derived).
-    """
-    shifts: dict[Any, _Shift] = {
-        module: _Shift(module)  # a shared module has one bias, corrected by the mean over its calls
+    """Measures the inputs that a prepared model runs on within the context, then corrects its biases."""
+    means: dict[Any, InputMean] = {
+        module: _input_mean(module)  # a shared module has one bias, corrected by the mean over its calls
         for module in model.modules()
         if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) and getattr(module, "qconfig", None) is not None
     }
-    handles = [module.register_forward_pre_hook(shift.update, with_kwargs=True) for module, shift in shifts.items()]
+    handles = [
+        module.register_forward_pre_hook(partial(_update, mean), with_kwargs=True) for module, mean in means.items()
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-    for module, shift in shifts.items():
-        if shift.images:
-            mean = shift.total / shift.images
-            module.bias = nn.Parameter(-mean if module.bias is None else module.bias.detach() - mean)
+    for module, mean in means.items():
+        error = rounding_error(module.weight.detach(), module.qconfig.weight())
+        shift = mean.shift(error, getattr(module, "groups", 1))
+        if shift is not None:
+            module.bias = nn.Parameter(-shift if module.bias is None else module.bias.detach() - shift)
 
 
-class _Shift:
-    """How much rounded weights shift the output channels of a convolution or linear layer, summed over images."""
+def _input_mean(module: Any) -> InputMean:
+    if isinstance(module, nn.Linear):
+        return InputMean()
+    return InputMean(module.kernel_size, module.stride, module.padding, module.dilation)
 
-    def __init__(self, module: Any) -> None:
-        weight = module.weight.detach()
-        observer = module.qconfig.weight()
-        observer(weight)
-        scale, zero_point = observer.calculate_qparams()
-        rounded = torch.fake_quantize_per_channel_affine(
-            weight, scale, zero_point.int(), 0, observer.quant_min, observer.quant_max
-        )
-        self.error = rounded - weight
-        self.total = weight.new_zeros(len(weight))
-        self.images = 0
 
-    def update(self, module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        input = args[0] if args else kwargs["input"]
-        if isinstance(module, nn.Linear):
-            shift = nn.functional.linear(input.flatten(0, -2).mean(0), self.error)
-        else:
-            shift = module._conv_forward(input.mean(0, keepdim=True), self.error, None).flatten(2).mean((0, 2))
-        self.total += shift * len(input)
-        self.images += len(input)
+def _update(mean: InputMean, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    mean(args[0] if args else kwargs["input"])

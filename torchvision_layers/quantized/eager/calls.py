@@ -24,6 +24,8 @@ class Call:
     is_uniform: bool
     #: The largest number of floating-point tensors that one returns.
     outputs: int
+    #: The number of values that the last returns for each image, if it returns a tensor.
+    values: int = 0
 
 
 def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module, Call]]:
@@ -37,9 +39,10 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
         is_plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
         shapes = {argument.shape for argument in args if isinstance(argument, Tensor)}
         outputs = sum(map(is_float, flatten(output)[0]))
+        values = output[:1].numel() if isinstance(output, Tensor) and output.dim() else 0
         before = calls.get(module, Call(True, True, 0))
         is_uniform = len(shapes) < 2 and before.is_uniform
-        calls[module] = Call(is_plain and before.is_plain, is_uniform, max(outputs, before.outputs))
+        calls[module] = Call(is_plain and before.is_plain, is_uniform, max(outputs, before.outputs), values)
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
     writers = [m for m in model.modules() if getattr(m, "inplace", False) is True and type(m) is not nn.ReLU]

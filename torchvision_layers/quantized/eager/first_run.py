@@ -92,12 +92,17 @@ class FirstRun:
     weights: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: The path of a ``forward`` that computes with weights in another way, and the way.
     problems: dict[str, str] = field(default_factory=dict)
-    #: The convolutions and linear layers with these weights.
-    read_layers: set[str] = field(default_factory=set)
+    #: The convolutions and linear layers with these weights, by the same paths.
+    read_layers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def forget(self, path: str) -> None:
+        """Drops what the ``forward`` at ``path`` did, because another takes its place."""
+        for record in (self.arguments, self.callees, self.weights, self.problems, self.read_layers):
+            record.pop(path, None)
 
 
-def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
-    """Runs ``model`` on ``inputs`` without gradients and records its calls."""
+def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
+    """The output of ``model`` on ``inputs``, computed without gradients, and the calls that it made."""
     paths = {module: path for path, module in model.named_modules()}
     run = FirstRun()
     stack: list[nn.Module] = []
@@ -110,11 +115,11 @@ def run_first(model: nn.Module, inputs: Inputs) -> FirstRun:
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
-            inputs.run(model)
+            output = inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()
-    return run
+    return output, run
 
 
 @contextmanager
@@ -164,8 +169,8 @@ class _WeightUses(TorchFunctionMode):
         path = self.paths[self.stack[-1]]
         owned = [self.owners[id(t)] for t in flatten((args, kwargs))[0] if id(t) in self.owners]
         if func not in WEIGHTED:
-            self.run.read_layers.update(owned)
             if owned:
+                self.run.read_layers[path].update(owned)
                 self.run.problems[path] = f"reads {owned[0]}.weight in {func.__name__}"
             return
         weight = kwargs["weight"] if "weight" in kwargs else args[1]

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..._utils.modules import has_hooks
 from ..layers.base import QuantizableLayer
 
 __all__ = ["FlatSequential", "flatten_sequentials", "trace_flat_sequentials"]
 
-#: For each class, a function that computes the same as its ``forward`` with less overhead.
+#: For each class, a function that computes the same as its ``forward`` with less overhead. A class may name another as
+#: its ``kernel_class``. These classes are pickled with a model, so they can be imported.
 Kernels = Mapping[type[nn.Module], Callable[[Any, Tensor], Tensor]]
 
 
@@ -85,32 +87,34 @@ def _flat_forward(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tenso
             continue
         module = root.get_submodule(str(node.target))
         if type(module) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with([*node.args, *node.kwargs.values()][0])
         else:
+            kernel = kernels.get(getattr(type(module), "kernel_class", type(module)))
             with graph.inserting_before(node):
-                call = graph.call_function(_caller(module, kernels.get(type(module))), node.args, node.kwargs)
+                call = graph.call_function(_caller(module, kernel), node.args, node.kwargs)
             node.replace_all_uses_with(call)
         graph.erase_node(node)
     return torch.fx.GraphModule(root, graph).forward
 
 
-def _caller(module: nn.Module, kernel: Callable[[Any, Tensor], Tensor] | None) -> Callable[..., Tensor]:
-    def call(*inputs: Tensor) -> Tensor:
-        return module(*inputs) if kernel is None else kernel(module, *inputs)
+def _caller(module: nn.Module, kernel: Callable[[Any, Tensor], Tensor] | None) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs) if kernel is None else kernel(module, *args, **kwargs)
 
     return call
 
 
 class _Tracer(torch.fx.Tracer):
-    """Traces through containers and the twins of this package, whose forwards have no side effects."""
+    """Traces through containers, the twins of this package and rewritten forwards, which have no side effects."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_twin = isinstance(m, QuantizableLayer) and type(m).__module__.startswith("torchvision_layers.")
-        return not (isinstance(m, FlatSequential) or is_twin)
+        return not (isinstance(m, FlatSequential) or is_twin or getattr(type(m), "only_calls_children", False))
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not any(isinstance(argument, torch.fx.Proxy) for argument in args):  # another thread's call
+        is_traced = any(isinstance(argument, torch.fx.Proxy) for argument in tree_leaves((args, kwargs)))
+        if not is_traced:  # another thread's call
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
-from ..._utils.tracing import ForwardTrace, trace_forward
+from ..._utils.tracing import Trace, trace_forward
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .patterns import BATCH_NORMS, is_foldable, mark_fused
@@ -24,7 +24,7 @@ def fuse_children(
     module: nn.Module,
     is_qat: bool,
     shared: frozenset[nn.Module] | None = None,
-    trace: Callable[[nn.Module], ForwardTrace] | None = None,
+    trace: Trace | None = None,
 ) -> None:
     """Fuses the chains of modules that ``module.forward`` calls, in place, then those below each of them.
 

@@ -39,7 +39,9 @@ def use_backend(backend: str) -> Iterator[None]:
 def largest_pairs(weight: Tensor) -> Tensor:
     """The two largest magnitudes of each channel, added: a bound on what x86 without VNNI adds in sixteen bits."""
     magnitudes = weight.abs().flatten(1)
-    return magnitudes.topk(min(2, magnitudes.shape[1]), dim=1).values.sum(1)  # one weight: its magnitude
+    largest, index = magnitudes.max(1, keepdim=True)
+    second = magnitudes.scatter_(1, index, 0).amax(1, keepdim=True)  # faster than topk
+    return (largest + second).squeeze(1)
 
 
 class Int8Module(nn.Module):

@@ -18,6 +18,7 @@ from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
+from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
@@ -79,11 +80,13 @@ class QuantizableModel(QuantizableWrapper):
 
     @torch.jit.unused
     def _call(self, inputs: Inputs) -> Any:
-        if self.stage is not Stage.INT8:
-            if self.stage is Stage.PREPARED:
-                self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+        if self.stage is Stage.FLOAT:
             return self._run(inputs)
-        with use_backend(self.backend):
+        if self.stage is Stage.PREPARED:
+            self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+            with in_float32():
+                return self._run(inputs)
+        with in_float32(), use_backend(self.backend):
             if not any(_is_empty(tensor) for tensor in inputs.tensors()):
                 return self._run(inputs)
             # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
@@ -232,20 +235,36 @@ def make_quantizable_(
         run: what ``model`` did on one batch, if a batch is known.
     """
     if isinstance(model, QuantizableModel):
+        _make_plain_(model.model, will_train, run)
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     make_twins(wrapper.model, allow_float)
     paths = {path for path, _ in wrapper.model.named_modules()}
-    untrainable = make_plain_(wrapper.model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    untrainable = _make_plain_(wrapper.model, will_train, run)
     for path, module in wrapper.model.named_modules():
         if path not in paths:
             wrapper.classes_before[path] = type(module).__name__
     if allow_float:
-        for path in run.read_layers if run else ():
+        for path in set[str]().union(*run.read_layers.values()) if run else ():
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
     if not allow_float:
         raise_problems(wrapper.model, problems | (run.problems if run else {}), untrainable.values())
     return wrapper
+
+
+def _make_plain_(model: nn.Module, will_train: bool, run: FirstRun | None) -> dict[str, nn.Module]:
+    """Makes layers plain, in place, as far as their state and training allow, and keeps ``run`` true for the result.
+
+    Returns the layers by path that only training left alone.
+    """
+    classes = {path: type(module) for path, module in model.named_modules()}
+    left_alone = make_plain_(model, will_train=will_train, keeps_keys=will_train, splits_padding=True)
+    if run is not None:
+        after = {path: type(module) for path, module in model.named_modules()}
+        for path, cls in classes.items():
+            if after.get(path) is not cls:
+                run.forget(path)
+    return left_alone

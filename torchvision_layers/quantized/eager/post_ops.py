@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..._utils.chains import expand_chain
 from ..._utils.inputs import Inputs
 from ..._utils.modules import has_hooks
-from ..._utils.tracing import find_producer, trace_forward
+from ..._utils.tracing import Trace, find_producer, trace_forward
 from ...layers.stochastic_depth import StochasticDepth
 from ..checks import check_same_results
 from ..layers.observed import Addition
@@ -38,16 +38,23 @@ class PostOp(NamedTuple):
     operation: str
 
 
-def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) -> list[PostOp]:
+def find_post_ops(
+    model: nn.Module, calls: dict[nn.Module, Call] | None = None, trace: Trace = trace_forward
+) -> list[PostOp]:
     """All post-operations of a fused model, except in modules that int8 does not run.
 
     Modules that a ``forward`` calls only in part, and convolutions that are registered in several places, are left
     alone.
+
+    Args:
+        model: a fused model.
+        calls: the calls of its modules, if a batch is known.
+        trace: :func:`trace_forward`, or a function with its results.
     """
     registrations = Counter(child for module in model.modules() for child in module._modules.values())
     post_ops: dict[tuple[nn.Module, str], PostOp] = {}  # one entry per operation, even if its module is shared
     shared = {module for module, count in registrations.items() if count > 1}
-    for op in _post_ops_below(model, "", shared):
+    for op in _post_ops_below(model, "", shared, trace):
         module = model.get_submodule(op.parent)
         operation = module.get_submodule(op.operation)
         if isinstance(operation, Addition) and operation.broadcasts and not (calls and calls[operation].is_uniform):
@@ -58,67 +65,68 @@ def find_post_ops(model: nn.Module, calls: dict[nn.Module, Call] | None = None) 
     return list(post_ops.values())
 
 
-def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None]) -> Iterator[PostOp]:
+def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None], trace: Trace) -> Iterator[PostOp]:
     module = model.get_submodule(path)
     if is_unit(module) or int8_support(module) in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN):
         return
     if int8_support(module) is Int8Support.FLOAT_FORWARD:
         for name, inner in module.named_modules():
             if isinstance(inner, Int8Child):
-                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."), shared)
+                yield from _post_ops_below(model, f"{path}.{name}.module".lstrip("."), shared, trace)
         return
-    trace = trace_forward(module)
-    for name in trace.whole:
-        yield from _post_ops_below(model, f"{path}.{name}".lstrip("."), shared)
+    traced = trace(module)
+    for name in traced.whole:
+        yield from _post_ops_below(model, f"{path}.{name}".lstrip("."), shared, trace)
 
     def child(name: str) -> str:
         """The name that ``forward`` calls, of a module or of the container around it."""
-        return next(called for called in trace.turns if f"{name}.".startswith(f"{called}."))
+        return next(called for called in traced.turns if f"{name}.".startswith(f"{called}."))
 
     chains = [
         chain
-        for names in trace.chains
-        for chain in expand_chain(module, names, lambda m: m in shared or not is_transparent(m))
+        for names in traced.chains
+        for chain in expand_chain(module, names, lambda m: m in shared or not is_transparent(m), trace)
     ]
     candidates = [(chain[i], chain[:i]) for chain in chains for i in range(1, len(chain))]
-    for name, before in [*candidates, *trace.pairs]:
+    for name, before in [*candidates, *traced.pairs]:
         operation = module.get_submodule(name)
         if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
             continue
-        convolution = _last_convolution(module, before)
+        convolution = _last_convolution(module, before, trace)
         if convolution is None or child(convolution) == child(name):  # found in the child as well
             continue
         # The convolution moves to the place of the operation: nothing in between may change its input.
         first = child(before[0])
-        later = trace.rereads.get(first, {}) if f"{convolution}.".startswith(f"{first}.") else {}
-        between = [other for other, turn in later.items() if turn < trace.turns[child(name)]]
+        later = traced.rereads.get(first, {}) if f"{convolution}.".startswith(f"{first}.") else {}
+        between = [other for other, turn in later.items() if turn < traced.turns[child(name)]]
         if all(_keeps_its_input(module, other) for other in between):
             yield PostOp(path, convolution, name)
 
 
-def select_worthwhile(model: nn.Module, post_ops: list[PostOp], inputs: Inputs) -> list[PostOp]:
+def select_worthwhile(
+    model: nn.Module, post_ops: list[PostOp], inputs: Inputs, calls: dict[nn.Module, Call]
+) -> list[PostOp]:
     """The post-operations that are faster even for a single image of the size of those in ``inputs``.
 
     The list is empty if a ``forward`` that cannot be traced has another use for the output of a convolution.
+
+    Args:
+        model: fused.
+        post_ops: those that the model has.
+        inputs: one batch.
+        calls: the calls of the modules on that batch.
     """
-    sizes: dict[nn.Module, int] = {}
 
-    def record_size(module: nn.Module, args: object, output: Tensor) -> None:
-        sizes[module] = output[0].numel()
+    def is_worthwhile(op: PostOp) -> bool:
+        operation = model.get_submodule(op.parent).get_submodule(op.operation)
+        return type(operation) is nn.SiLU or (operation in calls and calls[operation].values >= _WORTHWHILE)
 
-    operations = [model.get_submodule(op.parent).get_submodule(op.operation) for op in post_ops]
-    handles = [operation.register_forward_hook(record_size) for operation in operations]
+    worthwhile = list(filter(is_worthwhile, post_ops))
+    if not worthwhile:
+        return []
     if len(inputs.tensors()) == 1:
         inputs = inputs.map(lambda batch: batch[:1])
-    expected = inputs.run(model)
-    for handle in handles:
-        handle.remove()
-    worthwhile = [
-        op
-        for op, operation in zip(post_ops, operations, strict=True)
-        if type(operation) is nn.SiLU or sizes.get(operation, 0) >= _WORTHWHILE
-    ]
-    return worthwhile if _keep_results(model, worthwhile, inputs, expected) else []
+    return worthwhile if _keep_results(model, worthwhile, inputs, inputs.run(model)) else []
 
 
 class _ConvolutionAndOperation(nn.Module):
@@ -154,7 +162,7 @@ def _keep_results(model: nn.Module, post_ops: list[PostOp], inputs: Inputs, expe
     return True
 
 
-def _last_convolution(module: nn.Module, names: list[str]) -> str | None:
+def _last_convolution(module: nn.Module, names: list[str], trace: Trace) -> str | None:
     """The name of the convolution whose output leaves the chain unchanged."""
     return find_producer(
         module,
@@ -165,6 +173,7 @@ def _last_convolution(module: nn.Module, names: list[str]) -> str | None:
             (type(last) is nn.Identity or isinstance(last, StochasticDepth)) and not has_hooks(last)
         ),
         is_opaque=lambda last: is_unit(last) or has_hooks(last),
+        trace=trace,
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..._utils.modules import has_hooks
 from ..._utils.scaling import CONV_AND_LINEAR
-from ..._utils.tracing import shallow_graph
+from ..._utils.tracing import is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
@@ -50,7 +50,12 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
 
 def _is_candidate(module: nn.Module) -> bool:
     is_whole = is_unit(module) or "forward" in vars(module) or hasattr(module, "stays_in_float")
-    if is_whole or hasattr(module, "float_class") or isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear)):
+    if (
+        is_sequence(module)
+        or is_whole
+        or hasattr(module, "float_class")
+        or isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear))
+    ):
         return False
     is_of_torch = type(module).__module__.startswith("torch.nn.modules")
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
@@ -75,6 +80,7 @@ def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: 
         "forward": type(torch.fx.GraphModule(module, graph)).forward,
         "is_rewritten": True,
         "operations": tuple(children),
+        "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
-from ..._utils.plain.model import make_plain_
 from ..._utils.structure import flatten
+from ..._utils.tracing import Trace, trace_forward
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..wrapper import Stage
 from .bias_correction import correct_biases
@@ -70,10 +71,11 @@ def quantize(
     _check_dynamic(dynamic_sizes)
     _check_float(model)
     first = first_of(batches)
-    prepared, calls = _try_quantizable(model, first, allow_float, will_train=False)
+    trace = cache(trace_forward)
+    prepared, calls = _try_quantizable(model, first, allow_float, False, trace)
     with torch.no_grad():
         if backend == "onednn":
-            prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls), first)
+            prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls, trace), first, calls)
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
@@ -96,15 +98,15 @@ def prepare_qat(
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     _check_dynamic(dynamic_sizes)
     _check_float(model)
-    calls = None
+    calls, trace = None, cache(trace_forward)
     if example is None:
         prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
-        fuse_children(prepared, is_qat=True)
+        fuse_children(prepared, is_qat=True, trace=trace)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
-        prepared, calls = _try_quantizable(model, example, allow_float, will_train=True)
+        prepared, calls = _try_quantizable(model, example, allow_float, True, trace)
     if backend == "onednn":
-        prepared.post_ops = find_post_ops(prepared, calls)
+        prepared.post_ops = find_post_ops(prepared, calls, trace)
     preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
     prepared.stage, prepared.backend = Stage.PREPARED, backend
     return prepared
@@ -136,22 +138,18 @@ def _check_float(model: nn.Module) -> None:
 
 
 def _try_quantizable(
-    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool
+    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool, trace: Trace
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
     """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
 
     On that batch the copy must compute the same as ``model``.
     """
     original = copy.deepcopy(unwrapped(model)).eval()
-    plain = copy.deepcopy(model)
-    make_plain_(unwrapped(plain), will_train=will_train, keeps_keys=will_train, splits_padding=True)
-    run = run_first(copy.deepcopy(unwrapped(plain)).eval(), batch.map(Tensor.clone))
-    with torch.no_grad():
-        expected = batch.map(Tensor.clone).run(original)
-    prepared = make_quantizable_(plain.train(will_train), allow_float, will_train, run)
+    expected, run = run_first(original, batch.map(Tensor.clone))
+    prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    fuse_children(prepared, is_qat=will_train)
+    fuse_children(prepared, will_train, trace=trace)
     add_int8_children(prepared.model, will_train, run)
     prepared.observe_inputs(batch)
     stack: list[nn.Module] = []
@@ -179,35 +177,35 @@ def _raise_late_call(module: nn.Module, args: object) -> None:
 
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:
-    """Converts ``model`` in place and tries it on zeros."""
+    """Converts ``model`` in place, and tries it."""
     if "quant" in preparing.unobserved_paths(model):
         raise ValueError("model must have run on batches, or have loaded a state, before it is converted")
     preparing.leave_unobserved_in_float(model)
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
+    model.stage = Stage.INT8
+    if model.trial_inputs is not None:  # otherwise no batch ran since it was prepared: its state was loaded
+        _try(model, model.trial_inputs)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
         flatten_sequentials(model, converting.FLAT_KERNELS)
-    model.stage = Stage.INT8
-    if model.trial_inputs is None:  # no batch ran since it was prepared: its state was loaded
-        return model
+    return model
+
+
+def _try(model: QuantizableModel, inputs: Inputs) -> None:
+    """Runs an int8 model on zeros in the shapes of ``inputs``; a single input becomes a batch of one."""
+    is_single = len(inputs.tensors()) == 1
+    zeros = inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
     try:
         with torch.no_grad(), _NoMixedScales():
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
-            _trial_inputs(model.trial_inputs).run(trial)
+            zeros.run(trial)
     except Exception as error:  # a user's forward may raise anything
         stack: list[nn.Module] = []
         with torch.no_grad(), running_module(model, stack), suppress(Exception):
-            _trial_inputs(model.trial_inputs).run(model)
+            zeros.run(model)
         where = describe_running(model.model, stack)
         raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
-    return model
-
-
-def _trial_inputs(inputs: Inputs) -> Inputs:
-    """Zeros in the shapes of ``inputs``; a single input becomes a batch of one."""
-    is_single = len(inputs.tensors()) == 1
-    return inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
 
 
 def _reason(error: Exception) -> str:

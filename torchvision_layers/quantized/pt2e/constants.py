@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from .nodes import WEIGHTED, is_call, is_random, module_path
 from .writes import aliases, is_write, memory_owner
 
-__all__ = ["constant_nodes", "erase_unused_ops", "fold_constants"]
+__all__ = ["add_parameter", "constant_nodes", "erase_unused_ops", "fold_constants"]
 
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -41,7 +41,8 @@ def fold_constants(module: fx.GraphModule) -> None:
     cone = _cone(sources)
     values = _run(module, cone)
     for source, name in sources.items():
-        constant = _add_parameter(module, source, values[source], f"computed_{name}")
+        constant = add_parameter(module, source, values[source], f"computed_{name}")
+        constant.meta.update({"val": source.meta["val"], "is_computed": True})
         source.replace_all_uses_with(constant, lambda user: user not in constants)
     for node in sorted(cone, reverse=True):
         owner = memory_owner(node)
@@ -101,8 +102,11 @@ def _run(module: fx.GraphModule, cone: set[fx.Node]) -> dict[fx.Node, Tensor]:
     return copies
 
 
-def _add_parameter(module: fx.GraphModule, node: fx.Node, value: Tensor, name: str) -> fx.Node:
-    """Registers a parameter at the module of a node, or at the model if the graph keeps no such module."""
+def add_parameter(module: fx.GraphModule, node: fx.Node, value: Tensor, name: str) -> fx.Node:
+    """Registers a parameter at the module of a node, or at the model if the graph keeps no such module.
+
+    Returns a node that reads it.
+    """
     owner = module_path(node) or ""
     if not any(path == owner for path, _ in module.named_modules()):
         owner = ""
@@ -111,6 +115,4 @@ def _add_parameter(module: fx.GraphModule, node: fx.Node, value: Tensor, name: s
         free, number = f"{name}_{number}", number + 1
     module.get_submodule(owner).register_parameter(free, nn.Parameter(value, requires_grad=False))
     with module.graph.inserting_before(node):
-        constant = module.graph.get_attr(f"{owner}.{free}".lstrip("."))
-    constant.meta["val"] = node.meta["val"]
-    return constant
+        return module.graph.get_attr(f"{owner}.{free}".lstrip("."))

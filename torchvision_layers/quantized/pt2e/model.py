@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
+from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import qparams, set_qparams
@@ -70,7 +73,9 @@ class QuantizableGraph(QuantizableWrapper):
             # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension.
             tensors = _resized(tensors, self.batch_dims[0], 1)
         try:
-            outputs = self.body(*tensors)
+            # A compiled graph follows the autocast of its caller.
+            with nullcontext() if torch.compiler.is_compiling() else in_float32():
+                outputs = self.body(*tensors)
         except AssertionError as error:  # from guards that the export put there
             raise ValueError(f"input must have sizes that the forward of the model supports: {error}") from error
         if is_empty:

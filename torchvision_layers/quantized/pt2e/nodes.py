@@ -1,6 +1,8 @@
 """Classes of operators in exported graphs, and queries on their nodes."""
 
+import operator
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -11,12 +13,15 @@ __all__ = [
     "CLAMPS",
     "COMPUTE_OPS",
     "CONVS",
+    "EINSUM",
+    "KEEP_RANGE",
     "LINEAR",
     "MATMULS",
     "NAMED_PADDING",
     "PRODUCTS",
     "UNFOLDABLE_NORM",
     "WEIGHTED",
+    "arguments",
     "float_operands",
     "is_call",
     "is_dequantize",
@@ -36,6 +41,7 @@ _decomposed = "quantized_decomposed"
 CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
 LINEAR = {_aten.linear.default}
 MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.addmm.default}
+EINSUM = {_aten.einsum.default}
 BATCH_NORM = _aten.batch_norm.default
 #: The same operation under a name that torchao does not treat as a batch norm.
 UNFOLDABLE_NORM = _aten.native_batch_norm.default
@@ -50,12 +56,12 @@ _TRANSPOSED_CONVS = {
     _aten.conv_transpose2d.input,
     _aten.conv_transpose3d.input,
 }
-_ATTENTION = {_aten.scaled_dot_product_attention.default, _aten.einsum.default}
+_ATTENTION = {_aten.scaled_dot_product_attention.default}
 #: Operators of layers with weights.
 WEIGHTED = CONVS | LINEAR | _TRANSPOSED_CONVS
 
 #: Operators that take nearly all the time of a network.
-COMPUTE_OPS = WEIGHTED | MATMULS | _ATTENTION
+COMPUTE_OPS = WEIGHTED | MATMULS | EINSUM | _ATTENTION
 
 _RELUS = {_aten.relu.default, _aten.relu_.default}
 #: Activations that only cut off the range of their input.
@@ -75,6 +81,32 @@ _FUSED_INTO_LINEAR = _RELUS | {
     _aten.leaky_relu.default,
     _aten.leaky_relu_.default,
     _aten.tanh.default,
+}
+
+#: Operators that move, select or pool values.
+KEEP_RANGE = {
+    operator.getitem,
+    _aten.adaptive_avg_pool2d.default,
+    _aten.alias.default,
+    _aten.avg_pool2d.default,
+    _aten.cat.default,
+    _aten.chunk.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+    _aten.flatten.using_ints,
+    _aten.max_pool2d.default,
+    _aten.permute.default,
+    _aten.pixel_shuffle.default,
+    _aten.reshape.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.squeeze.dim,
+    _aten.transpose.int,
+    _aten.unsqueeze.default,
+    _aten.upsample_nearest2d.vec,
+    _aten.view.default,
 }
 
 #: Sums and products of two tensors, in place or not.
@@ -110,9 +142,14 @@ def module_class(node: fx.Node) -> str:
     return cls.__name__ if isinstance(cls, type) else cls.rpartition(".")[2]
 
 
+def arguments(node: fx.Node) -> list[Any]:
+    """All arguments of a node, with the defaults that the exporter leaves out."""
+    return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
+
+
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensors that a compute op multiplies."""
-    if is_call(node, {_aten.einsum.default}):
+    if is_call(node, EINSUM):
         tensors = list(node.args[1])  # type: ignore[arg-type]  # a list of nodes
     elif is_call(node, {_aten.baddbmm.default, _aten.addmm.default}):
         tensors = list(node.args[1:3])

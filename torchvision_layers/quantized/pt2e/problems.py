@@ -3,9 +3,8 @@
 from torch import fx
 
 from ..._utils.source_lines import source_line
-from .constants import constant_nodes
-from .nodes import COMPUTE_OPS, WEIGHTED, float_operands, is_call, module_class, module_path, operands
-from .weights import dynamic_weights
+from .nodes import WEIGHTED, float_operands, is_call, module_class, module_path
+from .weights import constant_products, dynamic_weights
 
 __all__ = ["float_problems", "raise_problems", "random_problems", "weight_problems"]
 
@@ -38,10 +37,10 @@ def weight_problems(graph: fx.Graph) -> list[str]:
 
 
 def float_problems(graph: fx.Graph) -> list[str]:
-    """Layers, and products with a weight, that would stay in float. Products of activations may."""
-    problems, constants = [], constant_nodes(graph)
+    """Layers, and products with a weight, that would stay in float, as products of activations do."""
+    problems, products = [], set(constant_products(graph))
     for node in graph.nodes:
-        if is_call(node, COMPUTE_OPS) and (is_call(node, WEIGHTED) or not constants.isdisjoint(operands(node))):
+        if is_call(node, WEIGHTED) or node in products:
             names = float_operands(node)
             if names:
                 problems.append(

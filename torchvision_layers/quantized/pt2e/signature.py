@@ -36,7 +36,7 @@ class Signature:
         Errors: ``TypeError`` for arguments that ``forward`` does not take and for tensors of another dtype;
         ``ValueError`` for tensors of other sizes, for other containers and for other constants than the example's.
         """
-        tensors = list[Tensor]()
+        tensors: list[Tensor] = []
         for i, (name, value) in enumerate(_match(self.template, self._bind(inputs), "")):
             self._check(i, name, value)
             tensors.append(value)

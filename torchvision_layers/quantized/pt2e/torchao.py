@@ -14,7 +14,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
-from .nodes import ADDITIONS, CLAMPS, CONVS, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into
+from .nodes import ADDITIONS, CLAMPS, CONVS, KEEP_RANGE, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
+from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
 
@@ -95,18 +96,26 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool) -> Quantization
 
 
 class _X86Quantizer(x86.X86InductorQuantizer):
-    """torchao's quantizer for x86, plus products of tensors and convolutions of one and three dimensions."""
+    """torchao's quantizer for x86, plus products with constants and convolutions of one and three dimensions.
+
+    Products of two activations, as in attention, stay in float. So do sums, pools and concatenations that ops in float
+    read: eight bits do not hold what all blocks of a transformer have added.
+    """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
+        for node in reversed(model.graph.nodes):
+            if is_call(node, ADDITIONS | KEEP_RANGE) and _reads_int8(node) and _is_read_in_float(node):
+                keep_in_float([node])
+        products = set(constant_products(model.graph))
         for node in model.graph.nodes:
             if node.meta.get(x86.QUANT_ANNOTATION_KEY) is not None or node.op != "call_function":
                 continue
             if node.target in CONVS or node.target in LINEAR:
                 self._annotate_weighted(node)
-            elif node.target in MATMULS:
-                operands = node.args[-2:] if len(node.args) > 2 else node.args
-                self._annotate_inputs(node, dict.fromkeys(operands, self.global_config.input_activation), is_unit=True)
+            elif node in products and node.target in MATMULS:
+                specs = dict.fromkeys(operands(node), self.global_config.input_activation)
+                self._annotate_inputs(node, specs, is_unit=True)
         return model
 
     def _annotate_weighted(self, node: fx.Node) -> None:
@@ -124,23 +133,48 @@ class _X86Quantizer(x86.X86InductorQuantizer):
 
 
 class _OnnxRuntimeQuantizer(_X86Quantizer):
-    """Also quantizes the outputs of compute ops, sums and products, and every term of a sum.
+    """Also quantizes the outputs of convolutions, and terms and results of sums and products that only int8 ops read.
 
-    Inductor's kernels may return float for the next kernel to add; those of onnxruntime take int8 and return int8.
+    Inductor's convolutions may return float for the next kernel to add; those of onnxruntime return int8. Its linear
+    layers return either.
     """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         super().annotate(model)
         spec = self.global_config.input_activation
-        for node in model.graph.nodes:
+        for node in reversed(model.graph.nodes):
             if is_call(node, ADDITIONS | PRODUCTS):
                 terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
-                if len(terms) == 2:
+                if len(terms) < 2:
+                    continue
+                if _is_read_in_float(node):
+                    keep_in_float([node])
+                else:
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
                     _annotate_output(_clamped(node), spec)
-            elif is_call(node, CONVS | LINEAR | MATMULS) and x86.QUANT_ANNOTATION_KEY in node.meta:
+            elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
                 _annotate_output(_clamped(node), spec)
         return model
+
+
+def _reads_int8(node: fx.Node) -> bool:
+    """Whether the quantizer rounds an input of the node."""
+    annotation = node.meta.get(x86.QUANT_ANNOTATION_KEY)
+    return annotation is not None and bool(annotation.input_qspec_map)
+
+
+def _is_read_in_float(node: fx.Node) -> bool:
+    """Whether an op that computes with the node reads float."""
+    return not all(map(_reads_int8, _readers(node)))
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
+    for user in node.users:
+        if is_call(user, KEEP_RANGE | CLAMPS):
+            yield from _readers(user)
+        elif user.op != "output":
+            yield user
 
 
 def _annotate_output(node: fx.Node, spec: object) -> None:

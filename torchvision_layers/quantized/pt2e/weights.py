@@ -1,14 +1,12 @@
 """Padding and weights of convolutions and linear layers."""
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from .constants import constant_nodes
-from .nodes import NAMED_PADDING, WEIGHTED, is_call
+from .nodes import EINSUM, MATMULS, NAMED_PADDING, WEIGHTED, arguments, is_call, operands
 
-__all__ = ["dynamic_weights", "make_padding_numeric"]
+__all__ = ["constant_products", "dynamic_weights", "make_padding_numeric"]
 
 _pad = torch.ops.aten.constant_pad_nd.default
 
@@ -19,7 +17,7 @@ def make_padding_numeric(module: fx.GraphModule) -> None:
     for node in graph.nodes:
         if not is_call(node, NAMED_PADDING):
             continue
-        input, weight, bias, stride, padding, dilation, groups = _arguments(node)
+        input, weight, bias, stride, padding, dilation, groups = arguments(node)
         kernel = weight.meta["val"].shape[2:]
         total = [0] * len(kernel)
         if padding == "same":
@@ -41,12 +39,17 @@ def make_padding_numeric(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _arguments(node: fx.Node) -> list[Any]:
-    """All arguments of a node, with the defaults that the exporter leaves out."""
-    return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
-
-
 def dynamic_weights(graph: fx.Graph) -> list[fx.Node]:
     """Convolutions and linear layers whose weight depends on the input of the model."""
     constants = constant_nodes(graph)
     return [node for node in graph.nodes if is_call(node, WEIGHTED) and node.args[1] not in constants]
+
+
+def constant_products(graph: fx.Graph) -> list[fx.Node]:
+    """Products of a tensor and a constant: linear layers in another spelling."""
+    constants = constant_nodes(graph)
+    return [
+        node
+        for node in graph.nodes
+        if is_call(node, MATMULS | EINSUM) and node not in constants and not constants.isdisjoint(operands(node))
+    ]

@@ -12,6 +12,7 @@ from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
+from .bias_correction import correct_biases, correct_int8_biases, float_outputs
 from .constants import fold_constants
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
@@ -32,6 +33,10 @@ from .writes import reread_after_writes
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
 
+#: Images that correct the biases of an int8 graph.
+_IMAGES = 4
+
+
 def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
     if name == "auto":
@@ -48,7 +53,10 @@ def quantize(
     allow_float: bool,
     dynamic_sizes: bool | None = None,
 ) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed on ``batches``; for ``dynamic_sizes`` see :func:`export`."""
+    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``.
+
+    For ``dynamic_sizes`` see :func:`export`.
+    """
     model = _float_copy(model).eval()
     first = first_of(batches)
     with torch.no_grad():
@@ -58,10 +66,15 @@ def quantize(
         isolate_unfoldable_norms(exported.graph_module)
         remove_dropout(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        _check_same_results(prepared, model, first, "exporting")
-        for batch in batches:
-            prepared.call(batch)
-    return _convert_(prepared)
+        images = _first_images(prepared, first)
+        with correct_biases(prepared.body):
+            _check_same_results(prepared, model, first, "exporting")
+            expected = float_outputs(prepared.body, images)
+            for batch in batches:
+                prepared.call(batch)
+        int8 = _convert_(prepared)
+        correct_int8_biases(int8.body, expected, images)
+    return int8
 
 
 def prepare_qat(
@@ -154,6 +167,16 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     prepared.requires_grad_(False)
     prepared.training = False
     return prepared
+
+
+def _first_images(graph: QuantizableGraph, batch: Inputs) -> list[Tensor]:
+    """The tensors of the first images of a batch: outputs of all layers for a whole batch might not fit into memory."""
+    tensors = graph.signature.flatten(batch.map(Tensor.clone))
+    places = [(i, dim) for i, dims in enumerate(graph.batch_dims[0]) for dim in dims]
+    if len({tensors[i].shape[dim] for i, dim in places}) == 1:
+        for i, dim in places:
+            tensors[i] = tensors[i].narrow(dim, 0, min(_IMAGES, tensors[i].shape[dim]))
+    return tensors
 
 
 def _float_copy(model: nn.Module) -> nn.Module:

@@ -30,28 +30,33 @@ __all__ = ["onnx_qdq", "pt2e_io", "pt2e_ptq", "pt2e_qat"]
 
 NO_TORCHAO = lacks("torchao")
 
-# Operator names in graphs and at run time: with a weight, and products of tensors.
+# Operator names in graphs and at run time: layers with a weight, and products that may be with one.
 _WITH_WEIGHT = re.compile(r"aten\.(conv\w*|linear)\.")
-_PRODUCT = re.compile(r"aten\.(matmul|mm|bmm|addmm|baddbmm|einsum|\w*scaled_dot_product\w*)\.")
+_PRODUCT = re.compile(r"aten\.(matmul|mm|bmm|addmm|baddbmm)\.")
 
 
-class _Multiplies(TorchDispatchMode):
-    """Records whether a convolution, linear layer or product of tensors runs."""
+class _UsesWeights(TorchDispatchMode):
+    """Records whether a convolution, or a product with a parameter, runs."""
 
-    multiplies = False
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.is_found = False
+        self._parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.multiplies |= bool(_WITH_WEIGHT.match(str(func)) or _PRODUCT.match(str(func)))
+        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        has_parameter = any(tensor.untyped_storage().data_ptr() in self._parameters for tensor in tensors)
+        self.is_found |= bool(_WITH_WEIGHT.match(str(func)) or (_PRODUCT.match(str(func)) and has_parameter))
         return func(*args, **(kwargs or {}))
 
 
-def _does_not_multiply(case: Case) -> bool:
+def _has_no_weights(case: Case) -> bool:
     layer = case.fresh()
     if any(isinstance(module, WEIGHTED) for module in layer.modules()):
         return False
-    with torch.no_grad(), _Multiplies() as mode:
+    with torch.no_grad(), _UsesWeights(layer) as mode:
         layer(case.input())
-    return not mode.multiplies
+    return not mode.is_found
 
 
 def _computes_weights(case: Case) -> bool:
@@ -63,7 +68,7 @@ def _computes_weights(case: Case) -> bool:
     return any(node.args[1].op != "placeholder" for node in program.graph.nodes if _WITH_WEIGHT.match(str(node.target)))
 
 
-NOTHING_TO_QUANTIZE = NotApplicable("has no convolution, no linear layer and no product of tensors", _does_not_multiply)
+NOTHING_TO_QUANTIZE = NotApplicable("has no convolution and no linear layer", _has_no_weights)
 COMPUTED_WEIGHT = NotApplicable(
     "computes the weight of a convolution, which must be folded before quantization", _computes_weights
 )
@@ -80,7 +85,10 @@ def _int8(case: Case) -> tuple[nn.Module, Any, list[Tensor]]:
 
 
 def _assert_is_int8(layer: nn.Module, model: Any, report: "Report") -> None:
-    """Assert that operands of convolutions, linear layers and products are dequantized, and weights stored as int8."""
+    """Assert that operands of convolutions and linear layers are dequantized, and weights stored as int8.
+
+    A product may have two operands in float: that of two activations, as in attention.
+    """
     assert_weighted_is_int8(layer, report)
     compute_ops = 0
     for node in model.body.graph.nodes:
@@ -91,23 +99,29 @@ def _assert_is_int8(layer: nn.Module, model: Any, report: "Report") -> None:
             operands = node.args[:2]
         elif _PRODUCT.match(str(node.target)):
             operands = node.args[-2:] if "add" in str(node.target) else node.args[:2]
+            if not any(map(_is_dequantize, operands)):
+                continue
         else:
             continue
         compute_ops += 1
         for operand in operands:
-            assert "dequantize" in str(operand.target), f"operand {operand.name} of {node.name} is float"
+            assert _is_dequantize(operand), f"operand {operand.name} of {node.name} is float"
     assert compute_ops, "the graph has no convolution and no linear layer"
+
+
+def _is_dequantize(node: fx.Node) -> bool:
+    return "dequantize" in str(node.target)
 
 
 def _bound(report: "Report", graph: fx.Graph) -> float:
     """The lowest accepted signal-to-quantization-noise ratio, in decibels.
 
     35 if only the inputs of convolutions and linear layers are rounded. One less for each float part between int8
-    parts, which rounds once more. Two less for each product of tensors: it rounds both, the second with one scale
-    instead of one per channel.
+    parts, which rounds once more. Two less for each product with a parameter, which has one scale instead of one per
+    channel.
     """
     parts = [runs_in for runs_in, _ in groupby(row.runs_in for row in report.rows)]
-    products = sum(bool(_PRODUCT.match(str(node.target))) for node in graph.nodes)
+    products = sum(bool(_PRODUCT.match(str(node.target))) and _is_dequantize(node.args[-1]) for node in graph.nodes)
     return 35 - parts[1:-1].count("float") - 2 * products
 
 

@@ -26,6 +26,7 @@ from ..post_ops import ACTIVATIONS, PostOp
 from ..wrappers import ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
+from .grouped_convs import move_slow_convs
 
 __all__ = ["FLAT_KERNELS", "convert"]
 
@@ -41,6 +42,9 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         QuantStub: nnq.Quantize,
         DeQuantStub: nnq.DeQuantize,
     }
+    if backend == "onednn":
+        unpacked = {nnq.Linear: _UnpackedLinear, nniq.LinearReLU: _UnpackedLinearReLU}
+        mapping = {source: unpacked.get(target, target) for source, target in mapping.items()}
     with use_backend(backend), ignore_deprecations():
         for op in post_ops:
             _convert_post_op(model.get_submodule(op.parent), op, mapping)
@@ -50,6 +54,9 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     for module in model.modules():
         if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
             module.__class__ = ConvReLU2d
+    if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
+        with ignore_deprecations():
+            move_slow_convs(model)
 
 
 class _ToArithmetic:
@@ -79,10 +86,28 @@ def _conv2d(conv: nnq.Conv2d, input: Tensor) -> Tensor:
 FLAT_KERNELS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {nnq.Conv2d: _conv2d, ConvReLU2d: _conv2d}
 
 
+class _Unpacked:
+    """Mixed into a linear layer of torch, which would pack its weights twice although another module replaces it."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)  # type: ignore[arg-type]  # every class with this one is a module
+
+    def set_weight_bias(self, w: Tensor, b: Tensor | None) -> None:
+        self.weight_and_bias = w, b
+
+
+class _UnpackedLinear(_Unpacked, nnq.Linear):
+    pass
+
+
+class _UnpackedLinearReLU(_Unpacked, nniq.LinearReLU):
+    pass
+
+
 def _replace_linear(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nnq.Linear):
-            weight, bias = child._weight_bias()
+        if isinstance(child, (_UnpackedLinear, _UnpackedLinearReLU)):
+            weight, bias = child.weight_and_bias
             qparams = float(child.scale), int(child.zero_point)
             linear = Int8Linear(weight, bias, [1, 1], [0, 0], [1, 1], 1, *qparams).eval()
             linear._forward_hooks, linear._forward_pre_hooks = child._forward_hooks, child._forward_pre_hooks

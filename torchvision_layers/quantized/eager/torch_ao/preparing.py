@@ -1,5 +1,7 @@
 """Adds observers, or fake quantization, to a fused model."""
 
+from itertools import chain
+
 import torch
 import torch.ao.nn.qat
 import torch.ao.quantization as taoq
@@ -14,7 +16,7 @@ from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
-from ..support import int8_support, is_unit
+from ..support import becomes_int8, int8_support, is_unit
 from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
@@ -109,10 +111,12 @@ def prepare(
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
-    in_float = _modules_in_float(model, False).union(unused)
+    in_float, in_both = _modules_in_float(model)
+    in_float.update(unused)
     for module in model.modules():
-        if isinstance(module, Int8Child):
-            module.qconfig = model.qconfig  # a forward in float around it has none
+        # A forward in float around an int8 child has none, nor gives one to modules that others call in int8.
+        if isinstance(module, Int8Child) or (module in in_both and becomes_int8(module) and module not in in_float):
+            module.qconfig = model.qconfig
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
@@ -124,9 +128,12 @@ def prepare(
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    # Without this argument, torch looks for the device in all tensors of the model, for each observer again.
+    place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
     for module in model.modules():
         if isinstance(module, Observed) and module not in in_float:
-            module.activation_post_process = model.qconfig.activation()  # type: ignore[operator, union-attr]
+            module.activation_post_process = model.qconfig.activation(**place)  # type: ignore[operator, union-attr]
 
 
 def _add_float_fallbacks(
@@ -135,6 +142,8 @@ def _add_float_fallbacks(
     """Wraps each module below ``module`` that runs in float, unless the ``forward`` that calls it does too."""
     for name, child in module.named_children():
         if is_unit(child) or hasattr(child, "is_unused"):
+            continue
+        if isinstance(child, (FloatFallback, MultipleFloatFallback)):  # below a module that is in several places
             continue
         call = _PLAIN if calls is None else calls.get(child, _PLAIN)
         support = int8_support(child)
@@ -154,13 +163,20 @@ def _add_float_fallbacks(
             _add_float_fallbacks(child, backend, calls, is_in_float and not isinstance(child, Int8Child))
 
 
-def _modules_in_float(module: nn.Module, is_in_float: bool) -> set[nn.Module]:
-    """The modules below float fallbacks, except those that int8 children run."""
-    in_float = {module} if is_in_float else set()
-    for child in module.children():
-        is_fallback = isinstance(module, (FloatFallback, MultipleFloatFallback)) and child is module.module
-        in_float |= _modules_in_float(child, (is_in_float or is_fallback) and not isinstance(child, Int8Child))
-    return in_float
+def _modules_in_float(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
+    """The modules below float fallbacks, except those that int8 children run; and those that are elsewhere as well."""
+    places: dict[bool, set[nn.Module]] = {False: set(), True: set()}
+
+    def visit(module: nn.Module, is_in_float: bool) -> None:
+        if module in places[is_in_float]:
+            return
+        places[is_in_float].add(module)
+        for child in module.children():
+            is_fallback = isinstance(module, (FloatFallback, MultipleFloatFallback)) and child is module.module
+            visit(child, (is_in_float or is_fallback) and not isinstance(child, Int8Child))
+
+    visit(model, False)
+    return places[True] - places[False], places[True] & places[False]
 
 
 def freeze(model: nn.Module) -> None:

@@ -1,0 +1,97 @@
+"""Corrects biases for the shift that rounding the weights adds to the mean of each channel.
+
+Activations are mostly positive, so errors of the weights do not cancel: they shift whole channels. Convolutions and
+linear layers are linear, so the mean input determines the mean shift (Nagel et al., 2019, "Data-Free Quantization
+Through Weight Equalization and Bias Correction", section 4.2, with the mean measured instead of derived).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["InputMean", "rounding_error", "significant_mean"]
+
+
+def rounding_error(weight: Tensor, observer: Any) -> Tensor:
+    """The error that rounding adds to a weight, with the scales of a symmetric observer of torch.ao or torchao.
+
+    The observer must have one scale for each item of the first dimension.
+    """
+    observer(weight)
+    scale = observer.calculate_qparams()[0].view(-1, *[1] * (weight.dim() - 1))  # zero points are zero
+    # The same as torch.fake_quantize_per_channel_affine, in a third of the time.
+    steps = weight.mul(1 / scale).round_().clamp_(observer.quant_min, observer.quant_max)
+    return steps.mul_(scale).sub_(weight)
+
+
+class InputMean(nn.Module):
+    """Measures the mean input of a layer at each position of its kernel, over images and output positions.
+
+    Args:
+        kernel_size: size of the kernel in each spatial dimension; none for a linear layer, with any number of
+            dimensions in front of the features.
+        stride: stride of the convolution in each of these dimensions.
+        padding: zeros on both sides.
+        dilation: distance between the elements of the kernel.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Sequence[int] = (),
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (),
+        dilation: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self._dims = list(zip(kernel_size, stride, padding, dilation, strict=True))
+        self._total: Tensor | None = None
+        self._images = 0
+
+    def forward(self, input: Tensor) -> None:
+        if not self._dims:
+            input = input.reshape(-1, input.shape[-1])
+        elif input.dim() == len(self._dims) + 1:  # one image without a batch
+            input = input.unsqueeze(0)
+        if not input.numel():
+            return
+        mean = input.detach().mean(0)
+        for size, dim in zip(input.shape[2:], self._dims, strict=True):
+            # Moves the kernel's dimension to the end, so the next one to contract is again the first after channels.
+            mean = torch.tensordot(mean, _reads(size, *dim).to(mean), dims=([1], [0]))
+        total = mean * len(input)
+        self._total = total if self._total is None else self._total + total
+        self._images += len(input)
+
+    def shift(self, error: Tensor, groups: int = 1) -> Tensor | None:
+        """How much this error of the weights shifts the mean of each output channel; ``None`` if there was no input."""
+        if self._total is None:
+            return None
+        mean = self._total / self._images
+        return (error.reshape(groups, len(error) // groups, -1) * mean.reshape(groups, 1, -1)).sum(2).flatten()
+
+
+def _reads(size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """For each input and each element of the kernel, the share of the outputs that multiplies both."""
+    outputs = (size + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
+    positions = torch.arange(outputs)[:, None] * stride + torch.arange(kernel_size) * dilation - padding
+    elements = torch.arange(kernel_size).expand_as(positions)
+    is_inside = (positions >= 0) & (positions < size)
+    reads = torch.zeros(size, kernel_size)
+    reads[positions[is_inside], elements[is_inside]] = 1 / outputs
+    return reads
+
+
+def significant_mean(values: Tensor) -> Tensor:
+    """The mean over all dimensions but the last, less the share of its size that chance explains.
+
+    The mean of a few values has an error, whose size follows from the variance of the values, here of all channels
+    together. Zero if there is only one value.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    mean = rows.mean(0)
+    if len(rows) < 2 or not bool(mean.any()):
+        return torch.zeros_like(mean)
+    by_chance = rows.var(0).mean() / len(rows)
+    return mean * (1 - by_chance / mean.square().mean()).clamp(min=0)

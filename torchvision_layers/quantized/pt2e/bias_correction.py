@@ -1,0 +1,156 @@
+"""Bias correction of graphs: of prepared ones for rounded weights, of int8 ones for rounded activations too."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..bias_correction import InputMean, rounding_error, significant_mean
+from .constants import add_parameter
+from .nodes import CONVS, LINEAR, arguments, is_call
+
+__all__ = ["correct_biases", "correct_int8_biases", "float_outputs"]
+
+Outputs = dict[str, tuple[Tensor, int]]
+
+
+@contextmanager
+def correct_biases(module: fx.GraphModule) -> Iterator[None]:
+    """Measures the inputs that a prepared graph runs on within the context, then corrects its biases.
+
+    A bias with several readers, or none, becomes a parameter of its own for each layer.
+    """
+    means = {node: _input_mean(module, node) for node in module.graph.nodes if _is_observed(module, node)}
+    recorders = [_add_recorder(module, node, mean) for node, mean in means.items()]
+    module.recompile()
+    try:
+        yield
+    finally:
+        for recorder in recorders:
+            module.graph.erase_node(recorder)
+            module.delete_submodule(str(recorder.target))
+        module.recompile()
+    readers = _readers(module.graph)
+    for node, mean in means.items():
+        error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
+        shift = mean.shift(error, arguments(node)[-1] if node.target in CONVS else 1)
+        if shift is not None:
+            _shift_bias(module, node, -shift, readers)
+    module.recompile()
+
+
+def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node is a layer with a weight that is rounded per channel.
+
+    A bias that the ``forward`` computes is left alone, because it may be zero on purpose: Swin V2 normalizes keys, and
+    those of its padding must stay zero.
+    """
+    if not is_call(node, CONVS | LINEAR):
+        return False
+    _, weight, bias, *_ = arguments(node)
+    has_scales = weight.op == "call_module" and hasattr(module.get_submodule(weight.target), "ch_axis")
+    is_plain = bias is None or (bias.op == "get_attr" and "is_computed" not in bias.meta)
+    return has_scales and weight.args[0].op == "get_attr" and is_plain
+
+
+def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
+    if node.target not in CONVS:
+        return InputMean()
+    kernel = _weight(module, node).shape[2:]
+    stride, padding, dilation = arguments(node)[3:6]
+    return InputMean(
+        kernel, *(value * len(kernel) if len(value) == 1 else value for value in (stride, padding, dilation))
+    )
+
+
+def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.Node:
+    name = f"_input_mean_of_{node.name}"
+    module.add_submodule(name, mean)
+    with module.graph.inserting_before(node):
+        return module.graph.call_module(name, (node.args[0],))
+
+
+def _weight(module: nn.Module, node: Any) -> Tensor:
+    """The weight of a layer, behind its observer."""
+    return _tensor(module, node.args[1].args[0])
+
+
+def _tensor(module: nn.Module, node: Any) -> Tensor:
+    return attrgetter(str(node.target))(module).detach()
+
+
+def _readers(graph: fx.Graph) -> dict[str, int]:
+    """The number of nodes that read each tensor, by path."""
+    readers = dict[str, int]()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    return readers
+
+
+def _shift_bias(module: fx.GraphModule, node: fx.Node, shift: Tensor, readers: dict[str, int]) -> None:
+    bias: Any = arguments(node)[2]
+    value = shift if bias is None else _tensor(module, bias) + shift
+    path, _, name = str(bias.target).rpartition(".") if bias is not None else ("", "", "")
+    if bias is not None and readers[str(bias.target)] == 1 and name in module.get_submodule(path)._parameters:
+        # A new parameter, because the old one may have other names.
+        module.get_submodule(path).register_parameter(name, nn.Parameter(value, requires_grad=False))
+    else:
+        node.args = (*node.args[:2], add_parameter(module, node, value, "corrected_bias"), *node.args[3:])
+
+
+def float_outputs(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Outputs:
+    """Outputs of the layers of a prepared graph whose biases can be corrected, with the axis of channels, by name."""
+    run = _FloatRun(module)
+    run.run(*[tensor.clone() for tensor in tensors])  # a forward may write into its input
+    return run.outputs
+
+
+def correct_int8_biases(module: fx.GraphModule, expected: Outputs, tensors: Sequence[Tensor]) -> None:
+    """Corrects the layers of an int8 graph in turn: the means of their channels become those of ``float_outputs``.
+
+    This also cancels the shift of rounded and clipped activations.
+    """
+    _CorrectingRun(module, expected).run(*[tensor.clone() for tensor in tensors])
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph without the modules that only look at its tensors: observers, and guards of the export."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0]
+
+
+class _FloatRun(_Run):
+    """Collects the outputs of the layers of a prepared graph."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.layers = {node for node in module.graph.nodes if _is_observed(module, node)}
+        self.outputs: Outputs = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n in self.layers:
+            axis = -1 if n.target in LINEAR else 1 - _weight(self.module, n).dim()
+            self.outputs[n.name] = output.clone(), axis  # an activation may overwrite it
+        return output
+
+
+class _CorrectingRun(_Run):
+    """Corrects the bias of each layer of an int8 graph before the next layer runs."""
+
+    def __init__(self, module: fx.GraphModule, expected: Outputs) -> None:
+        super().__init__(module)
+        self.expected = expected
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n.name in self.expected:
+            expected, axis = self.expected[n.name]
+            shift = significant_mean((expected - output).movedim(axis, -1))
+            _tensor(self.module, n.args[2]).add_(shift)
+            output = output + shift.reshape([-1, *[1] * (-1 - axis)])
+        return output
