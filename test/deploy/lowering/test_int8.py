@@ -30,7 +30,7 @@ def assert_rounds_like(lowered: nn.Module, graph: nn.Module, model: nn.Module, *
         output, rounded = lowered(*inputs), graph(*inputs)
     assert output.shape == expected.shape
     assert output.dtype == expected.dtype
-    assert decibels(output, expected) >= min(decibels(rounded, expected) - 0.5, 60)
+    assert decibels(output, expected) >= min(decibels(rounded, expected) - 1.5, 60)  # one step of one feature
     assert decibels(output, rounded) >= 35
 
 
@@ -110,7 +110,8 @@ def test_layers_equal_a_computation_with_integers() -> None:
     steps = weight.abs().amax((1, 2, 3))
     steps = conv.weight.abs().amax((1, 2, 3)).double() / steps
     integers = (torch.round(x * float(1 / scale)) + zero_point).clamp(0, 255).double() - zero_point
-    expected = F.conv2d(integers, weight, padding=1) * float(scale) * steps[:, None, None] + conv.bias[:, None, None]
+    bias = next(value for key, value in state.items() if "bias" in key)  # corrected in the calibration
+    expected = F.conv2d(integers, weight, padding=1) * float(scale) * steps[:, None, None] + bias[:, None, None]
     output = deploy.lower(graph, x)(x)
     assert float((output - expected).abs().max() / expected.abs().max()) < 1e-6
 
@@ -186,19 +187,25 @@ def test_between_convolutions(middle: Callable[..., Any]) -> None:
 
 def test_networks() -> None:
     torch.manual_seed(0)
-    blocks = [tnn.BasicBlock(8, 8), tnn.InvertedResidual(8, 8, 1, 2), tnn.MBConv(8, 8), tnn.ConvNeXtBlock(8)]
+    blocks = [tnn.BasicBlock(8, 8), tnn.InvertedResidual(8, 8, 1, 2), tnn.MBConv(8, 8)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
     model = stir(nn.Sequential(tnn.ConvNormAct(3, 8, stride=2), *blocks, *head))
     lowered = lower(model, images(8, 3, 32, 32), others=((images(8, 3, 48, 40),),))
     program = repr(lowered)
     assert not any(name in program for name in (" conv2d(", " linear(", "quantized_decomposed", "mkldnn"))
-    # ConvNeXtBlock adds its input in float, so the sum before it is in float as well.
-    assert program.count("+ sum in place") == 2
+    assert program.count("+ sum in place") == 3
     for clone in (copy.deepcopy(lowered), pickle.loads(pickle.dumps(lowered))):
         assert torch.equal(clone(images(2, 3, 32, 32)), lowered(images(2, 3, 32, 32)))
     fresh = pickle.loads(pickle.dumps(lowered))
     fresh.load_state_dict(lowered.state_dict())
     assert torch.equal(fresh(images(2, 3, 32, 32)), lowered(images(2, 3, 32, 32)))
+
+
+def test_blocks_with_sums_in_float() -> None:
+    torch.manual_seed(0)
+    model = stir(nn.Sequential(nn.Conv2d(3, 8, 3), tnn.ConvNeXtBlock(8), tnn.ConvNeXtBlock(8)))
+    lowered = lower(model, images(4, 3, 12, 12), others=((images(1, 3, 16, 9),),))
+    assert repr(lowered).count("onednn.qlinear_pointwise(") == 4
 
 
 def test_states_of_other_scales() -> None:
