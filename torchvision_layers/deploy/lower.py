@@ -71,7 +71,7 @@ def lower(
 
         >>> deploy.lower(tnn.ConvNormAct(3, 8), torch.randn(1, 3, 8, 8))
         LoweredModel(
-          input = input
+          input = input  [1, 3, 8, 8]
           to_channels_last = to_channels_last(input)  [1, 3, 8, 8]
           conv2d = mkldnn._convolution_pointwise(to_channels_last, 0.weight, 0.bias) + relu  [1, 8, 8, 8]
           contiguous_default = contiguous(conv2d)  [1, 8, 8, 8]

@@ -82,6 +82,14 @@ def test_errors(model: Any, x: Any, error: type[Exception], message: str) -> Non
     assert "dispatch" not in str(caught.value).lower()
 
 
+def test_lowered_models_are_not_float_models() -> None:
+    lowered = deploy.lower(CONV, X)
+    for verb_ in (deploy.lower, deploy.fold, lambda model, x: quantized.quantize(model, [x])):
+        for model in (lowered, nn.Sequential(lowered)):
+            with pytest.raises(ValueError, match="is a LoweredModel: pass the module that it wraps"):
+                verb_(model, X)
+
+
 @pytest.mark.parametrize("model", [int8_model("eager"), nn.Sequential(int8_model("pt2e"))], ids=["eager", "inside"])
 def test_int8_models(model: nn.Module) -> None:
     with pytest.raises(TypeError, match=r"model must be float or an int8 graph, (0|model) is a Quantizable"):

@@ -244,6 +244,28 @@ def test_sizes_that_the_program_does_not_take() -> None:
             clone(images(2, 3, 20, 16))
 
 
+class Windows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        height = input.shape[2]
+        padded = F.pad(input, (0, 0, 0, (4 - height % 4) % 4))
+        return F.relu(self.conv(padded))[:, :, :height]
+
+
+def test_images_of_one_size() -> None:
+    """An export of such a model for all sizes can take minutes."""
+    torch.manual_seed(0)
+    model = Windows().eval()
+    with pytest.warns(UserWarning, match="the lowered model takes images of 18 x 16 only"):
+        lowered = deploy.lower(model, images(2, 3, 18, 16))
+    assert_agrees(lowered, model, images(3, 3, 18, 16))
+    with pytest.raises(ValueError, match="input must have size 18 in dimension 2"):
+        lowered(images(2, 3, 20, 16))
+
+
 def test_shared_weights_and_modules_used_twice() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -266,7 +288,7 @@ def test_the_program_is_readable(lowered: deploy.LoweredModel) -> None:
     lines = [line.strip() for line in repr(lowered).splitlines()]
     assert lines[0] == "LoweredModel("
     assert lines[1:4] == [
-        "input = input",
+        "input = input  [2, 3, 16, 16]",
         "to_channels_last = to_channels_last(input)  [2, 3, 16, 16]",
         "conv2d = mkldnn._convolution_pointwise(to_channels_last, 0.0.weight, 0.0.bias) + relu  [2, 8, 8, 8]",
     ]

@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 _mkldnn = torch.ops.mkldnn
 _ADD, _PERMUTE, _RELU = _aten.add.Tensor, _aten.permute.default, _aten.relu.default
 #: Multiplications below which oneDNN's linear layers take longer to start than a matrix product takes.
-_MIN_PRODUCTS = 2**19
+_MIN_PRODUCTS = 2**18
 
 
 def fuse(module: fx.GraphModule) -> None:

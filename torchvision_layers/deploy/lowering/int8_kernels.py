@@ -31,7 +31,8 @@ def _has_exact_products() -> bool:
 
 def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     """``input`` in steps of ``scale``, rounded half to even."""
-    return input.mul(1.0 / scale).round_().add_(zero_point).clamp_(low, high).to(dtype)
+    steps = input.mul(1.0 / scale).round_()
+    return (steps.add_(zero_point) if zero_point else steps).clamp_(low, high).to(dtype)
 
 
 def dequantize(input: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -21,8 +21,9 @@ class Program:
     """A model as a list of steps."""
 
     inputs: tuple[str, ...]
-    #: The names of the inputs for readers.
+    #: The names of the inputs for readers, and their shapes in the example.
     names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
     #: For each parameter or buffer that is read, its path.
     state: dict[str, str]
     #: Steps whose results are the same in each call, such as the packing of weights.
@@ -39,11 +40,12 @@ class Program:
         returned = set[fx.Node]().union(*(sets.get(n, ()) for n in module.graph.output_node().all_input_nodes))
         constants = constant_nodes(module.graph) - returned
         inputs, state, setup, steps = list[str](), dict[str, str](), list[Step](), list[Step]()
-        outputs: tuple[Any, ...] = ()
+        shapes, outputs = list[tuple[int, ...]](), tuple[Any, ...]()
         guards = Guards()
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 inputs.append(node.name)
+                shapes.append(tuple(node.meta["shape"]))
             elif node.op == "get_attr" and node.users:
                 state[node.name] = str(node.target)
             elif node.op == "call_module":
@@ -52,7 +54,7 @@ class Program:
                 outputs = tuple(_with_refs(node.args[0]))
             elif node.op == "call_function":
                 (setup if node in constants and not is_write(node) else steps).append(_step(node))
-        return cls(tuple(inputs), tuple(names), state, tuple(setup), tuple(steps), outputs, guards)
+        return cls(tuple(inputs), tuple(names), tuple(shapes), state, tuple(setup), tuple(steps), outputs, guards)
 
     @property
     def scales(self) -> list[float]:
@@ -73,7 +75,7 @@ class Program:
         for step in self.setup:  # a packed weight is shown under the path of the weight
             source = next(refs(step.args), None)
             names[step.name] = step.name if source is None else names.get(source, source)
-        lines = [f"{name} = input" for name in self.names]
+        lines = [f"{name} = input  {list(shape)}" for name, shape in zip(self.names, self.shapes, strict=True)]
         lines += [step.describe(names) for step in self.steps if not step.is_arithmetic()]
         outputs = ", ".join(names.get(name, name) for name in refs(self.outputs))
         return "\n".join([*lines, f"return {outputs}"])
