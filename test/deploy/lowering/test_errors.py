@@ -1,5 +1,6 @@
 """Models and inputs that cannot be lowered."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision_layers import deploy, quantized
 from torchvision_layers.deploy import lower as verb
 
+from ...interpreter import Interpreter
 from .._support import FunctionModule, example, int8_model
 from ._support import images
 
@@ -110,6 +112,21 @@ def test_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
             RuntimeError, match=r"lowered models need the operators of oneDNN.*run deploy.fold\(model\)"
         ):
             call()
+
+
+@pytest.mark.slow
+def test_imports_without_onednn(interpreter: Interpreter) -> None:
+    code = (
+        "import torch\n"
+        "torch.ops.mkldnn = torch.ops.onednn = object()\n"
+        "from torchvision_layers import deploy\n"
+        "try:\n"
+        "    deploy.lower(torch.nn.Conv2d(3, 4, 3), torch.ones(1, 3, 8, 8))\n"
+        "except RuntimeError as error:\n"
+        "    print(error)"
+    )
+    result = interpreter.run(code, cwd=Path(deploy.__file__).parents[2])
+    assert "need the operators of oneDNN" in result.stdout, result.stderr
 
 
 def test_programs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

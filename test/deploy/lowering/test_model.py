@@ -294,3 +294,17 @@ def test_the_program_is_readable(lowered: deploy.LoweredModel) -> None:
     ]
     assert lines[-2] == "return linear"
     assert sum("+ sum in place + relu" in line for line in lines) == 1
+
+
+def test_children_of_any_name() -> None:
+    class Names(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.check, self.program, self.signature = (nn.Conv2d(3, 3, 1) for _ in range(3))
+            self.run = nn.ModuleDict({"bind": nn.Conv2d(3, 3, 1)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run["bind"](self.signature(self.program(self.check(x))))
+
+    torch.manual_seed(0)
+    assert_lowers(Names(), images(2, 3, 4, 4))

@@ -55,7 +55,7 @@ def _has_float_constants(module: fx.GraphModule, node: fx.Node) -> bool:
     return value.dtype == torch.float32 and value.device.type == "cpu" and (not dims or value.dim() == dims)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+def _replace(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
     node.target, node.args, node.kwargs = target, args, {}
 
 
@@ -68,7 +68,7 @@ def _replace_conv(module: fx.GraphModule, node: fx.Node) -> None:
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_conv, (weight, padding, stride, dilation, groups))
     target = conv1d if dims == 1 else _mkldnn._convolution_pointwise.default
-    _replace(module.graph, node, target, (input, packed, bias, padding, stride, dilation, groups, "none", [], ""))
+    _replace(node, target, (input, packed, bias, padding, stride, dilation, groups, "none", [], ""))
     node.meta["kernel"] = [int(size) for size in (weight.meta["val"].shape[0], *weight.meta["val"].shape[2:])]
 
 
@@ -78,7 +78,7 @@ def _replace_linear(module: fx.GraphModule, node: fx.Node) -> None:
         return
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_linear, (weight,))
-    _replace(module.graph, node, _mkldnn._linear_pointwise.default, (input, packed, bias, "none", [], ""))
+    _replace(node, _mkldnn._linear_pointwise.default, (input, packed, bias, "none", [], ""))
     node.meta["features"] = int(weight.meta["val"].shape[0])
 
 
@@ -86,7 +86,7 @@ def _replace_pixel_conv(module: fx.GraphModule, node: fx.Node) -> None:
     input, weight, bias, *_ = arguments(node)
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_pixels, (weight,))
-    _replace(module.graph, node, pixel_linear, (input, packed, bias))
+    _replace(node, pixel_linear, (input, packed, bias))
 
 
 def _products(input: fx.Node, weight: fx.Node) -> int:
@@ -171,7 +171,7 @@ def _replace_conv_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.
     input, weight, bias, padding, stride, dilation, groups = layer.args[:7]
     post_op = "relu" if has_relu else None
     args = (input, other, weight, bias, padding, stride, dilation, groups, kernel, post_op, False)
-    _replace(graph, node, conv_sum, args)
+    _replace(node, conv_sum, args)
     if has_relu:
         follower.replace_all_uses_with(node)
         graph.erase_node(follower)

@@ -16,15 +16,13 @@ from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized
 
 __all__ = ["assign_layouts", "record_shapes"]
 
-_CONV = torch.ops.mkldnn._convolution_pointwise.default
-#: Operators that read images, and the numbers of arguments of the functions that pack their weights.
+#: Operators that read images. By name, because torch may be built without them.
 _IMAGE_OPERATORS = {
-    _CONV,
-    conv_sum,
-    quantized_conv_sum,
-    torch.ops.onednn.qconv2d_pointwise.default,
-    torch.ops.onednn.qconv3d_pointwise.default,
+    "mkldnn._convolution_pointwise.default",
+    "onednn.qconv2d_pointwise.default",
+    "onednn.qconv3d_pointwise.default",
 }
+#: The functions that pack weights of convolutions, and the numbers of their arguments.
 _CONV_PACKS: dict[Any, int] = {pack_conv: 5, pack_quantized_conv: 8}
 
 
@@ -82,13 +80,12 @@ class _Run:
             elif node.op == "get_attr":
                 self._store(node, attrgetter(node.target)(self._module).detach())
             elif node.op == "call_function":
-                if node.target in _IMAGE_OPERATORS:
+                if node.target in (conv_sum, quantized_conv_sum) or str(node.target) in _IMAGE_OPERATORS:
                     self._convert_input(node)
                 self._pack(node)
                 self._execute(node)
             for input in dead.get(node, []):
-                if input.op != "get_attr":
-                    self._values[input] = None if not isinstance(self._values.get(input), int) else self._values[input]
+                self._values[input] = None
 
     def _execute(self, node: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)

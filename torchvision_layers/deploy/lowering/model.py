@@ -16,7 +16,7 @@ from .int8_kernels import check_exact_products
 from .kernels import check_onednn
 from .program import Program
 
-__all__ = ["LoweredModel"]
+__all__ = ["LoweredModel", "accepts_sizes"]
 
 
 class LoweredModel(nn.Module):
@@ -41,7 +41,8 @@ class LoweredModel(nn.Module):
         self._signature = signature
         self._output_template = output_template
         self._threads = threads
-        self._run: tuple[Callable[..., None], Callable[..., tuple[Any, ...]]] | None = None
+        self._check_sizes = program.guards.function()
+        self._run: Callable[..., tuple[Any, ...]] | None = None
         for path, tensor in state.items():
             _register(self, path, tensor)
         if program.scales:
@@ -56,20 +57,10 @@ class LoweredModel(nn.Module):
         Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
         variable sizes.
         """
+        tensors = _check_inputs(self, Inputs(args, kwargs))
         with torch.no_grad(), _threads(self._threads), _without_autocast():
-            tensors, run = self.check(Inputs(args, kwargs))
-            outputs = run(*tensors)
+            outputs = (self._run or self._bind())(*tensors)
         return rebuild(self._output_template, outputs)
-
-    def check(self, inputs: Inputs) -> tuple[list[Tensor], Callable[..., tuple[Any, ...]]]:
-        """The tensors of the inputs, and the function that runs the steps on them; raises errors like a call."""
-        tensors = self._signature.flatten(inputs)
-        for name, tensor in zip(self._program.names, tensors, strict=True):
-            if tensor.device.type != "cpu":
-                raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
-        check, run = self._run or self._bind()
-        check(*tensors)
-        return tensors, run
 
     def train(self, mode: bool = True) -> Self:
         """Errors: ``RuntimeError`` in training mode."""
@@ -77,16 +68,13 @@ class LoweredModel(nn.Module):
             raise RuntimeError("a lowered model cannot be trained: train the model that it was lowered from")
         return self
 
-    def _bind(self) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
+    def _bind(self) -> Callable[..., tuple[Any, ...]]:
         check_onednn()
         if self._program.scales:
             check_exact_products()
         tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
-        self._run = bound = (
-            self._program.guards.function(),
-            self._program.bind({path: tensor.detach() for path, tensor in tensors}),
-        )
-        return bound
+        self._run = run = self._program.bind({path: tensor.detach() for path, tensor in tensors})
+        return run
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         probe = fn(torch.empty(0))
@@ -99,11 +87,34 @@ class LoweredModel(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None}
+        return {**self.__dict__, "_run": None, "_check_sizes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._check_sizes = self._program.guards.function()
 
     def __repr__(self) -> str:
         lines = "\n".join(f"  {line}" for line in str(self._program).splitlines())
         return f"{type(self).__name__}(\n{lines}\n)"
+
+
+def accepts_sizes(model: LoweredModel, inputs: Inputs) -> bool:
+    """Whether the program takes inputs of these sizes."""
+    try:
+        _check_inputs(model, inputs)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_inputs(model: LoweredModel, inputs: Inputs) -> list[Tensor]:
+    """The tensors of the inputs. It is no method, because a child of the model may have any name."""
+    tensors = model._signature.flatten(inputs)
+    for name, tensor in zip(model._program.names, tensors, strict=True):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
+    model._check_sizes(*tensors)
+    return tensors
 
 
 def _register(model: nn.Module, path: str, tensor: Tensor) -> None:
