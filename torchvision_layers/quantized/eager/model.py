@@ -211,8 +211,7 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
             without a twin included, instead of raising. Default: ``False``.
 
     Errors: ``TypeError`` with the path, class and source line of each convolution or linear layer that cannot become
-    int8, and of each ``forward`` that computes with a weight of its own; ``TypeError`` for a layer of this package
-    without a twin.
+    int8, of each ``forward`` that computes with a weight of its own, and of each layer of this package without a twin.
 
     Examples::
 
@@ -239,7 +238,7 @@ def make_quantizable_(
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
-    make_twins(wrapper.model, allow_float)
+    without_twin = make_twins(wrapper.model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     untrainable = _make_plain_(wrapper.model, will_train, run)
     for path, module in wrapper.model.named_modules():
@@ -251,7 +250,8 @@ def make_quantizable_(
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
     if not allow_float:
-        raise_problems(wrapper.model, problems | (run.problems if run else {}), untrainable.values())
+        problems |= run.problems if run else {}
+        raise_problems(wrapper.model, problems, untrainable.values(), without_twin)
     return wrapper
 
 

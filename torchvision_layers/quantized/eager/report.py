@@ -59,6 +59,8 @@ def _row(module: nn.Module, path: str, before: str, is_converted: bool) -> Repor
         return ReportRow(path, before, f"FloatFallback({inner.__name__})", "float", int8_support(module.module).value)
     if support is Int8Support.FLOAT_FORWARD:
         return ReportRow(path, before, f"FloatFallback({before})", "float", support.value)
+    if hasattr(module, "stays_in_float"):  # as a whole, below a forward in float
+        return ReportRow(path, before, after, "float", support.value)
     if isinstance(module, FloatOperation):
         after = f"FloatOperation({module.extra_repr()})"
         return ReportRow(path, before, after, "float", Int8Support.FLOAT_FALLBACK.value)

@@ -71,11 +71,10 @@ class QuantizableLayer(nn.Module):
         Errors: ``TypeError`` unless ``layer`` is an instance of the twin's float class, with its channels known.
         """
         check_not_lazy("layer", layer)
-        if _twin_class(layer, "layer") is not cls:
-            raise TypeError(f"layer must be a {cls.float_class.__name__}, got {type(layer).__name__}")
         twin = copy.deepcopy(layer)
-        make_twins(twin)
-        assert isinstance(twin, cls)
+        _make_all_twins(twin)
+        if isinstance(layer, QuantizableLayer) or type(twin) is not cls:
+            raise TypeError(f"layer must be a {cls.float_class.__name__}, got {type(layer).__name__}")
         return twin
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
@@ -100,35 +99,42 @@ def _completed(cls: type[QuantizableLayer], init: Callable[..., None]) -> Callab
         # A twin may derive from another twin, whose constructor is completed as well: the last one does it.
         if next(c for c in type(self).__mro__ if "float_class" in vars(c)) is cls:
             self._add_observed_ops()
-            make_twins(self)
+            _make_all_twins(self)
 
     return completed
 
 
-class NoTwinError(TypeError):
-    """A layer of this package has no quantizable twin."""
+class _NoTwinError(Exception):
+    """A layer of this package has no quantizable twin, for the reason in the text."""
 
 
-def make_twins(model: nn.Module, allow_float: bool = False, path: str = "") -> None:
+def make_twins(model: nn.Module) -> dict[nn.Module, str]:
     """Turns every layer of this package in ``model``, itself included, into its twin, in place.
 
-    Errors: ``NoTwinError`` with the path of a layer that has no twin, unless ``allow_float`` marks it to stay in float.
+    Returns the layers without a twin, which are marked to stay in float, each with the reason.
     """
     try:
-        twin = _twin_class(model, path or "model")
-    except NoTwinError:
-        if not allow_float:
-            raise
+        twin = _twin_class(model)
+    except _NoTwinError as error:
         model.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
-        return
+        return {model: str(error)}
     if twin is not None:
         model.__class__ = twin  # the same instance: names, hooks and shared modules stay as they are
         model._add_observed_ops()  # type: ignore[operator]  # it is a twin now
-    for name, child in model.named_children():
-        make_twins(child, allow_float, f"{path}.{name}".lstrip("."))
+    reasons: dict[nn.Module, str] = {}
+    for child in model.children():
+        reasons |= make_twins(child)
+    return reasons
 
 
-def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
+def _make_all_twins(layer: nn.Module) -> None:
+    """Errors: ``TypeError`` if a layer in ``layer`` has no twin."""
+    for module, reason in make_twins(layer).items():
+        path = next(path for path, other in layer.named_modules() if other is module)
+        raise TypeError(f"{path or 'layer'} is a {type(module).__name__}, {reason}")
+
+
+def _twin_class(module: nn.Module) -> type[QuantizableLayer] | None:
     """The twin of a float layer of this package; ``None`` for any other module."""
     if type(module) in TWINS:
         return TWINS[type(module)]
@@ -139,10 +145,7 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
     if package_layer is None or classes[package_layer].__module__.startswith("torchvision_layers.quantized"):
         return None
     if classes[package_layer] not in TWINS:
-        raise NoTwinError(
-            f"{path} is a {type(module).__name__}, which has no quantizable twin; "
-            "pass allow_float=True to leave it in float"
-        )
+        raise _NoTwinError("which has no quantizable twin; pass allow_float=True to leave it in float")
     for subclass in classes[:package_layer]:
         own = vars(subclass).items()
         descriptors = (property, classmethod, staticmethod)
@@ -151,8 +154,8 @@ def _twin_class(module: nn.Module, path: str) -> type[QuantizableLayer] | None:
         ]
         if overrides:
             float_name = classes[package_layer].__name__
-            raise NoTwinError(
-                f"{path} is a {type(module).__name__}, a {float_name} that overrides {', '.join(overrides)}, "
-                f"which the twin of {float_name} lacks: derive a twin of your own from quantized.QuantizableLayer"
+            raise _NoTwinError(
+                f"a {float_name} that overrides {', '.join(overrides)}, which the twin of {float_name} lacks: derive a "
+                "twin of your own from quantized.QuantizableLayer"
             )
     return TWINS[classes[package_layer]]
