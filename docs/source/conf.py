@@ -63,8 +63,8 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
-# The folded form of CoordConv2d, the export of QuantizableGraph, the program of LoweredModel and the inputs of a call are
-# not public; torch has no page for the return type of load_state_dict.
+# The folded form of CoordConv2d, the export of QuantizableGraph, the program of LoweredModel and the inputs of a call
+# are not public; torch has no page for the return type of load_state_dict.
 nitpick_ignore = [
     ("py:class", "PositionalConv2d"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
