@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision_layers import deploy
 from torchvision_layers._utils.structure import flatten
 
-__all__ = ["assert_agrees", "assert_lowers", "images", "stir"]
+__all__ = ["assert_agrees", "assert_lowers", "assert_rounds_like", "decibels", "images", "stir"]
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -69,3 +69,19 @@ def assert_lowers(
     for text in contains:
         assert text in repr(lowered), repr(lowered)
     return lowered
+
+
+def decibels(output: Tensor, expected: Tensor) -> float:
+    noise = (output.double() - expected.double()).square().sum().clamp(min=1e-30)
+    return float(10 * torch.log10(expected.double().square().sum() / noise))
+
+
+def assert_rounds_like(lowered: nn.Module, graph: nn.Module, model: nn.Module, *inputs: Tensor) -> None:
+    """As close to the float model as the graph, whose ties may round differently."""
+    with torch.no_grad():
+        expected = model(*copy.deepcopy(inputs))
+        output, rounded = lowered(*inputs), graph(*inputs)
+    assert output.shape == expected.shape
+    assert output.dtype == expected.dtype
+    assert decibels(output, expected) >= min(decibels(rounded, expected) - 1.5, 60)  # one step of one feature
+    assert decibels(output, rounded) >= min(decibels(rounded, expected), 35)

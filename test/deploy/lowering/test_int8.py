@@ -15,23 +15,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers.deploy.lowering import int8_kernels
 
 from .._support import FunctionModule
-from ._support import images, stir
-
-
-def decibels(output: Tensor, expected: Tensor) -> float:
-    noise = (output.double() - expected.double()).square().sum().clamp(min=1e-30)
-    return float(10 * torch.log10(expected.double().square().sum() / noise))
-
-
-def assert_rounds_like(lowered: nn.Module, graph: nn.Module, model: nn.Module, *inputs: Tensor) -> None:
-    """As close to the float model as the graph, whose ties may round differently."""
-    with torch.no_grad():
-        expected = model(*copy.deepcopy(inputs))
-        output, rounded = lowered(*inputs), graph(*inputs)
-    assert output.shape == expected.shape
-    assert output.dtype == expected.dtype
-    assert decibels(output, expected) >= min(decibels(rounded, expected) - 1.5, 60)  # one step of one feature
-    assert decibels(output, rounded) >= 35
+from ._support import assert_rounds_like, decibels, images, stir
 
 
 def lower(

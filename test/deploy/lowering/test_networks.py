@@ -5,7 +5,9 @@ import timm
 import torch
 import torchvision
 
-from ._support import assert_lowers, images, stir
+from torchvision_layers import deploy, quantized
+
+from ._support import assert_lowers, assert_rounds_like, images, stir
 
 SMALL = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 LARGE = (
@@ -49,3 +51,16 @@ def test_segmentation() -> None:
     torch.manual_seed(0)
     model = stir(torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None))
     assert_lowers(model, images(2, 3, 64, 64), others=[(images(1, 3, 96, 73),)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny"])
+def test_int8(name: str) -> None:
+    torch.manual_seed(0)
+    model = stir(getattr(torchvision.models, name)(weights=None))
+    x = images(4, 3, 64, 64)
+    graph = quantized.quantize(model, [x], engine="pt2e")
+    lowered = deploy.lower(graph, x)
+    assert_rounds_like(lowered, graph, model, x)
+    assert_rounds_like(lowered, graph, model, images(2, 3, 96, 73))
+    assert not any(operator in repr(lowered) for operator in (" conv2d(", " linear(", "mkldnn"))
