@@ -9,8 +9,9 @@ thread pools disturb each other: onnxruntime's threads spin while they wait for 
 weights and batch statistics of noise. Int8 is calibrated on eight images. Float formats are exported from the folded
 model.
 
-For torchvision, ``folded`` is our fold of its model and ``int8 eager`` is its quantizable model, if it has one, on the
-backend onednn like ours. In all other runtimes its model is converted like ours.
+``ours`` is torchvision's model if the reference scripts do not build it. For torchvision, ``folded`` is our fold of its
+model, ``lowered`` our lowered model, and ``int8 eager`` is its quantizable model, if it has one, on the backend onednn
+like ours. In all other runtimes its model is converted like ours.
 """
 
 import argparse
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 
-MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
+#: Models of torchvision that the reference scripts do not build.
+OTHERS = ("densenet121", "vit_b_32")
+MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", *OTHERS)
 BACKEND = "onednn"
 
 Call = Callable[[Tensor], Tensor]
@@ -62,10 +65,12 @@ RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
     "eager": lambda model, batch: model,
     "channels_last": lambda model, batch: in_channels_last(model),
     "folded": lambda model, batch: deploy.fold(model),
+    "lowered": lambda model, batch: deploy.lower(model, batch[:1]),
     "compiled": lambda model, batch: compiled(deploy.fold(model)),
     "aoti": lambda model, batch: through_file(deploy.fold(model), batch, "aoti"),
     "onnx": lambda model, batch: through_file(deploy.fold(model), batch, "onnx"),
     "int8 eager": lambda model, batch: quantized.quantize(model, [batch], backend=BACKEND),
+    "int8 lowered": lambda model, batch: deploy.lower(pt2e(model, batch), batch[:1]),
     "int8 compiled": lambda model, batch: compiled(pt2e(model, batch)),
     "onnx-qdq": lambda model, batch: through_file(pt2e(model, batch, "onnxruntime"), batch, "onnx-qdq"),
 }
@@ -73,7 +78,7 @@ RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
 
 def measure(name: str, runtime: str, images: int, rounds: int) -> dict[str, Ratio]:
     """Measures one model in one runtime, in this process."""
-    ours, theirs = float_pair(name)
+    ours, theirs = float_pair(name, rewritten=name in OTHERS)
     batch, input = torch.randn(8, 3, SIZE, SIZE), torch.randn(images, 3, SIZE, SIZE)
     # Freezing packs the weights of compiled models.
     with torch.no_grad(), torch._inductor.config.patch(freezing=True), running_on(BACKEND):

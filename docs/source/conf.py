@@ -63,8 +63,8 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
-# The folded form of CoordConv2d, the export of QuantizableGraph and the inputs of a call are not public; torch has no
-# page for the return type of load_state_dict.
+# The folded form of CoordConv2d, the export of QuantizableGraph, the program of LoweredModel and the inputs of a call
+# are not public; torch has no page for the return type of load_state_dict.
 nitpick_ignore = [
     ("py:class", "PositionalConv2d"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
@@ -72,6 +72,8 @@ nitpick_ignore = [
     ("py:class", "torch.nn._IncompatibleKeys"),
     ("py:class", "torchvision_layers._utils.inputs.Inputs"),
     ("py:class", "torchvision_layers.quantized.pt2e.export.ExportedModel"),
+    ("py:class", "torchvision_layers.quantized.pt2e.signature.Signature"),
+    ("py:class", "torchvision_layers.deploy.lowering.program.Program"),
 ]
 
 html_math_renderer = "mathml"  # in directives.py: browsers render MathML without an external script

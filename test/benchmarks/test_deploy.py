@@ -14,7 +14,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # the benchmarks are scripts, not a package
     bench, int8 = importlib.import_module("deploy"), importlib.import_module("quantized")
 
-FAST = ("eager", "channels_last", "folded", "int8 eager")
+FAST = ("eager", "channels_last", "folded", "lowered", "int8 eager", "int8 lowered")
 CASES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in bench.RUNTIMES]
 
 

@@ -144,9 +144,11 @@ def test_deploy() -> None:
         """\
 Exported
 Loaded
+LoweredModel
 export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
-load(path)""",
+load(path)
+lower(model, example, *, threads=None)""",
     )
 
 

@@ -137,7 +137,7 @@ def _wrapped_attribute(module: nn.Module) -> str | None:
     if "OptimizedModule" in names:
         return "_orig_mod"
     is_lowered = isinstance(module, torch.fx.GraphModule) and any(map(_is_lowered, module.graph.nodes))
-    return "" if is_lowered or isinstance(module, torch.jit.ScriptModule) else None
+    return "" if is_lowered or "LoweredModel" in names or isinstance(module, torch.jit.ScriptModule) else None
 
 
 def _is_lowered(node: torch.fx.Node) -> bool:

@@ -1,7 +1,9 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
+import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ def export_program(
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:
-            with context():
+            with context(), _without_partial_graph():
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
             if context is contexts[-1] or _accepts_one(program, inputs, sizes):
                 break
@@ -67,6 +69,15 @@ def export_program(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
             "torch.export.export shows the full error"
         ) from error
+
+
+@contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """Keeps torch from printing the graph of an export that fails."""
+    text = io.StringIO()
+    with redirect_stderr(text):
+        yield
+    sys.stderr.write(text.getvalue())
 
 
 def _reason(error: Exception, model: nn.Module) -> str:

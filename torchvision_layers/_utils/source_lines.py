@@ -20,8 +20,9 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
     while cause is not None:
         owner, line, is_own = "", "", False
         for frame, number in traceback.walk_tb(cause.__traceback__):
-            module, file = frame.f_locals.get("self"), frame.f_code.co_filename
-            is_own = _is_own(file, frame.f_code.co_name)
+            code, file = frame.f_code, frame.f_code.co_filename
+            module = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            is_own = _is_own(file, code.co_name)
             if is_own and isinstance(module, nn.Module) and module in paths:
                 owner = f"{paths[module]} ({type(module).__name__})"
             if is_own and owner:

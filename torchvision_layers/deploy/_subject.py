@@ -17,7 +17,7 @@ from ._inputs import Sizes, batch_size
 from ._running import run_model
 from ._signature import Signature
 
-__all__ = ["Subject", "check_model"]
+__all__ = ["Subject", "check_model", "input_scales"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Subject:
             int8_part=None if engine is None else model if part is None else part,
             engine=engine,
             backend=backend,
-            input_scales=_input_scales(part.body.graph) if isinstance(part, QuantizableGraph) else (),
+            input_scales=input_scales(part.body.graph) if isinstance(part, QuantizableGraph) else (),
             output_shape=tuple(flatten(output)[0][0].shape),
         )
 
@@ -117,7 +117,7 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
             raise ValueError(f"model must be on the CPU, but {name} is on {tensor.device}")
 
 
-def _input_scales(graph: fx.Graph) -> tuple[float, ...]:
+def input_scales(graph: fx.Graph) -> tuple[float, ...]:
     """The step of each floating-point input; that of the first value if an operation in float reads the input.
 
     All are zero if the graph rounds nothing.

@@ -1,21 +1,22 @@
 """Folds a model for inference: computes everything that is constant there once, into the weights."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from .._utils.checks import check_not_lazy, check_unwrapped
+from .._utils.inputs import Inputs
 from .._utils.modules import has_hooks
 from .._utils.plain.model import make_plain_
-from .._utils.structure import flatten
 from ..quantized import QuantizableGraph, QuantizableModel
+from .folding.comparison import check_same
 from .folding.folding_pass import FoldingPass
 from .folding.replacement import remove_parametrizations
 
-__all__ = ["fold"]
+__all__ = ["fold", "fold_call"]
 
 _CAUSES = (
     "possible causes: a forward that cannot be traced calls only parts of a child, a forward reads an attribute of a "
@@ -60,17 +61,21 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
           (2): ReLU(inplace=True)
         )
     """
-    _check_model(model)
     if batch is not None and not isinstance(batch, (Tensor, tuple)):
         raise TypeError(f"batch must be a tensor, or a tuple with the inputs of model, got {type(batch).__name__}")
+    return fold_call(model, None if batch is None else Inputs(batch if isinstance(batch, tuple) else (batch,)))
+
+
+def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
+    """:func:`fold` for positional and keyword inputs."""
+    _check_model(model)
     folded = copy.deepcopy(model).eval()
     remove_parametrizations(folded)
     make_plain_(folded)
-    inputs = batch if isinstance(batch, tuple) else (batch,)
-    FoldingPass(folded, None if batch is None else lambda model: _outputs(model, inputs)).fold(folded)
+    FoldingPass(folded, None if inputs is None else partial(_run, inputs)).fold(folded)
     folded.requires_grad_(False)
-    if batch is not None:
-        _check_same(folded, model, inputs)
+    if inputs is not None:
+        check_same(folded, model, inputs, "folding", _CAUSES)
     return folded
 
 
@@ -85,44 +90,6 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
 
 
-def _check_same(folded: nn.Module, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    reference = copy.deepcopy(model).eval()
-    expected = _outputs(reference, inputs)
-    if not any(tensor.numel() for tensor in expected):
-        raise ValueError("model must return at least one tensor with numbers to compare for batch")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in expected):
-        raise ValueError("model must give finite outputs for batch, got NaN or infinity")
-    try:
-        outputs = _outputs(folded, inputs)
-    except Exception as error:  # any type, for shapes or names that do not match
-        raise RuntimeError(f"the folded model cannot run: {error}; {_CAUSES}") from error
-    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
-        raise RuntimeError(f"folding changed the number or the shapes of the outputs; {_CAUSES}")
-    for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
-        difference, tolerance = _largest(output, original), 1e-5 * _largest(original)
-        if not difference <= tolerance:
-            # Rounding errors grow from layer to layer; the model itself shows how much.
-            exact = _outputs(reference.double(), tree_map_only(Tensor, _to_double, inputs))[i]
-            tolerance = max(tolerance, 4 * _largest(original, exact))
-        if not difference <= tolerance:  # true for NaN as well
-            raise RuntimeError(
-                f"folding changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}; {_CAUSES}"
-            )
-
-
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    copies = tree_map_only(Tensor, torch.clone, inputs)  # a model may write to its inputs
-    return flatten(model(*copies))[0]
-
-
-def _to_double(input: Tensor) -> Tensor:
-    return input.double() if input.is_floating_point() else input
-
-
-def _largest(values: Tensor, others: Tensor | None = None) -> float:
-    """The largest absolute value, or the largest difference between two tensors, of any dtype."""
-    wide = [tensor if tensor.is_complex() else tensor.double() for tensor in (values, others) if tensor is not None]
-    if not values.numel():
-        return 0.0
-    return float((wide[0] if others is None else wide[0] - wide[1]).abs().max())
+def _run(inputs: Inputs, model: nn.Module) -> object:
+    return inputs.map(Tensor.clone).run(model)  # a model may write to its inputs

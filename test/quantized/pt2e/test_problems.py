@@ -68,7 +68,7 @@ def test_advice_about_float_layers_works() -> None:
 
 
 @pytest.mark.parametrize("is_qat", [False, True])
-def test_forward_that_branches_on_values_is_named(is_qat: bool) -> None:
+def test_forward_that_branches_on_values_is_named(is_qat: bool, capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Branching())
     with pytest.raises(RuntimeError) as info:
         prepare_qat(model, X, engine="pt2e") if is_qat else quantize(model, first_only(X), engine="pt2e")
@@ -77,6 +77,7 @@ def test_forward_that_branches_on_values_is_named(is_qat: bool) -> None:
     assert "if x.mean() > 0:" in message
     assert "uses the value of a tensor as a Python number; use torch.where" in message
     assert len(message) < 400
+    assert "def forward(" not in capsys.readouterr().err  # torch prints the part of the graph that it has
 
 
 def test_advice_about_branches_works() -> None:

@@ -1,0 +1,269 @@
+"""Int8 graphs as programs of oneDNN's quantized operators, compared with the float model and with the graph."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
+from torchvision_layers.deploy.lowering import int8_kernels
+
+from .._support import FunctionModule
+from ._support import assert_rounds_like, decibels, images, stir
+
+
+def lower(
+    model: nn.Module, *inputs: Tensor, others: tuple[tuple[Tensor, ...], ...] = (), **options: Any
+) -> deploy.LoweredModel:
+    model = model.eval()
+    batch = inputs if len(inputs) > 1 else inputs[0]
+    graph = quantized.quantize(model, [batch], engine="pt2e", **options)
+    state = copy.deepcopy(graph.state_dict())
+    lowered = deploy.lower(graph, batch)
+    for call in (inputs, *others):
+        assert_rounds_like(lowered, graph, model, *call)
+        assert_rounds_like(lowered, graph, model, *call)  # nothing is left behind by the first call
+    assert all(torch.equal(value, state[key]) for key, value in graph.state_dict().items())
+    return lowered
+
+
+POST_OPS = [
+    (nn.ReLU(inplace=True), "relu", "relu"),
+    (nn.ReLU6(inplace=True), "hardtanh(0, 6)", None),
+    (nn.Hardswish(), "hardswish", None),
+    (nn.SiLU(inplace=True), "swish", None),
+    (nn.GELU(), None, "gelu"),
+    (nn.LeakyReLU(0.2), None, "leaky_relu(0.2)"),
+    (nn.Tanh(), None, "tanh"),
+    (nn.Sigmoid(), None, None),
+]
+
+
+@pytest.mark.parametrize(("activation", "name", "_"), POST_OPS, ids=str)
+def test_activations_after_convolutions(activation: nn.Module, name: str | None, _: object) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), activation, nn.Conv2d(8, 4, 3))
+    lowered = lower(model, images(4, 3, 9, 7), others=((images(1, 3, 8, 12),),))
+    assert repr(lowered).count("onednn.qconv2d_pointwise(") == 2
+    assert name is None or f"+ {name}  [" in repr(lowered)
+
+
+@pytest.mark.parametrize(("activation", "_", "name"), POST_OPS, ids=str)
+def test_activations_after_linear_layers(activation: nn.Module, _: object, name: str | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), activation, nn.Linear(64, 8))
+    lowered = lower(model, images(6, 48), others=((images(1, 48),),))
+    assert repr(lowered).count("onednn.qlinear_pointwise(") == 2
+    assert name is None or f"+ {name}  [" in repr(lowered)
+
+
+LAYERS: dict[str, tuple[nn.Module, Tensor, Tensor]] = {
+    "grouped": (nn.Conv2d(4, 8, 3, groups=2), images(4, 4, 9, 7), images(1, 4, 6, 6)),
+    "depthwise": (nn.Conv2d(4, 4, 5, padding=2, groups=4), images(4, 4, 9, 7), images(3, 4, 5, 6)),
+    "dilated": (nn.Conv2d(4, 8, 3, dilation=(2, 3), padding=1), images(4, 4, 9, 8), images(1, 4, 12, 9)),
+    "strided": (nn.Conv2d(4, 8, (3, 2), stride=(2, 3), padding=(0, 1)), images(4, 4, 9, 7), images(1, 4, 4, 4)),
+    "same": (nn.Conv2d(4, 8, (3, 4), padding="same"), images(4, 4, 9, 7), images(1, 4, 5, 5)),
+    "without bias": (nn.Conv2d(4, 8, 1, bias=False), images(4, 4, 3, 5), images(1, 4, 1, 1)),
+    "1d": (nn.Conv1d(4, 8, 3, 2, 1, 2), images(4, 4, 19), images(3, 4, 11)),
+    "3d": (nn.Conv3d(3, 8, (1, 3, 2), padding=(0, 1, 1)), images(4, 3, 4, 6, 5), images(1, 3, 3, 4, 4)),
+    "linear on tokens": (nn.Linear(16, 24), images(2, 5, 16), images(1, 5, 16)),
+    "linear on images": (nn.Linear(16, 24), images(2, 3, 4, 16), images(1, 3, 4, 16)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("layer", "x", "other"), LAYERS.values(), ids=LAYERS)
+def test_layers(layer: nn.Module, x: Tensor, other: Tensor) -> None:
+    lowered = lower(nn.Sequential(layer, nn.ReLU()), x, others=((other,),))
+    assert "onednn.q" in repr(lowered)
+
+
+def test_layers_equal_a_computation_with_integers() -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 8, 3, padding=1).eval().requires_grad_(False), images(4, 3, 8, 8)
+    graph = quantized.quantize(nn.Sequential(conv), [x], engine="pt2e")
+    state = graph.state_dict()
+    scale, zero_point = state["activation_scales"][0], int(state["activation_zero_points"][0])
+    weight = next(value for value in state.values() if value.dtype == torch.int8).double()
+    steps = weight.abs().amax((1, 2, 3))
+    steps = conv.weight.abs().amax((1, 2, 3)).double() / steps
+    integers = (torch.round(x * float(1 / scale)) + zero_point).clamp(0, 255).double() - zero_point
+    bias = next(value for key, value in state.items() if "bias" in key)  # corrected in the calibration
+    expected = F.conv2d(integers, weight, padding=1) * float(scale) * steps[:, None, None] + bias[:, None, None]
+    output = deploy.lower(graph, x)(x)
+    assert float((output - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+def two_uses(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.a(x))
+    return F.relu(self.b(y) + y) * self.c(y)
+
+
+def chain(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(self.a(x))
+    y = F.relu(self.b(y) + y)
+    return self.a(y) + self.c(y)
+
+
+SUMS: dict[str, Callable[..., Any]] = {
+    "residual": lambda self, x: self.c(F.relu(self.b(x) + F.relu(self.a(x)))),
+    "without relu": lambda self, x: self.c(self.b(F.relu(self.a(x))) + x),
+    "in place": lambda self, x: self.c(self.b(F.relu(self.a(x))).add_(x).relu_()),
+    "both convolutions": lambda self, x: self.c(F.relu(self.a(x) + self.b(x))),
+    "other activation": lambda self, x: self.c(F.silu(self.a(x) + x)),
+    "read again": two_uses,
+    "chain": chain,
+    "returned": lambda self, x: self.a(x) + x,
+    "per channel": lambda self, x: self.c(F.relu(self.a(x) + x.mean((2, 3), keepdim=True))),
+    "per batch": lambda self, x: self.c(self.a(x) + x[:1]),
+    "three dimensions": lambda self, x: self.c(self.a(x) + x[0]),
+    "convolution is smaller": lambda self, x: self.c(self.narrow(x.mean((2, 3), keepdim=True)) + x),
+    "number": lambda self, x: self.c(self.a(x) + 1.5),
+    "itself": lambda self, x: self.c((lambda y: y + y)(self.a(x))),
+    "alpha": lambda self, x: self.c(torch.add(self.a(x), self.b(x), alpha=2)),
+}
+
+
+@pytest.mark.parametrize("function", SUMS.values(), ids=SUMS)
+def test_sums(function: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    convs = {name: nn.Conv2d(4, 4, 3, padding=1) for name in "abc"}
+    model = FunctionModule(function, **convs, narrow=nn.Conv2d(4, 4, 1))
+    lower(model, images(4, 4, 6, 6), others=((images(1, 4, 5, 5),), (images(3, 4, 1, 1),)))
+
+
+MIDDLES: dict[str, Callable[..., Any]] = {
+    "max pool": lambda self, x: F.max_pool2d(F.relu(x), 3, 2, 1),
+    "max pool of negative values": lambda self, x: F.max_pool2d(x, 3, 1, 1),
+    "max pool and a sum": lambda self, x: (lambda y: F.max_pool2d(y, 3, 1, 1) + y)(F.relu(x)),
+    "average pool": lambda self, x: F.avg_pool2d(F.relu(x), 2),
+    "concatenation": lambda self, x: torch.cat([F.relu(x), self.other(F.relu(x))], 1),
+    "shuffle": lambda self, x: torch.cat([x[:, 4:], x[:, :4]], 1),
+    "channel shuffle": lambda self, x: x.view(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+    "gate": lambda self, x: x * self.other(x.mean((2, 3), keepdim=True)).sigmoid(),
+    "flatten": lambda self, x: x.flatten(2).unsqueeze(2),
+    "interpolation": lambda self, x: F.interpolate(x, scale_factor=2),
+    "padding": lambda self, x: F.pad(x, (1, 2, 0, 1)),
+    "layer norm": lambda self, x: F.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
+    "batch norm": lambda self, x: F.relu(self.norm(torch.cat([x, x], 1)[:, 4:12])),
+    "write": lambda self, x: (lambda y: (y[:, :2].zero_(), y)[1])(F.relu(x)),
+}
+
+
+@pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
+def test_between_convolutions(middle: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.after(middle(self, self.before(x)))
+
+    wide = 16 if middle is MIDDLES["concatenation"] else 8
+    layers = {"before": nn.Conv2d(3, 8, 3, padding=1), "other": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8)}
+    model = stir(FunctionModule(forward, **layers, after=nn.Conv2d(wide, 4, 1)))
+    lower(model, images(4, 3, 8, 8), others=((images(1, 3, 8, 8),), (images(3, 3, 8, 8),)))
+
+
+def test_networks() -> None:
+    torch.manual_seed(0)
+    blocks = [tnn.BasicBlock(8, 8), tnn.InvertedResidual(8, 8, 1, 2), tnn.MBConv(8, 8)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    model = stir(nn.Sequential(tnn.ConvNormAct(3, 8, stride=2), *blocks, *head))
+    lowered = lower(model, images(8, 3, 32, 32), others=((images(8, 3, 48, 40),),))
+    program = repr(lowered)
+    assert not any(name in program for name in (" conv2d(", " linear(", "quantized_decomposed", "mkldnn"))
+    assert program.count("+ sum in place") == 3
+    for clone in (copy.deepcopy(lowered), pickle.loads(pickle.dumps(lowered))):
+        assert torch.equal(clone(images(2, 3, 32, 32)), lowered(images(2, 3, 32, 32)))
+    fresh = pickle.loads(pickle.dumps(lowered))
+    fresh.load_state_dict(lowered.state_dict())
+    assert torch.equal(fresh(images(2, 3, 32, 32)), lowered(images(2, 3, 32, 32)))
+
+
+def test_blocks_with_sums_in_float() -> None:
+    torch.manual_seed(0)
+    model = stir(nn.Sequential(nn.Conv2d(3, 8, 3), tnn.ConvNeXtBlock(8), tnn.ConvNeXtBlock(8)))
+    lowered = lower(model, images(4, 3, 12, 12), others=((images(1, 3, 16, 9),),))
+    assert repr(lowered).count("onednn.qlinear_pointwise(") == 4
+
+
+def test_states_of_other_scales() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), images(4, 3, 8, 8)
+    first, second = (deploy.lower(quantized.quantize(model, [x * i], engine="pt2e"), x) for i in (1, 3))
+    with pytest.raises(RuntimeError, match="activation_scales must be those of the program"):
+        first.load_state_dict(second.state_dict())
+    state = first.state_dict()
+    del state["activation_scales"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        second.load_state_dict(state)
+
+
+def test_models_after_training() -> None:
+    torch.manual_seed(0)
+    model = stir(nn.Sequential(tnn.ConvNormAct(3, 8), tnn.BasicBlock(8, 8)))
+    x = images(4, 3, 12, 12)
+    prepared = quantized.prepare_qat(model, x, engine="pt2e")
+    with pytest.raises(TypeError, match=r"it is prepared: call quantized.convert\(model\) first"):
+        deploy.lower(prepared, x)
+    prepared(x).sum().backward()
+    graph = quantized.convert(prepared)
+    lowered = deploy.lower(graph, x)
+    assert decibels(lowered(x), graph(x)) > 60
+    assert "onednn.qconv2d_pointwise.binary" in repr(lowered)
+
+
+def test_layers_that_stay_in_float() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 4, 1))
+    lower(model, images(4, 3, 8, 8), allow_float=True)
+
+
+def test_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(4, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    lower(model, x, backend="onnxruntime")
+    graph = quantized.quantize(model, [x], engine="pt2e")
+    monkeypatch.setattr(graph, "backend", "xnnpack")
+    with pytest.raises(TypeError, match="it is made for 'xnnpack': call quantized.quantize"):
+        deploy.lower(graph, x)
+
+
+def test_processors_without_exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(4, 3, 8, 8)
+    graph = quantized.quantize(nn.Sequential(nn.Conv2d(3, 8, 3)), [x], engine="pt2e")
+    lowered = deploy.lower(graph, x)
+    monkeypatch.setattr(int8_kernels, "_has_exact_products", lambda: False)
+    for call in (lambda: deploy.lower(graph, x), lambda: copy.deepcopy(lowered)(x)):
+        with pytest.raises(RuntimeError, match="here they overflow: lower the float model"):
+            call()
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.depth = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(1, 4, 1)
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        return F.relu(self.rgb(image) + self.depth(depth))
+
+
+def test_several_inputs() -> None:
+    torch.manual_seed(0)
+    lowered = lower(Two(), images(2, 3, 8, 8), images(2, 1, 8, 8), others=((images(1, 3, 6, 9), images(1, 1, 6, 9)),))
+    with pytest.raises((RuntimeError, ValueError)):
+        lowered(images(1, 3, 6, 9), images(1, 1, 6, 8))
+
+
+def test_sums_and_products_of_onednn_are_wrong_above_127() -> None:
+    """The reason why programs do not use them. Once torch has fixed them, they can replace steps in float."""
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return
+    x = torch.full((1, 64), 200, dtype=torch.uint8)
+    total = torch.ops.onednn.qadd.tensor(x, 1.0, 0, torch.zeros_like(x), 1.0, 0, 1.0, 0, torch.uint8)
+    assert not torch.equal(total, x)

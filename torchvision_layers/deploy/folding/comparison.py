@@ -1,0 +1,98 @@
+"""Compares a copy of a model for inference with the model."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..._utils.inputs import Inputs
+from ..._utils.structure import flatten
+from .._running import max_difference, perturb
+
+__all__ = ["check_same", "check_same_int8"]
+
+_INT8_TOLERANCE = 0.05
+
+
+def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, causes: str) -> None:
+    """Raises unless ``result`` computes what ``model`` does in eval mode.
+
+    The tolerance is 1e-5 of the largest value of each output or, if that is more, four times the model's own rounding
+    error.
+
+    Args:
+        verb: what made ``result`` from ``model``, for errors.
+        causes: possible causes of a difference, for errors.
+    """
+    reference = copy.deepcopy(model).eval()
+    expected = _outputs(reference, inputs)
+    if not any(tensor.numel() for tensor in expected):
+        raise ValueError("model must return at least one tensor with numbers to compare for batch")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in expected):
+        raise ValueError("model must give finite outputs for batch, got NaN or infinity")
+    try:
+        outputs = _outputs(result, inputs)
+    except Exception as error:  # any type, for shapes or names that do not match
+        raise RuntimeError(f"the model cannot run after {verb}: {error}; {causes}") from error
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
+        raise RuntimeError(f"{verb} changed the number or the shapes of the outputs; {causes}")
+    for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
+        difference, tolerance = _largest(output, original), 1e-5 * _largest(original)
+        if not difference <= tolerance:
+            again = _outputs(reference, inputs)[i]
+            if not (original == again).all():
+                raise RuntimeError(
+                    f"{verb} cannot be verified: the model must return the same result for the same input in eval "
+                    "mode; its forward draws random numbers or changes its own state"
+                )
+            # Rounding errors grow from layer to layer; the model itself shows how much.
+            exact = _outputs(reference.double(), inputs.map(_to_double))[i]
+            tolerance = max(tolerance, 4 * _largest(original, exact))
+        if not difference <= tolerance:  # true for NaN as well
+            raise RuntimeError(
+                f"{verb} changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}; {causes}"
+            )
+
+
+def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales: tuple[float, ...]) -> None:
+    """Raises unless the int8 kernels of ``result`` round like an int8 ``graph``, except for ties.
+
+    The effect of a value that is rounded to the other step grows from layer to layer. The tolerance is 5 % of the
+    largest value of each output or, if that is more, twice the effect of half a step of the inputs on the graph.
+
+    Args:
+        scales: the quantization step of each floating-point input.
+    """
+    expected, outputs = _outputs(graph, inputs), _outputs(result, inputs)
+    moved = None
+    for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
+        if output.shape != original.shape or output.dtype != original.dtype:
+            raise RuntimeError(
+                f"lowering changed the shape or the dtype of an output; {original.dtype} became {output.dtype}"
+            )
+        difference = max_difference(output, original)
+        tolerance = _INT8_TOLERANCE * (_largest(original) if original.is_floating_point() else 1.0)
+        if difference > tolerance:
+            moved = moved or _outputs(graph, perturb(inputs, scales))
+            tolerance = max(tolerance, 2 * max_difference(moved[i], original))
+        if difference > tolerance:
+            raise RuntimeError(
+                f"lowering changed an output by {difference:.3g}, rounding explains at most {tolerance:.3g}"
+            )
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    return flatten(inputs.map(Tensor.clone).run(model))[0]  # a model may write to its inputs
+
+
+def _to_double(input: Tensor) -> Tensor:
+    return input.double() if input.is_floating_point() else input
+
+
+def _largest(values: Tensor, others: Tensor | None = None) -> float:
+    """The largest absolute value, or the largest difference between two tensors, of any dtype."""
+    wide = [tensor if tensor.is_complex() else tensor.double() for tensor in (values, others) if tensor is not None]
+    if not values.numel():
+        return 0.0
+    return float((wide[0] if others is None else wide[0] - wide[1]).abs().max())

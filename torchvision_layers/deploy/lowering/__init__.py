@@ -1,0 +1,1 @@
+"""Lowering: exported graphs rewritten to oneDNN's operators, and the programs that run them."""

@@ -1,0 +1,197 @@
+"""Convolutions and linear layers of exported graphs as operators of oneDNN, with what follows them inside."""
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...quantized.pt2e.constants import erase_unused_ops
+from ...quantized.pt2e.nodes import CONVS, LINEAR, is_call
+from .aliasing import arguments, is_write, positions
+from .kernels import conv1d, conv_sum, linear_sum, pixel_linear
+from .packing import pack_conv, pack_linear, pack_pixels
+from .post_ops import find_post_op
+from .scaling import constant_of
+
+__all__ = ["fuse"]
+
+_aten = torch.ops.aten
+_mkldnn = torch.ops.mkldnn
+_ADD, _PERMUTE, _RELU = _aten.add.Tensor, _aten.permute.default, _aten.relu.default
+#: Multiplications below which oneDNN's linear layers take longer to start than a matrix product takes.
+_MIN_PRODUCTS = 2**18
+
+
+def fuse(module: fx.GraphModule) -> None:
+    """Replaces convolutions and linear layers with constant weights in float32, in place."""
+    layers = [
+        node for node in module.graph.nodes if is_call(node, CONVS | LINEAR) and _has_float_constants(module, node)
+    ]
+    pixels = _pixel_nodes(module.graph)
+    for node in layers:
+        if node.target in LINEAR:
+            _replace_linear(module, node)
+        elif not _is_pixel_layer(node, pixels):
+            _replace_conv(module, node)
+        else:
+            _replace_pixel_conv(module, node)
+    for node in list(module.graph.nodes):
+        _fuse_post_op(module.graph, node)
+    for node in list(module.graph.nodes):
+        if is_call(node, {_ADD}):
+            _fuse_sum(module.graph, node)
+    erase_unused_ops(module.graph)
+    module.recompile()
+
+
+def _has_float_constants(module: fx.GraphModule, node: fx.Node) -> bool:
+    input, weight, bias, *_ = arguments(node)
+    tensors = [constant_of(module, weight), *([] if bias is None else [constant_of(module, bias)])]
+    if any(tensor is None or tensor.dtype != torch.float32 for tensor in tensors):
+        return False
+    value = input.meta["val"]
+    dims = 0 if node.target in LINEAR else weight.meta["val"].dim()
+    return value.dtype == torch.float32 and value.device.type == "cpu" and (not dims or value.dim() == dims)
+
+
+def _replace(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    node.target, node.args, node.kwargs = target, args, {}
+
+
+def _replace_conv(module: fx.GraphModule, node: fx.Node) -> None:
+    input, weight, bias, stride, padding, dilation, groups = arguments(node)
+    dims = weight.meta["val"].dim() - 2
+    stride, padding, dilation = ([*n] * (dims if len(n) == 1 else 1) for n in (stride, padding, dilation))
+    if dims == 1:
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    with module.graph.inserting_before(node):
+        packed = module.graph.call_function(pack_conv, (weight, padding, stride, dilation, groups))
+    target = conv1d if dims == 1 else _mkldnn._convolution_pointwise.default
+    _replace(node, target, (input, packed, bias, padding, stride, dilation, groups, "none", [], ""))
+    node.meta["kernel"] = [int(size) for size in (weight.meta["val"].shape[0], *weight.meta["val"].shape[2:])]
+
+
+def _replace_linear(module: fx.GraphModule, node: fx.Node) -> None:
+    input, weight, bias = arguments(node)
+    if _products(input, weight) < _MIN_PRODUCTS:
+        return
+    with module.graph.inserting_before(node):
+        packed = module.graph.call_function(pack_linear, (weight,))
+    _replace(node, _mkldnn._linear_pointwise.default, (input, packed, bias, "none", [], ""))
+    node.meta["features"] = int(weight.meta["val"].shape[0])
+
+
+def _replace_pixel_conv(module: fx.GraphModule, node: fx.Node) -> None:
+    input, weight, bias, *_ = arguments(node)
+    with module.graph.inserting_before(node):
+        packed = module.graph.call_function(pack_pixels, (weight,))
+    _replace(node, pixel_linear, (input, packed, bias))
+
+
+def _products(input: fx.Node, weight: fx.Node) -> int:
+    """The number of multiplications of a linear layer for the example."""
+    return math.prod(input.meta["shape"][:-1]) * int(weight.meta["val"].numel())
+
+
+def _pixel_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose images are single pixels, whatever the size of the input."""
+    pixels = set[fx.Node]()
+    for node in graph.nodes:
+        if is_call(node, {_aten.adaptive_avg_pool2d.default}):
+            is_pixel = set(arguments(node)[1]) == {1}
+        elif is_call(node, {_aten.mean.dim}):
+            value, dims, keeps_dims, _ = arguments(node)
+            rank = value.meta["val"].dim()
+            is_pixel = rank == 4 and keeps_dims and {dim % rank for dim in dims or ()} == {2, 3}
+        elif is_call(node, CONVS):
+            is_pixel = _is_pixel_layer(node, pixels)
+        else:
+            is_pixel = find_post_op(node) is not None and node.args[0] in pixels
+        if is_pixel:
+            pixels.add(node)
+    return pixels
+
+
+def _is_pixel_layer(node: fx.Node, pixels: set[fx.Node]) -> bool:
+    input, weight, _, _, padding, _, groups = arguments(node)
+    products = input.meta["shape"][0] * int(weight.meta["val"].numel())
+    is_small = set(weight.meta["val"].shape[2:]) == {1} and products < _MIN_PRODUCTS
+    return input in pixels and is_small and set(padding) == {0} and groups == 1
+
+
+def _is_layer(node: Any, targets: set[Any]) -> bool:
+    """Whether a node is an operator of oneDNN that has no post-operation yet, and one user."""
+    return is_call(node, targets) and len(node.users) == 1 and node.args[-3] == "none"
+
+
+def _fuse_post_op(graph: fx.Graph, node: fx.Node) -> None:
+    post_op = find_post_op(node)
+    layers = {_mkldnn._convolution_pointwise.default, _mkldnn._linear_pointwise.default, conv1d}
+    layer = node.args[0] if node.args else None
+    if post_op is None or not isinstance(layer, fx.Node) or not _is_layer(layer, layers):
+        return
+    layer.args = (*layer.args[:-3], post_op.name, list(post_op.scalars), post_op.algorithm)
+    node.replace_all_uses_with(layer)
+    graph.erase_node(node)
+
+
+def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
+    """Makes a sum, and a ReLU after it, part of the layer that computes the last of its terms."""
+    order = positions(graph)
+    if any(not isinstance(term, fx.Node) for term in node.args[:2]) or arguments(node)[2] != 1:
+        return
+    terms: list[Any] = sorted(node.args[:2], key=order.__getitem__)
+    if len({*terms}) == 1 or any(term.meta["val"].dtype != torch.float32 for term in terms):
+        return
+    for other, layer in (terms, terms[::-1]):
+        permutation = None
+        if is_call(layer, {_PERMUTE}) and _is_layer(layer.args[0], {_mkldnn._linear_pointwise.default}):
+            if len(layer.users) != 1:
+                continue
+            rank = len(layer.args[1])
+            layer, permutation = layer.args[0], [dim % rank for dim in layer.args[1]]
+        is_conv = _is_layer(layer, {_mkldnn._convolution_pointwise.default})
+        is_linear = _is_layer(layer, {_mkldnn._linear_pointwise.default})
+        if (not is_conv and not is_linear) or other.meta["val"].dim() != node.meta["val"].dim():
+            continue
+        if any(is_write(between) for between in graph.nodes if order[layer] < order[between] < order[node]):
+            continue  # it may change what the layer reads
+        if is_conv:
+            _replace_conv_sum(graph, node, layer, other)
+        else:
+            _replace_linear_sum(graph, node, layer, other, permutation)
+        return
+
+
+def _replace_conv_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.Node) -> None:
+    kernel = layer.meta["kernel"]
+    follower = next(iter(node.users))
+    has_relu = len(node.users) == 1 and is_call(follower, {_RELU})
+    input, weight, bias, padding, stride, dilation, groups = layer.args[:7]
+    post_op = "relu" if has_relu else None
+    args = (input, other, weight, bias, padding, stride, dilation, groups, kernel, post_op, False)
+    _replace(node, conv_sum, args)
+    if has_relu:
+        follower.replace_all_uses_with(node)
+        graph.erase_node(follower)
+    graph.erase_node(layer)
+
+
+def _replace_linear_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.Node, permutation: Any) -> None:
+    value = other.meta["val"]
+    with graph.inserting_before(node):
+        if permutation is not None:
+            inverse = [permutation.index(dim) for dim in range(len(permutation))]
+            other = graph.call_function(_PERMUTE, (other, inverse))
+            other.meta["val"] = value.permute(inverse)
+        total = graph.call_function(linear_sum, (layer.args[0], other, *layer.args[1:3], layer.meta["features"]))
+        total.meta["val"] = layer.meta["val"]
+        output = total if permutation is None else graph.call_function(_PERMUTE, (total, permutation))
+        output.meta = dict(node.meta)
+    permuted = next(iter(layer.users))
+    node.replace_all_uses_with(output)
+    graph.erase_node(node)
+    if permutation is not None:
+        graph.erase_node(permuted)
+    graph.erase_node(layer)

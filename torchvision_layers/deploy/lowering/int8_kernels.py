@@ -1,0 +1,94 @@
+"""Operators of lowered int8 programs that take more than one call of torch."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum"]
+
+
+def check_exact_products() -> None:
+    """Errors: ``RuntimeError`` if the products of integers overflow on this CPU, as they do on x86 without VNNI."""
+    if not _has_exact_products():
+        raise RuntimeError(
+            "lowered int8 models need a CPU that adds products of integers in 32 bits, such as x86 with VNNI; here "
+            "they overflow: lower the float model, or call quantized.quantize(model, batches, backend='x86')"
+        )
+
+
+@cache
+def _has_exact_products() -> bool:
+    image = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight, scales, zeros = torch.full((64, 64, 1, 1), 127, dtype=torch.int8), torch.ones(64), torch.zeros(64).long()
+    geometry = [1, 1], [0, 0], [1, 1], 1
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *geometry, [1, 64, 4, 4])
+    layer = (image, 1.0, 0, packed, scales, zeros, None)
+    output = torch.ops.onednn.qconv2d_pointwise.default(*layer, *geometry, 1.0, 0, torch.float32, "none", [], "")
+    return bool((output == 255 * 127 * 64).all())
+
+
+def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
+    """``input`` in steps of ``scale``, rounded half to even."""
+    steps = input.mul(1.0 / scale).round_()
+    return (steps.add_(zero_point) if zero_point else steps).clamp_(low, high).to(dtype)
+
+
+def dequantize(input: Tensor, scale: float, zero_point: int) -> Tensor:
+    """The inverse of :func:`quantize`, without rounding."""
+    return input * scale if zero_point == 0 else (input - float(zero_point)).mul_(scale)
+
+
+def quantized_conv_sum(
+    input: Tensor,
+    scale: float,
+    zero_point: int,
+    weight: Tensor,
+    weight_scales: Tensor,
+    weight_zero_points: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    output_scale: float,
+    output_zero_point: int,
+    kernel: Sequence[int],
+    other: Tensor,
+    other_scale: float,
+    other_zero_point: int,
+    post_op: str,
+    in_place: bool,
+) -> Tensor:
+    """The sum of a convolution in int8 and ``other``, which is overwritten with ``in_place``.
+
+    Args:
+        kernel: number of filters, and sizes of the kernel.
+    """
+    sizes = [input.shape[0], kernel[0]]
+    for i, size in enumerate(input.shape[2:]):
+        sizes.append((size + 2 * padding[i] - dilation[i] * (kernel[i + 1] - 1) - 1) // stride[i] + 1)
+    layer = (input, scale, zero_point, weight, weight_scales, weight_zero_points)
+    geometry = (bias, stride, padding, dilation, groups)
+    if list(other.shape) != sizes:  # oneDNN does not broadcast
+        output = torch.ops.onednn.qconv2d_pointwise.default(*layer, *geometry, 1.0, 0, torch.float32, "none", [], "")
+        output = output + dequantize(other, other_scale, other_zero_point)
+        output = output if post_op == "none" else output.relu_()
+        return quantize(output, output_scale, output_zero_point, 0, 255, torch.uint8)
+    total = other if in_place else other.clone()
+    return torch.ops.onednn.qconv2d_pointwise.binary(
+        *layer,
+        total.contiguous(memory_format=torch.channels_last),
+        *geometry,
+        output_scale,
+        output_zero_point,
+        torch.uint8,
+        other_scale,
+        other_zero_point,
+        "sum",
+        1.0,
+        post_op,
+        [],
+        "",
+    )

@@ -1,0 +1,116 @@
+"""Operators of lowered programs that take more than one call of torch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_onednn", "conv1d", "conv_sum", "linear_sum", "pixel_linear", "scale_channels", "to_channels_last"]
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def check_onednn() -> None:
+    """Errors: ``RuntimeError`` if torch has no operators of oneDNN."""
+    names = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        raise RuntimeError(
+            "lowered models need the operators of oneDNN, which this build of torch lacks: run deploy.fold(model), or "
+            "a file of deploy.export(model, example, path, format='onnx') or 'executorch'"
+        )
+
+
+def to_channels_last(input: Tensor) -> Tensor:
+    """``input``, or a copy, whose strides are those of channels_last."""
+    output = input.contiguous(memory_format=_FORMATS[input.dim()])
+    if output.shape[1] == 1 and output.stride(1) != 1:
+        # Without this, torch takes images of one channel for contiguous ones.
+        strides = [*output.stride()]
+        strides[1] = 1
+        output = output.as_strided(output.shape, strides, output.storage_offset())
+    return output
+
+
+def is_channels_last(input: Tensor) -> bool:
+    """Whether :func:`to_channels_last` has nothing to do."""
+    is_dense = input.is_contiguous(memory_format=_FORMATS[input.dim()])
+    return is_dense and (input.shape[1] > 1 or input.stride(1) == 1)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    post_op: str,
+    scalars: Sequence[float],
+    algorithm: str,
+) -> Tensor:
+    """A convolution of sequences, as one of images with a height of 1, which ``weight`` is for."""
+    output = torch.ops.mkldnn._convolution_pointwise.default(
+        input.unsqueeze(2), weight, bias, padding, stride, dilation, groups, post_op, scalars, algorithm
+    )
+    return output.squeeze(2)
+
+
+def conv_sum(
+    input: Tensor,
+    other: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kernel: Sequence[int],
+    post_op: str | None,
+    in_place: bool,
+) -> Tensor:
+    """The sum of a convolution and ``other``, written into ``other`` with ``in_place``.
+
+    Args:
+        kernel: number of filters, and sizes of the kernel.
+    """
+    sizes = [input.shape[0], kernel[0]]
+    for i, size in enumerate(input.shape[2:]):
+        sizes.append((size + 2 * padding[i] - dilation[i] * (kernel[i + 1] - 1) - 1) // stride[i] + 1)
+    # oneDNN does not broadcast like torch, nor does it check; with torch 2.11 it cannot add to a single pixel.
+    if list(other.shape) != sizes or max(sizes[2:]) == 1:
+        output = torch.ops.mkldnn._convolution_pointwise.default(
+            input, weight, bias, padding, stride, dilation, groups, "none", [], ""
+        )
+        output = output + other
+        return output if post_op is None else output.relu_()
+    if in_place:
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            other, input, weight, bias, padding, stride, dilation, groups, "add", None, post_op, [], None
+        )
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        input, other, weight, bias, padding, stride, dilation, groups, "add", None, post_op, [], None
+    )
+
+
+def linear_sum(input: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, features: int) -> Tensor:
+    """The sum of a linear layer with so many output features and ``other``."""
+    if list(other.shape) != [*input.shape[:-1], features]:
+        return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "") + other
+    return torch.ops.mkldnn._linear_pointwise.binary(input, other, weight, bias, "add")
+
+
+def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of single pixels, with the transposed matrix of its weight.
+
+    oneDNN takes several times as long to start as this takes.
+    """
+    pixels = input.flatten(1)
+    output = pixels @ weight if bias is None else torch.addmm(bias, pixels, weight)
+    return output.reshape(*output.shape, *[1] * (input.dim() - 2))
+
+
+def scale_channels(input: Tensor, scale: Tensor) -> Tensor:
+    """The product of ``input`` and a number for each of its channels, written into ``input`` if it has the shape."""
+    shape = torch.broadcast_shapes(input.shape, scale.shape)
+    return input.mul_(scale) if shape == input.shape else input * scale
