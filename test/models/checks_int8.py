@@ -90,7 +90,7 @@ def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
             if engine == "pt2e" and FIXED.search(str(error)):
                 continue
             raise CheckError(f"int8, size {size}: {error}") from error
-        check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 2)
+        check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 3)
 
 
 def _check_modes(int8: nn.Module) -> None:
