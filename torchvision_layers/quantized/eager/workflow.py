@@ -162,7 +162,7 @@ def _try_quantizable(
                 f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}"
             ) from error
         try:
-            check_same_results(output, expected, _REWRITING_CHANGED_RESULTS)
+            check_same_results(output, expected, _REWRITING_CHANGED_RESULTS, original, batch)
         except RuntimeError as error:
             where = describe(prepared.model, find_difference(original, prepared.model, batch))
             raise RuntimeError(f"{where}, {error}") from None

@@ -196,7 +196,7 @@ def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Input
     output = graph.call(inputs.map(Tensor.clone))
     expected = inputs.map(Tensor.clone).run(model)
     try:
-        check_same_results(output, expected, message)
+        check_same_results(output, expected, message, model, inputs)
     except RuntimeError as error:
         try:
             check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
