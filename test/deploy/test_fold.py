@@ -271,3 +271,24 @@ def test_own_forward_keeps_child_names() -> None:
     model = FunctionModule(forward, conv=nn.Conv2d(4, 8, 3), norm=nn.BatchNorm2d(8), drop=nn.Dropout())
     folded = assert_folds(randomize(model), torch.randn(2, 4, 7, 6))
     assert leaf_classes(folded) == {"conv": "Conv2d", "norm": "Identity", "drop": "Identity"}
+
+
+class TwoAmplified(nn.Module):
+    """Two outputs, in which rounding errors are 100,000 times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.body(x)
+        for _ in range(3):
+            x = torch.sin(50 * x)
+        return x, x[:, :2]
+
+
+def test_each_output_may_amplify_rounding() -> None:
+    model, images = randomize(TwoAmplified()).eval(), torch.randn(2, 3, 8, 8)
+    folded = deploy.fold(model, images)
+    assert leaf_classes(folded) == {"body.0": "Conv2d"}
+    assert (folded(images)[0] - model(images)[0]).abs().max() > 1e-5  # a sum of rounding errors, amplified
