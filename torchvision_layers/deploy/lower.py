@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from .._utils.checks import check_int, check_module, check_not_lazy, check_unwrapped
 from .._utils.inputs import Inputs
 from ..quantized import QuantizableGraph, QuantizableModel
+from ..quantized.precision import in_float32
 from ..quantized.pt2e.constants import fold_constants
 from ..quantized.pt2e.export import ExportedModel, export
 from ..quantized.pt2e.signature import Signature
@@ -78,7 +79,7 @@ def lower(
           return contiguous_default
         )
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), in_float32():
         return _lower(model, example, threads)
 
 

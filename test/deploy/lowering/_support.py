@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers._utils.structure import flatten
+from torchvision_layers.testing._checks._quantization import decibels
 
-__all__ = ["assert_agrees", "assert_lowers", "assert_rounds_like", "decibels", "images", "stir"]
+__all__ = ["assert_agrees", "assert_lowers", "assert_rounds_like", "images", "stir"]
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -71,11 +72,6 @@ def assert_lowers(
     return lowered
 
 
-def decibels(output: Tensor, expected: Tensor) -> float:
-    noise = (output.double() - expected.double()).square().sum().clamp(min=1e-30)
-    return float(10 * torch.log10(expected.double().square().sum() / noise))
-
-
 def assert_rounds_like(lowered: nn.Module, graph: nn.Module, model: nn.Module, *inputs: Tensor) -> None:
     """As close to the float model as the graph, whose ties may round differently."""
     with torch.no_grad():
@@ -83,5 +79,5 @@ def assert_rounds_like(lowered: nn.Module, graph: nn.Module, model: nn.Module, *
         output, rounded = lowered(*inputs), graph(*inputs)
     assert output.shape == expected.shape
     assert output.dtype == expected.dtype
-    assert decibels(output, expected) >= min(decibels(rounded, expected) - 1.5, 60)  # one step of one feature
-    assert decibels(output, rounded) >= min(decibels(rounded, expected), 35)
+    assert decibels(expected, output) >= min(decibels(expected, rounded) - 1.5, 60)  # one step of one feature
+    assert decibels(rounded, output) >= min(decibels(expected, rounded), 35)

@@ -1,12 +1,13 @@
-"""Which nodes of an exported graph may share memory, and which arguments they have."""
+"""Which nodes of an exported graph may share memory."""
 
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["alias_sets", "aliased_inputs", "arguments", "is_write", "positions"]
+from ...quantized.pt2e.writes import is_write
+
+__all__ = ["alias_sets", "aliased_inputs", "positions", "written_nodes"]
 
 _aten = torch.ops.aten
 
@@ -33,11 +34,6 @@ _NEW_RESULTS = {
     _aten.scaled_dot_product_attention.default,
     _aten.softmax.int,
 }
-
-
-def is_write(node: fx.Node) -> bool:
-    """Whether the node writes into one of its inputs."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def aliased_inputs(node: fx.Node) -> list[fx.Node]:
@@ -69,16 +65,16 @@ def alias_sets(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return sets
 
 
+def written_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that may share memory with a tensor that is written to."""
+    sets = alias_sets(graph)
+    writes = [node for node in graph.nodes if is_write(node)]
+    return set[fx.Node]().union(*(sets.get(input, {input}) for node in writes for input in node.all_input_nodes[:1]))
+
+
 def positions(graph: fx.Graph) -> dict[fx.Node, int]:
     """The place of each node in the order of execution."""
     return {node: i for i, node in enumerate(graph.nodes)}
-
-
-def arguments(node: fx.Node) -> list[Any]:
-    """The values of all arguments of an operator, in the order of its schema."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    rest = node.target._schema.arguments[len(node.args) :]
-    return [*node.args, *(node.kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
 def _holds_tensors(node: fx.Node) -> bool:

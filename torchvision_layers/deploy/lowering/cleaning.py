@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.passes import remove_dropout
-from .aliasing import alias_sets, aliased_inputs, is_write, positions
+from ...quantized.pt2e.writes import is_write
+from .aliasing import alias_sets, aliased_inputs, positions, written_nodes
 
 __all__ = ["check_operators", "clean"]
 
@@ -46,7 +47,7 @@ def clean(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if is_write(node):
             _make_functional(graph, node)
-    written = _written_nodes(graph)
+    written = written_nodes(graph)
     for node in list(graph.nodes):
         if node in written:
             if not aliased_inputs(node) and isinstance(node.meta.get("val"), Tensor):
@@ -109,13 +110,6 @@ def _functional(target: Any) -> Any:
     name, _, overload = str(target).removeprefix("aten.").partition(".")
     packet = getattr(_aten, name[:-1], None) if name.endswith("_") and target.namespace == "aten" else None
     return getattr(packet, overload, None) if packet is not None and overload in packet.overloads() else None
-
-
-def _written_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that may share memory with a tensor that is written to."""
-    sets = alias_sets(graph)
-    writes = [node for node in graph.nodes if is_write(node)]
-    return set[fx.Node]().union(*(sets.get(input, {input}) for node in writes for input in node.all_input_nodes[:1]))
 
 
 def _insert_copy(graph: fx.Graph, node: fx.Node) -> None:

@@ -7,14 +7,15 @@ import torch
 from torch import fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
-from ...quantized.pt2e.nodes import CONVS, LINEAR, is_call
-from .aliasing import arguments, is_write, positions
+from ...quantized.pt2e.nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
+from ...quantized.pt2e.writes import is_write
+from .aliasing import positions
 from .kernels import conv1d, conv_sum, linear_sum, pixel_linear
 from .packing import pack_conv, pack_linear, pack_pixels
 from .post_ops import find_post_op
 from .scaling import constant_of
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "replace_call"]
 
 _aten = torch.ops.aten
 _mkldnn = torch.ops.mkldnn
@@ -55,20 +56,21 @@ def _has_float_constants(module: fx.GraphModule, node: fx.Node) -> bool:
     return value.dtype == torch.float32 and value.device.type == "cpu" and (not dims or value.dim() == dims)
 
 
-def _replace(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+def replace_call(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    """Lets a node call something else, in place."""
     node.target, node.args, node.kwargs = target, args, {}
 
 
 def _replace_conv(module: fx.GraphModule, node: fx.Node) -> None:
-    input, weight, bias, stride, padding, dilation, groups = arguments(node)
-    dims = weight.meta["val"].dim() - 2
-    stride, padding, dilation = ([*n] * (dims if len(n) == 1 else 1) for n in (stride, padding, dilation))
+    input, weight, bias, *_, groups = arguments(node)
+    stride, padding, dilation = conv_geometry(node)
+    dims = len(stride)
     if dims == 1:
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_conv, (weight, padding, stride, dilation, groups))
     target = conv1d if dims == 1 else _mkldnn._convolution_pointwise.default
-    _replace(node, target, (input, packed, bias, padding, stride, dilation, groups, "none", [], ""))
+    replace_call(node, target, (input, packed, bias, padding, stride, dilation, groups, "none", [], ""))
     node.meta["kernel"] = [int(size) for size in (weight.meta["val"].shape[0], *weight.meta["val"].shape[2:])]
 
 
@@ -78,7 +80,7 @@ def _replace_linear(module: fx.GraphModule, node: fx.Node) -> None:
         return
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_linear, (weight,))
-    _replace(node, _mkldnn._linear_pointwise.default, (input, packed, bias, "none", [], ""))
+    replace_call(node, _mkldnn._linear_pointwise.default, (input, packed, bias, "none", [], ""))
     node.meta["features"] = int(weight.meta["val"].shape[0])
 
 
@@ -86,7 +88,7 @@ def _replace_pixel_conv(module: fx.GraphModule, node: fx.Node) -> None:
     input, weight, bias, *_ = arguments(node)
     with module.graph.inserting_before(node):
         packed = module.graph.call_function(pack_pixels, (weight,))
-    _replace(node, pixel_linear, (input, packed, bias))
+    replace_call(node, pixel_linear, (input, packed, bias))
 
 
 def _products(input: fx.Node, weight: fx.Node) -> int:
@@ -171,7 +173,7 @@ def _replace_conv_sum(graph: fx.Graph, node: fx.Node, layer: fx.Node, other: fx.
     input, weight, bias, padding, stride, dilation, groups = layer.args[:7]
     post_op = "relu" if has_relu else None
     args = (input, other, weight, bias, padding, stride, dilation, groups, kernel, post_op, False)
-    _replace(node, conv_sum, args)
+    replace_call(node, conv_sum, args)
     if has_relu:
         follower.replace_all_uses_with(node)
         graph.erase_node(follower)

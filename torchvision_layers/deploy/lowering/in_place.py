@@ -6,7 +6,8 @@ import torch
 from torch import fx
 
 from ...quantized.pt2e.constants import constant_nodes
-from .aliasing import alias_sets, aliased_inputs, is_write, positions
+from ...quantized.pt2e.writes import is_write
+from .aliasing import alias_sets, aliased_inputs, positions
 from .int8_kernels import quantized_conv_sum
 from .kernels import conv_sum, scale_channels
 

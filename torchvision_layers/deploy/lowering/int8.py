@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
-from ...quantized.pt2e.nodes import CONVS, LINEAR, is_call, is_dequantize, is_quantize
-from .aliasing import arguments, positions
+from ...quantized.pt2e.nodes import CONVS, LINEAR, arguments, conv_geometry, is_call, is_dequantize, is_quantize
+from .aliasing import positions
+from .fusion import replace_call
 from .int8_kernels import dequantize, quantize, quantized_conv_sum
 from .packing import float_scales, pack_quantized_conv, pack_quantized_linear
 from .post_ops import find_post_op
@@ -53,9 +54,9 @@ def quantize_layers(module: fx.GraphModule) -> None:
             _fuse_quantize(graph, node)
     for node in list(graph.nodes):
         if is_quantize(node):
-            _replace(node, quantize, node.args)
+            replace_call(node, quantize, node.args)
         elif is_dequantize(node) and str(node.target).startswith("quantized_decomposed.dequantize_per_tensor."):
-            _replace(node, dequantize, node.args[:3])
+            replace_call(node, dequantize, node.args[:3])
     erase_unused_ops(graph)
     module.recompile()
 
@@ -68,10 +69,6 @@ def _operators() -> dict[Any, Any]:
         _aten.conv3d.default: torch.ops.onednn.qconv3d_pointwise.default,
         _aten.linear.default: torch.ops.onednn.qlinear_pointwise.default,
     }
-
-
-def _replace(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
-    node.target, node.args, node.kwargs = target, args, {}
 
 
 def _is_quantized(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -91,19 +88,16 @@ def _replace_layer(graph: fx.Graph, node: fx.Node, operators: dict[Any, Any]) ->
     input, weight, bias, *geometry = arguments(node)
     source, scale, zero_point = input.args[:3]
     values, weight_scales, weight_zero_points = weight.args[:3]
-    dims = weight.meta["val"].dim() - 2
     node.meta["kernel"] = [int(size) for size in (weight.meta["val"].shape[0], *weight.meta["val"].shape[2:])]
     with graph.inserting_before(node):
         scales = graph.call_function(float_scales, (weight_scales,))
         if node.target in LINEAR:
             packed = graph.call_function(pack_quantized_linear, (values,))
         else:
-            stride, padding, dilation, groups = geometry
-            stride, padding, dilation = ([*n] * (dims if len(n) == 1 else 1) for n in (stride, padding, dilation))
-            geometry = [stride, padding, dilation, groups]
+            geometry = [*conv_geometry(node), geometry[-1]]
             packed = graph.call_function(pack_quantized_conv, (values, scales, scale, zero_point, *geometry))
     head = (source, scale, zero_point, packed, scales, weight_zero_points, bias)
-    _replace(node, operators[node.target], (*head, *geometry, 1.0, 0, torch.float32, "none", [], ""))
+    replace_call(node, operators[node.target], (*head, *geometry, 1.0, 0, torch.float32, "none", [], ""))
 
 
 def _fuse_post_op(graph: fx.Graph, node: fx.Node, operators: dict[Any, Any]) -> None:
@@ -141,7 +135,7 @@ def _fuse_sum(graph: fx.Graph, node: fx.Node, operators: dict[Any, Any]) -> None
         quantized, other_scale, other_zero_point = other.args[:3]
         post_op = "relu" if has_relu else "none"
         rest = (scale, zero_point, layer.meta["kernel"], quantized, other_scale, other_zero_point, post_op, False)
-        _replace(last, quantized_conv_sum, (*layer.args[:11], *rest))
+        replace_call(last, quantized_conv_sum, (*layer.args[:11], *rest))
         _remove_quantization(graph, last)
         if last is not node:
             graph.erase_node(node)

@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .kernels import conv_shape
+
 __all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum"]
 
 
@@ -66,12 +68,9 @@ def quantized_conv_sum(
     Args:
         kernel: number of filters, and sizes of the kernel.
     """
-    sizes = [input.shape[0], kernel[0]]
-    for i, size in enumerate(input.shape[2:]):
-        sizes.append((size + 2 * padding[i] - dilation[i] * (kernel[i + 1] - 1) - 1) // stride[i] + 1)
     layer = (input, scale, zero_point, weight, weight_scales, weight_zero_points)
     geometry = (bias, stride, padding, dilation, groups)
-    if list(other.shape) != sizes:  # oneDNN does not broadcast
+    if list(other.shape) != conv_shape(input, kernel, padding, stride, dilation):  # oneDNN does not broadcast
         output = torch.ops.onednn.qconv2d_pointwise.default(*layer, *geometry, 1.0, 0, torch.float32, "none", [], "")
         output = output + dequantize(other, other_scale, other_zero_point)
         output = output if post_op == "none" else output.relu_()

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_onednn", "conv1d", "conv_sum", "linear_sum", "pixel_linear", "scale_channels", "to_channels_last"]
+__all__ = [
+    "check_onednn",
+    "conv1d",
+    "conv_shape",
+    "conv_sum",
+    "is_channels_last",
+    "linear_sum",
+    "pixel_linear",
+    "scale_channels",
+    "to_channels_last",
+]
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -56,6 +66,14 @@ def conv1d(
     return output.squeeze(2)
 
 
+def conv_shape(
+    input: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """The shape of the result of a convolution; ``kernel`` holds the number of filters and the sizes of the kernel."""
+    dims = zip(input.shape[2:], kernel[1:], padding, stride, dilation, strict=True)
+    return [input.shape[0], kernel[0], *((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, p, s, d in dims)]
+
+
 def conv_sum(
     input: Tensor,
     other: Tensor,
@@ -74,9 +92,7 @@ def conv_sum(
     Args:
         kernel: number of filters, and sizes of the kernel.
     """
-    sizes = [input.shape[0], kernel[0]]
-    for i, size in enumerate(input.shape[2:]):
-        sizes.append((size + 2 * padding[i] - dilation[i] * (kernel[i + 1] - 1) - 1) // stride[i] + 1)
+    sizes = conv_shape(input, kernel, padding, stride, dilation)
     # oneDNN does not broadcast like torch, nor does it check; with torch 2.11 it cannot add to a single pixel.
     if list(other.shape) != sizes or max(sizes[2:]) == 1:
         output = torch.ops.mkldnn._convolution_pointwise.default(

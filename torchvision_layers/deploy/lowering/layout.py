@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
-from .aliasing import alias_sets, is_write
+from .aliasing import written_nodes
 from .int8_kernels import quantized_conv_sum
 from .kernels import conv1d, conv_sum, is_channels_last, to_channels_last
 from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized_linear
@@ -59,11 +59,7 @@ class _Run:
         self._graph = module.graph
         self._values = dict[fx.Node, Any]()
         self._executed = set[fx.Node]()
-        sets = alias_sets(self._graph)
-        writes = [node for node in self._graph.nodes if is_write(node)]
-        self._written = set[fx.Node]().union(
-            *(sets.get(input, {input}) for w in writes for input in w.all_input_nodes[:1])
-        )
+        self._written = written_nodes(self._graph)
 
     def run(self, inputs: Sequence[Tensor]) -> None:
         remaining = iter(inputs)

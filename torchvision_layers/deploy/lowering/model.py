@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
+from ...quantized.precision import in_float32
 from ...quantized.pt2e.signature import Signature
 from .int8_kernels import check_exact_products
 from .kernels import check_onednn
@@ -58,7 +59,7 @@ class LoweredModel(nn.Module):
         variable sizes.
         """
         tensors = _check_inputs(self, Inputs(args, kwargs))
-        with torch.no_grad(), _threads(self._threads), _without_autocast():
+        with torch.no_grad(), _threads(self._threads), in_float32():
             outputs = (self._run or self._bind())(*tensors)
         return rebuild(self._output_template, outputs)
 
@@ -165,12 +166,3 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    if not torch.is_autocast_enabled("cpu"):
-        yield
-        return
-    with torch.autocast("cpu", enabled=False):
-        yield

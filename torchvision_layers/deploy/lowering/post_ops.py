@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from .aliasing import arguments
+from ...quantized.pt2e.nodes import arguments
 
 __all__ = ["PostOp", "find_post_op"]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import constant_nodes
-from .aliasing import alias_sets, is_write
+from ...quantized.pt2e.writes import is_write
+from .aliasing import alias_sets
 from .guards import Guards
 from .source import function_of
 from .steps import Ref, Step, refs, substitute

@@ -4,11 +4,10 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from ...quantized.pt2e.constants import erase_unused_ops
-from ...quantized.pt2e.nodes import BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call
-from .aliasing import arguments
+from ...quantized.pt2e.constants import erase_unused_ops, register_parameter
+from ...quantized.pt2e.nodes import BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, arguments, is_call
 
 __all__ = ["add_constant", "constant_of", "fold_scales"]
 
@@ -41,12 +40,7 @@ def constant_of(module: fx.GraphModule, node: object) -> Tensor | None:
 def add_constant(module: fx.GraphModule, before: fx.Node, value: Tensor, path: str) -> fx.Node:
     """A node that reads a new parameter, at ``path`` or at that path with a number."""
     parent, _, name = path.rpartition(".")
-    owner, free, number = module.get_submodule(parent), name, 1
-    while hasattr(owner, free):
-        free, number = f"{name}_{number}", number + 1
-    owner.register_parameter(free, nn.Parameter(value, requires_grad=False))
-    with module.graph.inserting_before(before):
-        node = module.graph.get_attr(f"{parent}.{free}".lstrip("."))
+    node = register_parameter(module, before, value, parent, name)
     node.meta["val"] = value
     return node
 

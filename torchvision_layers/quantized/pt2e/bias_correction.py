@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..bias_correction import InputMean, rounding_error, significant_mean
 from .constants import add_parameter
-from .nodes import CONVS, LINEAR, arguments, is_call
+from .nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
 
 __all__ = ["correct_biases", "correct_int8_biases", "float_outputs"]
 
@@ -58,11 +58,7 @@ def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
 def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
     if node.target not in CONVS:
         return InputMean()
-    kernel = _weight(module, node).shape[2:]
-    stride, padding, dilation = arguments(node)[3:6]
-    return InputMean(
-        kernel, *(value * len(kernel) if len(value) == 1 else value for value in (stride, padding, dilation))
-    )
+    return InputMean(_weight(module, node).shape[2:], *conv_geometry(node))
 
 
 def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.Node:

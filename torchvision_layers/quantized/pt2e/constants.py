@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from .nodes import WEIGHTED, is_call, is_random, module_path
 from .writes import aliases, is_write, memory_owner
 
-__all__ = ["add_parameter", "constant_nodes", "erase_unused_ops", "fold_constants"]
+__all__ = ["add_parameter", "constant_nodes", "erase_unused_ops", "fold_constants", "register_parameter"]
 
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -118,9 +118,17 @@ def add_parameter(module: fx.GraphModule, node: fx.Node, value: Tensor, name: st
     owner = module_path(node) or ""
     if not any(path == owner for path, _ in module.named_modules()):
         owner = ""
-    free, number = name, 1
-    while hasattr(module.get_submodule(owner), free):
+    return register_parameter(module, node, value, owner, name)
+
+
+def register_parameter(module: fx.GraphModule, before: fx.Node, value: Tensor, owner: str, name: str) -> fx.Node:
+    """Registers a parameter at the module with the path ``owner``, under its name or that name with a number.
+
+    Returns a node in front of ``before`` that reads it.
+    """
+    parent, free, number = module.get_submodule(owner), name, 1
+    while hasattr(parent, free):
         free, number = f"{name}_{number}", number + 1
-    module.get_submodule(owner).register_parameter(free, nn.Parameter(value, requires_grad=False))
-    with module.graph.inserting_before(node):
+    parent.register_parameter(free, nn.Parameter(value, requires_grad=False))
+    with module.graph.inserting_before(before):
         return module.graph.get_attr(f"{owner}.{free}".lstrip("."))

@@ -22,6 +22,7 @@ __all__ = [
     "UNFOLDABLE_NORM",
     "WEIGHTED",
     "arguments",
+    "conv_geometry",
     "float_operands",
     "is_call",
     "is_dequantize",
@@ -38,7 +39,8 @@ __all__ = [
 _aten = torch.ops.aten
 _decomposed = "quantized_decomposed"
 
-CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
+_DIMS: dict[object, int] = {_aten.conv1d.default: 1, _aten.conv2d.default: 2, _aten.conv3d.default: 3}
+CONVS = {*_DIMS}
 LINEAR = {_aten.linear.default}
 MATMULS = {_aten.matmul.default, _aten.mm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.addmm.default}
 EINSUM = {_aten.einsum.default}
@@ -143,8 +145,15 @@ def module_class(node: fx.Node) -> str:
 
 
 def arguments(node: fx.Node) -> list[Any]:
-    """All arguments of a node, with the defaults that the exporter leaves out."""
-    return [*node.args, *(argument.default_value for argument in node.target._schema.arguments[len(node.args) :])]  # type: ignore[union-attr]
+    """All arguments of a node in the order of its operator's schema, with the defaults that the exporter leaves out."""
+    rest = node.target._schema.arguments[len(node.args) :]  # type: ignore[union-attr]
+    return [*node.args, *(node.kwargs.get(argument.name, argument.default_value) for argument in rest)]
+
+
+def conv_geometry(node: fx.Node) -> list[list[int]]:
+    """Stride, padding and dilation of a convolution, with a number for each dimension of its images."""
+    dims = _DIMS[node.target]
+    return [[*numbers] * (dims if len(numbers) == 1 else 1) for numbers in arguments(node)[3:6]]
 
 
 def operands(node: fx.Node) -> list[fx.Node]:

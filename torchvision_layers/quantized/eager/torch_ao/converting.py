@@ -51,11 +51,10 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         taoq.convert(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
         if backend == "onednn":
             _replace_linear(model)
-    for module in model.modules():
-        if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
-            module.__class__ = ConvReLU2d
-    if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
-        with ignore_deprecations():
+        for module in model.modules():
+            if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
+                module.__class__ = ConvReLU2d
+        if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
 
 
