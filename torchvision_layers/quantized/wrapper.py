@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 from torch import nn
 from typing_extensions import Self
 
-__all__ = ["QuantizableWrapper", "Stage"]
+from .._utils.inputs import Inputs
+
+__all__ = ["IMAGES", "QuantizableWrapper", "Stage"]
+
+#: Images that correct biases and are compared.
+IMAGES = 4
 
 
 class Stage(str, Enum):
@@ -37,6 +42,8 @@ class QuantizableWrapper(nn.Module):
         self.is_frozen = False
         #: Class name of each module of the float model, by path.
         self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
+        #: A few images of the last call of a prepared model, to compare it with the int8 model.
+        self.sample: Inputs | None = None
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -51,6 +58,16 @@ class QuantizableWrapper(nn.Module):
         if self.is_frozen:
             self._freeze()
         return self
+
+    def first_images(self, inputs: Inputs) -> Inputs:
+        """The same inputs with at most four images, because the outputs of all layers for more might need much memory."""
+        tensors = [tensor for tensor in inputs.tensors() if tensor.dim()]
+        batch = len(tensors[0]) if tensors else 0
+        return inputs.map(lambda t: t[:IMAGES] if t.dim() and len(t) == batch else t)
+
+    def remember(self, inputs: Inputs) -> None:
+        """Copies a few images for :attr:`sample`."""
+        self.sample = self.first_images(inputs).map(lambda tensor: tensor.detach().clone())
 
     def _set_mode(self, mode: bool) -> None:
         super().train(mode)

@@ -183,7 +183,7 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     preparing.leave_unobserved_in_float(model)
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
-    model.stage = Stage.INT8
+    model.stage, model.sample = Stage.INT8, None
     if model.trial_inputs is not None:  # otherwise no batch ran since it was prepared: its state was loaded
         _try(model, model.trial_inputs)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
 from ..precision import in_float32
-from ..wrapper import QuantizableWrapper, Stage
+from ..wrapper import IMAGES, QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import qparams, set_qparams
 from .passes import set_mode
@@ -66,6 +66,8 @@ class QuantizableGraph(QuantizableWrapper):
     def call(self, inputs: Inputs) -> Any:
         """The output for these inputs."""
         tensors = self.signature.flatten(inputs)
+        if self.stage is Stage.PREPARED and not torch.compiler.is_compiling():
+            self.remember(inputs)
         is_empty = self.stage is Stage.INT8 and any(
             tensor.shape[dim] == 0 for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims
         )
@@ -81,6 +83,14 @@ class QuantizableGraph(QuantizableWrapper):
         if is_empty:
             outputs = _resized(outputs, self.batch_dims[1], 0)
         return rebuild(self.output_template, outputs)
+
+    def first_images(self, inputs: Inputs) -> Inputs:
+        tensors = self.signature.flatten(inputs)
+        places = [(i, dim) for i, dims in enumerate(self.batch_dims[0]) for dim in dims]
+        if len({tensors[i].shape[dim] for i, dim in places}) == 1:
+            for i, dim in places:
+                tensors[i] = tensors[i].narrow(dim, 0, min(IMAGES, tensors[i].shape[dim]))
+        return self.signature.rebuild(tensors)
 
     def _set_mode(self, mode: bool) -> None:
         for module in self.modules():

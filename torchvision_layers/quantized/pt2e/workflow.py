@@ -33,10 +33,6 @@ from .writes import reread_after_writes
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
 
-#: Images that correct the biases of an int8 graph.
-_IMAGES = 4
-
-
 def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
     if name == "auto":
@@ -66,7 +62,7 @@ def quantize(
         fold_constants(exported.graph_module)  # erases what an unused dropout read
         isolate_unfoldable_norms(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        images = _first_images(prepared, first)
+        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone)))
         with correct_biases(prepared.body):
             _check_same_results(prepared, model, first, "exporting")
             expected = float_outputs(prepared.body, images)
@@ -163,20 +159,10 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     remove_unused_tensors(prepared.body)
     if not prepared.allows_float:
         raise_problems(float_problems(prepared.body.graph))
-    prepared.stage = Stage.INT8
+    prepared.stage, prepared.sample = Stage.INT8, None
     prepared.requires_grad_(False)
     prepared.training = False
     return prepared
-
-
-def _first_images(graph: QuantizableGraph, batch: Inputs) -> list[Tensor]:
-    """The tensors of the first images of a batch: outputs of all layers for a whole batch might not fit into memory."""
-    tensors = graph.signature.flatten(batch.map(Tensor.clone))
-    places = [(i, dim) for i, dims in enumerate(graph.batch_dims[0]) for dim in dims]
-    if len({tensors[i].shape[dim] for i, dim in places}) == 1:
-        for i, dim in places:
-            tensors[i] = tensors[i].narrow(dim, 0, min(_IMAGES, tensors[i].shape[dim]))
-    return tensors
 
 
 def _float_copy(model: nn.Module) -> nn.Module:
