@@ -33,7 +33,9 @@ def round_weights_(model: nn.Module) -> None:
             parameter.copy_(rows.div(step).round_().mul_(step).view_as(parameter))
 
 
-def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None) -> list[Tensor]:
+def rounded_outputs(
+    model: nn.Module, inputs: Inputs, smallest_step: float, generator: torch.Generator | None = None
+) -> list[Tensor]:
     """All tensors that ``model`` returns if the values between its operators are rounded to int8.
 
     Each is rounded to its own range, as if every call of an operator had an observer of its own. The engines do no
@@ -42,6 +44,7 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
     Args:
         model: in float and in eval mode.
         inputs: stay unchanged.
+        smallest_step: the smallest step of the engine, in which activations may vanish.
         generator: adds noise of up to half a step in place of rounding, which is not random if the values are multiples
             of a step already. Default: ``None``.
     """
@@ -51,7 +54,7 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
         tensor.is_unrounded = True  # type: ignore[attr-defined]
         return tensor
 
-    rounding = _Rounding(generator)
+    rounding = _Rounding(smallest_step, generator)
     with rounding, _without_fast_attention():
         outputs = flatten(inputs.map(mark).run(model))[0]
     for output in outputs:
@@ -77,8 +80,9 @@ class _Rounding(TorchDispatchMode):
     The result of a layer is rounded when an operator reads it that cannot be fused, any other result at once.
     """
 
-    def __init__(self, generator: torch.Generator | None) -> None:
+    def __init__(self, smallest_step: float, generator: torch.Generator | None) -> None:
         super().__init__()
+        self.smallest_step = smallest_step
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -87,7 +91,7 @@ class _Rounding(TorchDispatchMode):
         inputs = [tensor for tensor in flatten((args, kwargs))[0] if hasattr(tensor, "is_unrounded")]
         if not inputs:
             return func(*args, **kwargs)
-        is_exact = func.is_view or name == "_unsafe_view" or "fake_quant" in name
+        is_exact = func.is_view or name == "_unsafe_view"
         is_layer = name in _WEIGHTED or "batch_norm" in name
         if not is_exact and name not in _FUSED and "batch_norm" not in name:
             for tensor in inputs:
@@ -110,8 +114,8 @@ class _Rounding(TorchDispatchMode):
             return
         if step is None:
             low, high = map(float, ranged.aminmax())
-            step = (max(high, 0.0) - min(low, 0.0)) / _STEPS
-        if not 0 < step < float("inf"):  # all values are zero, or a mask has infinities
+            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, self.smallest_step)
+        if not step < float("inf"):  # a mask has infinities
             return
         if self.generator is None:
             tensor.div_(step).round_().mul_(step)

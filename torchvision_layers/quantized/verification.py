@@ -99,16 +99,17 @@ def _switch_(model: nn.Module, *names: str) -> nn.Module:
     return model
 
 
-def _problem(int8: nn.Module, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
+def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
     """What rounding does not explain about the outputs of ``int8``; ``None`` if it explains all."""
     reference = copy.deepcopy(model).eval()
     expected = _outputs(reference, inputs)
     outputs = _outputs(int8, inputs.map(Tensor.cpu))
     if len(outputs) != len(expected):
         return f"it returns {len(outputs)} tensors in place of {len(expected)}"
+    _switch_(reference, "fake_quant_enabled")
     round_weights_(reference)
     generators = [torch.Generator().manual_seed(i) if i else None for i in range(draws)]
-    estimates = [_cpu(rounded_outputs(reference, inputs, generator)) for generator in generators]
+    estimates = [_cpu(rounded_outputs(reference, inputs, int8.smallest_step, generator)) for generator in generators]
     for i, (output, original) in enumerate(zip(outputs, _cpu(expected), strict=True)):
         problem = _difference(output, original, [tensors[i] for tensors in estimates])
         if problem is not None:

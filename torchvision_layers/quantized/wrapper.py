@@ -28,6 +28,8 @@ class QuantizableWrapper(nn.Module):
 
     #: Name of the engine that the wrapper belongs to.
     engine: ClassVar[str]
+    #: The smallest quantization step of an activation.
+    smallest_step: ClassVar[float]
     #: Name of the child.
     child: ClassVar[str]
     #: Keys that other children have in the ``state_dict``, by the names of these children.
@@ -60,7 +62,7 @@ class QuantizableWrapper(nn.Module):
         return self
 
     def first_images(self, inputs: Inputs) -> Inputs:
-        """The same inputs with at most four images, because the outputs of all layers for more might need much memory."""
+        """The same inputs with at most four images: more take longer, and outputs of all layers much memory."""
         tensors = [tensor for tensor in inputs.tensors() if tensor.dim()]
         batch = len(tensors[0]) if tensors else 0
         return inputs.map(lambda t: t[:IMAGES] if t.dim() and len(t) == batch else t)

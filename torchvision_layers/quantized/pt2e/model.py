@@ -14,7 +14,7 @@ from ..._utils.structure import rebuild
 from ..precision import in_float32
 from ..wrapper import IMAGES, QuantizableWrapper, Stage
 from .export import ExportedModel
-from .nodes import qparams, set_qparams
+from .nodes import SMALLEST_STEP, qparams, set_qparams
 from .passes import set_mode
 
 __all__ = ["QuantizableGraph", "make_graph"]
@@ -39,6 +39,7 @@ class QuantizableGraph(QuantizableWrapper):
     """
 
     engine = "pt2e"
+    smallest_step = SMALLEST_STEP
     child = "body"
 
     def __init__(self, exported: ExportedModel, model: nn.Module) -> None:

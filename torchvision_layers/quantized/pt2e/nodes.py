@@ -19,6 +19,7 @@ __all__ = [
     "MATMULS",
     "NAMED_PADDING",
     "PRODUCTS",
+    "SMALLEST_STEP",
     "UNFOLDABLE_NORM",
     "WEIGHTED",
     "arguments",
@@ -35,6 +36,9 @@ __all__ = [
     "qparams",
     "set_qparams",
 ]
+
+#: The smallest quantization step, as in torchao's configuration for x86.
+SMALLEST_STEP = 2**-12
 
 _aten = torch.ops.aten
 _decomposed = "quantized_decomposed"

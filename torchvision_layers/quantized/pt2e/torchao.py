@@ -14,7 +14,19 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
-from .nodes import ADDITIONS, CLAMPS, CONVS, KEEP_RANGE, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
+from .nodes import (
+    ADDITIONS,
+    CLAMPS,
+    CONVS,
+    KEEP_RANGE,
+    LINEAR,
+    MATMULS,
+    PRODUCTS,
+    SMALLEST_STEP,
+    is_call,
+    is_fused_into,
+    operands,
+)
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
@@ -87,10 +99,10 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool) -> Quantization
     weight = dataclasses.replace(config.weight, quant_min=-127)
     if is_qat:
         observer = pt2e.MovingAveragePerChannelMinMaxObserver
-        fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=2**-12)
+        fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=SMALLEST_STEP)
         weight = dataclasses.replace(weight, observer_or_fake_quant_ctr=fake_quantize)
         return dataclasses.replace(config, weight=weight)
-    observer = _HistogramObserver.with_args(eps=2**-12)
+    observer = _HistogramObserver.with_args(eps=SMALLEST_STEP)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=observer)
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
