@@ -99,8 +99,9 @@ def quantize(
         int8: QuantizableModel | QuantizableGraph = workflow.quantize(
             model, observed, backend, allow_float, dynamic_sizes
         )
+        trial = int8.take_trial()
         if check:
-            check_int8(int8, unwrapped(model), widest.inputs)
+            check_int8(trial, unwrapped(model), widest.inputs)
     return int8
 
 
@@ -164,8 +165,9 @@ def convert(model: QuantizableModel | QuantizableGraph, *, check: bool = True) -
     _check_prepared(model)
     with in_float32():
         int8: QuantizableModel | QuantizableGraph = load_engine(model.engine).convert(model)
+        trial = int8.take_trial()
         if check:
-            check_converted(int8, model)
+            check_converted(trial, model)
     return int8
 
 

@@ -50,14 +50,14 @@ def check_int8(int8: QuantizableWrapper, model: nn.Module, batch: Inputs) -> Non
     A few images and one estimate are enough if the error is small. Otherwise the whole batch and more estimates decide.
 
     Args:
-        int8: the converted model.
+        int8: the converted model, or a copy of it.
         model: the model that it came from, in float or with fake quantization; it is not changed.
         batch: inputs like those that the ranges were observed on.
     """
-    # oneDNN caches the kernel for the first size that it meets.
-    int8 = copy.deepcopy(int8) if int8.engine == "eager" else int8
+    size = next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
+    images = int8.first_images(batch, min(max(size // 8, 1), 4))
     with suppress(Exception):  # of any type, if a forward takes no other batch size
-        if _problem(int8, model, int8.first_images(batch), draws=1) is None:
+        if _problem(int8, model, images, draws=1) is None:
             return
     problem = _problem(int8, model, batch, _DRAWS)
     if problem is not None:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
 from ..precision import in_float32
-from ..wrapper import IMAGES, QuantizableWrapper, Stage
+from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import SMALLEST_STEP, qparams, set_qparams
 from .passes import set_mode
@@ -85,12 +85,12 @@ class QuantizableGraph(QuantizableWrapper):
             outputs = _resized(outputs, self.batch_dims[1], 0)
         return rebuild(self.output_template, outputs)
 
-    def first_images(self, inputs: Inputs) -> Inputs:
+    def first_images(self, inputs: Inputs, count: int) -> Inputs:
         tensors = self.signature.flatten(inputs)
         places = [(i, dim) for i, dims in enumerate(self.batch_dims[0]) for dim in dims]
         if len({tensors[i].shape[dim] for i, dim in places}) == 1:
             for i, dim in places:
-                tensors[i] = tensors[i].narrow(dim, 0, min(IMAGES, tensors[i].shape[dim]))
+                tensors[i] = tensors[i].narrow(dim, 0, min(count, tensors[i].shape[dim]))
         return self.signature.rebuild(tensors)
 
     def _set_mode(self, mode: bool) -> None:

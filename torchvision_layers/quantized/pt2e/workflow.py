@@ -32,6 +32,9 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
+#: Images that correct the biases of an int8 graph: outputs of all layers for a whole batch might not fit into memory.
+_IMAGES = 4
+
 
 def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
@@ -62,7 +65,7 @@ def quantize(
         fold_constants(exported.graph_module)  # erases what an unused dropout read
         isolate_unfoldable_norms(exported.graph_module)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
-        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone)))
+        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         with correct_biases(prepared.body):
             _check_same_results(prepared, model, first, "exporting")
             expected = float_outputs(prepared.body, images)
