@@ -16,6 +16,8 @@ __all__ = ["round_weights_", "rounded_outputs"]
 #: Operators with weights, and those that may be fused with them. Nothing is rounded between the two.
 _WEIGHTED = {"addmm", "baddbmm", "bmm", "convolution", "mm"}
 _FUSED = {"clamp", "clamp_max", "clamp_min", "hardtanh", "relu"}
+#: Operators whose results others divide by; no engine rounds them to zero.
+_SIZES = {"linalg_vector_norm", "norm", "std", "var"}
 #: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
 _POOLS = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "mean"}
 #: Operators whose int8 kernels have a fixed step.
@@ -28,9 +30,10 @@ def round_weights_(model: nn.Module) -> None:
     """Rounds each parameter of two or more dimensions to int8 in place, with a scale for each row."""
     for parameter in model.parameters():
         if parameter.dim() > 1 and parameter.is_floating_point() and parameter.numel():
-            rows = parameter.detach().flatten(1)
-            step = rows.abs().amax(1, keepdim=True).div_(_WEIGHT_STEPS).clamp_(min=1e-30)
-            parameter.copy_(rows.div(step).round_().mul_(step).view_as(parameter))
+            dims = tuple(range(1, parameter.dim()))
+            step = torch.linalg.vector_norm(parameter, float("inf"), dims, keepdim=True)
+            step.div_(_WEIGHT_STEPS).clamp_(min=1e-30)
+            parameter.div_(step).round_().mul_(step)
 
 
 def rounded_outputs(
@@ -91,19 +94,21 @@ class _Rounding(TorchDispatchMode):
         inputs = [tensor for tensor in flatten((args, kwargs))[0] if hasattr(tensor, "is_unrounded")]
         if not inputs:
             return func(*args, **kwargs)
-        is_exact = func.is_view or name == "_unsafe_view"
-        is_layer = name in _WEIGHTED or "batch_norm" in name
-        if not is_exact and name not in _FUSED and "batch_norm" not in name:
+        is_view = func.is_view or name == "_unsafe_view"
+        is_fused = name in _FUSED or "batch_norm" in name
+        is_unrounded = is_fused or name in _WEIGHTED or name in _SIZES
+        if is_view:
+            is_unrounded = any(tensor.is_unrounded for tensor in inputs)
+        elif not is_fused:
             for tensor in inputs:
-                if tensor.is_unrounded:
+                if tensor.is_unrounded and not (name == "div" and tensor is args[1]):
                     self.round_(tensor, tensor)
-        is_unrounded = is_layer or (is_exact and any(tensor.is_unrounded for tensor in inputs))
         output = func(*args, **kwargs)
         for tensor in flatten(output)[0]:
             tensor.is_unrounded = is_unrounded
             if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
                 tensor._base.is_unrounded = is_unrounded
-            if not (is_layer or is_exact):
+            if not (is_view or is_unrounded):
                 self.round_(tensor, inputs[0] if name in _POOLS else tensor, _FIXED_STEPS.get(name))
         return output
 

@@ -132,7 +132,9 @@ def _difference(output: Tensor, expected: Tensor, estimates: Sequence[Tensor]) -
         output, expected = output[is_finite], expected[is_finite]
         estimates = [estimate[is_finite] for estimate in estimates]
     signal, floor = _power(expected), (_FLOOR * _largest(expected)) ** 2 * expected.numel()
-    error, explained = _power(output - expected), max(_power(estimate - expected) for estimate in estimates)
+    error, powers = _power(output - expected), [_power(estimate - expected) for estimate in estimates]
+    # Rounding may make a forward divide by zero.
+    explained = max(filter(math.isfinite, powers), default=signal / _LIMIT)
     if error <= max(_LIMIT * explained, floor):
         return None
     return (
