@@ -40,8 +40,8 @@ def restrict(subject: Subject) -> Subject:
     for path, module in subject.model.named_modules():
         if parametrize.is_parametrized(module):
             raise RuntimeError(
-                f"model must have plain weights for TorchScript, {path or 'it'} computes its {[*module.parametrizations][0]} "
-                "by a parametrization: call deploy.fold(model) first, or use format='pt2'"
+                f"model must have plain weights for TorchScript, {path or 'it'} computes its weight by a "
+                "parametrization: call deploy.fold(model) first, or use format='pt2'"
             )
     with _without_deprecation(), _int8_backend(subject.backend):
         try:

@@ -90,8 +90,8 @@ class FirstRun:
     calls: Counter[str] = field(default_factory=Counter)
     #: The largest value of each result of a function that used the weight of a module.
     results: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    #: The modules whose calls return values of very different sizes, which cannot share a range.
-    with_distinct_ranges: set[str] = field(default_factory=set)
+    #: The modules whose calls return values of different sizes, with the ratio of the largest to the smallest.
+    distinct_ranges: dict[str, float] = field(default_factory=dict)
     #: The modules that each ``forward`` calls.
     callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: The convolutions and linear layers whose weights each ``forward`` gives to a function that int8 modules replace.
@@ -104,7 +104,7 @@ class FirstRun:
     def distinct_below(self, path: str) -> set[str]:
         """The names, relative to the module at ``path``, of those below it whose calls cannot share a range."""
         prefix = f"{path}." if path else ""
-        return {name.removeprefix(prefix) for name in self.with_distinct_ranges if name.startswith(prefix)}
+        return {name.removeprefix(prefix) for name in self.distinct_ranges if name.startswith(prefix)}
 
     def duplicate(self, path: str, copy_path: str, caller: str) -> None:
         """Adds a copy, which ``caller`` calls, of the module at ``path`` and those below it."""

@@ -16,14 +16,16 @@ from .first_run import FirstRun
 
 __all__ = ["copy_with_same_tensors", "find_distinct_ranges", "split_shared", "unsplit_modules"]
 
-#: Results that differ by more cannot share a range, which would cost the smaller ones two bits.
-_LARGEST_RATIO = 4.0
+#: Calls whose results differ by more in size get ranges of their own: a common one costs the smaller results two bits.
+_SPLIT = 4.0
+#: Calls that cannot get their own are refused beyond this, where a common range costs four bits.
+_REFUSED = 16.0
 
 
-def find_distinct_ranges(model: nn.Module, inputs: Inputs, run: FirstRun) -> set[str]:
-    """The paths of modules, with layers that become int8, whose calls return values of different sizes.
+def find_distinct_ranges(model: nn.Module, inputs: Inputs, run: FirstRun) -> dict[str, float]:
+    """The modules, with layers that become int8, whose calls return values of different sizes, or call such a module.
 
-    Modules that are called as often as one of these and hold it are among them.
+    With the path of each goes the ratio of the largest to the smallest.
     """
     sizes = defaultdict[str, list[float]](list, {path: list(values) for path, values in run.results.items()})
 
@@ -35,15 +37,16 @@ def find_distinct_ranges(model: nn.Module, inputs: Inputs, run: FirstRun) -> set
     repeated = {path: module for path, module in model.named_modules() if run.calls[path] > 1 and _may_split(module)}
     handles = [module.register_forward_hook(partial(record, path=path)) for path, module in repeated.items()]
     if not handles:
-        return set()
+        return {}
     try:
         with torch.no_grad():
             inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()
-    distinct = {path for path, values in sizes.items() if max(values) > _LARGEST_RATIO * min(values)}
-    return {path for path in repeated if any(f"{inner}.".startswith(f"{path}.") for inner in distinct)}
+    ratios = {path: max(values) / max(min(values), 1e-30) for path, values in sizes.items()}
+    below = {path: [r for inner, r in ratios.items() if f"{inner}.".startswith(f"{path}.")] for path in repeated}
+    return {path: max(values) for path, values in below.items() if values and max(values) > _SPLIT}
 
 
 def _may_split(module: nn.Module) -> bool:
@@ -56,7 +59,8 @@ def unsplit_modules(model: nn.Module, run: FirstRun) -> set[nn.Module]:
     modules = dict(model.named_modules())
     in_float = [path for path, module in modules.items() if getattr(module, "runs_in_float", False)]
     called = {path for caller in in_float for path in run.callees[caller] | run.weights[caller]}
-    return {modules[path] for path in called & run.with_distinct_ranges if path in modules}
+    unsplit = {path for path in called if run.distinct_ranges.get(path, 0) > _REFUSED and path in modules}
+    return {modules[path] for path in unsplit if not any(path.startswith(f"{other}.") for other in unsplit)}
 
 
 def split_shared(model: nn.Module, run: FirstRun) -> None:
@@ -65,7 +69,7 @@ def split_shared(model: nn.Module, run: FirstRun) -> None:
     seen = set[nn.Module]()
     for parent in list(paths):
         for name, child in parent._modules.items():
-            if child is None or paths[child] not in run.with_distinct_ranges:
+            if child is None or paths[child] not in run.distinct_ranges:
                 continue
             if child in seen:
                 parent._modules[name] = copy_with_same_tensors(child)

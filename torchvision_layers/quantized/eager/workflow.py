@@ -147,7 +147,7 @@ def _try_quantizable(
     """
     original = copy.deepcopy(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
-    run.with_distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
+    run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
