@@ -275,7 +275,7 @@ def test_moved_tensor_that_is_read_twice() -> None:
     torch.manual_seed(0)
 
     def function(m: Any, x: Tensor) -> Tensor:
-        moved = m.conv(x).relu().permute(0, 2, 3, 1)
+        moved = F.max_pool2d(m.conv(x).relu(), 2).permute(0, 2, 3, 1)
         return torch.cat([m.fc(moved), moved.sigmoid()], 3)
 
     model = FunctionModule(function, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 4))
