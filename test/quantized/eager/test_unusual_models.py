@@ -129,3 +129,24 @@ def test_layer_scale_is_reported_as_float() -> None:
     model = quantized.quantize(tnn.ConvNeXtBlock(3).eval(), [IMAGES])
     (row,) = [row for row in quantized.report(model).rows if row.path == "scale_entry"]
     assert (row.runs_in, row.why) == ("float", "has no int8 kernel")
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+@pytest.mark.parametrize("leftover", ["torch", "none"])
+def test_foreign_qconfigs_are_ignored(leftover: str, is_qat: bool) -> None:
+    """FX mode and torch.ao leave them in a model, where they would convert norms and skip convolutions."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), tnn.ConvNormAct(8, 8), nn.Flatten(2), nn.LayerNorm(120), nn.Linear(120, 4)
+    )
+    qconfig = torch.ao.quantization.get_default_qconfig("x86") if leftover == "torch" else None
+    for module in model.eval().modules():
+        module.qconfig = qconfig
+    if is_qat:
+        prepared = quantized.prepare_qat(model, IMAGES, backend="x86")
+        prepared(IMAGES)
+        model, int8 = prepared.eval(), quantized.convert(prepared)
+    else:
+        int8 = quantized.quantize(model, [IMAGES], backend="x86")
+        assert all(module.qconfig is qconfig for module in model.modules())
+    assert decibels(model(IMAGES), int8(IMAGES)) > 28
+    assert {row.path for row in quantized.report(int8).rows if row.runs_in == "float"} == {"3"}

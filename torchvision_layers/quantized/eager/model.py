@@ -236,6 +236,9 @@ def make_quantizable_(
         will_train: whether the result must hold in training mode as well as in eval mode.
         run: what ``model`` did on one batch, if a batch is known.
     """
+    for module in model.modules():
+        # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
+        module.__dict__.pop("qconfig", None)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
         return model
