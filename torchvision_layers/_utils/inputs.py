@@ -40,10 +40,11 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
 
     Args:
         name: what to call the batch in errors.
-        batch: a tensor, the only input; a mapping of keyword inputs; or a sequence. For a ``forward`` that takes one
-            input, a sequence is ``(input, target)``. For one that takes several, its items are the inputs, without
-            integer tensors at the end that ``forward`` can do without: those are targets. The first item may itself
-            be a sequence or mapping of inputs.
+        batch: a tensor, the only input; a mapping of keyword inputs, which is the only input of a ``forward`` with a
+            single positional argument of another name; or a sequence. For a ``forward`` that takes one input, a
+            sequence is ``(input, target)``. For one that takes several, its items are the inputs, without integer
+            tensors at the end that ``forward`` can do without: those are targets. The first item may itself be a
+            sequence or mapping of inputs.
         model: the model to call.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
@@ -69,11 +70,11 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
 
 def _split(batch: Any, signature: inspect.Signature) -> Inputs:
     if isinstance(batch, Mapping):
-        return Inputs(kwargs=dict(batch))
+        return _of_mapping(batch, signature)
     if not isinstance(batch, (list, tuple)) or not batch:
         return Inputs((batch,))
     if isinstance(batch[0], Mapping):
-        return Inputs(kwargs=dict(batch[0]))
+        return _of_mapping(batch[0], signature)
     positional = _positional(signature)
     if len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         return Inputs((batch[0],))
@@ -83,6 +84,23 @@ def _split(batch: Any, signature: inspect.Signature) -> Inputs:
     while count > required and _is_target(items[count - 1]):
         count -= 1
     return Inputs(tuple(items[:count]))
+
+
+def _of_mapping(mapping: Mapping[Any, Any], signature: inspect.Signature) -> Inputs:
+    positional = _positional(signature)
+    is_single = len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL
+    takes_mapping = is_single and positional[0].annotation not in (Tensor, "Tensor", "torch.Tensor")
+    if takes_mapping and (not all(isinstance(key, str) for key in mapping) or not _binds(signature, mapping)):
+        return Inputs((mapping,))
+    return Inputs(kwargs=dict(mapping))
+
+
+def _binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(**mapping)
+    except TypeError:
+        return False
+    return True
 
 
 def takes_one_input(model: nn.Module) -> bool:
