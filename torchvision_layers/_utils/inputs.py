@@ -51,7 +51,7 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     or if there are none; ``ValueError`` for tensors that are empty or not finite.
     """
     signature = inspect.signature(model.forward)
-    inputs = _split(batch, signature)
+    inputs = _split(batch, signature, model)
     try:
         bound = signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -68,13 +68,13 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     return inputs
 
 
-def _split(batch: Any, signature: inspect.Signature) -> Inputs:
+def _split(batch: Any, signature: inspect.Signature, model: nn.Module) -> Inputs:
     if isinstance(batch, Mapping):
-        return _of_mapping(batch, signature)
+        return _of_mapping(batch, signature, model)
     if not isinstance(batch, (list, tuple)) or not batch:
         return Inputs((batch,))
     if isinstance(batch[0], Mapping):
-        return _of_mapping(batch[0], signature)
+        return _of_mapping(batch[0], signature, model)
     positional = _positional(signature)
     if len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         return Inputs((batch[0],))
@@ -86,13 +86,21 @@ def _split(batch: Any, signature: inspect.Signature) -> Inputs:
     return Inputs(tuple(items[:count]))
 
 
-def _of_mapping(mapping: Mapping[Any, Any], signature: inspect.Signature) -> Inputs:
+def _of_mapping(mapping: Mapping[Any, Any], signature: inspect.Signature, model: nn.Module) -> Inputs:
     positional = _positional(signature)
     is_single = len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL
-    takes_mapping = is_single and positional[0].annotation not in (Tensor, "Tensor", "torch.Tensor")
-    if takes_mapping and (not all(isinstance(key, str) for key in mapping) or not _binds(signature, mapping)):
+    is_keywords = all(isinstance(key, str) for key in mapping) and _binds(signature, mapping)
+    if is_single and not is_keywords and not _takes_tensor(model):
         return Inputs((mapping,))
     return Inputs(kwargs=dict(mapping))
+
+
+def _takes_tensor(model: nn.Module) -> bool:
+    """Whether the first argument of ``forward`` is known to be a tensor."""
+    while type(model).forward is nn.Sequential.forward and len(model._modules):
+        model = next(model.children())
+    annotation = _positional(inspect.signature(model.forward))[0].annotation
+    return annotation in (Tensor, "Tensor", "torch.Tensor")
 
 
 def _binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:

@@ -81,6 +81,11 @@ def _passed(value: object) -> Passed:
     return Passed.FLOATS if any(map(Tensor.is_floating_point, flatten(value)[0])) else Passed.OTHER
 
 
+def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among ``values`` that count writes."""
+    return [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
+
+
 @dataclass
 class FirstRun:
     """The calls of a model on one batch, by the paths of its modules."""
@@ -94,11 +99,25 @@ class FirstRun:
     problems: dict[str, str] = field(default_factory=dict)
     #: The convolutions and linear layers with these weights, by the same paths.
     read_layers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: The modules that write into their first argument and return it.
+    writers: set[str] = field(default_factory=set)
+    #: The modules whose output shares memory with an argument.
+    views: set[str] = field(default_factory=set)
+
+    def record_memory(self, path: str, args: tuple[Any, ...], versions: list[int], output: object) -> None:
+        """Adds a call that got ``args``, whose tensors had these versions before."""
+        inputs = _tensors(args)
+        if inputs and output is inputs[0] and inputs[0]._version != versions[0]:
+            self.writers.add(path)
+        pointers = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        if any(tensor.untyped_storage().data_ptr() in pointers for tensor in flatten(output)[0]):
+            self.views.add(path)
 
     def forget(self, path: str) -> None:
         """Drops what the ``forward`` at ``path`` did, because another takes its place."""
         for record in (self.arguments, self.callees, self.weights, self.problems, self.read_layers):
             record.pop(path, None)
+        self.writers.discard(path)
 
 
 def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
@@ -106,13 +125,19 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     paths = {module: path for path, module in model.named_modules()}
     run = FirstRun()
     stack: list[nn.Module] = []
+    versions: list[list[int]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        versions.append([tensor._version for tensor in _tensors(args)])
         run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)
         if stack:
             run.callees[paths[stack[-1]]].add(paths[module])
 
+    def record_memory(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        run.record_memory(paths[module], args, versions.pop(), output)
+
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
+    handles += [module.register_forward_hook(record_memory) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
             output = inputs.run(model)

@@ -13,7 +13,7 @@ from ..._utils.tracing import is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
-from .in_place import UnsupportedError, make_out_of_place_
+from .in_place import Memory, UnsupportedError, make_out_of_place_
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
@@ -36,16 +36,30 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
     Returns the paths of modules that compute with a weight of their own, each with a reason.
     """
     problems = {}
+    memory = _memory(model, run)
     for path, module in list(model.named_modules()):
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None)
+            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None, memory)
         except OwnWeightError as error:
             problems[path] = str(error)
         except UnsupportedError:
             continue  # it runs in float
     return problems
+
+
+def _memory(model: nn.Module, run: FirstRun | None) -> Memory:
+    modules = dict(model.named_modules())
+    in_place = {
+        module
+        for module in modules.values()
+        if type(module).__module__.startswith("torch.nn.modules.activation") and getattr(module, "inplace", False)
+    }
+    if run is None:
+        return Memory(in_place, None)
+    writers, views = ({modules[path] for path in paths if path in modules} for paths in (run.writers, run.views))
+    return Memory(in_place | writers, views | in_place)
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -61,14 +75,16 @@ def _is_candidate(module: nn.Module) -> bool:
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
 
 
-def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None) -> None:
-    rewritten = _rewritten(module, allow_float, False, arguments)
-    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments)):
+def _rewrite(
+    module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None, memory: Memory
+) -> None:
+    rewritten = _rewritten(module, allow_float, False, arguments, memory)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, memory)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
         return
-    graph, children = rewritten
-    if not children:
+    graph, children, is_changed = rewritten
+    if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return
     for name, child in children.items():
@@ -94,9 +110,12 @@ def restore(module: nn.Module) -> None:
 
 
 def _rewritten(
-    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None
-) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
-    """A graph of the ``forward`` whose operations are calls of new children, and these; ``None`` if tracing fails."""
+    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None, memory: Memory
+) -> tuple[torch.fx.Graph, dict[str, nn.Module], bool] | None:
+    """A graph of the ``forward`` whose operations are calls of new children, these, and whether anything changed.
+
+    ``None`` if tracing fails.
+    """
     traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
         return None
@@ -104,6 +123,7 @@ def _rewritten(
     kinds: Kinds = {}
     for node in graph.nodes:
         kinds[node] = kind_of(module, node, kinds, arguments)
+    is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
     operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
 
@@ -128,9 +148,10 @@ def _rewritten(
     for node, operation in operations.items():
         node.op, node.target = "call_module", add_child(operation.name, operation.module)
         node.args, node.kwargs = operation.args, operation.kwargs
-    if children and effects:
+    is_changed |= bool(children)
+    if is_changed and effects:
         raise UnsupportedError(effects[0])
-    return graph, children
+    return graph, children, is_changed
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -167,7 +188,6 @@ def _operations(
     module: nn.Module, graph: torch.fx.Graph, kinds: Kinds, allow_float: bool, training: bool
 ) -> dict[torch.fx.Node, Operation]:
     """The operation that takes the place of each node that cannot stay. Values between float operations stay float."""
-    make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)])
     replacements = {node: replacement(module, node, kinds, allow_float, training) for node in graph.nodes}
     operations = {node: operation for node, operation in replacements.items() if operation is not None}
     takes_float: dict[torch.fx.Node, bool] = {}
@@ -191,9 +211,9 @@ def _operations(
     return operations
 
 
-def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module]] | None) -> tuple[str, str] | None:
+def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module], bool] | None) -> tuple[str, str] | None:
     """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
-    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[1] else None
+    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[2] else None
 
 
 def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:

@@ -46,7 +46,7 @@ def on_onednn(cls: type[nn.Module]) -> type[nn.Module]:
 
 def moves_to_onednn(module: nn.Module) -> bool:
     """Whether a float convolution, or one with fused modules, is among those that :func:`move_slow_convs` moves."""
-    conv = module[0] if isinstance(module, _FusedModule) else module  # type: ignore[index]
+    conv = module[0] if isinstance(module, _FusedModule) else module
     return isinstance(conv, nn.modules.conv._ConvNd) and _is_slow(conv)
 
 
