@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..._utils.data_flow import ForwardTrace
 from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
@@ -103,6 +104,8 @@ class FirstRun:
     writers: set[str] = field(default_factory=set)
     #: The modules whose output shares memory with an argument.
     views: set[str] = field(default_factory=set)
+    #: How each ``forward`` that was examined in eval mode, and rewritten if necessary, uses the modules below it.
+    traces: dict[nn.Module, ForwardTrace] = field(default_factory=dict)
 
     def record_memory(self, path: str, args: tuple[Any, ...], versions: list[int], output: object) -> None:
         """Adds a call that got ``args``, whose tensors had these versions before."""

@@ -7,6 +7,7 @@ import operator
 import torch.fx
 from torch import nn
 
+from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import is_sequence, shallow_graph
@@ -41,7 +42,9 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None, memory)
+            graph = _rewrite(module, allow_float, will_train, run.arguments[path] if run else None, memory)
+            if run and graph and not any(node.op == "placeholder" and node.args for node in graph.nodes):
+                run.traces[module] = analyze(graph)  # arguments with defaults would need a second trace
         except OwnWeightError as error:
             problems[path] = str(error)
         except UnsupportedError:
@@ -77,16 +80,17 @@ def _is_candidate(module: nn.Module) -> bool:
 
 def _rewrite(
     module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None, memory: Memory
-) -> None:
+) -> torch.fx.Graph | None:
+    """Returns the graph of the ``forward`` in eval mode as it is then; ``None`` if tracing fails."""
     rewritten = _rewritten(module, allow_float, False, arguments, memory)
     if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, memory)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
-        return
+        return None
     graph, children, is_changed = rewritten
     if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
-        return
+        return graph
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
     cls = type(module)
@@ -99,6 +103,7 @@ def _rewrite(
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
+    return graph
 
 
 def restore(module: nn.Module) -> None:
