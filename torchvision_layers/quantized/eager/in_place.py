@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,16 @@ class Memory:
     """Which modules write, and which return views."""
 
     #: Modules that write into their first argument and return it.
-    writers: Collection[nn.Module]
+    writers: set[nn.Module]
     #: Modules whose output may share memory with an argument; ``None`` if unknown.
-    views: Collection[nn.Module] | None
+    views: set[nn.Module] | None
+
+    def duplicate(self, module: nn.Module, copy: nn.Module) -> None:
+        """Adds a copy of a module."""
+        for original, copied in zip(module.modules(), copy.modules(), strict=True):
+            for modules in (self.writers, self.views or set()):
+                if original in modules:
+                    modules.add(copied)
 
     def shares(self, module: nn.Module) -> bool:
         """Whether the output of ``module`` may share memory with an argument."""

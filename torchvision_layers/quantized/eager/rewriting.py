@@ -1,8 +1,8 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
-import copy
 import keyword
 import operator
+from typing import NamedTuple
 
 import torch.fx
 from torch import nn
@@ -16,6 +16,7 @@ from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
 from .in_place import Memory, UnsupportedError, make_out_of_place_
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
+from .repeated_calls import copy_with_same_tensors, split_shared
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
 
@@ -37,12 +38,14 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
     Returns the paths of modules that compute with a weight of their own, each with a reason.
     """
     problems = {}
+    if run is not None:
+        split_shared(model, run)
     memory = _memory(model, run)
-    for path, module in list(model.named_modules()):
+    for path, module in model.named_modules():  # copies that it adds to a module come after that module
         if not _is_candidate(module):
             continue
         try:
-            graph = _rewrite(module, allow_float, will_train, run.arguments[path] if run else None, memory)
+            graph = _rewrite(module, path, allow_float, will_train, run, memory)
             if run and graph and not any(node.op == "placeholder" and node.args for node in graph.nodes):
                 run.traces[module] = analyze(graph)  # arguments with defaults would need a second trace
         except OwnWeightError as error:
@@ -79,20 +82,25 @@ def _is_candidate(module: nn.Module) -> bool:
 
 
 def _rewrite(
-    module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None, memory: Memory
+    module: nn.Module, path: str, allow_float: bool, will_train: bool, run: FirstRun | None, memory: Memory
 ) -> torch.fx.Graph | None:
     """Returns the graph of the ``forward`` in eval mode as it is then; ``None`` if tracing fails."""
-    rewritten = _rewritten(module, allow_float, False, arguments, memory)
-    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, memory)):
+    arguments = run.arguments[path] if run else None
+    distinct = run.distinct_below(path) if run else set[str]()
+    rewritten = _rewritten(module, allow_float, False, arguments, distinct, memory)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, distinct, memory)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
         return None
-    graph, children, is_changed = rewritten
+    graph, children, copies, is_changed = rewritten
     if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return graph
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
+        if run is not None and name in copies:
+            run.duplicate(_join(path, copies[name]), _join(path, name), path)
+            memory.duplicate(module.get_submodule(copies[name]), child)
     cls = type(module)
     members = {
         "__module__": cls.__module__,
@@ -114,12 +122,26 @@ def restore(module: nn.Module) -> None:
         module.__class__ = type(module).__mro__[1]
 
 
-def _rewritten(
-    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None, memory: Memory
-) -> tuple[torch.fx.Graph, dict[str, nn.Module], bool] | None:
-    """A graph of the ``forward`` whose operations are calls of new children, these, and whether anything changed.
+class _Rewritten(NamedTuple):
+    graph: torch.fx.Graph
+    #: The new children that it calls.
+    children: dict[str, nn.Module]
+    #: The names of those that are copies, each with the name of the original.
+    copies: dict[str, str]
+    is_changed: bool
 
-    ``None`` if tracing fails.
+
+def _rewritten(
+    module: nn.Module,
+    allow_float: bool,
+    training: bool,
+    arguments: Arguments | None,
+    distinct: set[str],
+    memory: Memory,
+) -> _Rewritten | None:
+    """The ``forward`` with operations that are calls of new children; ``None`` if tracing fails.
+
+    Each further call of a child in ``distinct`` becomes a copy of it.
     """
     traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
@@ -131,6 +153,7 @@ def _rewritten(
     is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
     operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
+    copies: dict[str, str] = {}
 
     def add_child(name: str, child: nn.Module) -> str:
         free = _free_name(module, children, name)
@@ -145,9 +168,10 @@ def _rewritten(
     for node in graph.nodes:
         is_own = node.op == "call_module" and node.target not in children
         child = module.get_submodule(str(node.target)) if is_own else None
-        if child is not None and child in called and _is_stateless(child):
+        if child is not None and child in called and (_is_stateless(child) or node.target in distinct):
             # Each call has a range of its own, and may fuse with the layer before it.
-            node.target = add_child(str(node.target).replace(".", "_"), copy.deepcopy(child))
+            name = add_child(str(node.target).replace(".", "_"), copy_with_same_tensors(child))
+            copies[name], node.target = str(node.target), name
         elif child is not None:
             called.add(child)
     for node, operation in operations.items():
@@ -156,7 +180,7 @@ def _rewritten(
     is_changed |= bool(children)
     if is_changed and effects:
         raise UnsupportedError(effects[0])
-    return graph, children, is_changed
+    return _Rewritten(graph, children, copies, is_changed)
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -216,9 +240,15 @@ def _operations(
     return operations
 
 
-def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module], bool] | None) -> tuple[str, str] | None:
+def _source(rewritten: _Rewritten | None) -> tuple[str, str] | None:
     """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
-    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[2] else None
+    if rewritten is None or not rewritten.is_changed:
+        return None
+    return rewritten.graph.python_code("self").src, str(rewritten.children)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:
