@@ -201,9 +201,7 @@ class ChangesInputOfChild(Net):
 
 
 def test_first_batch_shows_difference() -> None:
-    message = (
-        r"model is a ChangesInputOfChild \(.*test_rewriting.py:\d+\), whose result changed when the model was re"
-    )
+    message = r"model is a ChangesInputOfChild \(.*test_rewriting.py:\d+\), whose result changed when the model was re"
     with pytest.raises(RuntimeError, match=message):
         quantized.quantize(ChangesInputOfChild().eval(), [X])
     with pytest.raises(RuntimeError, match=message):
