@@ -129,7 +129,9 @@ def test_sizes_are_chosen_by_an_argument() -> None:
 def test_guard_against_one_image_does_not_cost_a_second_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """A convolution of tokens, as in PVT V2, chooses a layout by the batch and leaves a guard."""
     model = FunctionModule(
-        lambda m, x: m.conv(x.flatten(2).transpose(1, 2).transpose(1, 2).view(x.shape)), conv=nn.Conv2d(3, 4, 3)
+        lambda m, x: m.conv(m.norm(x.flatten(2).transpose(1, 2)).permute(0, 2, 1).reshape(x.shape)),
+        norm=nn.LayerNorm(3),
+        conv=nn.Conv2d(3, 4, 3),
     ).eval()
     exports, export_once = [], torch.export.export
     monkeypatch.setattr(

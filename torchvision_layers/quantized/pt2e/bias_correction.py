@@ -28,10 +28,7 @@ def correct_biases(module: fx.GraphModule, keeps_outputs: bool = False) -> Itera
     recorders = [_add_recorder(module, node, outputs if keeps_outputs else None) for node in layers]
     module.recompile()
     yield outputs
-    means = [module.get_submodule(str(recorder.target)).mean for recorder in recorders]
-    for recorder in recorders:
-        module.graph.erase_node(recorder)
-        module.delete_submodule(str(recorder.target))
+    means = [_remove_recorder(module, recorder) for recorder in recorders]
     readers = _readers(module.graph)
     for node, mean in zip(layers, means, strict=True):
         error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
@@ -82,7 +79,15 @@ def _add_recorder(module: fx.GraphModule, node: fx.Node, outputs: Outputs | None
         return module.graph.call_module(name, (node.args[0], node))
 
 
-def _channel_axis(module: fx.GraphModule, node: fx.Node) -> int:
+def _remove_recorder(module: fx.GraphModule, node: fx.Node) -> InputMean:
+    recorder = module.get_submodule(str(node.target))
+    assert isinstance(recorder, _Recorder)
+    module.graph.erase_node(node)
+    module.delete_submodule(str(node.target))
+    return recorder.mean
+
+
+def _channel_axis(module: nn.Module, node: fx.Node) -> int:
     """The dimension of channels in the output of a layer, counted from the end."""
     return -1 if node.target in LINEAR else 1 - _weight(module, node).dim()
 
