@@ -29,6 +29,7 @@ from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
+from .repeated_calls import find_distinct_ranges
 from .torch_ao import converting, preparing
 from .torch_ao.fusing import is_fused_for_training
 
@@ -146,6 +147,7 @@ def _try_quantizable(
     """
     original = copy.deepcopy(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
+    run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
