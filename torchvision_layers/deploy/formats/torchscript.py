@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from ...quantized.eager.int8_modules import use_backend
 from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.archive import Archive
-from .tracing import fix_sizes, trace
+from .tracing import trace
 
 __all__ = ["deserialize", "restrict", "serialize"]
 
@@ -36,16 +38,27 @@ def restrict(subject: Subject) -> Subject:
 
     Errors: ``RuntimeError`` if the model cannot be scripted, and is float, depends on values, or cannot be traced.
     """
+    for path, module in subject.model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise RuntimeError(
+                f"model must have plain weights for TorchScript, {path or 'it'} computes its weight by a "
+                "parametrization: call deploy.fold(model) first, or use format='pt2'"
+            )
     with _without_deprecation(), _int8_backend(subject.backend):
         try:
             return replace(subject, script=torch.jit.script(subject.model))
         except Exception as error:  # torch raises many types here
             if subject.engine is None:
-                raise RuntimeError(
-                    f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
-                ) from error
-        subject = replace(subject, script=trace(subject))
-        return fix_sizes(subject)
+                raise RuntimeError(f"model cannot be scripted, use format='pt2': {_reason(error)}") from error
+        return trace(subject)
+
+
+def _reason(error: Exception) -> str:
+    """The line of the model's source that TorchScript names in an error, and the first line of the error."""
+    text = str(error).strip()
+    place = re.search(r'File "(.+)", line (\d+)', text)
+    reason = textwrap.shorten(text.partition("\n")[0].rstrip(": "), 200, placeholder=" ...")
+    return f"{place[1]}:{place[2]}: {reason}" if place else reason
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -57,7 +70,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
         except RuntimeError as error:  # of a script that torch compiled, from a default that has another type
             raise RuntimeError(
                 "model cannot be saved by torch.jit.save: annotate each argument of a forward whose default is None, "
-                f"such as mask: Tensor | None = None, or use format='pt2': {error}"
+                f"such as mask: Tensor | None = None, or use format='pt2': {_reason(error)}"
             ) from error
     return content.getvalue()
 

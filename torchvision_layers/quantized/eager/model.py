@@ -26,6 +26,7 @@ from .float_forwards import mark_float_forwards
 from .int8_modules import largest_pairs, use_backend
 from .post_ops import PostOp
 from .problems import raise_problems
+from .repeated_calls import unsplit_modules
 from .rewriting import rewrite_forwards
 
 __all__ = ["QuantizableModel", "make_quantizable_", "quantizable", "unwrapped"]
@@ -164,9 +165,11 @@ class QuantizableModel(QuantizableWrapper):
         Errors: ``ValueError`` if this model is for x86 and the weights were made for a backend without its bound.
         """
         if self.stage is Stage.INT8 and self.backend == "x86":
+            modules = dict(self.model.named_modules())
             for key, value in state_dict.items():
                 weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
-                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight):
+                module = modules.get(key.rpartition(".")[0])
+                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight, module):
                     raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
         with self._packing():
             keys = super().load_state_dict(state_dict, strict, assign)
@@ -195,9 +198,10 @@ def _is_empty(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and len(tensor) == 0
 
 
-def _overflows(weight: Tensor) -> bool:
-    """Whether the products of two weights of a channel can overflow on x86 without VNNI."""
-    return int(largest_pairs(weight.int_repr().to(torch.int16)).max()) > 128
+def _overflows(weight: Tensor, module: nn.Module | None) -> bool:
+    """Whether the products of two weights of a channel of ``module`` can overflow on x86 without VNNI."""
+    is_packed_for_onednn = hasattr(module, "kernel_class")
+    return int(largest_pairs(weight.int_repr().to(torch.int16), is_packed_for_onednn).max()) > 128
 
 
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
@@ -235,12 +239,15 @@ def make_quantizable_(
         will_train: whether the result must hold in training mode as well as in eval mode.
         run: what ``model`` did on one batch, if a batch is known.
     """
+    for module in model.modules():
+        # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
+        module.__dict__.pop("qconfig", None)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
-    without_twin = make_twins(wrapper.model)
+    without_kernel = make_twins(wrapper.model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     untrainable = _make_plain_(wrapper.model, will_train, run)
     for path, module in wrapper.model.named_modules():
@@ -251,9 +258,17 @@ def make_quantizable_(
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
+    for module in unsplit_modules(wrapper.model, run) if run else ():
+        without_kernel[module] = (
+            "which a forward in float calls several times, with results of very different sizes, for which int8 has "
+            "one scale; give each call a layer of its own, with the same weight, or pass allow_float=True to leave it "
+            "in float"
+        )
+        if allow_float:
+            module.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     if not allow_float:
         problems |= run.problems if run else {}
-        raise_problems(wrapper.model, problems, untrainable.values(), without_twin)
+        raise_problems(wrapper.model, problems, untrainable.values(), without_kernel)
     return wrapper
 
 

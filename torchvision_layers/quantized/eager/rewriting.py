@@ -1,20 +1,22 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
-import copy
 import keyword
 import operator
+from typing import NamedTuple
 
 import torch.fx
 from torch import nn
 
+from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
-from .in_place import UnsupportedError, make_out_of_place_
+from .in_place import Memory, UnsupportedError, make_out_of_place_
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
+from .repeated_calls import copy_with_same_tensors, split_shared
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
 
@@ -36,16 +38,34 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
     Returns the paths of modules that compute with a weight of their own, each with a reason.
     """
     problems = {}
-    for path, module in list(model.named_modules()):
+    if run is not None:
+        split_shared(model, run)
+    memory = _memory(model, run)
+    for path, module in model.named_modules():  # copies that it adds to a module come after that module
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None)
+            graph = _rewrite(module, path, allow_float, will_train, run, memory)
+            if run and graph and not any(node.op == "placeholder" and node.args for node in graph.nodes):
+                run.traces[module] = analyze(graph)  # arguments with defaults would need a second trace
         except OwnWeightError as error:
             problems[path] = str(error)
         except UnsupportedError:
             continue  # it runs in float
     return problems
+
+
+def _memory(model: nn.Module, run: FirstRun | None) -> Memory:
+    modules = dict(model.named_modules())
+    in_place = {
+        module
+        for module in modules.values()
+        if type(module).__module__.startswith("torch.nn.modules.activation") and getattr(module, "inplace", False)
+    }
+    if run is None:
+        return Memory(in_place, None)
+    writers, views = ({modules[path] for path in paths if path in modules} for paths in (run.writers, run.views))
+    return Memory(in_place | writers, views | in_place)
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -61,18 +81,26 @@ def _is_candidate(module: nn.Module) -> bool:
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
 
 
-def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None) -> None:
-    rewritten = _rewritten(module, allow_float, False, arguments)
-    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments)):
+def _rewrite(
+    module: nn.Module, path: str, allow_float: bool, will_train: bool, run: FirstRun | None, memory: Memory
+) -> torch.fx.Graph | None:
+    """Returns the graph of the ``forward`` in eval mode as it is then; ``None`` if tracing fails."""
+    arguments = run.arguments[path] if run else None
+    distinct = run.distinct_below(path) if run else set[str]()
+    rewritten = _rewritten(module, allow_float, False, arguments, distinct, memory)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, distinct, memory)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
-        return
-    graph, children = rewritten
-    if not children:
+        return None
+    graph, children, copies, is_changed = rewritten
+    if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
-        return
+        return graph
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
+        if run is not None and name in copies:
+            run.duplicate(_join(path, copies[name]), _join(path, name), path)
+            memory.duplicate(module.get_submodule(copies[name]), child)
     cls = type(module)
     members = {
         "__module__": cls.__module__,
@@ -83,6 +111,7 @@ def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: 
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
+    return graph
 
 
 def restore(module: nn.Module) -> None:
@@ -93,10 +122,27 @@ def restore(module: nn.Module) -> None:
         module.__class__ = type(module).__mro__[1]
 
 
+class _Rewritten(NamedTuple):
+    graph: torch.fx.Graph
+    #: The new children that it calls.
+    children: dict[str, nn.Module]
+    #: The names of those that are copies, each with the name of the original.
+    copies: dict[str, str]
+    is_changed: bool
+
+
 def _rewritten(
-    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None
-) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
-    """A graph of the ``forward`` whose operations are calls of new children, and these; ``None`` if tracing fails."""
+    module: nn.Module,
+    allow_float: bool,
+    training: bool,
+    arguments: Arguments | None,
+    distinct: set[str],
+    memory: Memory,
+) -> _Rewritten | None:
+    """The ``forward`` with operations that are calls of new children; ``None`` if tracing fails.
+
+    Each further call of a child in ``distinct`` becomes a copy of it.
+    """
     traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
         return None
@@ -104,8 +150,10 @@ def _rewritten(
     kinds: Kinds = {}
     for node in graph.nodes:
         kinds[node] = kind_of(module, node, kinds, arguments)
+    is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
     operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
+    copies: dict[str, str] = {}
 
     def add_child(name: str, child: nn.Module) -> str:
         free = _free_name(module, children, name)
@@ -120,17 +168,19 @@ def _rewritten(
     for node in graph.nodes:
         is_own = node.op == "call_module" and node.target not in children
         child = module.get_submodule(str(node.target)) if is_own else None
-        if child is not None and child in called and _is_stateless(child):
+        if child is not None and child in called and (_is_stateless(child) or node.target in distinct):
             # Each call has a range of its own, and may fuse with the layer before it.
-            node.target = add_child(str(node.target).replace(".", "_"), copy.deepcopy(child))
+            name = add_child(str(node.target).replace(".", "_"), copy_with_same_tensors(child))
+            copies[name], node.target = str(node.target), name
         elif child is not None:
             called.add(child)
     for node, operation in operations.items():
         node.op, node.target = "call_module", add_child(operation.name, operation.module)
         node.args, node.kwargs = operation.args, operation.kwargs
-    if children and effects:
+    is_changed |= bool(children)
+    if is_changed and effects:
         raise UnsupportedError(effects[0])
-    return graph, children
+    return _Rewritten(graph, children, copies, is_changed)
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -167,7 +217,6 @@ def _operations(
     module: nn.Module, graph: torch.fx.Graph, kinds: Kinds, allow_float: bool, training: bool
 ) -> dict[torch.fx.Node, Operation]:
     """The operation that takes the place of each node that cannot stay. Values between float operations stay float."""
-    make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)])
     replacements = {node: replacement(module, node, kinds, allow_float, training) for node in graph.nodes}
     operations = {node: operation for node, operation in replacements.items() if operation is not None}
     takes_float: dict[torch.fx.Node, bool] = {}
@@ -191,9 +240,15 @@ def _operations(
     return operations
 
 
-def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module]] | None) -> tuple[str, str] | None:
+def _source(rewritten: _Rewritten | None) -> tuple[str, str] | None:
     """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
-    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[1] else None
+    if rewritten is None or not rewritten.is_changed:
+        return None
+    return rewritten.graph.python_code("self").src, str(rewritten.children)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:

@@ -20,6 +20,7 @@ from ..support import becomes_int8, int8_support, is_unit
 from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
+from .grouped_convs import moves_to_onednn
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
@@ -42,13 +43,40 @@ class _UpToSix(taoq.MovingAverageMinMaxObserver):
         return x_orig
 
 
-class _PairRange(taoq.PerChannelMinMaxObserver):
-    """Chooses the range of each channel so that no two of its weights have magnitudes that add up to more than 128."""
+class _LargestRange(taoq.MovingAverageMinMaxObserver):
+    """Observes the results of several calls: an average would be too small for the calls with the largest.
+
+    The range grows at once and shrinks slowly.
+    """
 
     def forward(self, x_orig: Tensor) -> Tensor:
-        pair = largest_pairs(x_orig.detach())
+        if x_orig.numel():
+            low, high = x_orig.detach().aminmax()
+            super().forward(x_orig)
+            self.min_val.copy_(self.min_val.minimum(low))
+            self.max_val.copy_(self.max_val.maximum(high))
+        return x_orig
+
+
+class _PairRange(taoq.PerChannelMinMaxObserver):
+    """Chooses the range of each channel so that no two weights that a kernel adds have magnitudes of more than 128.
+
+    The sum of two magnitudes becomes at most 127 steps, and at most 128 after both are rounded. An input is at most
+    255, so two products are at most ``255 * 128 = 32640``, and the largest integer of 16 bits is 32767.
+    """
+
+    any_order = False
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        pair = largest_pairs(x_orig.detach(), self.any_order)
         self.min_val, self.max_val = -pair, pair
         return x_orig
+
+
+class _AnyPairRange(_PairRange):
+    """For kernels that may add any two weights."""
+
+    any_order = True
 
 
 class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
@@ -66,8 +94,10 @@ class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
         return scales.maximum(largest * 2**-10), zero_points
 
 
-def _activation_observer(is_qat: bool) -> object:
+def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     """Observes the range of an activation, for all eight bits."""
+    if is_qat and is_repeated:
+        return taoq.FakeQuantize.with_args(observer=_LargestRange, quant_min=0, quant_max=255)
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255)
@@ -81,12 +111,13 @@ def _relu6_observer(is_qat: bool) -> object:
     return taoq.MinMaxObserver.with_args(dtype=torch.quint8)
 
 
-def _weight_observer(backend: str, is_qat: bool) -> object:
+def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:
     """One scale per channel, on x86 such that no sum of two products overflows.
 
     Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
     by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
     and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
+    ``any_order`` bounds any two weights, not only those that FBGEMM adds.
 
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
@@ -94,7 +125,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
     shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "quant_min": -127, "quant_max": 127}
     observer: type[taoq.ObserverBase]
     if backend == "x86":
-        observer = _PairRange
+        observer = _AnyPairRange if any_order else _PairRange
     elif backend == "qnnpack":
         observer = _BoundedSteps
     else:
@@ -128,17 +159,25 @@ def prepare(
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
+    of_repeated = taoq.QConfig(activation=_activation_observer(is_qat, is_repeated=True), weight=weight)
+    repeated = {module for module, call in (calls or {}).items() if call.count > 1}
     in_float, in_both = _modules_in_float(model)
     in_float.update(unused)
     for module in model.modules():
         # A forward in float around an int8 child has none, nor gives one to modules that others call in int8.
         if isinstance(module, Int8Child) or (module in in_both and becomes_int8(module) and module not in in_float):
             module.qconfig = model.qconfig
+        if module in repeated and module not in in_float and getattr(module, "qconfig", model.qconfig) is not None:
+            module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
+    if backend == "x86":
+        any_order = _weight_observer(backend, is_qat, any_order=True)
+        for module in filter(moves_to_onednn, set(model.modules()) - in_float):
+            module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
         if is_qat:
             mapping = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
@@ -150,7 +189,8 @@ def prepare(
     place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
     for module in model.modules():
         if isinstance(module, Observed) and module not in in_float:
-            module.activation_post_process = model.qconfig.activation(**place)  # type: ignore[operator, union-attr]
+            qconfig = of_repeated if module in repeated else model.qconfig
+            module.activation_post_process = qconfig.activation(**place)  # type: ignore[operator, union-attr]
 
 
 def _add_float_fallbacks(
