@@ -1,4 +1,4 @@
-"""What rounding to int8 adds to the outputs of a float model: an estimate that knows no engine."""
+"""An estimate of what rounding to int8 adds to the outputs of a float model, whatever the engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

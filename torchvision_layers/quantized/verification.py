@@ -100,7 +100,7 @@ def _switch_(model: nn.Module, *names: str) -> nn.Module:
 
 
 def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
-    """What rounding does not explain about the outputs of ``int8``; ``None`` if it explains all."""
+    """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
     reference = copy.deepcopy(model).eval()
     expected = _outputs(reference, inputs)
     outputs = _outputs(int8, inputs.map(Tensor.cpu))
