@@ -50,8 +50,9 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
         raise refuse(error, subject.text, is_early=False) from error
     trained = outputs_of(_switch(prepared, fake_quant=True, observers=False).eval(), inputs)
     # Training changed statistics, and with them the sensitivity of the model.
-    silent = _switch(prepared, fake_quant=False, observers=False)
-    estimate = estimate_rounding(silent, lambda model: outputs_of(model, inputs))
+    reference = _follow_batches(subject.model()).train()
+    _trained_once(reference, inputs)
+    estimate = estimate_rounding(reference.eval(), lambda model: outputs_of(model, inputs))
     check_explained(outputs_of(int8, inputs), trained, estimate, "converted", 2)
 
 
@@ -61,14 +62,19 @@ def _has_zero_gain(model: nn.Module) -> bool:
 
 
 def _prepare(subject: Subject, engine: str, backend: str) -> nn.Module:
-    model = subject.model()
-    for norm in model.modules():  # in two steps, statistics would not come near those that the ranges are observed with
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
-            norm.momentum = 1.0
     try:
+        model = _follow_batches(subject.model())
         return quantized.prepare_qat(model, subject.batch(), engine=engine, backend=backend)
     except Exception as error:
         raise refuse(error, subject.text) from error
+
+
+def _follow_batches(model: nn.Module) -> nn.Module:
+    """Gives batch norms the statistics of the last batch: two steps would not bring those of others near to them."""
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
+            norm.momentum = 1.0
+    return model
 
 
 def _switch(model: nn.Module, *, fake_quant: bool, observers: bool) -> nn.Module:

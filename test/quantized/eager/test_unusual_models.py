@@ -34,6 +34,9 @@ class InplaceResidual(nn.Module):
 def test_convolution_runs_before_its_input_changes() -> None:
     model, images = InplaceResidual().eval(), torch.randn(2, 3, 160, 160)
     assert decibels(model(images), quantized.quantize(model, [images], backend="onednn")(images)) > 30
+    prepared = quantized.prepare_qat(model, images, backend="onednn")
+    prepared(images)
+    assert decibels(model(images), quantized.convert(prepared)(images)) > 28
 
 
 def test_block_registered_twice() -> None:
