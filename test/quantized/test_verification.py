@@ -185,6 +185,16 @@ def test_prepared_model_remembers_images(engine: str) -> None:
     assert quantized.convert(prepared).sample is None
 
 
+class NaNForLargeValues(TwoConvs):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * (100 - x.amax()).sqrt()
+
+
+def test_nan_for_a_later_batch_raises() -> None:
+    with pytest.raises(ValueError, match="model must give finite outputs, it gives NaN"):
+        quantized.quantize(NaNForLargeValues(), [X, 1000 * X], engine="pt2e")
+
+
 class Zeroed(nn.Module):
     """A residual block whose last norm has gains of zero, as training begins, and a dead channel."""
 

@@ -71,7 +71,6 @@ def check_converted(int8: QuantizableWrapper, prepared: QuantizableWrapper) -> N
     """Compares an int8 model with the trained model that it came from, if that has run on a batch."""
     if prepared.sample is None:
         return
-    # On CUDA as well as on the CPU, where the int8 model runs.
     reference = _switch_(copy.deepcopy(prepared).cpu(), "observer_enabled")
     check_int8(int8, reference, prepared.sample.map(Tensor.cpu))
 
@@ -103,6 +102,8 @@ def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: 
     """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
     reference = copy.deepcopy(model).eval()
     expected = _outputs(reference, inputs)
+    if any(bool(tensor.isnan().any()) for tensor in expected):
+        raise ValueError("model must give finite outputs, it gives NaN for one of the batches")
     outputs = _outputs(int8, inputs.map(Tensor.cpu))
     if len(outputs) != len(expected):
         return f"it returns {len(outputs)} tensors in place of {len(expected)}"
