@@ -94,4 +94,5 @@ def significant_mean(values: Tensor) -> Tensor:
     if len(rows) < 2 or not bool(mean.any()):
         return torch.zeros_like(mean)
     by_chance = rows.var(0).mean() / len(rows)
-    return mean * (1 - by_chance / mean.square().mean()).clamp(min=0)
+    square = mean.double().square().mean()  # in float32, that of small values is zero
+    return mean * (1 - by_chance / square).clamp(min=0).to(mean)
