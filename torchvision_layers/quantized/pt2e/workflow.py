@@ -65,7 +65,9 @@ def quantize(
         remove_dropout(exported.graph_module)
         fold_constants(exported.graph_module)  # erases what an unused dropout read
         isolate_unfoldable_norms(exported.graph_module)
+        rejects_single = _differs_for_one(make_graph(exported, model), model, first)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
+        prepared.rejects_single = rejects_single
         images = _first_images(prepared, first)
         with correct_biases(prepared.body):
             _check_same_results(prepared, model, first, "exporting")
@@ -97,13 +99,17 @@ def prepare_qat(
     torchao.keep_in_float(reread_after_writes(graph_module))
     isolate_unfoldable_norms(graph_module)
     problems = random_problems(record_modes(graph_module))
+    rejects_single = False
     if not problems:
         set_mode(graph_module, training=False, norms_train=False)
         with torch.no_grad():
             graph = make_graph(exported, model)
             _check_same_results(graph, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
+            rejects_single = _differs_for_one(graph, copy.deepcopy(model).eval(), example)
         set_mode(graph_module, training=True, norms_train=True)
-    return _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems).train()
+    prepared = _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems)
+    prepared.rejects_single = rejects_single
+    return prepared.train()
 
 
 def convert(prepared: QuantizableGraph) -> QuantizableGraph:
@@ -177,6 +183,34 @@ def _first_images(graph: QuantizableGraph, batch: Inputs) -> list[Tensor]:
         for i, dim in places:
             tensors[i] = tensors[i].narrow(dim, 0, min(_IMAGES, tensors[i].shape[dim]))
     return tensors
+
+
+def _differs_for_one(graph: QuantizableGraph, model: nn.Module, batch: Inputs) -> bool:
+    """Whether the model treats a single image differently, which torch.export does not notice.
+
+    Exported programs take the way of larger batches, without a guard: if the ``forward`` compares the size of the batch
+    with one, or squeezes all dimensions.
+    """
+    if any(graph.signature.batch_dims):  # no forward reads a size
+        return False
+    tensors, dims = graph.signature.flatten(batch), graph.batch_dims[0]
+    if any(set(dims_of_tensor) - {0} for dims_of_tensor in dims):  # the batch is merged with another dimension
+        return False
+    single = [tensor[:1] if dims[i] else tensor for i, tensor in enumerate(tensors)]
+    inputs = graph.signature.rebuild(single)
+    try:
+        expected = inputs.map(Tensor.clone).run(model)
+    except Exception:  # a forward may raise anything for a batch that it does not support
+        return False
+    try:
+        output = graph.call(inputs)
+    except ValueError:  # guards exclude it
+        return False
+    try:
+        check_same_results(output, expected, "", model, inputs)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _float_copy(model: nn.Module) -> nn.Module:
