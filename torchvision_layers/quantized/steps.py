@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps"]
+__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "steps_for_biases"]
 
 # Kernels multiply a step of activations by one of weights: 2 ** -126 is the smallest normal number of float32. The
 # observers of torch and torchao end at 2 ** -23 and 2 ** -12, and round everything below to zero.
@@ -31,3 +31,12 @@ class FineSteps:
         observer = self.activation_post_process
         scale, zero_point = observer.calculate_qparams()
         return torch.fake_quantize_per_tensor_affine(input, scale, zero_point, observer.quant_min, observer.quant_max)
+
+
+def steps_for_biases(steps: Tensor, biases: Tensor, input_step: float) -> Tensor:
+    """The steps of the weights of each channel, larger if the bias would not fit into 32 bits.
+
+    Kernels hold a bias in steps of the input times those of the weights. If weights or inputs are almost zero, larger
+    steps cost them digits that nobody would see beside the bias.
+    """
+    return steps.maximum((biases.to(steps).abs() / (input_step * 2.0**30)).to(steps))

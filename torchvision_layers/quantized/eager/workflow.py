@@ -4,7 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -30,6 +30,7 @@ from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
 from .torch_ao import converting, preparing
+from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
@@ -199,7 +200,8 @@ def _try(model: QuantizableModel, inputs: Inputs) -> None:
         with torch.no_grad(), _NoMixedScales():
             # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
-            zeros.run(trial)
+            with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
+                zeros.run(trial)
     except Exception as error:  # a user's forward may raise anything
         stack: list[nn.Module] = []
         with torch.no_grad(), running_module(model, stack), suppress(Exception):

@@ -13,6 +13,7 @@ from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
+from .bias_steps import fit_biases
 from .constants import fold_constants
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
@@ -167,6 +168,7 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     remove_dropout(prepared.body)
     prepared.body = torchao.convert(prepared.body)
     remove_unused_tensors(prepared.body)
+    fit_biases(prepared.body)
     if not prepared.allows_float:
         raise_problems(float_problems(prepared.body.graph))
     prepared.stage = Stage.INT8
