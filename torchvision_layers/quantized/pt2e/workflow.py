@@ -95,6 +95,7 @@ def prepare_qat(
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
     model = _float_copy(model).train()
+    _check_momentum(model)
     exported = export(model, example, dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
@@ -185,6 +186,17 @@ def _first_images(graph: QuantizableGraph, batch: Inputs) -> list[Tensor]:
         for i, dim in places:
             tensors[i] = tensors[i].narrow(dim, 0, min(_IMAGES, tensors[i].shape[dim]))
     return tensors
+
+
+def _check_momentum(model: nn.Module) -> None:
+    norms = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    cumulative = [path or "model" for path, norm in norms if norm.momentum is None and norm.running_mean is not None]
+    if cumulative:
+        raise ValueError(
+            f"batch norms must have a number as momentum to be trained with engine='pt2e', {', '.join(cumulative)} "
+            f"{'has' if len(cumulative) == 1 else 'have'} None, the average over all batches: set momentum=0.1, or use "
+            "engine='eager'"
+        )
 
 
 def _differs_for_one(graph: QuantizableGraph, model: nn.Module, batch: Inputs) -> bool:
