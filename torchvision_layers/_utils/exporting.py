@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any
@@ -14,7 +15,7 @@ from torch.fx.experimental import _config as shapes
 from .inputs import Inputs
 from .source_lines import failing_line
 
-__all__ = ["any_size", "as_module", "export_program"]
+__all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed"]
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def export_program(
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:
-            with context(), _without_partial_graph():
+            with context(), _without_partial_graph(), kept_tensors_allowed():
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
             if context is contexts[-1] or _accepts_one(program, inputs, sizes):
                 break
@@ -69,6 +70,14 @@ def export_program(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
             "torch.export.export shows the full error"
         ) from error
+
+
+@contextmanager
+def kept_tensors_allowed() -> Iterator[None]:
+    """Ignores torch's warning about a ``forward`` that keeps a tensor as an attribute, which a graph need not do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        yield
 
 
 @contextmanager

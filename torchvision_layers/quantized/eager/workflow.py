@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import Trace, trace_forward
 from ..checks import check_float32_parameters, check_same_results, first_of
@@ -26,6 +27,7 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
+from .hooked_weights import check_no_hooked_weights, compute_hooked_weights
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
@@ -99,9 +101,10 @@ def prepare_qat(
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     _check_dynamic(dynamic_sizes)
     _check_float(model)
+    check_no_hooked_weights(model)
     calls, trace = None, cache(trace_forward)
     if example is None:
-        prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
+        prepared = make_quantizable_(copy_module(model).train(), allow_float, will_train=True)
         fuse_children(prepared, is_qat=True, trace=trace)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
@@ -115,7 +118,7 @@ def prepare_qat(
 
 def convert(prepared: QuantizableModel) -> QuantizableModel:
     """An int8 copy of a prepared model, on the CPU and in eval mode."""
-    return _convert_(copy.deepcopy(prepared))
+    return _convert_(copy_module(prepared))
 
 
 def freeze(prepared: QuantizableModel) -> None:
@@ -145,9 +148,11 @@ def _try_quantizable(
 
     On that batch the copy must compute the same as ``model``.
     """
-    original = copy.deepcopy(unwrapped(model)).eval()
+    original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
-    prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
+    copied = copy_module(model)
+    compute_hooked_weights(copied)
+    prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     fuse_children(prepared, will_train, trace=trace)

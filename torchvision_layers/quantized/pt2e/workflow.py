@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
@@ -116,7 +117,7 @@ def prepare_qat(
 
 def convert(prepared: QuantizableGraph) -> QuantizableGraph:
     """An int8 copy of a prepared graph, on the CPU and in eval mode."""
-    return _convert_(copy.deepcopy(prepared))
+    return _convert_(copy_module(prepared))
 
 
 def freeze(prepared: QuantizableGraph) -> None:
@@ -235,7 +236,7 @@ def _float_copy(model: nn.Module) -> nn.Module:
         raise ValueError("model is prepared or converted already; start from the float model")
     check_not_lazy("model", model)
     check_float32_parameters(model)
-    return copy.deepcopy(model)
+    return copy_module(model)
 
 
 def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, step: str) -> None:

@@ -57,7 +57,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
             if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
                 module.__class__ = ConvReLU2d
             elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):  # TorchScript takes no vectors for numbers
-                module.scale, module.zero_point = module.scale.reshape(()), module.zero_point.reshape(())
+                for name in ("scale", "zero_point"):
+                    setattr(module, name, getattr(module, name).reshape(()))
         if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
 
