@@ -140,3 +140,20 @@ def test_single_modules() -> None:
 def test_invalid_arguments(call: Callable[[nn.Module, Tensor], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(small_model(), torch.randn(2, 3, 12, 10))
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.9999])
+def test_small_change_of_results_is_refused(factor: float) -> None:
+    class Looks(nn.Module):
+        """Its ``forward`` sees that a norm was folded."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(x))
+            return x if type(self.norm) is nn.BatchNorm2d else x * factor
+
+    with pytest.raises(RuntimeError, match="changed an output by .*, rounding explains at most"):
+        deploy.fold(Looks().eval(), torch.randn(2, 3, 4, 4))

@@ -13,9 +13,18 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from torchvision_layers import deploy
+from torchvision_layers.experimental import nn as enn
 from torchvision_layers.layers.positional_conv import PositionalConv2d
 
-from ._support import IMAGES, assert_up_to_date, coord_conv, fold_layer
+from ._support import (
+    IMAGES,
+    assert_up_to_date,
+    coord_conv,
+    count_norms,
+    fold_layer,
+    randomize,
+    relative_error,
+)
 
 
 class Convolutions(TorchFunctionMode):
@@ -258,3 +267,14 @@ def test_gradients_of_retrained_weights() -> None:
     original(x).square().sum().backward()
     torch.testing.assert_close(layer.conv.weight.grad, original.weight.grad[:, :4])
     torch.testing.assert_close(layer.position.conv.weight.grad, original.weight.grad[:, 4:])
+
+
+@torch.no_grad()
+def test_norm_after_the_position_is_added_once() -> None:
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(enn.CoordConv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    folded = deploy.fold(model)
+    assert count_norms(folded) == 0
+    for shape in ((2, 3, 8, 9), (1, 3, 5, 4)):
+        x = torch.randn(shape)
+        assert relative_error(folded(x), model(x)) < 1e-5

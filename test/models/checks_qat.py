@@ -33,6 +33,8 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
     if not is_random:
         check_close(outputs, expected[0], 1e-3, "prepared, without rounding, in training mode")
         check_close(gradients, expected[1], 1e-2, "gradients without rounding")
+    if next(prepared.parameters(), None) is None:
+        raise RefusedError("nothing to train", "")
     optimizer = torch.optim.SGD(prepared.parameters(), 1e-3)
     for _ in range(2):
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Estimate", "estimate_rounding"]
 
@@ -16,6 +17,8 @@ _WEIGHT_SHARE = 1 / 128
 _MOVES = {"clone", "_unsafe_view", "copy_", "_to_copy", "index_select", "constant_pad_nd", "roll", "flip", "repeat"}
 #: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
 _POOLS = {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"}
+#: Operators that keep the step of a pool before them.
+_AFTER_POOLS = {"relu", "relu_", "max_pool2d_with_indices"}
 
 
 class _Rounding(TorchDispatchMode):
@@ -24,15 +27,27 @@ class _Rounding(TorchDispatchMode):
     def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
         self.generator = generator
+        #: The steps of tensors that pools returned.
+        self.pool_steps = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
-        for tensor in () if func.is_view or name in _MOVES else _tensors(output):
+        kept: float | None = self.pool_steps.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        if func.is_view or name in _MOVES:
+            if kept is not None and isinstance(output, Tensor):
+                self.pool_steps[output] = kept
+            return output
+        for tensor in _tensors(output):
             if tensor.is_floating_point() and tensor.numel() > 1:
                 ranged = args[0] if name in _POOLS else tensor
                 low, high = min(0.0, float(ranged.min())), max(0.0, float(ranged.max()))
-                _round_(tensor, (high - low) / 255, self.generator)
+                step = (high - low) / 255
+                if kept is not None and name in _POOLS | _AFTER_POOLS:
+                    step = kept
+                if name in _POOLS or (kept is not None and name in _AFTER_POOLS):
+                    self.pool_steps[tensor] = step
+                _round_(tensor, step, self.generator)
         return output
 
 

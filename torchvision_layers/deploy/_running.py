@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
+from .._utils.modules import copy_module
 from .._utils.structure import flatten
 from ._signature import describe_structure, plain
 
-__all__ = ["describe_shapes", "max_difference", "perturb", "run_model", "shapes_of"]
+__all__ = ["describe_shapes", "exact_outputs", "max_difference", "perturb", "run_model", "shapes_of"]
 
 
 def run_model(model: nn.Module, inputs: Inputs) -> Any:
@@ -33,6 +34,16 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ValueError(f"model must give finite outputs, got NaN or infinity for {describe_shapes(inputs)}")
     return output
+
+
+@torch.no_grad()
+def exact_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The tensors that a copy of ``model`` in float64 returns.
+
+    Rounding errors grow from layer to layer; the difference to these is how large those of ``model`` are.
+    """
+    exact = copy_module(model).double()
+    return flatten(inputs.map(lambda t: t.double() if t.is_floating_point() else t.clone()).run(exact))[0]
 
 
 def shapes_of(inputs: Inputs) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy.lowering import int8_kernels
+from torchvision_layers.deploy.lowering.int8 import quantize_layers
 from torchvision_layers.testing._checks._quantization import decibels
 
 from .._support import FunctionModule
@@ -268,3 +269,30 @@ def test_sums_and_products_of_onednn_are_wrong_above_127() -> None:
     x = torch.full((1, 64), 200, dtype=torch.uint8)
     total = torch.ops.onednn.qadd.tensor(x, 1.0, 0, torch.zeros_like(x), 1.0, 0, 1.0, 0, torch.uint8)
     assert not torch.equal(total, x)
+
+
+def test_moved_tensor_that_is_read_twice() -> None:
+    torch.manual_seed(0)
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        moved = m.conv(x).relu().permute(0, 2, 3, 1)
+        return torch.cat([m.fc(moved), moved.sigmoid()], 3)
+
+    model = FunctionModule(function, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 4))
+    lower(model, images(2, 3, 6, 5))
+
+
+def test_integers_in_other_steps_are_not_moved() -> None:
+    class Requantized(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            decomposed = torch.ops.quantized_decomposed
+            x = decomposed.dequantize_per_tensor(x, 0.1, 3, 0, 255, torch.uint8)
+            y = decomposed.dequantize_per_tensor(y, 0.2, 3, 0, 255, torch.uint8)
+            z = decomposed.quantize_per_tensor(torch.cat([x, y]), 0.2, 3, 0, 255, torch.uint8)
+            return decomposed.dequantize_per_tensor(z, 0.2, 3, 0, 255, torch.uint8)
+
+    x, y = (torch.arange(8, dtype=torch.uint8) + i for i in (0, 20))
+    program = torch.export.export(Requantized(), (x, y)).module()
+    expected = torch.cat([(x.float() - 3) * 0.1, (y.float() - 3) * 0.2])
+    quantize_layers(program)
+    assert float((program(x, y) - expected).abs().max()) <= 0.1001  # half a step

@@ -285,3 +285,24 @@ def test_random_forward_is_named() -> None:
     message = r"0 is a DropsInEvalMode \(.*test_float_forwards.py:\d+\), whose result changed .* more than its input"
     with pytest.raises(RuntimeError, match=message):
         quantized.quantize(nn.Sequential(DropsInEvalMode()).eval(), [X])
+
+
+class Remembers(Net):
+    """Keeps a result for others, as feature extractors do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.features = y + self.b(x)
+        return self.c(self.features)
+
+
+def test_results_that_a_forward_keeps() -> None:
+    model = Remembers().eval()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    int8 = quantized.quantize(model, [X])
+    expected, output = model(X), int8(X)
+    assert decibels(expected, output) > 26
+    kept = [vars(module)["features"] for module in int8.modules() if "features" in vars(module)]
+    assert [tensor.shape for tensor in kept] == [model.features.shape]
+    assert decibels(model.features, kept[0].dequantize() if kept[0].is_quantized else kept[0]) > 26

@@ -242,3 +242,35 @@ def test_classifiers_of_torchvision(name: str) -> None:
     int8 = quantized.quantize(model.eval(), [x])
     assert decibels(model(x), int8(x)) >= 18
     assert {row.runs_in for row in quantized.report(int8).rows if row.why != "is never called"} == {"int8"}
+
+
+# Options that the int8 kernels ignore or lack on some backend.
+OPTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "average without padding": lambda x: F.avg_pool2d(x, 3, padding=1, count_include_pad=False),
+    "average with a divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+    "average by position": lambda x: F.avg_pool2d(x, 2, 2, 0, False, True, 3),
+    "padding with ones": lambda x: F.pad(x, (1, 1, 1, 1), value=1.0),
+    "reflecting": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "circular": lambda x: F.pad(x, (1, 1, 1, 1), "circular"),
+    "smooth interpolation": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+    "bicubic interpolation": lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic"),
+    "mean in float64": lambda x: x.mean((2, 3), dtype=torch.float64).float(),
+    "dilated maximum": lambda x: F.max_pool2d(x, 3, 1, 1, dilation=2),
+}
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_functions(name: str, backend: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return OPTIONS[name](self.conv(x))
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    int8 = quantized.quantize(model, [X], backend=backend)
+    assert decibels(model(X), int8(X)) > 30

@@ -284,3 +284,27 @@ def test_fused_output_is_rounded_once(name: str, is_qat: bool) -> None:
         assert float(difference.float().mean()) < 0.01, "some outputs were rounded twice"
         assert (output.q_scale(), output.q_zero_point()) == (module.scale, module.zero_point)
         assert len(output.int_repr().unique()) > 32
+
+
+def read_after_addition(m: AdditionModule, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.add(y, x) * y.sigmoid()
+
+
+def broadcast(m: AdditionModule, x: Tensor) -> Tensor:
+    return m.conv(x.mean((2, 3), keepdim=True)) + x
+
+
+@pytest.mark.usefixtures("all_worthwhile")
+@pytest.mark.parametrize("function", [read_after_addition, broadcast])
+@pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
+def test_addition_that_a_convolution_cannot_compute(function: Callable[..., Tensor], is_qat: bool) -> None:
+    torch.manual_seed(0)
+    model, x = AdditionModule(function, conv=nn.Conv2d(16, 16, 1)).eval(), torch.randn(4, 16, 8, 8)
+    if is_qat:
+        prepared = quantized.prepare_qat(model, x, backend="onednn")
+        prepared(x)
+        int8 = quantized.convert(prepared)
+    else:
+        int8 = quantized.quantize(model, [x], backend="onednn")
+    assert decibels(model(x), int8(x)) > 28

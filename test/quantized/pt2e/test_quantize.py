@@ -46,6 +46,7 @@ LAYERS = {
     "same padding": (lambda: nn.Conv2d(4, 6, 3, padding="same"), (16, 4, 9, 8)),
     "matmul": (lambda: FunctionModule(lambda m, x: m.fc(x) @ x.transpose(1, 2), fc=nn.Linear(8, 8)), (64, 5, 8)),
     "reused relu": (lambda: torchvision.models.resnet.BasicBlock(8, 8), (16, 8, 9, 8)),
+    "norm of another dimension": (lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), (64, 6, 6)),
     "conv called twice": (
         lambda: FunctionModule(lambda m, x: m.conv(m.conv(x)), conv=nn.Conv2d(4, 4, 3)),
         (16, 4, 9, 8),

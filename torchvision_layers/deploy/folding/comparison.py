@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
-from .._running import max_difference, perturb
+from .._running import exact_outputs, max_difference, perturb
 
 __all__ = ["check_same", "check_same_int8"]
 
@@ -45,8 +45,7 @@ def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, c
                         f"{verb} cannot be verified: the model must return the same result for the same input in eval "
                         "mode; its forward draws random numbers or changes its own state"
                     )
-                # Rounding errors grow from layer to layer; the model itself shows how much.
-                exact = _outputs(reference.double(), inputs.map(_to_double))
+                exact = exact_outputs(reference, inputs)
             tolerance = max(tolerance, 4 * _largest(original, exact[i]))
         if not difference <= tolerance:  # true for NaN as well
             raise RuntimeError(
@@ -84,10 +83,6 @@ def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales:
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return flatten(inputs.map(Tensor.clone).run(model))[0]  # a model may write to its inputs
-
-
-def _to_double(input: Tensor) -> Tensor:
-    return input.double() if input.is_floating_point() else input
 
 
 def _largest(values: Tensor, others: Tensor | None = None) -> float:

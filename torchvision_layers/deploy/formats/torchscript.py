@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from ...quantized.eager.int8_modules import use_backend
 from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.archive import Archive
-from .tracing import fix_sizes, trace
+from .tracing import trace
 
 __all__ = ["deserialize", "restrict", "serialize"]
 
@@ -36,6 +37,12 @@ def restrict(subject: Subject) -> Subject:
 
     Errors: ``RuntimeError`` if the model cannot be scripted, and is float, depends on values, or cannot be traced.
     """
+    for path, module in subject.model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise RuntimeError(
+                f"model must have plain weights for TorchScript, {path or 'it'} computes its weight by a "
+                "parametrization: call deploy.fold(model) first, or use format='pt2'"
+            )
     with _without_deprecation(), _int8_backend(subject.backend):
         try:
             return replace(subject, script=torch.jit.script(subject.model))
@@ -44,8 +51,7 @@ def restrict(subject: Subject) -> Subject:
                 raise RuntimeError(
                     f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
                 ) from error
-        subject = replace(subject, script=trace(subject))
-        return fix_sizes(subject)
+        return trace(subject)
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from .._inputs import other_batch
 from .._running import run_model
 from .._signature import forward_signature, plain
 from .._subject import Subject
+from .size_reads import SizeReads
 
-__all__ = ["fix_sizes", "trace"]
+__all__ = ["trace"]
 
 _REMEDY = "call quantized.quantize(model, batches, engine='pt2e') and use format='pt2'"
 #: Functions that turn values of tensors into Python numbers, which a trace would keep as constants.
@@ -26,8 +28,10 @@ _READERS = {
 }
 
 
-def trace(subject: Subject) -> torch.jit.ScriptModule:
-    """The model as a program for inputs like the example, under the names of its own ``forward``.
+def trace(subject: Subject) -> Subject:
+    """The subject with a program for inputs like the example, under the names of its own ``forward``.
+
+    The sizes are fixed as far as the program computes something else for other ones.
 
     Errors: ``RuntimeError`` if the model depends on values of tensors, or if torch cannot trace it.
     """
@@ -35,24 +39,30 @@ def trace(subject: Subject) -> torch.jit.ScriptModule:
         raise RuntimeError(f"model must be traced, which takes tensors only, not numbers or None: {_REMEDY}")
     with _NoValues(subject.model):
         subject.example.map(Tensor.clone).run(subject.model)
-    inputs = [*subject.example.args, *subject.example.kwargs.values()]
+    script, reads = _trace(subject, subject.example)
+    return _fix_sizes(replace(subject, script=script), reads)
+
+
+def _trace(subject: Subject, inputs: Inputs) -> tuple[torch.jit.ScriptModule, list[list[int]]]:
+    """The program, and the sizes behind each decision of the ``forward``, which the program does not make."""
+    reads = SizeReads()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # for control flow on sizes, which are compared
-            return torch.jit.trace(_Traced(subject), tuple(inputs), check_trace=False, strict=False)
+        with warnings.catch_warnings(), reads:
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # for decisions, which are recorded
+            tensors = tuple([*inputs.args, *inputs.kwargs.values()])
+            return torch.jit.trace(_Traced(subject), tensors, check_trace=False, strict=False), reads.sizes
     except Exception as error:  # torch raises many types here
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(f"model can neither be scripted nor traced: {reason:.200}; {_REMEDY}") from error
 
 
-def fix_sizes(subject: Subject) -> Subject:
-    """The subject with its sizes fixed as far as its program computes something else for other ones."""
+def _fix_sizes(subject: Subject, reads: list[list[int]]) -> Subject:
     shapes = [spec.shape for spec in subject.signature.inputs]
     current = [tuple(tensor.shape) for tensor in subject.example.tensors()]
     batches = [other_batch(subject.example, size) for size in (1, subject.batch_size + 1)]
     is_fixed = (
-        not all(_agrees(subject, inputs) for inputs in batches),
-        not all(_agrees(subject, inputs) for inputs in subject.resized),
+        not all(_agrees(subject, inputs) for inputs in batches) or _decides(subject, batches[1:], reads),
+        not all(_agrees(subject, inputs) for inputs in subject.resized) or _decides(subject, subject.resized, reads),
     )
     fixed = [
         tuple(
@@ -63,6 +73,11 @@ def fix_sizes(subject: Subject) -> Subject:
     ]
     signature = subject.signature.with_shapes(fixed)
     return replace(subject, signature=signature, resized=() if any(is_fixed) else subject.resized)
+
+
+def _decides(subject: Subject, others: Sequence[Inputs], reads: list[list[int]]) -> bool:
+    """Whether the ``forward`` makes decisions on sizes that are different for other inputs."""
+    return bool(reads) and any(_trace(subject, inputs)[1] != reads for inputs in others)
 
 
 class _Traced(nn.Module):

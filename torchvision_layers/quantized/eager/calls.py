@@ -26,6 +26,7 @@ class Call:
     outputs: int
     #: The number of values that the last returns for each image, if it returns a tensor.
     values: int = 0
+    count: int = 1
 
 
 def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module, Call]]:
@@ -40,9 +41,11 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
         shapes = {argument.shape for argument in args if isinstance(argument, Tensor)}
         outputs = sum(map(is_float, flatten(output)[0]))
         values = output[:1].numel() if isinstance(output, Tensor) and output.dim() else 0
-        before = calls.get(module, Call(True, True, 0))
+        before = calls.get(module, Call(True, True, 0, count=0))
         is_uniform = len(shapes) < 2 and before.is_uniform
-        calls[module] = Call(is_plain and before.is_plain, is_uniform, max(outputs, before.outputs), values)
+        calls[module] = Call(
+            is_plain and before.is_plain, is_uniform, max(outputs, before.outputs), values, before.count + 1
+        )
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
     writers = [m for m in model.modules() if getattr(m, "inplace", False) is True and type(m) is not nn.ReLU]

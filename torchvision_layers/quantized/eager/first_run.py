@@ -1,7 +1,7 @@
 """One run of a float model: the arguments of each ``forward``, and the modules and weights that it uses."""
 
 import inspect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +86,12 @@ class FirstRun:
     """The calls of a model on one batch, by the paths of its modules."""
 
     arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
+    #: How often each module was called, or its weight used by a function.
+    calls: Counter[str] = field(default_factory=Counter)
+    #: The largest value of each result of a function that used the weight of a module.
+    results: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    #: The modules whose calls return values of different sizes, with the ratio of the largest to the smallest.
+    distinct_ranges: dict[str, float] = field(default_factory=dict)
     #: The modules that each ``forward`` calls.
     callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: The convolutions and linear layers whose weights each ``forward`` gives to a function that int8 modules replace.
@@ -94,6 +100,26 @@ class FirstRun:
     problems: dict[str, str] = field(default_factory=dict)
     #: The convolutions and linear layers with these weights, by the same paths.
     read_layers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def distinct_below(self, path: str) -> set[str]:
+        """The names, relative to the module at ``path``, of those below it whose calls cannot share a range."""
+        prefix = f"{path}." if path else ""
+        return {name.removeprefix(prefix) for name in self.distinct_ranges if name.startswith(prefix)}
+
+    def duplicate(self, path: str, copy_path: str, caller: str) -> None:
+        """Adds a copy, which ``caller`` calls, of the module at ``path`` and those below it."""
+
+        def moved(name: str) -> str:
+            return copy_path + name[len(path) :] if f"{name}.".startswith(f"{path}.") else name
+
+        def add_moved(record: dict[str, Any], values: dict[str, Any]) -> None:
+            record.update({moved(name): value for name, value in values.items() if moved(name) != name})
+
+        for record in (self.callees, self.weights, self.read_layers):
+            add_moved(record, {name: set(map(moved, names)) for name, names in record.items()})
+        add_moved(self.arguments, self.arguments)
+        add_moved(self.problems, self.problems)
+        self.callees[caller].add(copy_path)
 
     def forget(self, path: str) -> None:
         """Drops what the ``forward`` at ``path`` did, because another takes its place."""
@@ -108,6 +134,7 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     stack: list[nn.Module] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.calls[paths[module]] += 1
         run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)
         if stack:
             run.callees[paths[stack[-1]]].add(paths[module])
@@ -159,7 +186,13 @@ class _WeightUses(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._is_outside_layers() and getattr(func, "__name__", "") != "__get__":
             self._record(func, args, kwargs)
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func in WEIGHTED and self._is_outside_layers():
+            path = self.owners.get(id(_weight(args, kwargs)))
+            if path is not None and output.numel():
+                self.run.calls[path] += 1
+                self.run.results[path].append(float(output.abs().max()))
+        return output
 
     def _is_outside_layers(self) -> bool:
         """Whether a module runs that is not itself a layer with weights."""
@@ -173,8 +206,13 @@ class _WeightUses(TorchFunctionMode):
                 self.run.read_layers[path].update(owned)
                 self.run.problems[path] = f"reads {owned[0]}.weight in {func.__name__}"
             return
-        weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        weight = _weight(args, kwargs)
         if not isinstance(weight, Tensor) or id(weight) not in self.owners:
             self.run.problems[path] = f"calls {func.__name__} with a weight of its own"
         else:
             self.run.weights[path].add(self.owners[id(weight)])
+
+
+def _weight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The weight that a function in ``WEIGHTED`` gets."""
+    return kwargs["weight"] if "weight" in kwargs else args[1]

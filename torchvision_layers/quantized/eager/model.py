@@ -26,6 +26,7 @@ from .float_forwards import mark_float_forwards
 from .int8_modules import largest_pairs, use_backend
 from .post_ops import PostOp
 from .problems import raise_problems
+from .repeated_calls import unsplit_modules
 from .rewriting import rewrite_forwards
 
 __all__ = ["QuantizableModel", "make_quantizable_", "quantizable", "unwrapped"]
@@ -238,7 +239,7 @@ def make_quantizable_(
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
-    without_twin = make_twins(wrapper.model)
+    without_kernel = make_twins(wrapper.model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     untrainable = _make_plain_(wrapper.model, will_train, run)
     for path, module in wrapper.model.named_modules():
@@ -249,9 +250,17 @@ def make_quantizable_(
             wrapper.model.get_submodule(path).stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     problems = rewrite_forwards(wrapper.model, allow_float, will_train, run)
     mark_float_forwards(wrapper.model, run)
+    for module in unsplit_modules(wrapper.model, run) if run else ():
+        without_kernel[module] = (
+            "which a forward in float calls several times, with results of very different sizes, for which int8 has "
+            "one scale; give each call a layer of its own, with the same weight, or pass allow_float=True to leave it "
+            "in float"
+        )
+        if allow_float:
+            module.stays_in_float = True  # type: ignore[assignment]  # a plain attribute
     if not allow_float:
         problems |= run.problems if run else {}
-        raise_problems(wrapper.model, problems, untrainable.values(), without_twin)
+        raise_problems(wrapper.model, problems, untrainable.values(), without_kernel)
     return wrapper
 
 

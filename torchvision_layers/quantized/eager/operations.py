@@ -253,8 +253,9 @@ def _keeps_scale(node: torch.fx.Node) -> bool:
     if node.target in (F.avg_pool2d, "mean", torch.mean):  # qnnpack's kernel ignores two of these
         others = (bound.get("divisor_override"), bound.get("dtype"))
         return bound.get("count_include_pad", True) is True and others == (None, None) and len(node.args) <= 5
-    if node.target in (F.max_pool1d, F.max_pool2d):
-        return not bound.get("return_indices") and len(node.args) <= 6
+    if node.target in (F.max_pool1d, F.max_pool2d):  # qnnpack's kernel ignores the dilation
+        bound |= zip(("", "", "", "", "dilation", "", "return_indices"), node.args, strict=False)
+        return not bound.get("return_indices") and bound.get("dilation", 1) in (1, (1,), [1], (1, 1), [1, 1])
     if node.target in _VIEWS:
         node.target = _VIEWS[node.target]
         return True

@@ -20,7 +20,7 @@ def raise_problems(
     model: nn.Module,
     problems: dict[str, str],
     untrainable: Collection[nn.Module],
-    without_twin: dict[nn.Module, str],
+    without_kernel: dict[nn.Module, str],
 ) -> None:
     """Raises ``TypeError`` with everything in ``model`` that cannot become int8.
 
@@ -28,9 +28,9 @@ def raise_problems(
         model: with each ``forward`` rewritten or marked to run in float.
         problems: the paths of modules that compute with weights in their ``forward``, each with a reason.
         untrainable: layers that int8 can run, but not train.
-        without_twin: layers of this package without a twin, each with the reason.
+        without_kernel: other layers, such as those of this package without a twin, each with the reason.
     """
-    named = {m for layer in without_twin for m in layer.modules()}.union(untrainable)
+    named = {m for layer in without_kernel for m in layer.modules()}.union(untrainable)
     modules = {path: model.get_submodule(path) for path in problems}
     lines = [
         f"{describe(model, modules[path])}, whose forward {reason}; call a child such as nn.Conv2d or nn.Linear "
@@ -40,7 +40,7 @@ def raise_problems(
         and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
         and modules[path] not in named
     ]
-    lines += [f"{describe(model, layer)}, {reason}" for layer, reason in without_twin.items()]
+    lines += [f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items()]
     lines += [
         f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
         "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"

@@ -1,6 +1,5 @@
 """Turns the tensor operations of each ``forward`` into child modules, which fusion, observers and reports then see."""
 
-import copy
 import keyword
 import operator
 
@@ -15,6 +14,7 @@ from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
 from .in_place import UnsupportedError, make_out_of_place_
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
+from .repeated_calls import copy_with_same_tensors, split_shared
 from .support import int8_support, is_unit
 from .wrappers import FloatOperation
 
@@ -36,11 +36,13 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
     Returns the paths of modules that compute with a weight of their own, each with a reason.
     """
     problems = {}
-    for path, module in list(model.named_modules()):
+    if run is not None:
+        split_shared(model, run)
+    for path, module in model.named_modules():  # copies that it adds to a module come after that module
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, allow_float, will_train, run.arguments[path] if run else None)
+            _rewrite(module, path, allow_float, will_train, run)
         except OwnWeightError as error:
             problems[path] = str(error)
         except UnsupportedError:
@@ -61,18 +63,22 @@ def _is_candidate(module: nn.Module) -> bool:
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
 
 
-def _rewrite(module: nn.Module, allow_float: bool, will_train: bool, arguments: Arguments | None) -> None:
-    rewritten = _rewritten(module, allow_float, False, arguments)
-    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments)):
+def _rewrite(module: nn.Module, path: str, allow_float: bool, will_train: bool, run: FirstRun | None) -> None:
+    arguments = run.arguments[path] if run else None
+    distinct = run.distinct_below(path) if run else set[str]()
+    rewritten = _rewritten(module, allow_float, False, arguments, distinct)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, distinct)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
         return
-    graph, children = rewritten
+    graph, children, copies = rewritten
     if not children:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
+        if run is not None and name in copies:
+            run.duplicate(_join(path, copies[name]), _join(path, name), path)
     cls = type(module)
     members = {
         "__module__": cls.__module__,
@@ -94,9 +100,12 @@ def restore(module: nn.Module) -> None:
 
 
 def _rewritten(
-    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None
-) -> tuple[torch.fx.Graph, dict[str, nn.Module]] | None:
-    """A graph of the ``forward`` whose operations are calls of new children, and these; ``None`` if tracing fails."""
+    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None, distinct: set[str]
+) -> tuple[torch.fx.Graph, dict[str, nn.Module], dict[str, str]] | None:
+    """A graph of the ``forward`` whose operations are calls of new children, these, and the children that some copy.
+
+    ``None`` if tracing fails. Each further call of a child in ``distinct`` becomes a copy of it.
+    """
     traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
         return None
@@ -106,6 +115,7 @@ def _rewritten(
         kinds[node] = kind_of(module, node, kinds, arguments)
     operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
+    copies: dict[str, str] = {}
 
     def add_child(name: str, child: nn.Module) -> str:
         free = _free_name(module, children, name)
@@ -120,9 +130,10 @@ def _rewritten(
     for node in graph.nodes:
         is_own = node.op == "call_module" and node.target not in children
         child = module.get_submodule(str(node.target)) if is_own else None
-        if child is not None and child in called and _is_stateless(child):
+        if child is not None and child in called and (_is_stateless(child) or node.target in distinct):
             # Each call has a range of its own, and may fuse with the layer before it.
-            node.target = add_child(str(node.target).replace(".", "_"), copy.deepcopy(child))
+            name = add_child(str(node.target).replace(".", "_"), copy_with_same_tensors(child))
+            copies[name], node.target = str(node.target), name
         elif child is not None:
             called.add(child)
     for node, operation in operations.items():
@@ -130,7 +141,7 @@ def _rewritten(
         node.args, node.kwargs = operation.args, operation.kwargs
     if children and effects:
         raise UnsupportedError(effects[0])
-    return graph, children
+    return graph, children, copies
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -191,9 +202,13 @@ def _operations(
     return operations
 
 
-def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module]] | None) -> tuple[str, str] | None:
+def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module], dict[str, str]] | None) -> tuple[str, str] | None:
     """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
     return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[1] else None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _free_name(module: nn.Module, children: dict[str, nn.Module], name: str) -> str:

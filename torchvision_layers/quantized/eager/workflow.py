@@ -31,6 +31,7 @@ from .hooked_weights import check_no_hooked_weights, compute_hooked_weights
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
+from .repeated_calls import find_distinct_ranges
 from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
@@ -150,6 +151,7 @@ def _try_quantizable(
     """
     original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
+    run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     copied = copy_module(model)
     compute_hooked_weights(copied)
     prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)

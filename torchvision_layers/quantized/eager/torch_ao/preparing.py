@@ -48,6 +48,21 @@ class _UpToSix(taoq.MovingAverageMinMaxObserver):
         return x_orig
 
 
+class _LargestRange(taoq.MovingAverageMinMaxObserver):
+    """Observes the results of several calls: an average would be too small for the calls with the largest.
+
+    The range grows at once and shrinks slowly.
+    """
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        if x_orig.numel():
+            low, high = x_orig.detach().aminmax()
+            super().forward(x_orig)
+            self.min_val.copy_(self.min_val.minimum(low))
+            self.max_val.copy_(self.max_val.maximum(high))
+        return x_orig
+
+
 class _PairRange(taoq.PerChannelMinMaxObserver):
     """Chooses the range of each channel so that no two of its weights have magnitudes that add up to more than 128."""
 
@@ -72,8 +87,10 @@ class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
         return scales.maximum(largest * 2**-10), zero_points
 
 
-def _activation_observer(is_qat: bool) -> object:
+def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     """Observes the range of an activation, for all eight bits."""
+    if is_qat and is_repeated:
+        return taoq.FakeQuantize.with_args(observer=_LargestRange, quant_min=0, quant_max=255)
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
@@ -137,12 +154,16 @@ def prepare(
     make_padding_numeric(model)  # int8 convolutions accept nothing else
     weight = _weight_observer(backend, is_qat)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
+    of_repeated = taoq.QConfig(activation=_activation_observer(is_qat, is_repeated=True), weight=weight)
+    repeated = {module for module, call in (calls or {}).items() if call.count > 1}
     in_float, in_both = _modules_in_float(model)
     in_float.update(unused)
     for module in model.modules():
         # A forward in float around an int8 child has none, nor gives one to modules that others call in int8.
         if isinstance(module, Int8Child) or (module in in_both and becomes_int8(module) and module not in in_float):
             module.qconfig = model.qconfig
+        if module in repeated and module not in in_float and getattr(module, "qconfig", model.qconfig) is not None:
+            module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
@@ -159,7 +180,8 @@ def prepare(
     place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
     for module in model.modules():
         if isinstance(module, Observed) and module not in in_float:
-            module.activation_post_process = model.qconfig.activation(**place)  # type: ignore[operator, union-attr]
+            qconfig = of_repeated if module in repeated else model.qconfig
+            module.activation_post_process = qconfig.activation(**place)  # type: ignore[operator, union-attr]
 
 
 def _add_float_fallbacks(

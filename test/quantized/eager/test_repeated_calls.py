@@ -1,0 +1,196 @@
+"""Layers that are called several times, with results of different sizes: each call has a range of its own."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchvision_layers import nn as tnn
+from torchvision_layers import quantized
+from torchvision_layers.testing._checks._quantization import decibels
+
+X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+SMALL = 0.01
+
+
+def conv(out_channels: int = 3, kernel_size: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(3, out_channels, kernel_size, padding="same", bias=False)
+
+
+class TwoBranches(nn.Module):
+    """Calls ``shared`` on an image and on a hundredth of it."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+        self.scale = tnn.LayerScale(3, SMALL)
+        self.first, self.second = conv(4, 1), conv(4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(self.shared(x)), self.second(self.shared(self.scale(x)))
+
+
+class Residual(nn.Module):
+    """A block with a ``forward`` of its own, which calls a layer twice itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = conv(), conv(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point(self.conv(x).relu()) + SMALL * self.point(x)
+
+
+class Pyramid(nn.Module):
+    """A head that runs on each level, as in detectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([tnn.LayerScale(3, SMALL**i) for i in range(3)])
+        self.head = nn.Sequential(conv(8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.head(level(x)) for level in self.levels]
+
+
+class Holder(nn.Module):
+    def __init__(self, shared: nn.Module, size: float) -> None:
+        super().__init__()
+        self.scale, self.shared = tnn.LayerScale(3, size), shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(self.scale(x))
+
+
+class TwoHolders(nn.Module):
+    """One module in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = Residual()
+        self.first, self.second = Holder(shared, 1.0), Holder(shared, SMALL)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
+class Branching(TwoBranches):
+    """Its ``forward`` cannot be traced, so it runs in float."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.sum() > 1e9:
+            return x, x
+        return super().forward(x)
+
+
+class WeightRead(TwoBranches):
+    """Calls a function with the weight of a layer that it also calls."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight: Tensor = self.shared.weight  # type: ignore[assignment]
+        return self.first(self.shared(x)), self.second(F.conv2d(self.scale(x), weight, padding=1))
+
+
+class OneLayerEach(TwoBranches):
+    """What the error for the two before advises: a layer with the same weight for the second call."""
+
+    def __init__(self, shared: nn.Conv2d) -> None:
+        super().__init__(shared)
+        self.other = conv()
+        self.other.weight = shared.weight
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.sum() > 1e9:
+            return x, x
+        return self.first(self.shared(x)), self.second(self.other(self.scale(x)))
+
+
+class Repeated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(self.shared(x))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "convolution": lambda: TwoBranches(conv()),
+    "sequential": lambda: TwoBranches(nn.Sequential(conv(), nn.ReLU())),
+    "layer of ours": lambda: TwoBranches(tnn.ConvNormAct(3, 3, bias=False, norm_layer=None)),
+    "block": lambda: TwoBranches(Residual()),
+    "head on levels": Pyramid,
+    "two places": TwoHolders,
+}
+
+
+def errors(expected: object, outputs: object) -> list[float]:
+    assert isinstance(expected, (list, tuple))
+    assert isinstance(outputs, (list, tuple))
+    return [decibels(e, o) for e, o in zip(expected, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn"])
+@pytest.mark.parametrize("name", MODELS)
+def test_calibrated(name: str, backend: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    int8 = quantized.quantize(model, [X], backend=backend)
+    assert not any(isinstance(module, (nn.Conv2d, nn.Linear)) for module in int8.modules())
+    assert min(errors(model(X), int8(X))) > 25
+
+
+@pytest.mark.parametrize("name", ["convolution", "layer of ours", "block", "two places"])
+def test_trained(name: str) -> None:
+    torch.manual_seed(0)
+    prepared = quantized.prepare_qat(MODELS[name](), X, backend="onednn")
+    before = [parameter.detach().clone() for parameter in prepared.parameters()]
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
+    for _ in range(3):
+        sum(output.square().mean() for output in prepared(X)).backward()
+        optimizer.step()
+    assert len(before) == len(list(MODELS[name]().parameters()))  # copies share theirs
+    assert not any(map(torch.equal, before, prepared.parameters()))
+    int8 = quantized.convert(prepared)
+    for buffer_name, buffer in prepared.named_buffers():
+        if buffer_name.endswith("fake_quant_enabled"):
+            buffer.zero_()
+    assert min(errors(prepared.eval()(X), int8(X))) > 25
+
+
+def test_state_of_copies() -> None:
+    torch.manual_seed(0)
+    model = TwoBranches(Residual()).eval()
+    int8 = quantized.quantize(model, [X])
+    other = quantized.quantize(TwoBranches(Residual()).eval(), [X])
+    other.load_state_dict(int8.state_dict())
+    assert all(map(torch.equal, other(X), int8(X)))
+    assert all(map(torch.equal, copy.deepcopy(int8)(X), int8(X)))
+
+
+@pytest.mark.parametrize("cls", [Branching, WeightRead])
+def test_forward_in_float_is_refused(cls: type[TwoBranches]) -> None:
+    torch.manual_seed(0)
+    model = cls(conv()).eval()
+    with pytest.raises(TypeError, match=r"shared is a Conv2d .* calls several times, with results of very different"):
+        quantized.quantize(model, [X])
+    int8 = quantized.quantize(model, [X], allow_float=True)
+    assert min(errors(model(X), int8(X))) > 25
+    advised = OneLayerEach(conv()).eval()
+    assert min(errors(advised(X), quantized.quantize(advised, [X])(X))) > 25
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn"])
+def test_similar_results_share_a_layer(backend: str) -> None:
+    torch.manual_seed(0)
+    model = Repeated().eval()
+    assert (
+        len([m for m in quantized.quantize(model, [X], backend=backend).modules() if "Conv" in type(m).__name__]) == 1
+    )
+    prepared = quantized.prepare_qat(model, X, backend=backend)
+    for _ in range(30):  # an average of both ranges would clip the larger results
+        prepared(X)
+    assert decibels(model(X), quantized.convert(prepared)(X)) > 25
