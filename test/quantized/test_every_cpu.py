@@ -13,7 +13,7 @@ from torchvision_layers import deploy, quantized
 
 from ..interpreter import Interpreter
 
-#: The model has weights of one sign and one size but for a few, and inputs at the end of their range. It prints the
+#: The model has weights of one size, nearly all of one sign, and inputs at the end of their range. It prints the
 #: largest error, relative to the largest output, of what the first argument names.
 PROGRAM = """
 import os, sys

@@ -37,6 +37,6 @@ def steps_for_biases(steps: Tensor, biases: Tensor, input_step: float) -> Tensor
     """The steps of the weights of each channel, larger if the bias would not fit into 32 bits.
 
     Kernels hold a bias in steps of the input times those of the weights. If weights or inputs are almost zero, larger
-    steps cost them digits that nobody would see beside the bias.
+    steps cost them digits that the bias hides.
     """
     return steps.maximum((biases.to(steps).abs() / (input_step * 2.0**30)).to(steps))

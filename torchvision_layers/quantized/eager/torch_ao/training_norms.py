@@ -71,7 +71,7 @@ class LinearBn1d(_AnyGain, nniqat.LinearBn1d):
         return F.linear(input, weight, bias)
 
 
-#: What torch's fused modules become for training.
+#: The training form of each fused module of torch.
 FUSED_WITH_NORM: dict[type[nn.Module], type[nn.Module]] = {
     nni.ConvBn1d: ConvBn1d,
     nni.ConvBnReLU1d: ConvBnReLU1d,
