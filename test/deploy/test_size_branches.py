@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers.deploy.formats.onnx_sizes import add_size_checks
-from torchvision_layers.deploy.formats.size_rules import holds
+from torchvision_layers.deploy.formats.size_rules import always_holds, holds
 
 QUIET = onnxruntime.SessionOptions()
 QUIET.log_severity_level = 4
@@ -61,6 +61,21 @@ def test_refuses_sizes_of_another_branch(name: str, format: str, tmp_path: Path)
         session = onnxruntime.InferenceSession(file, QUIET, providers=["CPUExecutionProvider"])
         with pytest.raises(Exception, match="inputs must have sizes with"):
             session.run(None, {"input": torch.randn(other).numpy()})
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("1 < 3*size[2]*size[3]", True),
+        ("size[0]*size[2] + 2 >= 3", True),
+        ("3 < 3*size[2]*size[3]", False),
+        ("1 <= size[2] - size[3]", False),
+        ("1 <= size[2] // 2", False),
+        ("9 > size[2]", False),
+    ],
+)
+def test_rules_that_always_hold(rule: str, expected: bool) -> None:
+    assert always_holds(rule, [(2, 3, 18, 18)]) == expected
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ __all__ = ["fit_biases"]
 def fit_biases(model: nn.Module) -> Iterator[None]:
     """Gives weights larger steps, in place, if a bias does not fit the input that the layer gets within the context."""
     layers = [m for m in model.modules() if isinstance(m, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear))]
-    handles = [layer.register_forward_pre_hook(_fit_bias) for layer in layers]
+    handles = [layer.register_forward_pre_hook(_fit_bias, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -25,12 +25,13 @@ def fit_biases(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _fit_bias(layer: Any, args: tuple[Tensor, ...]) -> None:
+def _fit_bias(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    (input,) = (*args, *kwargs.values())
     weight, bias = layer._weight_bias()
     if bias is None or weight.qscheme() != torch.per_channel_affine:
         return
     steps = weight.q_per_channel_scales()
-    larger = steps_for_biases(steps, bias.detach(), args[0].q_scale())
+    larger = steps_for_biases(steps, bias.detach(), input.q_scale())
     if torch.equal(larger, steps):
         return
     ratio = (steps / larger).reshape(-1, *[1] * (weight.dim() - 1))
