@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
@@ -226,3 +226,20 @@ def test_operator_that_onnx_lacks(tmp_path: Path) -> None:
     ) as raised:
         deploy.export(FunctionModule(forward, conv=nn.Conv2d(3, 4, 3)), example(), tmp_path / "m.onnx", format="onnx")
     assert len(str(raised.value)) < 300
+
+
+class WithTry(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return x + 1
+        except ValueError:
+            return x
+
+
+def test_error_of_scripting_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"use format='pt2': .*test_export_errors.py:\d+: try blocks aren't"
+    ) as error:
+        deploy.export(WithTry().eval(), torch.rand(1, 2), tmp_path / "model.pt", format="torchscript")
+    assert "\n" not in str(error.value)
+    assert "HERE" not in str(error.value)

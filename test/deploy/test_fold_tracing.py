@@ -172,3 +172,22 @@ def test_nested_inputs_and_outputs() -> None:
     model = randomize(Kinds())
     inputs = (IMAGES * 1e3, torch.tensor([0, 3]), {"times": 3.0})
     assert count_norms(deploy.fold(model, inputs)) == 0
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return torch.cond(x.sum() > 0, self.first.forward, self.second.forward, (x,))
+
+
+def test_control_flow_operator_raises() -> None:
+    model, x = Conditional().eval(), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"model \(Conditional\).*torch.cond.* fold the modules around it") as error:
+        deploy.fold(model, x)
+    assert "HigherOrderOperator" not in str(error.value)
+    assert len(deploy.fold(model.features)) == 1

@@ -167,3 +167,35 @@ def test_automatic_backend(vnni: bool, limit: str | None, expected: str, monkeyp
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert quantized.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [X]).backend == expected
+
+
+class FromDict(nn.Module):
+    """The only argument is a dict of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = Fusion("dict")
+
+    def forward(self, inputs: dict[str, Tensor]) -> Any:
+        return self.fusion(inputs["image"], inputs["depth"])
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.parametrize("has_target", [False, True])
+def test_mapping_as_the_only_argument(engine: str, has_target: bool) -> None:
+    inputs = {"image": X, "depth": DEPTH}
+    batch = (inputs, torch.zeros(4, dtype=torch.long)) if has_target else inputs
+    model = FromDict().eval()
+    int8 = quantized.quantize(model, [batch], engine=engine, backend="x86")
+    check(int8, model, inputs)
+
+
+def test_mapping_with_the_name_of_the_only_argument_holds_keyword_inputs() -> None:
+    model = FromDict().eval()
+    inputs = {"inputs": {"image": X, "depth": DEPTH}}
+    check(quantized.quantize(model, [inputs]), model, **inputs)
+
+
+def test_mapping_for_a_tensor_raises() -> None:
+    with pytest.raises(TypeError, match=r"the input in batch 0 must hold the inputs of forward\(input: .*'input'"):
+        quantized.quantize(nn.Conv2d(3, 4, 1).eval(), [{"img": X}])

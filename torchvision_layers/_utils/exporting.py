@@ -1,6 +1,7 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
 import io
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +9,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
 from .inputs import Inputs
 from .source_lines import failing_line
+from .structure import flatten
 
 __all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed"]
 
@@ -42,9 +44,18 @@ def as_module(model: nn.Module) -> nn.Module:
 
 
 def export_program(
-    model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], advice: str = ""
+    model: nn.Module,
+    inputs: Inputs,
+    sizes: Sequence[dict[int, Any]],
+    advice: str = "",
+    *,
+    drops_batch_guards: bool = False,
 ) -> ExportedProgram:
     """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
+
+    A program that rejects a single image is exported again, which takes as long as the first time. With
+    ``drops_batch_guards``, this is avoided if the module of the program is right without the guard; the symbols of the
+    program still exclude one image.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
@@ -60,9 +71,11 @@ def export_program(
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:
-            with context(), _without_partial_graph(), kept_tensors_allowed():
+            # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
+            uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+            with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
-            if context is contexts[-1] or _accepts_one(program, inputs, sizes):
+            if context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
                 break
         return program
     except Exception as error:  # torch raises many types here
@@ -98,15 +111,37 @@ def _reason(error: Exception, model: nn.Module) -> str:
     return f"torch.export raises {type(error).__name__} in {line}"
 
 
-def _accepts_one(program: ExportedProgram, inputs: Inputs, sizes: Sequence[dict[int, Any]]) -> bool:
+def _accepts_one(
+    program: ExportedProgram, model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], drops_guards: bool
+) -> bool:
     """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
     dynamic = [bool(0 in dims) for dims in sizes]
     batch = next((len(tensor) for tensor, is_dynamic in zip(inputs.tensors(), dynamic, strict=True) if is_dynamic), 0)
     remaining = iter(dynamic)
     single = inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        try:
             single.run(program.module())
-    except AssertionError:
-        return False
+        except AssertionError:
+            return drops_guards and _drop_batch_guards(program, model, single)
     return True
+
+
+def _drop_batch_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> bool:
+    """Drops guards against a batch of one if the program then gives the results of the model for such a batch."""
+    guards = program._guards_code
+    program._guards_code = [
+        code for code in guards if not re.fullmatch(r"(1 < )?L\S+\.size\(\)\[0\]( > 1| != 1)?", code)
+    ]
+    try:
+        outputs = flatten(single.map(torch.clone).run(program.module()))[0]
+    except AssertionError:
+        program._guards_code = guards
+        return False
+    expected = flatten(single.map(torch.clone).run(model))[0]
+    return len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
+
+
+def _is_close(output: Tensor, expected: Tensor) -> bool:
+    limit = 1e-3 * float(expected.abs().max()) if expected.numel() else 0.0
+    return output.shape == expected.shape and torch.allclose(output, expected, rtol=0, atol=limit)

@@ -40,17 +40,18 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
 
     Args:
         name: what to call the batch in errors.
-        batch: a tensor, the only input; a mapping of keyword inputs; or a sequence. For a ``forward`` that takes one
-            input, a sequence is ``(input, target)``. For one that takes several, its items are the inputs, without
-            integer tensors at the end that ``forward`` can do without: those are targets. The first item may itself
-            be a sequence or mapping of inputs.
+        batch: a tensor, the only input; a mapping of keyword inputs, which is the only input of a ``forward`` with a
+            single positional argument of another name; or a sequence. For a ``forward`` that takes one input, a
+            sequence is ``(input, target)``. For one that takes several, its items are the inputs, without integer
+            tensors at the end that ``forward`` can do without: those are targets. The first item may itself be a
+            sequence or mapping of inputs.
         model: the model to call.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
     or if there are none; ``ValueError`` for tensors that are empty or not finite.
     """
     signature = inspect.signature(model.forward)
-    inputs = _split(batch, signature)
+    inputs = _split(batch, signature, model)
     try:
         bound = signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -67,13 +68,13 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     return inputs
 
 
-def _split(batch: Any, signature: inspect.Signature) -> Inputs:
+def _split(batch: Any, signature: inspect.Signature, model: nn.Module) -> Inputs:
     if isinstance(batch, Mapping):
-        return Inputs(kwargs=dict(batch))
+        return _of_mapping(batch, signature, model)
     if not isinstance(batch, (list, tuple)) or not batch:
         return Inputs((batch,))
     if isinstance(batch[0], Mapping):
-        return Inputs(kwargs=dict(batch[0]))
+        return _of_mapping(batch[0], signature, model)
     positional = _positional(signature)
     if len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         return Inputs((batch[0],))
@@ -83,6 +84,31 @@ def _split(batch: Any, signature: inspect.Signature) -> Inputs:
     while count > required and _is_target(items[count - 1]):
         count -= 1
     return Inputs(tuple(items[:count]))
+
+
+def _of_mapping(mapping: Mapping[Any, Any], signature: inspect.Signature, model: nn.Module) -> Inputs:
+    positional = _positional(signature)
+    is_single = len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL
+    is_keywords = all(isinstance(key, str) for key in mapping) and _binds(signature, mapping)
+    if is_single and not is_keywords and not _takes_tensor(model):
+        return Inputs((mapping,))
+    return Inputs(kwargs=dict(mapping))
+
+
+def _takes_tensor(model: nn.Module) -> bool:
+    """Whether the first argument of ``forward`` is known to be a tensor."""
+    while type(model).forward is nn.Sequential.forward and len(model._modules):
+        model = next(model.children())
+    annotation = _positional(inspect.signature(model.forward))[0].annotation
+    return annotation in (Tensor, "Tensor", "torch.Tensor")
+
+
+def _binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(**mapping)
+    except TypeError:
+        return False
+    return True
 
 
 def takes_one_input(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .data_flow import ForwardTrace, analyze, intersect, sequence
 
-__all__ = ["Trace", "check_argument", "find_producer", "is_sequence", "shallow_graph", "trace_forward"]
+__all__ = ["Trace", "TraceCache", "check_argument", "find_producer", "is_sequence", "shallow_graph", "trace_forward"]
 
 
 #: Returns how a ``forward`` uses the modules below it.
@@ -151,6 +151,14 @@ def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTra
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return ForwardTrace(whole=[name for name, _ in module.named_children()], is_traced=False)
     return trace
+
+
+class TraceCache(dict[nn.Module, ForwardTrace]):
+    """The trace of each ``forward``, made when it is first needed."""
+
+    def __missing__(self, module: nn.Module) -> ForwardTrace:
+        self[module] = trace_forward(module)
+        return self[module]
 
 
 def is_sequence(module: nn.Module) -> bool:

@@ -60,10 +60,11 @@ def quantize(
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is not changed.
-        batches: batches of a data loader. A tensor is the only input; a mapping holds inputs by name. A sequence is
-            ``(input, target)`` if the ``forward`` of ``model`` takes one input. If it takes several, the items are its
-            inputs, except integer tensors at the end that ``forward`` can do without: those are targets. The first
-            item may hold the inputs: ``((image, depth), target)``.
+        batches: batches of a data loader. A tensor is the only input; a mapping holds inputs by name, or is the only
+            input of a ``forward`` whose only argument has another name. A sequence is ``(input, target)`` if the
+            ``forward`` of ``model`` takes one input. If it takes several, the items are its inputs, except integer
+            tensors at the end that ``forward`` can do without: those are targets. The first item may hold the inputs:
+            ``((image, depth), target)``.
         backend: kernels to quantize for. ``"auto"`` chooses the fastest that is right on this CPU: ``"onednn"`` if it
             has VNNI instructions, ``"x86"`` otherwise, ``"qnnpack"`` on ARM. ``"x86"`` is right on every x86 CPU,
             ``"onednn"`` on those with VNNI. The PT2E engine has ``"x86"``, which is its ``"auto"``,

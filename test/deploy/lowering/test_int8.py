@@ -14,6 +14,7 @@ from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy.lowering import int8_kernels
 from torchvision_layers.deploy.lowering.int8 import quantize_layers
+from torchvision_layers.quantized.engine import load_engine
 from torchvision_layers.testing._checks._quantization import decibels
 
 from .._support import FunctionModule
@@ -272,14 +273,22 @@ def test_sums_and_products_of_onednn_are_wrong_above_127() -> None:
 
 
 def test_moved_tensor_that_is_read_twice() -> None:
-    torch.manual_seed(0)
+    """Only one of its readers takes integers."""
 
-    def function(m: Any, x: Tensor) -> Tensor:
-        moved = m.conv(x).relu().permute(0, 2, 3, 1)
-        return torch.cat([m.fc(moved), moved.sigmoid()], 3)
+    class Moved(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            decomposed = torch.ops.quantized_decomposed
+            moved = decomposed.dequantize_per_tensor(x, 0.1, 3, 0, 255, torch.uint8).permute(1, 0)
+            rounded = decomposed.quantize_per_tensor(moved, 0.1, 3, 0, 255, torch.uint8)
+            return decomposed.dequantize_per_tensor(rounded, 0.1, 3, 0, 255, torch.uint8), moved.sigmoid()
 
-    model = FunctionModule(function, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 4))
-    lower(model, images(2, 3, 6, 5))
+    load_engine("pt2e")  # registers the operators
+    x = torch.arange(8, dtype=torch.uint8).reshape(2, 4)
+    program = torch.export.export(Moved(), (x,)).module()
+    quantize_layers(program)
+    expected = (x.T.float() - 3) * 0.1
+    assert torch.allclose(program(x)[0], expected)
+    assert torch.allclose(program(x)[1], expected.sigmoid())
 
 
 def test_integers_in_other_steps_are_not_moved() -> None:
@@ -291,6 +300,7 @@ def test_integers_in_other_steps_are_not_moved() -> None:
             z = decomposed.quantize_per_tensor(torch.cat([x, y]), 0.2, 3, 0, 255, torch.uint8)
             return decomposed.dequantize_per_tensor(z, 0.2, 3, 0, 255, torch.uint8)
 
+    load_engine("pt2e")  # registers the operators
     x, y = (torch.arange(8, dtype=torch.uint8) + i for i in (0, 20))
     program = torch.export.export(Requantized(), (x, y)).module()
     expected = torch.cat([(x.float() - 3) * 0.1, (y.float() - 3) * 0.2])

@@ -274,3 +274,33 @@ def test_options_of_functions(name: str, backend: str) -> None:
     model = Model().eval()
     int8 = quantized.quantize(model, [X], backend=backend)
     assert decibels(model(X), int8(X)) > 30
+
+
+# Writes whose result nobody takes: later reads see it all the same.
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "method": lambda y, x: y.relu_(),
+    "function": lambda y, x: F.relu_(y),
+    "inplace=True": lambda y, x: F.silu(y, inplace=True),
+    "sum": lambda y, x: y.add_(x),
+    "number": lambda y, x: y.mul_(0.1),
+    "operator": lambda y, x: y.__iadd__(x),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_without_a_result(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            WRITES[name](y, x)
+            return self.b(y)
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    int8 = quantized.quantize(model, [X])
+    assert decibels(model(X), int8(X)) > 28
+    assert {row.runs_in for row in quantized.report(int8).rows if row.path in "ab"} == {"int8"}

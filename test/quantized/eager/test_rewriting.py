@@ -131,9 +131,31 @@ class Children(nn.Module):
         return self.layers["reversed"](others["b"][0] + z)
 
 
+class RereadsModule(HasActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.silu(y)
+        return self.c(y)
+
+
+class RereadsInChild(Net):
+    class Adds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adds = self.Adds()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.adds(y) * y
+
+
 RIGHT = [
     *(AddsInPlace, RereadsInPlace, UsesShapes, TensorsInKeywords, ConcatenatesEverySpelling, Masks, SeveralResults),
-    *(NormalizesByHand, CallsTwice, Transposes, Splits, Children),
+    *(NormalizesByHand, CallsTwice, Transposes, Splits, Children, RereadsModule, RereadsInChild),
 ]
 
 
@@ -161,18 +183,13 @@ def test_other_backends_are_close_to_float(cls: type[nn.Module], backend: str) -
     assert decibels(model(X[:1, :, 1:]), int8(X[:1, :, 1:])) >= 22
 
 
-class RereadsModule(HasActivation):
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        self.silu(y)
-        return self.c(y)
+class ChangesInputOfChild(Net):
+    """The child returns another tensor than the one that it wrote into."""
 
-
-class RereadsInChild(Net):
     class Adds(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x += 1
-            return x
+            return 2 * x
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,16 +200,12 @@ class RereadsInChild(Net):
         return self.adds(y) * y
 
 
-@pytest.mark.parametrize("cls", [RereadsModule, RereadsInChild])
-def test_first_batch_shows_difference(cls: type[nn.Module]) -> None:
-    message = (
-        rf"model is a {cls.__name__} \(.*test_rewriting.py:\d+\), whose result changed when the model was rewritten"
-    )
+def test_first_batch_shows_difference() -> None:
+    message = r"model is a ChangesInputOfChild \(.*test_rewriting.py:\d+\), whose result changed when the model was re"
     with pytest.raises(RuntimeError, match=message):
-        quantized.quantize(cls().eval(), [X])
-    if cls is RereadsInChild:  # no forward of the other is rewritten, and training with it is right
-        with pytest.raises(RuntimeError, match=message):
-            quantized.prepare_qat(cls(), X)
+        quantized.quantize(ChangesInputOfChild().eval(), [X])
+    with pytest.raises(RuntimeError, match=message):
+        quantized.prepare_qat(ChangesInputOfChild(), X)
 
 
 class MultipliesByResults(Net):

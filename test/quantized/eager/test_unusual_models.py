@@ -1,6 +1,8 @@
 """Unusual models either give correct results or raise an error that names the module."""
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,9 @@ class InplaceResidual(nn.Module):
 def test_convolution_runs_before_its_input_changes() -> None:
     model, images = InplaceResidual().eval(), torch.randn(2, 3, 160, 160)
     assert decibels(model(images), quantized.quantize(model, [images], backend="onednn")(images)) > 30
+    prepared = quantized.prepare_qat(model, images, backend="onednn")
+    prepared(images)
+    assert decibels(model(images), quantized.convert(prepared)(images)) > 28
 
 
 def test_block_registered_twice() -> None:
@@ -129,3 +134,97 @@ def test_layer_scale_is_reported_as_float() -> None:
     model = quantized.quantize(tnn.ConvNeXtBlock(3).eval(), [IMAGES])
     (row,) = [row for row in quantized.report(model).rows if row.path == "scale_entry"]
     assert (row.runs_in, row.why) == ("float", "has no int8 kernel")
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+@pytest.mark.parametrize("leftover", ["torch", "none"])
+def test_foreign_qconfigs_are_ignored(leftover: str, is_qat: bool) -> None:
+    """FX mode and torch.ao leave them in a model, where they would convert norms and skip convolutions."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), tnn.ConvNormAct(8, 8), nn.Flatten(2), nn.LayerNorm(120), nn.Linear(120, 4)
+    )
+    qconfig = torch.ao.quantization.get_default_qconfig("x86") if leftover == "torch" else None
+    for module in model.eval().modules():
+        module.qconfig = qconfig
+    if is_qat:
+        prepared = quantized.prepare_qat(model, IMAGES, backend="x86")
+        prepared(IMAGES)
+        model, int8 = prepared.eval(), quantized.convert(prepared)
+    else:
+        int8 = quantized.quantize(model, [IMAGES], backend="x86")
+        assert all(module.qconfig is qconfig for module in model.modules())
+    assert decibels(model(IMAGES), int8(IMAGES)) > 28
+    assert {row.path for row in quantized.report(int8).rows if row.runs_in == "float"} == {"3"}
+
+
+class ReadAgain(nn.Module):
+    """Reads a tensor again after an activation wrote into it."""
+
+    def __init__(self, act: nn.Module, read: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.other, self.act, self.add = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), act, quantized.Addition()
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self, self.conv(x))
+
+
+class OwnSwish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(x.sigmoid())
+
+
+def call_twice(model: Any, y: Tensor) -> Tensor:
+    z = model.other(y)
+    model.act(y)
+    model.act(z)
+    return y * z
+
+
+def read_view(model: Any, y: Tensor) -> Tensor:
+    view = y.flatten(2)
+    model.act(y)
+    return view.mean(-1)
+
+
+def branch(model: Any, y: Tensor) -> Tensor:
+    return model.act(y) + y if float(y.detach().sum()) < 1e9 else y
+
+
+WRITERS = {
+    "silu": nn.SiLU(inplace=True),
+    "hardswish": nn.Hardswish(inplace=True),
+    "relu": nn.ReLU(inplace=True),
+    "own": OwnSwish(),
+    "sequential": nn.Sequential(nn.SiLU(inplace=True)),
+}
+READS = {
+    "sum": lambda model, y: model.act(y) + y,
+    "observed sum": lambda model, y: model.add(model.act(y), y),
+    "behind a convolution": lambda model, y: model.other(model.act(y)) + y,
+    "pooled before": lambda model, y: F.interpolate(F.avg_pool2d(y, 2), scale_factor=2.0) + model.act(y),
+    "twice": call_twice,
+    "view": read_view,
+    "branch": branch,
+}
+
+
+@pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("act", WRITERS)
+def test_tensors_are_read_again_after_writes(act: str, read: str, is_qat: bool) -> None:
+    model = ReadAgain(WRITERS[act], READS[read]).eval()
+    if is_qat:
+        prepared = quantized.prepare_qat(model, IMAGES, backend="onednn")
+        prepared(IMAGES)
+        assert decibels(model(IMAGES), prepared.eval()(IMAGES)) > 25
+        assert decibels(prepared(IMAGES), quantized.convert(prepared)(IMAGES)) > 25
+    else:
+        assert decibels(model(IMAGES), quantized.quantize(model, [IMAGES], backend="onednn")(IMAGES)) > 28
+
+
+def test_write_into_the_input_of_a_block_raises() -> None:
+    """The block returns another tensor than the one that it wrote into."""
+    block = nn.Sequential(nn.SiLU(inplace=True), nn.Conv2d(8, 8, 1))
+    with pytest.raises(RuntimeError, match="reads a tensor after an in-place module or a child wrote into it"):
+        quantized.quantize(ReadAgain(block, READS["sum"]).eval(), [IMAGES], backend="x86")

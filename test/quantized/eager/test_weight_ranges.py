@@ -1,7 +1,10 @@
 """Ranges of int8 weights: no overflow on x86, no shift, and exact largest weights."""
 
 import copy
+import ctypes
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.ao.quantization import prepare as torch_prepare
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.quantized.eager.int8_modules import use_backend
 
 BACKENDS = ("x86", "onednn", "qnnpack")
 
@@ -22,7 +26,7 @@ LAYERS = {
     "conv2d": (lambda: tnn.ConvNormAct(4, 6), (8, 4, 9, 8)),
     "conv2d with ReLU6": (lambda: tnn.ConvNormAct(4, 6, activation_layer=nn.ReLU6), (8, 4, 9, 8)),
     "conv2d without norm": (lambda: nn.Conv2d(4, 6, 3), (8, 4, 9, 8)),
-    "depthwise": (lambda: tnn.ConvNormAct(4, 4, groups=4), (8, 4, 9, 8)),
+    "depthwise": (lambda: tnn.ConvNormAct(8, 8, groups=8), (8, 8, 9, 8)),
     "one weight a channel": (lambda: nn.Conv2d(4, 4, 1, groups=4), (8, 4, 9, 8)),
     "sum": (lambda: tnn.BasicBlock(4, 4), (8, 4, 9, 8)),
     "SiLU": (lambda: tnn.ConvNormAct(4, 6, activation_layer=nn.SiLU), (8, 4, 9, 8)),
@@ -61,11 +65,76 @@ def test_weights_do_not_overflow_on_x86(name: str, is_qat: bool) -> None:
     """Without VNNI, kernels add two uint8-int8 products in 16 bits, so a pair of weights may sum to 128."""
     build, shape = LAYERS.get(name, CONV3D)
     for weight in weights(int8(build(), torch.randn(shape), "x86", is_qat)).values():
-        magnitudes = weight.int_repr().int().abs().flatten(1).sort(dim=1, descending=True).values
-        pairs = magnitudes[:, :2].sum(1)
-        assert int(pairs.max()) <= 128
-        assert 255 * int(pairs.max()) < 2**15
-        assert int(pairs.min()) >= 126, "the range is smaller than necessary"
+        largest = [largest_sum(channel) for channel in weight.int_repr()]
+        assert max(largest) <= 128
+        assert min(largest) >= 126, "the range is smaller than necessary"
+
+
+def largest_sum(channel: Tensor, any_order: bool = False) -> int:
+    """The largest sum of the magnitudes of two weights that a kernel adds, in plain Python."""
+    magnitudes = channel.int().abs().movedim(0, -1).flatten().tolist()  # positions, then input channels
+    if any_order:
+        return sum(sorted(magnitudes)[-2:])
+    return max(sum(magnitudes[i : i + 2]) for i in range(0, len(magnitudes), 2))
+
+
+@pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
+def test_any_two_weights_are_bounded_where_convolutions_move_to_onednn(is_qat: bool) -> None:
+    """oneDNN adds weights in another order than FBGEMM."""
+    conv = nn.Conv2d(16, 32, 3, groups=16, bias=False)  # without padding, FBGEMM has no fast kernel
+    model = nn.Sequential(conv, nn.BatchNorm2d(32), nn.ReLU6())
+    (weight,) = weights(int8(model, torch.randn(8, 16, 9, 8), "x86", is_qat)).values()
+    sums = [largest_sum(channel, any_order=True) for channel in weight.int_repr()]
+    assert 126 <= min(sums) <= max(sums) <= 128
+
+
+@pytest.fixture(params=["avx2", "avx512", "native"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Lets FBGEMM use these instructions only, none of which is VNNI in the first two cases."""
+    library = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
+    force = getattr(library, "_ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE", None)
+    if force is None:
+        pytest.skip("this build of torch does not export the function")
+    force({"native": 0, "avx2": 1, "avx512": 2}[request.param])
+    yield request.param
+    force(0)
+
+
+# Input channels, output channels, kernel size, groups.
+GEOMETRIES = [
+    (8, 16, 3, 1),
+    (3, 16, 3, 1),
+    (5, 8, 1, 1),
+    (16, 16, 3, 16),
+    (16, 16, 5, 16),
+    (16, 32, 3, 16),
+    (16, 16, 3, 4),
+]
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="needs an x86 CPU")
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_weights_at_the_bound_are_exact(geometry: tuple[int, ...], instructions: str) -> None:
+    """Inputs of 255 times pairs of 64 and 64, or of 127 and 1: the bias takes off the exact sum, so nothing is left."""
+    inputs, outputs, size, groups = geometry
+    channels = inputs // groups
+    length = channels * size * size
+    patterns = torch.tensor([[64, 64, 64, 64], [127, 1, 1, 127], [1, 127, 127, 1], [-64, -64, -127, -1]])
+    rows = patterns.repeat(-(-outputs // 4), -(-length // 4))[:outputs, :length]
+    weight = rows.view(outputs, size, size, channels).movedim(3, 1)
+    assert max(map(largest_sum, weight)) == 128
+    x = torch.full((1, inputs, 7, 7), 255)
+    expected = nn.functional.conv2d(x, weight, padding=size // 2, groups=groups)[0, :, 3, 3]  # int64
+    quantized_weight = torch._make_per_channel_quantized_tensor(
+        weight.to(torch.int8), torch.ones(outputs, dtype=torch.double), torch.zeros(outputs, dtype=torch.long), 0
+    )
+    quantized_x = torch._make_per_tensor_quantized_tensor(x.to(torch.uint8), 1.0, 0)
+    with use_backend("fbgemm"):
+        packed = torch.ops.quantized.conv2d_prepack(
+            quantized_weight, -expected.float(), [1, 1], [size // 2] * 2, [1, 1], groups
+        )
+        result = torch.ops.quantized.conv2d(quantized_x, packed, 1.0, 128)
+    assert result.int_repr()[0, :, 3, 3].tolist() == [128] * outputs, instructions
 
 
 def test_overflow_limit_is_tight() -> None:
@@ -98,7 +167,7 @@ def test_largest_weight_is_exact(name: str, backend: str) -> None:
         steps = weight.q_per_channel_scales().float()
         error = (weight.dequantize() - exact).flatten(1)[:, 0] / steps
         if backend == "x86" and exact[0].numel() > 1:
-            # The sum of the two largest weights sets the range, so the largest is rounded like any other.
+            # The sum of two weights sets the range, so the largest is rounded like any other.
             assert float(error.abs().max()) <= 0.5 + 1e-3
         else:
             assert float(error.abs().max()) < 1e-2
@@ -147,16 +216,16 @@ def test_loading_overflowing_weights_raises(name: str) -> None:
         for key, value in state.items()
         if (isinstance(value, Tensor) and value.dtype is torch.qint8) or isinstance(value, tuple)
     )
-    pair = torch.zeros_like(weight.int_repr()).flatten(1)
-    pair[:, 0], pair[:, -1] = 64, -65
+    pair = torch.zeros_like(weight.int_repr())
+    pair[:, 0], pair[:, 1] = 64, -65
     scales, zeros = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
-    bad = torch._make_per_channel_quantized_tensor(pair.view_as(weight), scales, zeros, 0)
+    bad = torch._make_per_channel_quantized_tensor(pair, scales, zeros, 0)
     state[key] = bad if isinstance(state[key], Tensor) else (bad, state[key][1])
     with pytest.raises(ValueError, match=r"has weights made for another backend, whose products overflow on x86"):
         model.load_state_dict(state)
     assert torch.equal(model(x), expected), "the failed load changed the model"
-    pair[:, -1] = -64
-    good = torch._make_per_channel_quantized_tensor(pair.view_as(weight), scales, zeros, 0)
+    pair[:, 1] = -64
+    good = torch._make_per_channel_quantized_tensor(pair, scales, zeros, 0)
     state[key] = good if isinstance(state[key], Tensor) else (good, state[key][1])
     model.load_state_dict(state)
     assert not torch.equal(model(x), expected)

@@ -137,3 +137,34 @@ def test_training_is_not_corrected() -> None:
     prepared = quantized.prepare_qat(model, positive_inputs(4, 16, 5, 5), engine="pt2e")
     prepared(positive_inputs(4, 16, 5, 5))
     assert torch.equal(quantized.convert(prepared).state_dict()["0.bias"], model[0].bias)
+
+
+@pytest.mark.parametrize("images", [4, 5])
+def test_float_outputs_come_from_the_first_run(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small first batch runs once in float; of a large one, the first images run again."""
+    model, batch = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)).eval(),
+        positive_inputs(images, 3, 8, 8),
+    )
+    seen = []
+    correct = workflow.correct_int8_biases
+    monkeypatch.setattr(
+        workflow,
+        "correct_int8_biases",
+        lambda module, expected, tensors: seen.append(expected) or correct(module, expected, tensors),
+    )
+    runs = []
+    run = workflow.float_outputs
+    monkeypatch.setattr(workflow, "float_outputs", lambda *args: runs.append(args) or run(*args))
+    quantized.quantize(model, [batch], engine="pt2e", backend="x86")
+    assert len(runs) == (images > 4)
+    (first, _), (last, _) = seen[0].values()
+    torch.testing.assert_close(first, model[0](batch[:4]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(last, model(batch[:4]), rtol=0, atol=1e-1)
+
+
+def test_variance_is_that_of_all_channels() -> None:
+    values = 5 + torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
+    mean = values.mean(0)
+    expected = mean * (1 - values.var(0).mean() / 30 / mean.square().mean())
+    torch.testing.assert_close(significant_mean(values), expected)

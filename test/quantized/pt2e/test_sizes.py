@@ -141,3 +141,20 @@ def test_sizes_are_chosen_by_an_argument() -> None:
     assert quantized.quantize(model, [images], engine="pt2e", dynamic_sizes=True)(larger).shape == (2, 4, 16, 16)
     with pytest.raises(ValueError, match="dynamic_sizes must be None or True with engine='eager'"):
         quantized.quantize(model, [images], dynamic_sizes=False)
+
+
+def test_guard_against_one_image_does_not_cost_a_second_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution of tokens, as in PVT V2, chooses a layout by the batch and leaves a guard."""
+    model = FunctionModule(
+        lambda m, x: m.conv(m.norm(x.flatten(2).transpose(1, 2)).permute(0, 2, 1).reshape(x.shape)),
+        norm=nn.LayerNorm(3),
+        conv=nn.Conv2d(3, 4, 3),
+    ).eval()
+    exports, export_once = [], torch.export.export
+    monkeypatch.setattr(
+        torch.export, "export", lambda *args, **kwargs: exports.append(0) or export_once(*args, **kwargs)
+    )
+    graph = int8(model)
+    for x in (X, OTHER, X[:1]):
+        assert graph(x).shape == model(x).shape
+    assert len(exports) == 1

@@ -11,6 +11,7 @@ from ..._utils.data_flow import ForwardTrace
 from ..._utils.modules import replace_module_
 from ..._utils.recorded_forwards import record_forwards
 from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
+from ..._utils.source_lines import failing_line
 from ..._utils.tracing import trace_forward
 from ...layers.layer_norm import LayerScale
 from ...layers.positional_conv import PositionalConv2d
@@ -66,7 +67,17 @@ class FoldingPass:
         if not paths:
             return
         copied = copy.deepcopy(model)  # a forward may change its own state
-        for path, trace in record_forwards(copied, paths, lambda: run(copied)).items():
+        try:
+            traces = record_forwards(copied, paths, lambda: run(copied))
+        except NotImplementedError as error:
+            line, is_own = failing_line(error, copied)
+            if is_own:
+                raise
+            raise ValueError(
+                f"model cannot be folded as a whole: {line} runs an operator that cannot be recorded, such as "
+                "torch.cond; fold the modules around it one by one, as in model.features = deploy.fold(model.features)"
+            ) from error
+        for path, trace in traces.items():
             module = model.get_submodule(path)
             self.traces[module] = trace
             self.entered.update(module.get_submodule(part) for part in trace.parts)

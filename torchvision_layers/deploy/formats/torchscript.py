@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -48,10 +49,16 @@ def restrict(subject: Subject) -> Subject:
             return replace(subject, script=torch.jit.script(subject.model))
         except Exception as error:  # torch raises many types here
             if subject.engine is None:
-                raise RuntimeError(
-                    f"model cannot be scripted, use format='pt2': {type(error).__name__}: {str(error).strip()}"
-                ) from error
+                raise RuntimeError(f"model cannot be scripted, use format='pt2': {_reason(error)}") from error
         return trace(subject)
+
+
+def _reason(error: Exception) -> str:
+    """The line of the model's source that TorchScript names in an error, and the first line of the error."""
+    text = str(error).strip()
+    place = re.search(r'File "(.+)", line (\d+)', text)
+    reason = textwrap.shorten(text.partition("\n")[0].rstrip(": "), 200, placeholder=" ...")
+    return f"{place[1]}:{place[2]}: {reason}" if place else reason
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -63,7 +70,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
         except RuntimeError as error:  # of a script that torch compiled, from a default that has another type
             raise RuntimeError(
                 "model cannot be saved by torch.jit.save: annotate each argument of a forward whose default is None, "
-                f"such as mask: Tensor | None = None, or use format='pt2': {error}"
+                f"such as mask: Tensor | None = None, or use format='pt2': {_reason(error)}"
             ) from error
     return content.getvalue()
 

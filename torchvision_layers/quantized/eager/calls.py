@@ -1,5 +1,6 @@
 """How a model calls its modules, recorded on one batch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten, map_tensors
 from ..checks import check_same_results
-from .wrappers import is_float, named_user_modules
+from .wrappers import Int8Child, is_float, named_user_modules
 
 __all__ = ["Call", "find_difference", "record_calls"]
 
@@ -32,7 +33,8 @@ class Call:
 def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module, Call]]:
     """The output of ``model``, and the calls of each module that it reaches.
 
-    Modules that would write into their input leave it alone, as they do in int8; ReLU writes in int8 too.
+    Modules that would write into their input leave it alone, as they do in int8. ReLU writes in int8 too, and so does
+    every module that a ``forward`` in float calls.
     """
     calls: dict[nn.Module, Call] = {}
 
@@ -48,7 +50,9 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
         )
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
-    writers = [m for m in model.modules() if getattr(m, "inplace", False) is True and type(m) is not nn.ReLU]
+    in_float = set(_called_in_float(model, False))
+    writers = [m for m in set(model.modules()) - in_float if getattr(m, "inplace", False) is True]
+    writers = [m for m in writers if type(m) is not nn.ReLU]
     for module in writers:
         module.inplace = False  # type: ignore[assignment]  # a plain attribute
     modules = set(model.modules())
@@ -62,6 +66,14 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
             handle.remove()
         for module in writers:
             module.inplace = True  # type: ignore[assignment]
+
+
+def _called_in_float(module: nn.Module, is_in_float: bool) -> Iterator[nn.Module]:
+    if is_in_float:
+        yield module
+    calls_in_float = getattr(module, "runs_in_float", False) or (is_in_float and not isinstance(module, Int8Child))
+    for child in module.children():
+        yield from _called_in_float(child, calls_in_float)
 
 
 def find_difference(model: nn.Module, rewritten: nn.Module, inputs: Inputs) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..._utils.data_flow import ForwardTrace
 from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
@@ -81,6 +82,11 @@ def _passed(value: object) -> Passed:
     return Passed.FLOATS if any(map(Tensor.is_floating_point, flatten(value)[0])) else Passed.OTHER
 
 
+def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among ``values`` that count writes."""
+    return [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
+
+
 @dataclass
 class FirstRun:
     """The calls of a model on one batch, by the paths of its modules."""
@@ -100,6 +106,21 @@ class FirstRun:
     problems: dict[str, str] = field(default_factory=dict)
     #: The convolutions and linear layers with these weights, by the same paths.
     read_layers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: The modules that write into their first argument and return it.
+    writers: set[str] = field(default_factory=set)
+    #: The modules whose output shares memory with an argument.
+    views: set[str] = field(default_factory=set)
+    #: How each ``forward`` that was examined in eval mode, and rewritten if necessary, uses the modules below it.
+    traces: dict[nn.Module, ForwardTrace] = field(default_factory=dict)
+
+    def record_memory(self, path: str, args: tuple[Any, ...], versions: list[int], output: object) -> None:
+        """Adds a call that got ``args``, whose tensors had these versions before."""
+        inputs = _tensors(args)
+        if inputs and output is inputs[0] and inputs[0]._version != versions[0]:
+            self.writers.add(path)
+        pointers = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        if any(tensor.untyped_storage().data_ptr() in pointers for tensor in flatten(output)[0]):
+            self.views.add(path)
 
     def distinct_below(self, path: str) -> set[str]:
         """The names, relative to the module at ``path``, of those below it whose calls cannot share a range."""
@@ -115,6 +136,8 @@ class FirstRun:
         def add_moved(record: dict[str, Any], values: dict[str, Any]) -> None:
             record.update({moved(name): value for name, value in values.items() if moved(name) != name})
 
+        for paths in (self.writers, self.views):
+            paths.update(set(map(moved, paths)))
         for record in (self.callees, self.weights, self.read_layers):
             add_moved(record, {name: set(map(moved, names)) for name, names in record.items()})
         add_moved(self.arguments, self.arguments)
@@ -125,6 +148,7 @@ class FirstRun:
         """Drops what the ``forward`` at ``path`` did, because another takes its place."""
         for record in (self.arguments, self.callees, self.weights, self.problems, self.read_layers):
             record.pop(path, None)
+        self.writers.discard(path)
 
 
 def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
@@ -132,14 +156,20 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     paths = {module: path for path, module in model.named_modules()}
     run = FirstRun()
     stack: list[nn.Module] = []
+    versions: list[list[int]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        versions.append([tensor._version for tensor in _tensors(args)])
         run.calls[paths[module]] += 1
         run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)
         if stack:
             run.callees[paths[stack[-1]]].add(paths[module])
 
+    def record_memory(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        run.record_memory(paths[module], args, versions.pop(), output)
+
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
+    handles += [module.register_forward_hook(record_memory) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
             output = inputs.run(model)

@@ -53,6 +53,8 @@ def mark_float_forwards(model: nn.Module, run: FirstRun | None) -> None:
         ):
             restore(module)
             module.runs_in_float = True
+            if run is not None:
+                run.traces.pop(module, None)
 
 
 def _callees(modules: dict[str, nn.Module], path: str, run: FirstRun | None) -> list[nn.Module]:

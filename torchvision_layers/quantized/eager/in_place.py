@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["UnsupportedError", "make_out_of_place_"]
+__all__ = ["Memory", "UnsupportedError", "make_out_of_place_"]
 
 
 class UnsupportedError(Exception):
@@ -33,40 +34,72 @@ _VIEWS = {
 }
 
 
-def make_out_of_place_(module: nn.Module, graph: torch.fx.Graph, nodes: list[torch.fx.Node]) -> None:
-    """Replaces each of ``nodes`` that writes into its input by the form that does not, in place.
+@dataclass(frozen=True)
+class Memory:
+    """Which modules write, and which return views."""
+
+    #: Modules that write into their first argument and return it.
+    writers: set[nn.Module]
+    #: Modules whose output may share memory with an argument; ``None`` if unknown.
+    views: set[nn.Module] | None
+
+    def duplicate(self, module: nn.Module, copy: nn.Module) -> None:
+        """Adds a copy of a module."""
+        for original, copied in zip(module.modules(), copy.modules(), strict=True):
+            for modules in (self.writers, self.views or set()):
+                if original in modules:
+                    modules.add(copied)
+
+    def shares(self, module: nn.Module) -> bool:
+        """Whether the output of ``module`` may share memory with an argument."""
+        if self.views is None:  # layers with parameters return tensors of their own
+            return next(module.parameters(), None) is None
+        return module in self.views
+
+
+def make_out_of_place_(module: nn.Module, graph: torch.fx.Graph, nodes: list[torch.fx.Node], memory: Memory) -> bool:
+    """Makes each of ``nodes`` that writes into its input return a new tensor, for all that read the input later.
+
+    Operations are replaced by the form that does not write; modules do not write once they are int8.
+
+    Returns whether a node reads the output of a module instead of its input.
 
     Errors: ``UnsupportedError`` if there is no such form, or if a view of the tensor is read later.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     families: dict[torch.fx.Node, set[torch.fx.Node]] = {}  # the nodes that may share memory with each node
+    is_changed = False
     for node in graph.nodes:
+        is_writer = node.op == "call_module" and module.get_submodule(str(node.target)) in memory.writers
         form = _other_form(node) if node in nodes else None
         family = {node}
-        if form is not None:
+        if form is not None or (is_writer and node.all_input_nodes):
             written = node.all_input_nodes[0]
             others = families[written]
             if buffer := next((other for other in others if other.op == "get_attr"), None):
                 raise UnsupportedError(f"writes into self.{buffer.target}")
             for user in [user for user in written.users if order[user] > order[node]]:
                 user.replace_input_with(written, node)  # the result of the operation is the same tensor
+                is_changed |= is_writer
             if any(order[user] > order[node] for other in others for user in other.users):
                 raise UnsupportedError(f"reads a view of a tensor after {_name(node)} wrote into the tensor")
             family |= others
-            node.target, node.args, node.kwargs = form
-        elif _shares_memory(module, node):
+            if form is not None:
+                node.target, node.args, node.kwargs = form
+        elif _shares_memory(module, node, memory):
             family = family.union(*(families[argument] for argument in node.all_input_nodes))
         for member in family:
             families[member] = family
+    return is_changed
 
 
 def _name(node: torch.fx.Node) -> str:
     return node.target if isinstance(node.target, str) else node.target.__name__
 
 
-def _shares_memory(module: nn.Module, node: torch.fx.Node) -> bool:
-    if node.op == "call_module":  # layers with parameters return tensors of their own
-        return next(module.get_submodule(str(node.target)).parameters(), None) is None
+def _shares_memory(module: nn.Module, node: torch.fx.Node, memory: Memory) -> bool:
+    if node.op == "call_module":
+        return memory.shares(module.get_submodule(str(node.target)))
     return node.op in ("call_function", "call_method") and _name(node) in _VIEWS
 
 

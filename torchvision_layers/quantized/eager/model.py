@@ -163,9 +163,11 @@ class QuantizableModel(QuantizableWrapper):
         Errors: ``ValueError`` if this model is for x86 and the weights were made for a backend without its bound.
         """
         if self.stage is Stage.INT8 and self.backend == "x86":
+            modules = dict(self.model.named_modules())
             for key, value in state_dict.items():
                 weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
-                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight):
+                module = modules.get(key.rpartition(".")[0])
+                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight, module):
                     raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
         with self._packing():
             keys = super().load_state_dict(state_dict, strict, assign)
@@ -194,9 +196,10 @@ def _is_empty(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and len(tensor) == 0
 
 
-def _overflows(weight: Tensor) -> bool:
-    """Whether the products of two weights of a channel can overflow on x86 without VNNI."""
-    return int(largest_pairs(weight.int_repr().to(torch.int16)).max()) > 128
+def _overflows(weight: Tensor, module: nn.Module | None) -> bool:
+    """Whether the products of two weights of a channel of ``module`` can overflow on x86 without VNNI."""
+    is_packed_for_onednn = hasattr(module, "kernel_class")
+    return int(largest_pairs(weight.int_repr().to(torch.int16), is_packed_for_onednn).max()) > 128
 
 
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:
@@ -234,6 +237,9 @@ def make_quantizable_(
         will_train: whether the result must hold in training mode as well as in eval mode.
         run: what ``model`` did on one batch, if a batch is known.
     """
+    for module in model.modules():
+        # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
+        module.__dict__.pop("qconfig", None)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
         return model

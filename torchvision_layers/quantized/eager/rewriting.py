@@ -2,17 +2,19 @@
 
 import keyword
 import operator
+from typing import NamedTuple
 
 import torch.fx
 from torch import nn
 
+from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
-from .in_place import UnsupportedError, make_out_of_place_
+from .in_place import Memory, UnsupportedError, make_out_of_place_
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
 from .repeated_calls import copy_with_same_tensors, split_shared
 from .support import int8_support, is_unit
@@ -38,16 +40,32 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
     problems = {}
     if run is not None:
         split_shared(model, run)
+    memory = _memory(model, run)
     for path, module in model.named_modules():  # copies that it adds to a module come after that module
         if not _is_candidate(module):
             continue
         try:
-            _rewrite(module, path, allow_float, will_train, run)
+            graph = _rewrite(module, path, allow_float, will_train, run, memory)
+            if run and graph and not any(node.op == "placeholder" and node.args for node in graph.nodes):
+                run.traces[module] = analyze(graph)  # arguments with defaults would need a second trace
         except OwnWeightError as error:
             problems[path] = str(error)
         except UnsupportedError:
             continue  # it runs in float
     return problems
+
+
+def _memory(model: nn.Module, run: FirstRun | None) -> Memory:
+    modules = dict(model.named_modules())
+    in_place = {
+        module
+        for module in modules.values()
+        if type(module).__module__.startswith("torch.nn.modules.activation") and getattr(module, "inplace", False)
+    }
+    if run is None:
+        return Memory(in_place, None)
+    writers, views = ({modules[path] for path in paths if path in modules} for paths in (run.writers, run.views))
+    return Memory(in_place | writers, views | in_place)
 
 
 def _is_candidate(module: nn.Module) -> bool:
@@ -63,22 +81,26 @@ def _is_candidate(module: nn.Module) -> bool:
     return not is_of_torch and int8_support(module) in (Int8Support.CONTAINER, Int8Support.UNKNOWN)
 
 
-def _rewrite(module: nn.Module, path: str, allow_float: bool, will_train: bool, run: FirstRun | None) -> None:
+def _rewrite(
+    module: nn.Module, path: str, allow_float: bool, will_train: bool, run: FirstRun | None, memory: Memory
+) -> torch.fx.Graph | None:
+    """Returns the graph of the ``forward`` in eval mode as it is then; ``None`` if tracing fails."""
     arguments = run.arguments[path] if run else None
     distinct = run.distinct_below(path) if run else set[str]()
-    rewritten = _rewritten(module, allow_float, False, arguments, distinct)
-    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, distinct)):
+    rewritten = _rewritten(module, allow_float, False, arguments, distinct, memory)
+    if will_train and _source(rewritten) != _source(_rewritten(module, allow_float, True, arguments, distinct, memory)):
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
-        return
-    graph, children, copies = rewritten
-    if not children:
+        return None
+    graph, children, copies, is_changed = rewritten
+    if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
-        return
+        return graph
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
         if run is not None and name in copies:
             run.duplicate(_join(path, copies[name]), _join(path, name), path)
+            memory.duplicate(module.get_submodule(copies[name]), child)
     cls = type(module)
     members = {
         "__module__": cls.__module__,
@@ -89,6 +111,7 @@ def _rewrite(module: nn.Module, path: str, allow_float: bool, will_train: bool, 
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
+    return graph
 
 
 def restore(module: nn.Module) -> None:
@@ -99,12 +122,26 @@ def restore(module: nn.Module) -> None:
         module.__class__ = type(module).__mro__[1]
 
 
-def _rewritten(
-    module: nn.Module, allow_float: bool, training: bool, arguments: Arguments | None, distinct: set[str]
-) -> tuple[torch.fx.Graph, dict[str, nn.Module], dict[str, str]] | None:
-    """A graph of the ``forward`` whose operations are calls of new children, these, and the children that some copy.
+class _Rewritten(NamedTuple):
+    graph: torch.fx.Graph
+    #: The new children that it calls.
+    children: dict[str, nn.Module]
+    #: The names of those that are copies, each with the name of the original.
+    copies: dict[str, str]
+    is_changed: bool
 
-    ``None`` if tracing fails. Each further call of a child in ``distinct`` becomes a copy of it.
+
+def _rewritten(
+    module: nn.Module,
+    allow_float: bool,
+    training: bool,
+    arguments: Arguments | None,
+    distinct: set[str],
+    memory: Memory,
+) -> _Rewritten | None:
+    """The ``forward`` with operations that are calls of new children; ``None`` if tracing fails.
+
+    Each further call of a child in ``distinct`` becomes a copy of it.
     """
     traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
     if traced is None:
@@ -113,6 +150,7 @@ def _rewritten(
     kinds: Kinds = {}
     for node in graph.nodes:
         kinds[node] = kind_of(module, node, kinds, arguments)
+    is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
     operations = _operations(module, graph, kinds, allow_float, training)
     children: dict[str, nn.Module] = {}
     copies: dict[str, str] = {}
@@ -139,9 +177,10 @@ def _rewritten(
     for node, operation in operations.items():
         node.op, node.target = "call_module", add_child(operation.name, operation.module)
         node.args, node.kwargs = operation.args, operation.kwargs
-    if children and effects:
+    is_changed |= bool(children)
+    if is_changed and effects:
         raise UnsupportedError(effects[0])
-    return graph, children, copies
+    return _Rewritten(graph, children, copies, is_changed)
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -178,7 +217,6 @@ def _operations(
     module: nn.Module, graph: torch.fx.Graph, kinds: Kinds, allow_float: bool, training: bool
 ) -> dict[torch.fx.Node, Operation]:
     """The operation that takes the place of each node that cannot stay. Values between float operations stay float."""
-    make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)])
     replacements = {node: replacement(module, node, kinds, allow_float, training) for node in graph.nodes}
     operations = {node: operation for node, operation in replacements.items() if operation is not None}
     takes_float: dict[torch.fx.Node, bool] = {}
@@ -202,9 +240,11 @@ def _operations(
     return operations
 
 
-def _source(rewritten: tuple[torch.fx.Graph, dict[str, nn.Module], dict[str, str]] | None) -> tuple[str, str] | None:
+def _source(rewritten: _Rewritten | None) -> tuple[str, str] | None:
     """The code and the children of a rewritten ``forward``; ``None`` if it stays as it is."""
-    return (rewritten[0].python_code("self").src, str(rewritten[1])) if rewritten and rewritten[1] else None
+    if rewritten is None or not rewritten.is_changed:
+        return None
+    return rewritten.graph.python_code("self").src, str(rewritten.children)
 
 
 def _join(path: str, name: str) -> str:

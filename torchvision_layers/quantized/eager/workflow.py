@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
-from ..._utils.tracing import Trace, trace_forward
+from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..wrapper import Stage
 from .bias_correction import correct_biases
@@ -75,11 +74,13 @@ def quantize(
     _check_dynamic(dynamic_sizes)
     _check_float(model)
     first = first_of(batches)
-    trace = cache(trace_forward)
-    prepared, calls = _try_quantizable(model, first, allow_float, False, trace)
+    traces = TraceCache()
+    prepared, calls = _try_quantizable(model, first, allow_float, False, traces)
     with torch.no_grad():
         if backend == "onednn":
-            prepared.post_ops = select_worthwhile(prepared, find_post_ops(prepared, calls, trace), first, calls)
+            prepared.post_ops = select_worthwhile(
+                prepared, find_post_ops(prepared, calls, traces.__getitem__), first, calls
+            )
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
@@ -103,15 +104,15 @@ def prepare_qat(
     _check_dynamic(dynamic_sizes)
     _check_float(model)
     check_no_hooked_weights(model)
-    calls, trace = None, cache(trace_forward)
+    calls, traces = None, TraceCache()
     if example is None:
         prepared = make_quantizable_(copy_module(model).train(), allow_float, will_train=True)
-        fuse_children(prepared, is_qat=True, trace=trace)
+        fuse_children(prepared, is_qat=True, trace=traces.__getitem__)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
-        prepared, calls = _try_quantizable(model, example, allow_float, True, trace)
+        prepared, calls = _try_quantizable(model, example, allow_float, True, traces)
     if backend == "onednn":
-        prepared.post_ops = find_post_ops(prepared, calls, trace)
+        prepared.post_ops = find_post_ops(prepared, calls, traces.__getitem__)
     preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
     prepared.stage, prepared.backend = Stage.PREPARED, backend
     return prepared
@@ -143,7 +144,7 @@ def _check_float(model: nn.Module) -> None:
 
 
 def _try_quantizable(
-    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool, trace: Trace
+    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool, traces: TraceCache
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
     """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
 
@@ -157,7 +158,9 @@ def _try_quantizable(
     prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    fuse_children(prepared, will_train, trace=trace)
+    if not will_train:  # in training mode, a forward may call other modules
+        traces.update(run.traces)
+    fuse_children(prepared, will_train, trace=traces.__getitem__)
     add_int8_children(prepared.model, will_train, run)
     prepared.observe_inputs(batch)
     stack: list[nn.Module] = []

@@ -17,23 +17,20 @@ Outputs = dict[str, tuple[Tensor, int]]
 
 
 @contextmanager
-def correct_biases(module: fx.GraphModule) -> Iterator[None]:
+def correct_biases(module: fx.GraphModule, keeps_outputs: bool = False) -> Iterator[Outputs]:
     """Measures the inputs that a prepared graph runs on within the context, then corrects its biases.
 
-    A bias with several readers, or none, becomes a parameter of its own for each layer.
+    A bias with several readers, or none, becomes a parameter of its own for each layer. Yields a dict, which
+    ``keeps_outputs`` fills in the first run with what :func:`float_outputs` returns for the same inputs.
     """
-    means = {node: _input_mean(module, node) for node in module.graph.nodes if _is_observed(module, node)}
-    recorders = [_add_recorder(module, node, mean) for node, mean in means.items()]
+    outputs: Outputs = {}
+    layers = [node for node in module.graph.nodes if _is_observed(module, node)]
+    recorders = [_add_recorder(module, node, outputs if keeps_outputs else None) for node in layers]
     module.recompile()
-    try:
-        yield
-    finally:
-        for recorder in recorders:
-            module.graph.erase_node(recorder)
-            module.delete_submodule(str(recorder.target))
-        module.recompile()
+    yield outputs
+    means = [_remove_recorder(module, recorder) for recorder in recorders]
     readers = _readers(module.graph)
-    for node, mean in means.items():
+    for node, mean in zip(layers, means, strict=True):
         error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
         shift = mean.shift(error, arguments(node)[-1] if node.target in CONVS else 1)
         if shift is not None:
@@ -61,11 +58,38 @@ def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
     return InputMean(_weight(module, node).shape[2:], *conv_geometry(node))
 
 
-def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean) -> fx.Node:
-    name = f"_input_mean_of_{node.name}"
-    module.add_submodule(name, mean)
-    with module.graph.inserting_before(node):
-        return module.graph.call_module(name, (node.args[0],))
+class _Recorder(nn.Module):
+    """Measures the inputs of a layer, and keeps its first output if there is a dict to hold it."""
+
+    def __init__(self, mean: InputMean, name: str, axis: int, outputs: Outputs | None) -> None:
+        super().__init__()
+        self.mean, self.name, self.axis = mean, name, axis
+        self.outputs = outputs
+
+    def forward(self, input: Tensor, output: Tensor) -> None:
+        self.mean(input)
+        if self.outputs is not None and self.name not in self.outputs:
+            self.outputs[self.name] = output.clone(), self.axis  # an activation may overwrite it
+
+
+def _add_recorder(module: fx.GraphModule, node: fx.Node, outputs: Outputs | None) -> fx.Node:
+    name = f"_recorder_of_{node.name}"
+    module.add_submodule(name, _Recorder(_input_mean(module, node), node.name, _channel_axis(module, node), outputs))
+    with module.graph.inserting_after(node):
+        return module.graph.call_module(name, (node.args[0], node))
+
+
+def _remove_recorder(module: fx.GraphModule, node: fx.Node) -> InputMean:
+    recorder = module.get_submodule(str(node.target))
+    assert isinstance(recorder, _Recorder)
+    module.graph.erase_node(node)
+    module.delete_submodule(str(node.target))
+    return recorder.mean
+
+
+def _channel_axis(module: nn.Module, node: fx.Node) -> int:
+    """The dimension of channels in the output of a layer, counted from the end."""
+    return -1 if node.target in LINEAR else 1 - _weight(module, node).dim()
 
 
 def _weight(module: nn.Module, node: Any) -> Tensor:
@@ -130,8 +154,7 @@ class _FloatRun(_Run):
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if n in self.layers:
-            axis = -1 if n.target in LINEAR else 1 - _weight(self.module, n).dim()
-            self.outputs[n.name] = output.clone(), axis  # an activation may overwrite it
+            self.outputs[n.name] = output.clone(), _channel_axis(self.module, n)
         return output
 
 

@@ -10,7 +10,14 @@ from torch import Tensor, fx, nn
 from .nodes import WEIGHTED, is_call, is_random, module_path
 from .writes import aliases, is_write, memory_owner
 
-__all__ = ["add_parameter", "constant_nodes", "erase_unused_ops", "fold_constants", "register_parameter"]
+__all__ = [
+    "add_parameter",
+    "constant_nodes",
+    "erase_unused_ops",
+    "fold_constants",
+    "register_parameter",
+    "remove_unused_tensors",
+]
 
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -49,13 +56,16 @@ def fold_constants(module: fx.GraphModule) -> None:
         is_private = all(cone.issuperset(view.users) for view in (owner, *aliases(owner)))
         if node.op != "get_attr" and not node.users and is_private:
             module.graph.erase_node(node)
-    erase_unused_ops(module.graph)
-    module.recompile()
+    if erase_unused_ops(module.graph) or sources:
+        module.recompile()
 
 
-def erase_unused_ops(graph: fx.Graph) -> None:
-    """Erases operators without users, but neither the guards of the program nor tensors, which are its state."""
-    graph.eliminate_dead_code(_has_effect)
+def erase_unused_ops(graph: fx.Graph) -> bool:
+    """Erases operators without users, but neither the guards of the program nor tensors, which are its state.
+
+    Returns whether there were any.
+    """
+    return graph.eliminate_dead_code(_has_effect)
 
 
 def _has_effect(node: fx.Node) -> bool:
@@ -132,3 +142,12 @@ def register_parameter(module: fx.GraphModule, before: fx.Node, value: Tensor, o
     parent.register_parameter(free, nn.Parameter(value, requires_grad=False))
     with module.graph.inserting_before(before):
         return module.graph.get_attr(f"{owner}.{free}".lstrip("."))
+
+
+def remove_unused_tensors(module: fx.GraphModule) -> None:
+    """Deletes tensors that no node reads, which would otherwise stay in the state dict."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for path, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if path not in used:
+            parent, _, name = path.rpartition(".")
+            delattr(module.get_submodule(parent), name)

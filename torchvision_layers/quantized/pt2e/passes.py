@@ -17,7 +17,6 @@ __all__ = [
     "name_sources",
     "record_modes",
     "remove_dropout",
-    "remove_unused_tensors",
     "set_mode",
 ]
 
@@ -118,16 +117,17 @@ def isolate_unfoldable_norms(module: fx.GraphModule) -> None:
     torchao also spends 12 seconds of a conversion on patterns if it finds a batch norm.
     """
     graph = module.graph
-    for norm in _norms(module):
-        if _fusion_source(norm) is None:
-            with graph.inserting_before(norm):
-                norm_node = _call(graph, UNFOLDABLE_NORM, *norm.args[:8])
-                output = _call(graph, operator.getitem, norm_node, 0)
-            for node in (norm_node, output):
-                node.meta = {**norm.meta, "val": node.meta["val"]}
-            norm.replace_all_uses_with(output)
-            graph.erase_node(norm)
-    module.recompile()
+    norms = [norm for norm in _norms(module) if _fusion_source(norm) is None]
+    for norm in norms:
+        with graph.inserting_before(norm):
+            norm_node = _call(graph, UNFOLDABLE_NORM, *norm.args[:8])
+            output = _call(graph, operator.getitem, norm_node, 0)
+        for node in (norm_node, output):
+            node.meta = {**norm.meta, "val": node.meta["val"]}
+        norm.replace_all_uses_with(output)
+        graph.erase_node(norm)
+    if norms:
+        module.recompile()
 
 
 def fuse_conv_bn_for_qat(module: fx.GraphModule) -> None:
@@ -200,7 +200,8 @@ def fold_trained_norms(module: fx.GraphModule) -> None:
         if _is_counter(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    module.recompile()
+    if len(graph.nodes) < len(nodes):
+        module.recompile()
 
 
 def _norms(module: fx.GraphModule) -> list[fx.Node]:
@@ -264,7 +265,8 @@ def set_mode(module: fx.GraphModule, training: bool, norms_train: bool) -> None:
 
 def remove_dropout(module: fx.GraphModule) -> None:
     """Removes dropouts and stochastic depth, which do nothing in eval mode."""
-    for node in list(module.graph.nodes):
+    nodes = list(module.graph.nodes)
+    for node in nodes:
         if is_call(node, _DROPOUTS):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
@@ -273,7 +275,8 @@ def remove_dropout(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(next(argument for argument in node.args if argument is not noise))
             for unused in _noise_nodes(node, noise):
                 module.graph.erase_node(unused)
-    module.recompile()
+    if len(module.graph.nodes) < len(nodes):
+        module.recompile()
 
 
 def _is_ones(node: object) -> bool:
@@ -287,12 +290,3 @@ def _noise_nodes(product: fx.Node, noise: fx.Node) -> list[fx.Node]:
     while is_call(nodes[-1], {_aten.div_.Tensor, _aten.bernoulli_.float}):
         nodes.append(nodes[-1].args[0])  # type: ignore[arg-type]  # the tensor that the operator writes into
     return nodes
-
-
-def remove_unused_tensors(module: fx.GraphModule) -> None:
-    """Deletes tensors that no node reads, which would otherwise stay in the state dict."""
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for path, _ in [*module.named_parameters(), *module.named_buffers()]:
-        if path not in used:
-            parent, _, name = path.rpartition(".")
-            delattr(module.get_submodule(parent), name)

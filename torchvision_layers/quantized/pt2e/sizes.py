@@ -167,11 +167,12 @@ def _export(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> fx.Gr
                 with limit if dynamic_sizes is None else nullcontext():
                     # A size of one may be broadcast, which no variable size could be.
                     sizes = [{dim: auto for dim, size in enumerate(x.shape) if dim == 0 or size > 1} for x in pair.args]
-                    return export_program(model, pair, sizes).module()
+                    return export_program(model, pair, sizes, drops_batch_guards=True).module()
             except RuntimeError:
                 if not limit.is_exceeded:
                     raise
-        module = export_program(model, pair, [{0: auto} if x.dim() and len(x) == 2 else {} for x in pair.args]).module()
+        sizes = [{0: auto} if x.dim() and len(x) == 2 else {} for x in pair.args]
+        module = export_program(model, pair, sizes).module()
     if limit.is_exceeded:
         warnings.warn(
             f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "

@@ -14,9 +14,8 @@ _pad = torch.ops.aten.constant_pad_nd.default
 def make_padding_numeric(module: fx.GraphModule) -> None:
     """Replaces ``"same"`` and ``"valid"`` padding of convolutions by numbers, and by a pad if the sides differ."""
     graph = module.graph
-    for node in graph.nodes:
-        if not is_call(node, NAMED_PADDING):
-            continue
+    nodes = [node for node in graph.nodes if is_call(node, NAMED_PADDING)]
+    for node in nodes:
         input, weight, bias, stride, padding, dilation, groups = arguments(node)
         kernel = weight.meta["val"].shape[2:]
         total = [0] * len(kernel)
@@ -36,7 +35,8 @@ def make_padding_numeric(module: fx.GraphModule) -> None:
             input = padded
         node.target = NAMED_PADDING[node.target]
         node.args = (input, weight, bias, stride, sides, dilation, groups)
-    module.recompile()
+    if nodes:
+        module.recompile()
 
 
 def dynamic_weights(graph: fx.Graph) -> list[fx.Node]:

@@ -15,7 +15,7 @@ from ..wrapper import Stage
 from . import torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
 from .bias_steps import fit_biases
-from .constants import fold_constants
+from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
 from .passes import (
@@ -25,7 +25,6 @@ from .passes import (
     name_sources,
     record_modes,
     remove_dropout,
-    remove_unused_tensors,
     set_mode,
 )
 from .problems import float_problems, raise_problems, random_problems, weight_problems
@@ -71,9 +70,10 @@ def quantize(
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
         prepared.rejects_single = rejects_single
         images = _first_images(prepared, first)
-        with correct_biases(prepared.body):
+        shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
+        with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
             _check_same_results(prepared, model, first, "exporting")
-            expected = float_outputs(prepared.body, images)
+            expected = outputs or float_outputs(prepared.body, images)
             for batch in batches:
                 prepared.call(batch)
         int8 = _convert_(prepared)

@@ -35,7 +35,8 @@ def reread_after_writes(module: fx.GraphModule) -> list[fx.Node]:
                     user.replace_input_with(alias, again)
         root.meta["is_written"] = True
         in_float += views
-    module.recompile()
+    if in_float:
+        module.recompile()
     return in_float
 
 

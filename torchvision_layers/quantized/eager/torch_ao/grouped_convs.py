@@ -8,10 +8,11 @@ from typing import Any
 
 import torch.ao.nn.quantized as nnq
 from torch import nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
 from ..int8_modules import use_backend
 
-__all__ = ["move_slow_convs", "on_onednn"]
+__all__ = ["move_slow_convs", "moves_to_onednn", "on_onednn"]
 
 
 class _PacksForOneDNN:
@@ -43,17 +44,23 @@ def on_onednn(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls.__name__, (_PacksForOneDNN, cls), {"__module__": cls.__module__, "kernel_class": cls})
 
 
+def moves_to_onednn(module: nn.Module) -> bool:
+    """Whether a float convolution, or one with fused modules, is among those that :func:`move_slow_convs` moves."""
+    conv = module[0] if isinstance(module, _FusedModule) else module
+    return isinstance(conv, nn.modules.conv._ConvNd) and _is_slow(conv)
+
+
 def move_slow_convs(model: nn.Module) -> None:
     """Packs the weights of each convolution for oneDNN, in place, if FBGEMM has no fast kernel for it."""
     with use_backend("onednn"):
         for module in model.modules():
-            if isinstance(module, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d)) and module.groups > 1 and not _is_fast(module):
+            if isinstance(module, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d)) and _is_slow(module):
                 module.__class__ = on_onednn(type(module))  # type: ignore[assignment]
                 module.set_weight_bias(*module._weight_bias())
 
 
-def _is_fast(conv: Any) -> bool:
-    """Whether FBGEMM has a kernel for a grouped convolution that avoids copying its windows."""
+def _is_slow(conv: Any) -> bool:
+    """Whether a convolution has groups, and FBGEMM has no kernel for it that avoids copying its windows."""
     kernel = conv.kernel_size
     is_usual = (
         len(kernel) > 1
@@ -65,4 +72,5 @@ def _is_fast(conv: Any) -> bool:
     )
     inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     is_depthwise = inputs == 1 and outputs in (1, 2) and conv.groups % 8 == 0
-    return is_usual and (is_depthwise or (inputs == outputs and inputs in (4, 8, 16) and {*kernel} == {3}))
+    is_fast = is_usual and (is_depthwise or (inputs == outputs and inputs in (4, 8, 16) and {*kernel} == {3}))
+    return conv.groups > 1 and not is_fast

@@ -21,6 +21,7 @@ from ..support import becomes_int8, int8_support, is_unit
 from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
+from .grouped_convs import moves_to_onednn
 from .training_norms import FUSED_WITH_NORM
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
@@ -64,12 +65,24 @@ class _LargestRange(taoq.MovingAverageMinMaxObserver):
 
 
 class _PairRange(taoq.PerChannelMinMaxObserver):
-    """Chooses the range of each channel so that no two of its weights have magnitudes that add up to more than 128."""
+    """Chooses the range of each channel so that no two weights that a kernel adds have magnitudes of more than 128.
+
+    The sum of two magnitudes becomes at most 127 steps, and at most 128 after both are rounded. An input is at most
+    255, so two products are at most ``255 * 128 = 32640``, and the largest integer of 16 bits is 32767.
+    """
+
+    any_order = False
 
     def forward(self, x_orig: Tensor) -> Tensor:
-        pair = largest_pairs(x_orig.detach())
+        pair = largest_pairs(x_orig.detach(), self.any_order)
         self.min_val, self.max_val = -pair, pair
         return x_orig
+
+
+class _AnyPairRange(_PairRange):
+    """For kernels that may add any two weights."""
+
+    any_order = True
 
 
 class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
@@ -104,12 +117,13 @@ def _relu6_observer(is_qat: bool) -> object:
     return taoq.MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
-def _weight_observer(backend: str, is_qat: bool) -> object:
+def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:
     """One scale per channel, on x86 such that no sum of two products overflows.
 
     Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
     by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
     and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
+    ``any_order`` bounds any two weights, not only those that FBGEMM adds.
 
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
@@ -118,7 +132,7 @@ def _weight_observer(backend: str, is_qat: bool) -> object:
     shared |= {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric}
     observer: type[taoq.ObserverBase]
     if backend == "x86":
-        observer = _PairRange
+        observer = _AnyPairRange if any_order else _PairRange
     elif backend == "qnnpack":
         observer = _BoundedSteps
     else:
@@ -169,6 +183,10 @@ def prepare(
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
+    if backend == "x86":
+        any_order = _weight_observer(backend, is_qat, any_order=True)
+        for module in filter(moves_to_onednn, set(model.modules()) - in_float):
+            module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
         if is_qat:
             mapping = get_default_qat_module_mappings() | {nn.Conv1d: torch.ao.nn.qat.Conv1d} | FUSED_WITH_NORM
