@@ -124,14 +124,14 @@ QuantizablePositionalConv2d
 QuantizableSqueezeExcitation
 Report
 ReportRow
-convert(model)
+convert(model, *, check=True)
 freeze(model)
 fuse_model(model, is_qat=None)
 prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
-    dynamic_sizes=None)
+    dynamic_sizes=None, check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    progress=True)
+    progress=True, check=True)
 report(model)""",
     )
 

@@ -14,6 +14,7 @@ from .engine import load_engine
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
+from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
 
 __all__ = ["convert", "freeze", "fuse_model", "prepare_qat", "quantize"]
@@ -52,6 +53,7 @@ def quantize(
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
     progress: bool = True,
+    check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
@@ -78,18 +80,30 @@ def quantize(
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
             would take long to export. The eager engine never fixes it. Default: ``None``.
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
+        check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
+            raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
+            ``model`` and what its operators return, each to its own range. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
     that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
     ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, or if the int8 model cannot run; ``ImportError`` if the engine is not installed.
+    results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
+    not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
+    inputs, widest = _inputs(batches, model, progress), WidestBatch()
     with in_float32():
-        return workflow.quantize(model, _inputs(batches, model, progress), backend, allow_float, dynamic_sizes)
+        observed = widest.watch(inputs) if check else inputs
+        int8: QuantizableModel | QuantizableGraph = workflow.quantize(
+            model, observed, backend, allow_float, dynamic_sizes
+        )
+        trial = int8.take_trial()
+        if check:
+            check_int8(trial, unwrapped(model), widest.inputs)
+    return int8
 
 
 def prepare_qat(
@@ -100,6 +114,7 @@ def prepare_qat(
     engine: str = "eager",
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
+    check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
@@ -115,28 +130,46 @@ def prepare_qat(
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
         dynamic_sizes: as in :func:`quantize`.
+        check: compares the prepared model, in eval mode and without fake quantization, with ``model`` on ``example``,
+            if there is one. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, or a model that is already
     prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
-    not float32; ``ImportError`` if the engine is not installed.
+    not float32; ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the
+    engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():
-        return workflow.prepare_qat(model, inputs, backend, allow_float, dynamic_sizes)
+        prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(
+            model, inputs, backend, allow_float, dynamic_sizes
+        )
+        if check and inputs is not None:
+            check_prepared(prepared, unwrapped(model), inputs)
+    return prepared
 
 
-def convert(model: QuantizableModel | QuantizableGraph) -> QuantizableModel | QuantizableGraph:
+def convert(model: QuantizableModel | QuantizableGraph, *, check: bool = True) -> QuantizableModel | QuantizableGraph:
     """An int8 copy, on the CPU and in eval mode, of a model that came from :func:`prepare_qat` and was trained.
 
+    Args:
+        model: the trained model; it is not changed.
+        check: compares the int8 model with ``model`` in eval mode, with its fake quantization, as :func:`quantize`
+            compares it with the float model. The inputs are up to four images of the last call of ``model``; without a
+            call, as after loading a state, nothing is compared. Default: ``True``.
+
     Errors: ``ValueError`` for any other model, or if no batch reached a module; ``RuntimeError`` if the int8 model
-    cannot run.
+    cannot run, or if rounding does not explain its error.
     """
     _check_prepared(model)
     with in_float32():
-        return load_engine(model.engine).convert(model)
+        int8: QuantizableModel | QuantizableGraph = load_engine(model.engine).convert(model)
+        trial = int8.take_trial()
+        if check:
+            check_converted(trial, model)
+    return int8
 
 
 def freeze(model: QuantizableModel | QuantizableGraph) -> None:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 from typing_extensions import Self
 
+from .._utils.inputs import Inputs
+
 __all__ = ["QuantizableWrapper", "Stage"]
 
 
@@ -38,6 +40,9 @@ class QuantizableWrapper(nn.Module):
         self.is_frozen = False
         #: Class name of each module of the float model, by path.
         self.classes_before = {path: type(module).__name__ for path, module in model.named_modules()}
+        #: A few images of the last call of a prepared model, to compare it with the int8 model.
+        self.sample: Inputs | None = None
+        self._trial: list[Self] = []  # in a list, because it is no child
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -56,6 +61,24 @@ class QuantizableWrapper(nn.Module):
         if self.is_frozen:
             self._freeze()
         return self
+
+    def first_images(self, inputs: Inputs, count: int) -> Inputs:
+        """The same inputs with at most ``count`` images."""
+        tensors = [tensor for tensor in inputs.tensors() if tensor.dim()]
+        batch = len(tensors[0]) if tensors else 0
+        return inputs.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+
+    def set_trial(self, trial: Self | None) -> None:
+        """Keeps an int8 copy until :meth:`take_trial`, so that a run for comparison changes nothing in this model."""
+        self._trial = [] if trial is None or trial is self else [trial]
+
+    def take_trial(self) -> Self:
+        """The int8 copy from :meth:`set_trial`, or the model itself."""
+        return self._trial.pop() if self._trial else self
+
+    def remember(self, inputs: Inputs) -> None:
+        """Copies a few images for :attr:`sample`."""
+        self.sample = self.first_images(inputs, 4).map(lambda tensor: tensor.detach().clone())
 
     def _set_mode(self, mode: bool) -> None:
         super().train(mode)

@@ -85,6 +85,7 @@ class QuantizableModel(QuantizableWrapper):
             return self._run(inputs)
         if self.stage is Stage.PREPARED:
             self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
+            self.remember(inputs)
             with in_float32():
                 return self._run(inputs)
         with in_float32(), use_backend(self.backend):

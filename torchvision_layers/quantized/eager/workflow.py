@@ -194,21 +194,25 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     preparing.leave_unobserved_in_float(model)
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
-    model.stage = Stage.INT8
-    if model.trial_inputs is not None:  # otherwise no batch ran since it was prepared: its state was loaded
-        _try(model, model.trial_inputs)
+    model.stage, model.sample = Stage.INT8, None
+    # If there are none, no batch ran since it was prepared: its state was loaded.
+    trial = None if model.trial_inputs is None else _try(model, model.trial_inputs)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
-        flatten_sequentials(model, converting.FLAT_KERNELS)
+        for each in filter(None, (model, trial)):
+            flatten_sequentials(each, converting.FLAT_KERNELS)
+    model.set_trial(trial)
     return model
 
 
-def _try(model: QuantizableModel, inputs: Inputs) -> None:
-    """Runs an int8 model on zeros in the shapes of ``inputs``; a single input becomes a batch of one."""
+def _try(model: QuantizableModel, inputs: Inputs) -> QuantizableModel:
+    """Runs an int8 model on zeros in the shapes of ``inputs``; a single input becomes a batch of one.
+
+    Returns the model or, as oneDNN caches the kernel for the first size that it meets, the copy that ran.
+    """
     is_single = len(inputs.tensors()) == 1
     zeros = inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
     try:
         with torch.no_grad(), _NoMixedScales():
-            # oneDNN caches the kernel for the first size that it meets, so the trial runs on a copy.
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
             with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
                 zeros.run(trial)
@@ -218,6 +222,7 @@ def _try(model: QuantizableModel, inputs: Inputs) -> None:
             zeros.run(model)
         where = describe_running(model.model, stack)
         raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
+    return trial
 
 
 def _reason(error: Exception) -> str:

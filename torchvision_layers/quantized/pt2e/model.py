@@ -68,6 +68,8 @@ class QuantizableGraph(QuantizableWrapper):
     def call(self, inputs: Inputs) -> Any:
         """The output for these inputs."""
         tensors = self.signature.flatten(inputs)
+        if self.stage is Stage.PREPARED and not torch.compiler.is_compiling():
+            self.remember(inputs)
         batches = [tensor.shape[dim] for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims]
         is_empty = self.stage is Stage.INT8 and 0 in batches
         if is_empty:
@@ -88,6 +90,14 @@ class QuantizableGraph(QuantizableWrapper):
         if is_empty:
             outputs = _resized(outputs, self.batch_dims[1], 0)
         return rebuild(self.output_template, outputs)
+
+    def first_images(self, inputs: Inputs, count: int) -> Inputs:
+        tensors = self.signature.flatten(inputs)
+        places = [(i, dim) for i, dims in enumerate(self.batch_dims[0]) for dim in dims]
+        if len({tensors[i].shape[dim] for i, dim in places}) == 1:
+            for i, dim in places:
+                tensors[i] = tensors[i].narrow(dim, 0, min(count, tensors[i].shape[dim]))
+        return self.signature.rebuild(tensors)
 
     def _set_mode(self, mode: bool) -> None:
         for module in self.modules():

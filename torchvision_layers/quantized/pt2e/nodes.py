@@ -36,6 +36,7 @@ __all__ = [
     "set_qparams",
 ]
 
+
 _aten = torch.ops.aten
 _decomposed = "quantized_decomposed"
 

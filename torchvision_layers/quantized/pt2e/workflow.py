@@ -33,8 +33,7 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
-
-#: Images that correct the biases of an int8 graph.
+#: Images that correct the biases of an int8 graph: outputs of all layers for a whole batch might not fit into memory.
 _IMAGES = 4
 
 
@@ -69,7 +68,7 @@ def quantize(
         rejects_single = _differs_for_one(make_graph(exported, model), model, first)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
         prepared.rejects_single = rejects_single
-        images = _first_images(prepared, first)
+        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
             _check_same_results(prepared, model, first, "exporting")
@@ -173,20 +172,10 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     fit_biases(prepared.body)
     if not prepared.allows_float:
         raise_problems(float_problems(prepared.body.graph))
-    prepared.stage = Stage.INT8
+    prepared.stage, prepared.sample = Stage.INT8, None
     prepared.requires_grad_(False)
     prepared.training = False
     return prepared
-
-
-def _first_images(graph: QuantizableGraph, batch: Inputs) -> list[Tensor]:
-    """The tensors of the first images of a batch: outputs of all layers for a whole batch might not fit into memory."""
-    tensors = graph.signature.flatten(batch.map(Tensor.clone))
-    places = [(i, dim) for i, dims in enumerate(graph.batch_dims[0]) for dim in dims]
-    if len({tensors[i].shape[dim] for i, dim in places}) == 1:
-        for i, dim in places:
-            tensors[i] = tensors[i].narrow(dim, 0, min(_IMAGES, tensors[i].shape[dim]))
-    return tensors
 
 
 def _check_momentum(model: nn.Module) -> None:

@@ -1,0 +1,126 @@
+"""An estimate of what rounding to int8 adds to the outputs of a float model, whatever the engine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .._utils.inputs import Inputs
+from .._utils.structure import flatten
+from .steps import SMALLEST_STEP
+
+__all__ = ["round_weights_", "rounded_outputs"]
+
+#: Operators with weights, and those that may be fused with them. Nothing is rounded between the two.
+_WEIGHTED = {"addmm", "baddbmm", "bmm", "convolution", "mm"}
+_FUSED = {"clamp", "clamp_max", "clamp_min", "hardtanh", "relu"}
+#: Operators whose results others divide by; no engine rounds them to zero.
+_SIZES = {"linalg_vector_norm", "norm", "std", "var"}
+#: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
+_POOLS = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "mean"}
+#: Operators whose int8 kernels have a fixed step.
+_FIXED_STEPS = {"hardsigmoid": 1 / 256, "sigmoid": 1 / 256, "tanh": 1 / 128}
+#: Steps of an activation, and of each side of a weight: x86 may leave half of its steps out.
+_STEPS, _WEIGHT_STEPS = 255, 64
+
+
+def round_weights_(model: nn.Module) -> None:
+    """Rounds each parameter of two or more dimensions to int8 in place, with a scale for each row."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point() and parameter.numel():
+            dims = tuple(range(1, parameter.dim()))
+            step = torch.linalg.vector_norm(parameter, float("inf"), dims, keepdim=True)
+            step.div_(_WEIGHT_STEPS).clamp_(min=1e-30)
+            parameter.div_(step).round_().mul_(step)
+
+
+def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None) -> list[Tensor]:
+    """All tensors that ``model`` returns if the values between its operators are rounded to int8.
+
+    Each is rounded to its own range, as if every call of an operator had an observer of its own. The engines do no
+    worse, so an error in how they share, choose or lose ranges is not part of the result.
+
+    Args:
+        model: in float and in eval mode.
+        inputs: stay unchanged.
+        generator: adds noise of up to half a step in place of rounding, which is not random if the values are multiples
+            of a step already. Default: ``None``.
+    """
+
+    def mark(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.is_unrounded = True  # type: ignore[attr-defined]
+        return tensor
+
+    rounding = _Rounding(generator)
+    with rounding, _without_fast_attention():
+        outputs = flatten(inputs.map(mark).run(model))[0]
+    for output in outputs:
+        if getattr(output, "is_unrounded", False):
+            rounding.round_(output, output)
+    return outputs
+
+
+@contextmanager
+def _without_fast_attention() -> Iterator[None]:
+    """Makes attention of torch call the operators that it consists of."""
+    previous = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(previous)
+
+
+class _Rounding(TorchDispatchMode):
+    """Rounds tensors that depend on the inputs: they have an attribute that says whether they must still be rounded.
+
+    The result of a layer is rounded when an operator reads it that cannot be fused, any other result at once.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.partition("::")[2].rstrip("_")
+        inputs = [tensor for tensor in flatten((args, kwargs))[0] if hasattr(tensor, "is_unrounded")]
+        if not inputs:
+            return func(*args, **kwargs)
+        is_view = func.is_view or name == "_unsafe_view"
+        is_fused = name in _FUSED or "batch_norm" in name
+        is_unrounded = is_fused or name in _WEIGHTED or name in _SIZES
+        if is_view:
+            is_unrounded = any(tensor.is_unrounded for tensor in inputs)
+        elif not is_fused:
+            for tensor in inputs:
+                if tensor.is_unrounded and not (name == "div" and tensor is args[1]):
+                    self.round_(tensor, tensor)
+        output = func(*args, **kwargs)
+        for tensor in flatten(output)[0]:
+            tensor.is_unrounded = is_unrounded
+            if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
+                tensor._base.is_unrounded = is_unrounded
+            if not (is_view or is_unrounded):
+                self.round_(tensor, inputs[0] if name in _POOLS else tensor, _FIXED_STEPS.get(name))
+        return output
+
+    def round_(self, tensor: Any, ranged: Tensor, step: float | None = None) -> None:
+        """Rounds in place, to the steps of the range of ``ranged`` unless there is a ``step``."""
+        tensor.is_unrounded = False
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() < 2:
+            return
+        if step is None:
+            low, high = map(float, ranged.aminmax())
+            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
+        if not step < float("inf"):  # a mask has infinities
+            return
+        if self.generator is None:
+            tensor.div_(step).round_().mul_(step)
+        else:
+            noise = torch.rand(tensor.shape, generator=self.generator) - 0.5
+            tensor.add_(noise.to(tensor), alpha=step)

@@ -1,0 +1,174 @@
+"""The last comparison: an int8 or prepared model with the float model, as far as rounding explains the difference."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.inputs import Inputs
+from .._utils.structure import flatten
+from .checks import check_same_results
+from .rounding import round_weights_, rounded_outputs
+from .wrapper import QuantizableWrapper
+
+__all__ = ["WidestBatch", "check_converted", "check_int8", "check_prepared"]
+
+#: How often the power that the estimate gives an error may have. It was up to 3 times that in small models and in those
+#: of the zoo, and 50 to 5,000 times that with planted faults.
+_LIMIT = 10.0
+#: Estimates before an error is raised.
+_DRAWS = 8
+#: The share of indices and masks that rounding may always change, and the size of an error that is always accepted,
+#: relative to the largest value.
+_SHARE, _FLOOR = 0.01, 1e-3
+
+
+class WidestBatch:
+    """Remembers the batch with the largest value: ranges that fit it are hardly wider than those that it has itself."""
+
+    def __init__(self) -> None:
+        self.inputs = Inputs()
+        self._largest = -1.0
+
+    def watch(self, batches: Iterator[Inputs]) -> Iterator[Inputs]:
+        """The same batches."""
+        for batch in batches:
+            floats = [tensor for tensor in batch.tensors() if tensor.is_floating_point()]
+            largest = max((float(tensor.abs().max()) for tensor in floats), default=0.0)
+            if largest > self._largest:
+                self._largest, self.inputs = largest, batch.map(lambda t: t.detach().clone())  # a forward may write
+            yield batch
+
+
+@torch.no_grad()
+def check_int8(int8: QuantizableWrapper, model: nn.Module, batch: Inputs) -> None:
+    """Raises ``RuntimeError`` unless rounding explains how far an int8 model is from the float model.
+
+    A few images and one estimate are enough if the error is small. Otherwise the whole batch and more estimates decide.
+
+    Args:
+        int8: the converted model, or a copy of it.
+        model: the model that it came from, in float or with fake quantization; it is not changed.
+        batch: inputs like those that the ranges were observed on.
+    """
+    size = next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
+    images = int8.first_images(batch, min(max(size // 8, 1), 4))
+    with suppress(Exception):  # of any type, if a forward takes no other batch size
+        if _problem(int8, model, images, draws=1) is None:
+            return
+    problem = _problem(int8, model, batch, _DRAWS)
+    if problem is not None:
+        raise RuntimeError(
+            f"the int8 model computes something else than the model: {problem} on a calibration batch. Please report "
+            "the model; check=False returns the int8 model without this comparison"
+        )
+
+
+def check_converted(int8: QuantizableWrapper, prepared: QuantizableWrapper) -> None:
+    """Compares an int8 model with the trained model that it came from, if that has run on a batch."""
+    if prepared.sample is None:
+        return
+    reference = _switch_(copy.deepcopy(prepared).cpu(), "observer_enabled")
+    check_int8(int8, reference, prepared.sample.map(Tensor.cpu))
+
+
+@torch.no_grad()
+def check_prepared(prepared: QuantizableWrapper, model: nn.Module, example: Inputs) -> None:
+    """Raises ``RuntimeError`` unless a model prepared for training computes what ``model`` does in eval mode."""
+    reference = copy.deepcopy(model).eval()
+    silent = _switch_(copy.deepcopy(prepared), "observer_enabled", "fake_quant_enabled").eval()
+    check_same_results(
+        example.map(Tensor.clone).run(silent),
+        example.map(Tensor.clone).run(reference),
+        "the prepared model computes something else than the model in eval mode, even without fake quantization. "
+        "Please report the model; check=False returns the prepared model without this comparison",
+        reference,
+        example,
+    )
+
+
+def _switch_(model: nn.Module, *names: str) -> nn.Module:
+    """Turns off these switches of all observers and fake quantization, in place."""
+    for path, buffer in model.named_buffers():
+        if path.rpartition(".")[2] in names:
+            buffer.zero_()
+    return model
+
+
+def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
+    """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
+    reference = copy.deepcopy(model).eval()
+    expected = _outputs(reference, inputs)
+    if any(bool(tensor.isnan().any()) for tensor in expected):
+        raise ValueError("model must give finite outputs, it gives NaN for one of the batches")
+    outputs = _outputs(int8, inputs.map(Tensor.cpu))
+    if len(outputs) != len(expected):
+        return f"it returns {len(outputs)} tensors in place of {len(expected)}"
+    _switch_(reference, "fake_quant_enabled")
+    round_weights_(reference)
+    generators = [torch.Generator().manual_seed(i) if i else None for i in range(draws)]
+    estimates = [_cpu(rounded_outputs(reference, inputs, generator)) for generator in generators]
+    for i, (output, original) in enumerate(zip(outputs, _cpu(expected), strict=True)):
+        problem = _difference(output, original, [tensors[i] for tensors in estimates])
+        if problem is not None:
+            return f"output {i} {problem}" if len(outputs) > 1 else f"its output {problem}"
+    return None
+
+
+def _difference(output: Tensor, expected: Tensor, estimates: Sequence[Tensor]) -> str | None:
+    if any(estimate.shape != expected.shape for estimate in estimates):
+        return None  # its size depends on values
+    if output.shape != expected.shape or output.dtype != expected.dtype:
+        return f"is {_describe(output)} in place of {_describe(expected)}"
+    if not expected.is_floating_point() and not expected.is_complex():
+        share, explained = _share(output, expected), max(_share(estimate, expected) for estimate in estimates)
+        if share <= max(_SHARE, 4 * explained):
+            return None
+        return f"differs in {share:.0%} of its values, where rounding explains {explained:.0%}"
+    is_finite = torch.isfinite(expected)
+    if not is_finite.all():  # a mask, for example
+        output, expected = output[is_finite], expected[is_finite]
+        estimates = [estimate[is_finite] for estimate in estimates]
+    signal, floor = _power(expected), (_FLOOR * _largest(expected)) ** 2 * expected.numel()
+    error, powers = _power(output - expected), [_power(estimate - expected) for estimate in estimates]
+    # Rounding may make a forward divide by zero.
+    explained = max(filter(math.isfinite, powers), default=signal / _LIMIT)
+    if error <= max(_LIMIT * explained, floor):
+        return None
+    return (
+        f"has {_decibels(signal, error)} of signal over error, where rounding explains {_decibels(signal, explained)}"
+    )
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All tensors that ``model`` returns, which may write into its inputs."""
+    return flatten(inputs.map(Tensor.clone).run(model))[0]
+
+
+def _cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
+def _share(output: Tensor, expected: Tensor) -> float:
+    return float((output != expected).double().mean()) if expected.numel() else 0.0
+
+
+def _power(tensor: Tensor) -> float:
+    return float(tensor.abs().double().square().sum())
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _decibels(signal: float, error: float) -> str:
+    if not math.isfinite(error):
+        return "NaN"
+    return f"{10 * math.log10(max(signal, 1e-300) / max(error, 1e-300)):.0f} dB"
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {list(tensor.shape)}"
