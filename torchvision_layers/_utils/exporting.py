@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any
@@ -16,7 +17,7 @@ from .inputs import Inputs
 from .source_lines import failing_line
 from .structure import flatten
 
-__all__ = ["any_size", "as_module", "export_program"]
+__all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed"]
 
 
 @contextmanager
@@ -71,7 +72,8 @@ def export_program(
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
-            with context(), _without_partial_graph(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+            with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
             if context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
                 break
@@ -81,6 +83,14 @@ def export_program(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
             "torch.export.export shows the full error"
         ) from error
+
+
+@contextmanager
+def kept_tensors_allowed() -> Iterator[None]:
+    """Ignores torch's warning about a ``forward`` that keeps a tensor as an attribute, which a graph need not do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+        yield
 
 
 @contextmanager

@@ -1,8 +1,26 @@
 """Questions about single modules, and changes to them in place."""
 
+import copy
+from typing import TypeVar
+
 from torch import nn
 
-__all__ = ["has_hooks", "make_padding_numeric", "numeric_padding", "replace_module_"]
+from .structure import flatten
+
+__all__ = ["copy_module", "has_hooks", "make_padding_numeric", "numeric_padding", "replace_module_"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def copy_module(module: _Module) -> _Module:
+    """A deep copy of a module that may hold results of its ``forward`` as attributes, which are detached.
+
+    ``copy.deepcopy`` raises an error for tensors with gradients: features that a ``forward`` keeps, or weights that a
+    hook computes.
+    """
+    values = [value for part in module.modules() for value in vars(part).values()]
+    tensors = [tensor for tensor in flatten(values)[0] if not tensor.is_leaf]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in tensors})
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """Outputs of a model, and how much those of a file differ from them."""
 
-import copy
 from itertools import repeat
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
+from .._utils.modules import copy_module
 from .._utils.structure import flatten
 from ._signature import describe_structure, plain
 
@@ -42,7 +42,7 @@ def exact_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
     Rounding errors grow from layer to layer; the difference to these is how large those of ``model`` are.
     """
-    exact = copy.deepcopy(model).double()
+    exact = copy_module(model).double()
     return flatten(inputs.map(lambda t: t.double() if t.is_floating_point() else t.clone()).run(exact))[0]
 
 

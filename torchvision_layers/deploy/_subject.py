@@ -13,7 +13,7 @@ from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
 from ..quantized.pt2e.nodes import is_quantize, qparams
 from ..quantized.wrapper import Stage
-from ._inputs import Sizes, batch_size
+from ._inputs import Sizes, batch_size, other_batch
 from ._running import run_model
 from ._signature import Signature
 
@@ -83,6 +83,15 @@ class Subject:
     def is_batch_variable(self) -> bool:
         """Whether the file accepts every batch size."""
         return any("batch" in spec.shape for spec in self.signature.inputs)
+
+    @property
+    def compared(self) -> list[Inputs]:
+        """The example, other batches, and images of other sizes, as far as the file has variable sizes."""
+        batches: list[Inputs] = []
+        if self.is_batch_variable:
+            batches = [other_batch(self.example, size) for size in (1, self.batch_size + 1)]
+        singles = [other_batch(self.resized[0], 1)] if self.resized and batches else []
+        return [self.example, *batches, *self.resized, *singles]
 
 
 def check_model(model: nn.Module) -> None:

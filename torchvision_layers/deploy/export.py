@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._utils.atomic import atomic_path
 from .._utils.checks import check_number
 from .._utils.inputs import Inputs
-from ._comparison import compare, inputs_to_compare
+from ._comparison import compare
 from ._example import check_example
 from ._metadata import describe
 from ._running import shapes_of
@@ -103,7 +103,7 @@ def export(
             program, text = file_format.deserialize(read_verified(temporary), temporary)
             if text != metadata:
                 raise RuntimeError(f"the file in format {format!r} contains other metadata than it was written with")
-            compared = inputs_to_compare(subject)
+            compared = subject.compared
             difference = max(compare(subject, program, inputs, file_format) for inputs in compared)
             size = temporary.stat().st_size
     return Exported(target, format, size, difference, tuple(map(shapes_of, compared)))

@@ -1,6 +1,5 @@
 """Folds a model for inference: computes everything that is constant there once, into the weights."""
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_not_lazy, check_unwrapped
 from .._utils.inputs import Inputs
-from .._utils.modules import has_hooks
+from .._utils.modules import copy_module, has_hooks
 from .._utils.plain.model import make_plain_
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.comparison import check_same
@@ -69,7 +68,7 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     """:func:`fold` for positional and keyword inputs."""
     _check_model(model)
-    folded = copy.deepcopy(model).eval()
+    folded = copy_module(model).eval()
     remove_parametrizations(folded)
     make_plain_(folded)
     FoldingPass(folded, None if inputs is None else partial(_run, inputs)).fold(folded)

@@ -93,6 +93,8 @@ def significant_mean(values: Tensor) -> Tensor:
     mean = rows.mean(0)
     if len(rows) < 2 or not bool(mean.any()):
         return torch.zeros_like(mean)
+    if not 1e-12 < float(mean.abs().max()) < 1e12:  # their squares need float64
+        rows, mean = rows.double(), mean.double()
     # The same as rows.var(0).mean(), in a small part of the time.
     variance = (rows.square().mean() - mean.square().mean()).clamp(min=0) * len(rows) / (len(rows) - 1)
-    return mean * (1 - variance / len(rows) / mean.square().mean()).clamp(min=0)
+    return (mean * (1 - variance / len(rows) / mean.square().mean()).clamp(min=0)).to(values)

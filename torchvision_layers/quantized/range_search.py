@@ -25,6 +25,19 @@ class FastRangeSearch:
     _compute_quantization_error: Any
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
+        least, most = self.min_val, self.max_val
+        # The error has the third power of a width, which float32 does not hold for ranges of 1e-12 or 1e12.
+        unit = 2.0 ** -math.frexp(float(most - least))[1]
+        self.min_val, self.max_val = least * unit, most * unit
+        try:
+            first, last = self._search()
+        finally:
+            self.min_val, self.max_val = least, most
+        bin_width = (most - least) / self.bins
+        return least + bin_width * first, least + bin_width * (last + 1)
+
+    def _search(self) -> tuple[int, int]:
+        """The first and the last bin of the range."""
         cumulative = self.histogram.cumsum(0).cpu().numpy()
         total = float(self.histogram.sum())
         lower, upper = 0.0, 1.0
@@ -46,5 +59,4 @@ class FastRangeSearch:
             if error > smallest_error:
                 break
             smallest_error, first, last = error, next_first, next_last
-        bin_width = (self.max_val - self.min_val) / self.bins
-        return self.min_val + bin_width * first, self.min_val + bin_width * (last + 1)
+        return first, last

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._utils.inputs import Inputs
 from .._utils.structure import flatten
+from .steps import SMALLEST_STEP
 
 __all__ = ["round_weights_", "rounded_outputs"]
 
@@ -36,9 +37,7 @@ def round_weights_(model: nn.Module) -> None:
             parameter.div_(step).round_().mul_(step)
 
 
-def rounded_outputs(
-    model: nn.Module, inputs: Inputs, smallest_step: float, generator: torch.Generator | None = None
-) -> list[Tensor]:
+def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None) -> list[Tensor]:
     """All tensors that ``model`` returns if the values between its operators are rounded to int8.
 
     Each is rounded to its own range, as if every call of an operator had an observer of its own. The engines do no
@@ -47,7 +46,6 @@ def rounded_outputs(
     Args:
         model: in float and in eval mode.
         inputs: stay unchanged.
-        smallest_step: the smallest step of the engine, in which activations may vanish.
         generator: adds noise of up to half a step in place of rounding, which is not random if the values are multiples
             of a step already. Default: ``None``.
     """
@@ -57,7 +55,7 @@ def rounded_outputs(
         tensor.is_unrounded = True  # type: ignore[attr-defined]
         return tensor
 
-    rounding = _Rounding(smallest_step, generator)
+    rounding = _Rounding(generator)
     with rounding, _without_fast_attention():
         outputs = flatten(inputs.map(mark).run(model))[0]
     for output in outputs:
@@ -83,9 +81,8 @@ class _Rounding(TorchDispatchMode):
     The result of a layer is rounded when an operator reads it that cannot be fused, any other result at once.
     """
 
-    def __init__(self, smallest_step: float, generator: torch.Generator | None) -> None:
+    def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
-        self.smallest_step = smallest_step
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -119,7 +116,7 @@ class _Rounding(TorchDispatchMode):
             return
         if step is None:
             low, high = map(float, ranged.aminmax())
-            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, self.smallest_step)
+            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
         if not step < float("inf"):  # a mask has infinities
             return
         if self.generator is None:

@@ -1,6 +1,5 @@
 """The last comparison: an int8 or prepared model with the float model, as far as rounding explains the difference."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
+from .._utils.modules import copy_module
 from .._utils.outputs import largest, outputs_of
 from .checks import check_same_results
 from .rounding import round_weights_, rounded_outputs
@@ -71,15 +71,15 @@ def check_converted(int8: QuantizableWrapper, prepared: QuantizableWrapper) -> N
     """Compares an int8 model with the trained model that it came from, if that has run on a batch."""
     if prepared.sample is None:
         return
-    reference = _switch_(copy.deepcopy(prepared).cpu(), "observer_enabled")
+    reference = _switch_(copy_module(prepared).cpu(), "observer_enabled")
     check_int8(int8, reference, prepared.sample.map(Tensor.cpu))
 
 
 @torch.no_grad()
 def check_prepared(prepared: QuantizableWrapper, model: nn.Module, example: Inputs) -> None:
     """Raises ``RuntimeError`` unless a model prepared for training computes what ``model`` does in eval mode."""
-    reference = copy.deepcopy(model).eval()
-    silent = _switch_(copy.deepcopy(prepared), "observer_enabled", "fake_quant_enabled").eval()
+    reference = copy_module(model).eval()
+    silent = _switch_(copy_module(prepared), "observer_enabled", "fake_quant_enabled").eval()
     check_same_results(
         example.map(Tensor.clone).run(silent),
         example.map(Tensor.clone).run(reference),
@@ -100,7 +100,7 @@ def _switch_(model: nn.Module, *names: str) -> nn.Module:
 
 def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
     """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
-    reference = copy.deepcopy(model).eval()
+    reference = copy_module(model).eval()
     expected = outputs_of(reference, inputs)
     if any(bool(tensor.isnan().any()) for tensor in expected):
         raise ValueError("model must give finite outputs, it gives NaN for one of the batches")
@@ -110,7 +110,7 @@ def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: 
     _switch_(reference, "fake_quant_enabled")
     round_weights_(reference)
     generators = [torch.Generator().manual_seed(i) if i else None for i in range(draws)]
-    estimates = [_cpu(rounded_outputs(reference, inputs, int8.smallest_step, generator)) for generator in generators]
+    estimates = [_cpu(rounded_outputs(reference, inputs, generator)) for generator in generators]
     for i, (output, original) in enumerate(zip(outputs, _cpu(expected), strict=True)):
         problem = _difference(output, original, [tensors[i] for tensors in estimates])
         if problem is not None:

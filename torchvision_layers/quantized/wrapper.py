@@ -1,5 +1,6 @@
 """The base class of the models of both engines: their stage, and a ``state_dict`` in the keys of the float model."""
 
+import sys
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, ClassVar
@@ -25,8 +26,6 @@ class QuantizableWrapper(nn.Module):
 
     #: Name of the engine that the wrapper belongs to.
     engine: ClassVar[str]
-    #: The smallest quantization step of an activation.
-    smallest_step: ClassVar[float]
     #: Name of the child.
     child: ClassVar[str]
     #: Keys that other children have in the ``state_dict``, by the names of these children.
@@ -50,9 +49,13 @@ class QuantizableWrapper(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As in ``nn.Module``, except that frozen ranges stay frozen and an int8 model cannot be trained.
 
-        Errors: ``RuntimeError`` if an int8 model is put into training mode.
+        An int8 model in another model, such as a backbone below a float head, stays in eval mode.
+
+        Errors: ``RuntimeError`` if an int8 model itself is put into training mode.
         """
         if mode and self.stage is Stage.INT8:
+            if sys._getframe(1).f_code is nn.Module.train.__code__:  # called by the module around it
+                return self
             raise RuntimeError("an int8 model cannot be trained; train the model from prepare_qat and convert it")
         self._set_mode(mode)
         if self.is_frozen:

@@ -93,6 +93,23 @@ def test_branch_on_the_size_is_not_lost() -> None:
         graph(torch.randn(2, 3, 9, 16))
 
 
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_branch_for_a_single_image_is_not_lost(is_qat: bool) -> None:
+    """torch.export takes every batch for one of several images, without a guard."""
+    model = with_conv(lambda y: y.flip(1) if y.shape[0] == 1 else y)
+    if is_qat:
+        prepared = quantized.prepare_qat(model, X, engine="pt2e")
+        prepared(X)
+        graph = quantized.convert(prepared)
+    else:
+        graph = int8(model)
+    assert [graph(torch.cat([X, X])[:n]).shape[0] for n in (0, 2, 3)] == [0, 2, 3]
+    with pytest.raises(ValueError, match="input must have at least two images"):
+        graph(X[:1])
+    squeezed = int8(with_conv(lambda y: y.mean((2, 3)).squeeze()))
+    assert [squeezed(X[:n]).shape for n in (0, 1, 2)] == [(0, 4), (4,), (2, 4)]
+
+
 def test_slow_sizes_are_fixed_with_a_warning() -> None:
     model = with_conv(in_windows)
     with pytest.warns(UserWarning, match="takes images of 18 x 20 only.*dynamic_sizes=True exports for all sizes"):

@@ -1,11 +1,10 @@
 """Compares a copy of a model for inference with the model."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..._utils.outputs import largest, outputs_of
 from .._running import exact_outputs, max_difference, perturb
 
@@ -24,7 +23,7 @@ def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, c
         verb: what made ``result`` from ``model``, for errors.
         causes: possible causes of a difference, for errors.
     """
-    reference = copy.deepcopy(model).eval()
+    reference = copy_module(model).eval()
     expected = outputs_of(reference, inputs)
     if not any(tensor.numel() for tensor in expected):
         raise ValueError("model must return at least one tensor with numbers to compare for batch")

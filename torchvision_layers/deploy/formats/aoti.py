@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
-from .._metadata import NAME
+from ..._utils.inputs import Inputs
+from .._metadata import NAME, parse
+from .._signature import Signature
 from .._subject import Subject
 from ..integrity.archive import Archive
-from .program import export_subject
+from .program import export_subject, rules_to_check
+from .size_rules import check_rules
 
 __all__ = ["deserialize", "serialize"]
 
-#: Name of the processor's properties in the metadata of torch's loader.
-_CPU = "cpu.json"
+#: Names of the processor's properties, and of the rules for sizes, in the metadata of torch's loader.
+_CPU, _RULES = "cpu.json", "rules.json"
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -33,7 +36,9 @@ def serialize(subject: Subject, metadata: str) -> bytes:
             "format='aoti' needs a C++ compiler such as g++: install one, or use format='pt2', which does not compile"
         ) from error
     program = export_subject(subject)
-    configs: dict[str, object] = {"aot_inductor.metadata": {NAME: metadata, _CPU: json.dumps(_cpu_capabilities())}}
+    rules = json.dumps(rules_to_check(program, subject))  # compiled code does not check them
+    texts = {NAME: metadata, _CPU: json.dumps(_cpu_capabilities()), _RULES: rules}
+    configs: dict[str, object] = {"aot_inductor.metadata": texts}
     if subject.engine is not None:
         configs["freezing"] = True  # packs int8 weights for int8 kernels
     content = io.BytesIO()
@@ -54,6 +59,7 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     try:
         fields = json.loads(archive.read(next(name for name in archive if name.endswith("_metadata.json"))))
         metadata, needed = fields[NAME], json.loads(fields[_CPU])
+        rules = json.loads(fields.get(_RULES, "[]"))
     except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise ValueError(f"{path} was not written by deploy.export: it has no metadata") from error
     available = _cpu_capabilities()
@@ -68,7 +74,13 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
         )  # the loader reads files only, and `path` may have changed since it was checked
         copy.write_bytes(content)
         model = torch._inductor.aoti_load_package(str(copy))
-    return lambda *args, **kwargs: model(*args, **kwargs), metadata
+    names = [spec.name for spec in Signature.from_json(parse(metadata, path)).inputs]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        check_rules(rules, names, [tuple(tensor.shape) for tensor in Inputs(args, kwargs).tensors()])
+        return model(*args, **kwargs)
+
+    return run, metadata
 
 
 def _cpu_capabilities() -> dict[str, object]:

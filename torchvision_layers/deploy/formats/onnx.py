@@ -14,7 +14,8 @@ from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
-from .program import export_subject, root_cause
+from .onnx_sizes import MESSAGE, add_size_checks
+from .program import export_subject, root_cause, rules_to_check
 
 __all__ = ["MAX_WEIGHT_BYTES", "deserialize", "serialize"]
 
@@ -45,6 +46,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     _rename_values(model.graph, {*inputs, *signature.outputs})
     _remove_traces(model)
     _name_axes(model, signature)
+    add_size_checks(model.graph, rules_to_check(program, subject), inputs)
     _duplicate_zero_points(model)
     model.metadata_props.add(key=NAME, value=metadata)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)
@@ -138,7 +140,15 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = Inputs(args, kwargs).tensors()
         feed = {spec.name: tensor.numpy() for spec, tensor in zip(signature.inputs, tensors, strict=True)}
-        return signature.restore([torch.from_numpy(array) for array in session.run(signature.outputs, feed)])
+        try:
+            outputs = session.run(signature.outputs, feed)
+        except Exception as error:  # of onnxruntime, with the name of the node
+            rule = re.search(rf"{MESSAGE}([^']*)", str(error))
+            if rule is None:
+                raise
+            shapes = [list(tensor.shape) for tensor in tensors]
+            raise ValueError(f"{MESSAGE}{rule[1]}, got {', '.join(map(str, shapes))}") from error
+        return signature.restore([torch.from_numpy(array) for array in outputs])
 
     return run, metadata
 

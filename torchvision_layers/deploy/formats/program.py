@@ -17,8 +17,9 @@ from ..._utils.structure import flatten
 from .._inputs import accepts, other_batch, resize
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
+from .size_rules import always_holds, holds, size_rules
 
-__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "sources"]
+__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources"]
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False) -> ExportedProgram:
@@ -103,6 +104,13 @@ def sources(subject: Subject) -> list[str]:
 
     arguments = _named_signature(subject).bind(*subject.example.args, **subject.example.kwargs).arguments
     return [name for key, value in arguments.items() for name in walk(value, f"L[{key!r}]")]
+
+
+def rules_to_check(program: ExportedProgram, subject: Subject) -> list[str]:
+    """The rules for sizes that some sizes break, but no input of the comparison, which decides about the others."""
+    shapes = [[tuple(tensor.shape) for tensor in inputs.tensors()] for inputs in subject.compared]
+    rules = [rule for rule in size_rules(program, sources(subject)) if not always_holds(rule, shapes[0])]
+    return [rule for rule in rules if all(holds(rule, shape) for shape in shapes)]
 
 
 def _example_pair(subject: Subject) -> Inputs:

@@ -4,11 +4,12 @@ import ast
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from torch.export import ExportedProgram
 
-__all__ = ["describe_sizes", "size_check"]
+__all__ = ["always_holds", "check_rules", "describe_sizes", "holds", "size_check", "size_rules"]
 
 _ALLOWED_NODES = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Subscript, ast.Call, ast.Compare, ast.cmpop),
@@ -20,20 +21,26 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {"max": max, "min": min}
 def describe_sizes(
     program: ExportedProgram, sources: Sequence[str], minimum: Sequence[list[int]], maximum: Sequence[list[int]]
 ) -> str:
-    """JSON of the smallest and the largest size of each dimension, and of the guards on sizes in the program.
+    """JSON of the smallest and the largest size of each dimension, and of :func:`size_rules`."""
+    rules = size_rules(program, sources)
+    least, most = (minimum[0], maximum[0]) if len(sources) == 1 else (list(minimum), list(maximum))
+    return json.dumps({"least": least, "most": most, "rules": rules})
+
+
+def size_rules(program: ExportedProgram, sources: Sequence[str]) -> list[str]:
+    """The guards on sizes in a program, as expressions in Python.
 
     ``sources`` are the names of the inputs in the guards. Rules call the sizes ``size[dimension]`` or, if there are
     several inputs, ``size[input][dimension]``.
 
     Errors: ``RuntimeError`` for a guard that is not arithmetic of sizes.
     """
-    is_single = len(sources) == 1
     rules = []
     # Without guards, a program computes for every size what the forward computes for the sizes of the example.
     for guard in program._guards_code:
         rule = guard.replace("torch.sym_max", "max").replace("torch.sym_min", "min")
         for i, source in enumerate(sources):
-            size = r"size[\1]" if is_single else rf"size[{i}][\1]"
+            size = r"size[\1]" if len(sources) == 1 else rf"size[{i}][\1]"
             rule = re.sub(re.escape(source) + r"\.size\(\)\[(\d+)\]", size, rule)
         try:
             _compile(rule)
@@ -42,8 +49,39 @@ def describe_sizes(
                 f"the forward depends on its input in a way that a file cannot store: {guard}"
             ) from error
         rules.append(rule)
-    least, most = (minimum[0], maximum[0]) if is_single else (list(minimum), list(maximum))
-    return json.dumps({"least": least, "most": most, "rules": rules})
+    return rules
+
+
+def holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether the shapes of the inputs satisfy a rule."""
+    size = shapes[0] if len(shapes) == 1 else shapes
+    return bool(eval(_compile(rule), {"__builtins__": {}, **_FUNCTIONS, "size": size}))
+
+
+def always_holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether a rule is a lower bound of a sum or product of sizes that even sizes of one satisfy.
+
+    ``shapes`` are any that have the dimensions of the inputs. torch.export leaves such rules for most models.
+    """
+    match ast.parse(rule, mode="eval").body:
+        case ast.Compare(ast.Constant(), [ast.Lt() | ast.LtE()], [grows]):
+            pass
+        case ast.Compare(grows, [ast.Gt() | ast.GtE()], [ast.Constant()]):
+            pass
+        case _:
+            return False
+    growing = (ast.BinOp, ast.Add, ast.Mult, ast.Constant, ast.Subscript, ast.Name, ast.Load)
+    return all(isinstance(node, growing) for node in ast.walk(grows)) and holds(rule, [[1] * len(s) for s in shapes])
+
+
+def check_rules(rules: Sequence[str], names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+    """Errors: ``ValueError`` for shapes of the inputs ``names`` that break a rule."""
+    for rule in rules:
+        if not holds(rule, shapes):
+            shown = [list(shape) for shape in shapes]
+            raise ValueError(
+                f"{' and '.join(names)} must have sizes with {rule}, got {shown[0] if len(names) == 1 else shown}"
+            )
 
 
 def size_check(text: str, names: Sequence[str]) -> Callable[[list[tuple[int, ...]]], None]:
@@ -52,7 +90,9 @@ def size_check(text: str, names: Sequence[str]) -> Callable[[list[tuple[int, ...
     is_single = len(names) == 1
     least, most = ([sizes["least"]], [sizes["most"]]) if is_single else (sizes["least"], sizes["most"])
     bounds = [list(zip(*pair, strict=True)) for pair in zip(least, most, strict=True)]
-    rules = [(rule, _compile(rule)) for rule in sizes["rules"]]
+    rules = sizes["rules"]
+    for rule in rules:
+        _compile(rule)
     accepted = set[tuple[tuple[int, ...], ...]]()
 
     def check(shapes: list[tuple[int, ...]]) -> None:
@@ -65,18 +105,13 @@ def size_check(text: str, names: Sequence[str]) -> Callable[[list[tuple[int, ...
                 if not minimum <= size[i] <= maximum:
                     rule = f"size {minimum}" if minimum == maximum else f"a size from {minimum} to {maximum}"
                     raise ValueError(f"{name} must have {rule} in dimension {i}, got {size[i]}")
-        values: Any = shapes[0] if is_single else shapes
-        for rule, code in rules:
-            if not eval(code, {"__builtins__": {}, **_FUNCTIONS, "size": values}):
-                shown = [list(shape) for shape in shapes]
-                raise ValueError(
-                    f"{' and '.join(names)} must have sizes with {rule}, got {shown[0] if is_single else shown}"
-                )
+        check_rules(rules, names, shapes)
         accepted.add(tuple(shapes))
 
     return check
 
 
+@cache
 def _compile(rule: str) -> Any:
     """The code of a rule. Errors: ``ValueError`` if it contains anything but sizes, numbers and arithmetic."""
     tree = ast.parse(rule, mode="eval")

@@ -42,7 +42,6 @@ class QuantizableModel(QuantizableWrapper):
     """
 
     engine = "eager"
-    smallest_step = torch.finfo(torch.float32).eps
     child = "model"
     takes_int8 = True
     other_keys = {"quant": "entry", "quants": "entries"}  # noqa: RUF012  # a ClassVar of the base class

@@ -4,7 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
@@ -25,11 +26,13 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
+from .hooked_weights import check_no_hooked_weights, compute_hooked_weights
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
 from .repeated_calls import find_distinct_ranges
 from .torch_ao import converting, preparing
+from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
@@ -100,9 +103,10 @@ def prepare_qat(
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     _check_dynamic(dynamic_sizes)
     _check_float(model)
+    check_no_hooked_weights(model)
     calls, traces = None, TraceCache()
     if example is None:
-        prepared = make_quantizable_(copy.deepcopy(model).train(), allow_float, will_train=True)
+        prepared = make_quantizable_(copy_module(model).train(), allow_float, will_train=True)
         fuse_children(prepared, is_qat=True, trace=traces.__getitem__)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
@@ -116,7 +120,7 @@ def prepare_qat(
 
 def convert(prepared: QuantizableModel) -> QuantizableModel:
     """An int8 copy of a prepared model, on the CPU and in eval mode."""
-    return _convert_(copy.deepcopy(prepared))
+    return _convert_(copy_module(prepared))
 
 
 def freeze(prepared: QuantizableModel) -> None:
@@ -146,10 +150,12 @@ def _try_quantizable(
 
     On that batch the copy must compute the same as ``model``.
     """
-    original = copy.deepcopy(unwrapped(model)).eval()
+    original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
     run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
-    prepared = make_quantizable_(copy.deepcopy(model).train(will_train), allow_float, will_train, run)
+    copied = copy_module(model)
+    compute_hooked_weights(copied)
+    prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     if not will_train:  # in training mode, a forward may call other modules
@@ -208,7 +214,8 @@ def _try(model: QuantizableModel, inputs: Inputs) -> QuantizableModel:
     try:
         with torch.no_grad(), _NoMixedScales():
             trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
-            zeros.run(trial)
+            with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
+                zeros.run(trial)
     except Exception as error:  # a user's forward may raise anything
         stack: list[nn.Module] = []
         with torch.no_grad(), running_module(model, stack), suppress(Exception):

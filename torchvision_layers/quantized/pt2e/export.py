@@ -1,6 +1,5 @@
 """A model as one exported graph that accepts batches and images of every size."""
 
-import copy
 import inspect
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..._utils.exporting import as_module
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
@@ -53,7 +53,7 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     one batch size.
     """
     # Copies of fx.GraphModule are in training mode.
-    model = as_module(copy.deepcopy(model).train(model.training))
+    model = as_module(copy_module(model).train(model.training))
     called_paths = set[str]()
     for path, module in model.named_modules():
         # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.

@@ -14,7 +14,7 @@ from ..._utils.structure import rebuild
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
-from .nodes import SMALLEST_STEP, qparams, set_qparams
+from .nodes import qparams, set_qparams
 from .passes import set_mode
 
 __all__ = ["QuantizableGraph", "make_graph"]
@@ -39,7 +39,6 @@ class QuantizableGraph(QuantizableWrapper):
     """
 
     engine = "pt2e"
-    smallest_step = SMALLEST_STEP
     child = "body"
 
     def __init__(self, exported: ExportedModel, model: nn.Module) -> None:
@@ -47,6 +46,8 @@ class QuantizableGraph(QuantizableWrapper):
         self.body = exported.graph_module
         #: Whether convolutions and linear layers may stay in float.
         self.allows_float = False
+        #: Whether the model does something else for a single image, which the graph therefore rejects.
+        self.rejects_single = False
         leaves = {path: module for path, module in model.named_modules() if not module._modules}
         #: Paths of the modules without children, and of those with parameters among them.
         self.leaves = frozenset(leaves)
@@ -69,12 +70,17 @@ class QuantizableGraph(QuantizableWrapper):
         tensors = self.signature.flatten(inputs)
         if self.stage is Stage.PREPARED and not torch.compiler.is_compiling():
             self.remember(inputs)
-        is_empty = self.stage is Stage.INT8 and any(
-            tensor.shape[dim] == 0 for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims
-        )
+        batches = [tensor.shape[dim] for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims]
+        is_empty = self.stage is Stage.INT8 and 0 in batches
         if is_empty:
-            # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension.
-            tensors = _resized(tensors, self.batch_dims[0], 1)
+            # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension; two
+            # images are those of the export.
+            tensors = _resized(tensors, self.batch_dims[0], 2)
+        elif self.rejects_single and 1 in batches:
+            raise ValueError(
+                "input must have at least two images: the forward of the model treats a single one differently, so the "
+                "graph cannot run it"
+            )
         try:
             # A compiled graph follows the autocast of its caller.
             with nullcontext() if torch.compiler.is_compiling() else in_float32():

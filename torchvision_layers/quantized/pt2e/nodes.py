@@ -19,7 +19,6 @@ __all__ = [
     "MATMULS",
     "NAMED_PADDING",
     "PRODUCTS",
-    "SMALLEST_STEP",
     "UNFOLDABLE_NORM",
     "WEIGHTED",
     "arguments",
@@ -37,8 +36,6 @@ __all__ = [
     "set_qparams",
 ]
 
-#: The smallest quantization step, as in torchao's configuration for x86.
-SMALLEST_STEP = 2**-12
 
 _aten = torch.ops.aten
 _decomposed = "quantized_decomposed"

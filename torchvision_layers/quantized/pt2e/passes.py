@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..norm_gains import scaling_factors
 from .nodes import ADDITIONS, BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call, is_random
 
 __all__ = [
@@ -145,10 +146,7 @@ def fuse_conv_bn_for_qat(module: fx.GraphModule) -> None:
         per_output, per_filter = [1, -1, *[1] * (value.dim() - 2)], [-1, *[1] * (value.dim() - 1)]
 
         with graph.inserting_before(source):
-            deviation = _call(graph, _aten.sqrt.default, _call(graph, _aten.add.Tensor, variance, eps))
-            ratio = _call(graph, _aten.div.Tensor, gamma, deviation)
-            # The norm of a residual branch may start with gamma = 0; the result is divided by the factor below.
-            factor = _call(graph, _aten.where.ScalarOther, _call(graph, _aten.ne.Scalar, ratio, 0), ratio, 1.0)
+            factor = _call(graph, scaling_factors, gamma, variance, eps)
             factors = _call(graph, _aten.reshape.default, factor, per_filter)
             # torchao rounds the terms of mul if their shapes are equal, as in depthwise 1×1 convolutions.
             scaled = _call(graph, _aten.multiply.Tensor, weight, factors)

@@ -1,6 +1,5 @@
 """Exports of a model for all sizes of its inputs, with symbolic sizes only if the graph depends on them."""
 
-import copy
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import Mod, PythonMod
 
 from ..._utils import checks
-from ..._utils.exporting import export_program
+from ..._utils.exporting import export_program, kept_tensors_allowed
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..checks import check_same_results
 
@@ -53,7 +53,7 @@ def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
         model: a copy, in eval mode, that takes ``pair``, positional tensors, and returns a tuple.
         pair: inputs with a batch of two.
     """
-    probe = copy.deepcopy(model)  # a forward may write to the model, and to its inputs
+    probe = copy_module(model)  # a forward may write to the model, and to its inputs
     two = [_smaller(tensor) for tensor in pair.args]
     three = [_with_three(tensor) for tensor in two]
     try:
@@ -62,7 +62,8 @@ def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
                 outputs = probe(*_clones(two))
             if reads.is_found:
                 return None
-            module = torch.export.export(model, pair.args).module(check_guards=False)
+            with kept_tensors_allowed():
+                module = torch.export.export(model, pair.args).module(check_guards=False)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
                 hooks.clear()
             expected = probe(*_clones(three))

@@ -14,19 +14,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
-from .nodes import (
-    ADDITIONS,
-    CLAMPS,
-    CONVS,
-    KEEP_RANGE,
-    LINEAR,
-    MATMULS,
-    PRODUCTS,
-    SMALLEST_STEP,
-    is_call,
-    is_fused_into,
-    operands,
-)
+from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
+from .nodes import ADDITIONS, CLAMPS, CONVS, KEEP_RANGE, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
@@ -89,21 +78,27 @@ class _HistogramObserver(FastRangeSearch, pt2e.HistogramObserver):
     """Observes a range that leaves out rare large values if rounding the others gains from it."""
 
 
+class _FineFakeQuantize(FineSteps, pt2e.FusedMovingAvgObsFakeQuantize):
+    """Rounds activations in training, with the steps of the conversion."""
+
+
 def _own_configuration(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
-    """The configuration with a symmetric range of weights, and with training that uses the scales of int8.
+    """The configuration with a symmetric range of weights, small steps, and training that uses the scales of int8.
 
     torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
     rounded down, which shifts all outputs to one side. For training, the fused kernel of the default also shifts the
     zero point of a channel whose weights all have one sign, which the conversion does not.
     """
-    weight = dataclasses.replace(config.weight, quant_min=-127)
     if is_qat:
-        observer = pt2e.MovingAveragePerChannelMinMaxObserver
-        fake_quantize = pt2e.FakeQuantize.with_args(observer=observer, eps=SMALLEST_STEP)
-        weight = dataclasses.replace(weight, observer_or_fake_quant_ctr=fake_quantize)
-        return dataclasses.replace(config, weight=weight)
-    observer = _HistogramObserver.with_args(eps=SMALLEST_STEP)
-    activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=observer)
+        # The range of the present weights, which is also that of the conversion.
+        range_of_weights = pt2e.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0)
+        for_weights = pt2e.FakeQuantize.with_args(observer=range_of_weights, eps=SMALLEST_WEIGHT_STEP)
+        for_activations = _FineFakeQuantize.with_args(eps=SMALLEST_STEP)
+    else:
+        for_weights = pt2e.PerChannelMinMaxObserver.with_args(eps=SMALLEST_WEIGHT_STEP)
+        for_activations = _HistogramObserver.with_args(eps=SMALLEST_STEP)
+    weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
+    activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
 

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
+from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..wrapper import Stage
 from . import torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
+from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
@@ -63,7 +65,9 @@ def quantize(
         remove_dropout(exported.graph_module)
         fold_constants(exported.graph_module)  # erases what an unused dropout read
         isolate_unfoldable_norms(exported.graph_module)
+        rejects_single = _differs_for_one(make_graph(exported, model), model, first)
         prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
+        prepared.rejects_single = rejects_single
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
@@ -91,23 +95,28 @@ def prepare_qat(
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
     model = _float_copy(model).train()
+    _check_momentum(model)
     exported = export(model, example, dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
     isolate_unfoldable_norms(graph_module)
     problems = random_problems(record_modes(graph_module))
+    rejects_single = False
     if not problems:
         set_mode(graph_module, training=False, norms_train=False)
         with torch.no_grad():
             graph = make_graph(exported, model)
             _check_same_results(graph, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
+            rejects_single = _differs_for_one(graph, copy.deepcopy(model).eval(), example)
         set_mode(graph_module, training=True, norms_train=True)
-    return _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems).train()
+    prepared = _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems)
+    prepared.rejects_single = rejects_single
+    return prepared.train()
 
 
 def convert(prepared: QuantizableGraph) -> QuantizableGraph:
     """An int8 copy of a prepared graph, on the CPU and in eval mode."""
-    return _convert_(copy.deepcopy(prepared))
+    return _convert_(copy_module(prepared))
 
 
 def freeze(prepared: QuantizableGraph) -> None:
@@ -160,12 +169,52 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     remove_dropout(prepared.body)
     prepared.body = torchao.convert(prepared.body)
     remove_unused_tensors(prepared.body)
+    fit_biases(prepared.body)
     if not prepared.allows_float:
         raise_problems(float_problems(prepared.body.graph))
     prepared.stage, prepared.sample = Stage.INT8, None
     prepared.requires_grad_(False)
     prepared.training = False
     return prepared
+
+
+def _check_momentum(model: nn.Module) -> None:
+    norms = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    cumulative = [path or "model" for path, norm in norms if norm.momentum is None and norm.running_mean is not None]
+    if cumulative:
+        raise ValueError(
+            f"batch norms must have a number as momentum to be trained with engine='pt2e', {', '.join(cumulative)} "
+            f"{'has' if len(cumulative) == 1 else 'have'} None, the average over all batches: set momentum=0.1, or use "
+            "engine='eager'"
+        )
+
+
+def _differs_for_one(graph: QuantizableGraph, model: nn.Module, batch: Inputs) -> bool:
+    """Whether the model treats a single image differently, which torch.export does not notice.
+
+    Exported programs take the way of larger batches, without a guard: if the ``forward`` compares the size of the batch
+    with one, or squeezes all dimensions.
+    """
+    if any(graph.signature.batch_dims):  # no forward reads a size
+        return False
+    tensors, dims = graph.signature.flatten(batch), graph.batch_dims[0]
+    if any(set(dims_of_tensor) - {0} for dims_of_tensor in dims):  # the batch is merged with another dimension
+        return False
+    single = [tensor[:1] if dims[i] else tensor for i, tensor in enumerate(tensors)]
+    inputs = graph.signature.rebuild(single)
+    try:
+        expected = inputs.map(Tensor.clone).run(model)
+    except Exception:  # a forward may raise anything for a batch that it does not support
+        return False
+    try:
+        output = graph.call(inputs)
+    except ValueError:  # guards exclude it
+        return False
+    try:
+        check_same_results(output, expected, "", model, inputs)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _float_copy(model: nn.Module) -> nn.Module:
@@ -176,7 +225,7 @@ def _float_copy(model: nn.Module) -> nn.Module:
         raise ValueError("model is prepared or converted already; start from the float model")
     check_not_lazy("model", model)
     check_float32_parameters(model)
-    return copy.deepcopy(model)
+    return copy_module(model)
 
 
 def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, step: str) -> None:

@@ -27,6 +27,7 @@ from ..wrappers import ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import move_slow_convs
+from .training_norms import restore_torch_classes
 
 __all__ = ["FLAT_KERNELS", "convert"]
 
@@ -45,6 +46,7 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     if backend == "onednn":
         unpacked = {nnq.Linear: _UnpackedLinear, nniq.LinearReLU: _UnpackedLinearReLU}
         mapping = {source: unpacked.get(target, target) for source, target in mapping.items()}
+    restore_torch_classes(model)
     with use_backend(backend), ignore_deprecations():
         for op in post_ops:
             _convert_post_op(model.get_submodule(op.parent), op, mapping)
@@ -54,6 +56,9 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         for module in model.modules():
             if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
                 module.__class__ = ConvReLU2d
+            elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):  # TorchScript takes no vectors for numbers
+                for name in ("scale", "zero_point"):
+                    setattr(module, name, getattr(module, name).reshape(()))
         if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
 

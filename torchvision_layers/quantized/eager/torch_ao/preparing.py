@@ -12,6 +12,7 @@ from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
+from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
 from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
@@ -21,6 +22,7 @@ from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, Observed
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
+from .training_norms import FUSED_WITH_NORM
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
@@ -33,6 +35,10 @@ _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
 
 class _HistogramObserver(FastRangeSearch, taoq.HistogramObserver):
     """Observes a range that leaves out rare large values if rounding the others gains from it."""
+
+
+class _FineFakeQuantize(FineSteps, taoq.FusedMovingAvgObsFakeQuantize):
+    """Rounds activations in training, with the steps of the conversion."""
 
 
 class _UpToSix(taoq.MovingAverageMinMaxObserver):
@@ -100,15 +106,15 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
         return taoq.FakeQuantize.with_args(observer=_LargestRange, quant_min=0, quant_max=255)
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
-        return taoq.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255)
-    return _HistogramObserver.with_args(reduce_range=False)
+        return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+    return _HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
 def _relu6_observer(is_qat: bool) -> object:
     """Observes a range that ends at 6, or at the largest value if none reaches 6."""
     if is_qat:
-        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255)
-    return taoq.MinMaxObserver.with_args(dtype=torch.quint8)
+        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+    return taoq.MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
 def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:
@@ -122,7 +128,8 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
     """
-    shared = {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric, "quant_min": -127, "quant_max": 127}
+    shared: dict[str, object] = {"quant_min": -127, "quant_max": 127, "eps": SMALLEST_WEIGHT_STEP}
+    shared |= {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric}
     observer: type[taoq.ObserverBase]
     if backend == "x86":
         observer = _AnyPairRange if any_order else _PairRange
@@ -131,6 +138,8 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
     else:
         observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
     # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
+    if is_qat and backend != "x86":
+        shared["averaging_constant"] = 1.0  # the range of the present weights, which is also that of the conversion
     return taoq.FakeQuantize.with_args(observer=observer, **shared) if is_qat else observer.with_args(**shared)
 
 
@@ -180,7 +189,7 @@ def prepare(
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
         if is_qat:
-            mapping = {**get_default_qat_module_mappings(), nn.Conv1d: torch.ao.nn.qat.Conv1d}
+            mapping = get_default_qat_module_mappings() | {nn.Conv1d: torch.ao.nn.qat.Conv1d} | FUSED_WITH_NORM
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)

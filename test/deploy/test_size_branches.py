@@ -1,0 +1,124 @@
+"""Files of models that compute something else for some sizes give the values of the model, or refuse the sizes."""
+
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers.deploy.formats.onnx_sizes import add_size_checks
+from torchvision_layers.deploy.formats.size_rules import always_holds, holds
+
+QUIET = onnxruntime.SessionOptions()
+QUIET.log_severity_level = 4
+
+Rule = Callable[[torch.Size], bool]
+
+#: A condition that the example, two images of 18 pixels, satisfies as all sizes do that export compares; and sizes that
+#: break it.
+RULES: dict[str, tuple[Rule, tuple[int, ...]]] = {
+    "remainder": (lambda size: size[2] % 3 == 0, (2, 3, 19, 18)),
+    "quotient": (lambda size: size[2] // 8 >= 2, (2, 3, 15, 18)),
+    "less": (lambda size: size[3] > 16, (2, 3, 18, 16)),
+    "minimum": (lambda size: min(size[2], size[3]) == size[2], (2, 3, 19, 18)),
+    "product": (lambda size: size[2] * size[3] > 300, (2, 3, 15, 18)),
+    "batch": (lambda size: size[0] < 5, (5, 3, 18, 18)),
+    "batch and image": (lambda size: size[0] * size[2] < 400, (9, 3, 48, 18)),
+}
+
+
+class Branching(nn.Module):
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.rule = rule
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y) if self.rule(x.shape) else y
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", RULES)
+def test_refuses_sizes_of_another_branch(name: str, format: str, tmp_path: Path) -> None:
+    rule, other = RULES[name]
+    model = Branching(rule).eval()
+    file = deploy.export(model, torch.randn(2, 3, 18, 18), tmp_path / "model", format=format).path
+    loaded = deploy.load(file)
+    with pytest.raises(ValueError, match="must have sizes"):
+        loaded(torch.randn(other))
+    for shape in ((2, 3, 18, 18), (1, 3, 18, 18), (3, 3, 21, 27)):
+        if rule(torch.Size(shape)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-4)
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(file, QUIET, providers=["CPUExecutionProvider"])
+        with pytest.raises(Exception, match="inputs must have sizes with"):
+            session.run(None, {"input": torch.randn(other).numpy()})
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("1 < 3*size[2]*size[3]", True),
+        ("size[0]*size[2] + 2 >= 3", True),
+        ("3 < 3*size[2]*size[3]", False),
+        ("1 <= size[2] - size[3]", False),
+        ("1 <= size[2] // 2", False),
+        ("9 > size[2]", False),
+    ],
+)
+def test_rules_that_always_hold(rule: str, expected: bool) -> None:
+    assert always_holds(rule, [(2, 3, 18, 18)]) == expected
+
+
+@pytest.mark.slow
+def test_compiled_code_refuses_sizes_of_another_branch(tmp_path: Path) -> None:
+    rule, other = RULES["remainder"]
+    file = deploy.export(Branching(rule).eval(), torch.randn(2, 3, 18, 18), tmp_path / "model.pt2", format="aoti").path
+    with pytest.raises(ValueError, match="input must have sizes with"):
+        deploy.load(file)(torch.randn(other))
+
+
+def test_int8_refuses_sizes_of_another_branch(tmp_path: Path) -> None:
+    rule, other = RULES["remainder"]
+    x = torch.randn(2, 3, 18, 18)
+    int8 = quantized.quantize(Branching(rule).eval(), [x], engine="pt2e", backend="onnxruntime")
+    loaded = deploy.load(deploy.export(int8, x, tmp_path / "model", format="onnx-qdq").path)
+    assert loaded(x).shape == (2, 4, 18, 18)
+    with pytest.raises(ValueError, match=r"sizes with \(size\[2\] % 3\) == 0, got \[2, 3, 19, 18\]"):
+        loaded(torch.randn(other))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "size[0][0] % 3 == 2 or not size[1][1] > 4",
+        "max(size[0][0], size[1][1], 3) - 5 != -2",
+        "(size[0][0] - 4) // 3 == -1 and 1 <= size[1][1] < 5",
+        "-(size[0][0] - 7) % 4 == 2",
+    ],
+)
+def test_checks_are_those_of_python(rule: str) -> None:
+    helper = onnx.helper
+    inputs = [helper.make_tensor_value_info(name, 1, ["a", "b"]) for name in ("x", "y")]
+    outputs = [helper.make_tensor_value_info("z", 1, None)]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "g", inputs, outputs)
+    add_size_checks(graph, [rule], ["x", "y"])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), QUIET, providers=["CPUExecutionProvider"])
+    results = set()
+    for a in range(1, 9):
+        for b in (1, 4, 5, 6):
+            arrays = {"x": torch.ones(a, 2).numpy(), "y": torch.ones(3, b).numpy()}
+            expected = holds(rule, [(a, 2), (3, b)])
+            with nullcontext() if expected else pytest.raises(Exception, match=re.escape(rule)):
+                session.run(None, arrays)
+            results.add(expected)
+    assert results == {True, False}

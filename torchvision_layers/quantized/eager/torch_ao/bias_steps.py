@@ -1,0 +1,40 @@
+"""Keeps the biases of int8 layers on qnnpack within 32 bits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.ao.nn.quantized as nnq
+from torch import Tensor, nn
+
+from ...steps import steps_for_biases
+
+__all__ = ["fit_biases"]
+
+
+@contextmanager
+def fit_biases(model: nn.Module) -> Iterator[None]:
+    """Gives weights larger steps, in place, if a bias does not fit the input that the layer gets within the context."""
+    layers = [m for m in model.modules() if isinstance(m, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear))]
+    handles = [layer.register_forward_pre_hook(_fit_bias, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _fit_bias(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    (input,) = (*args, *kwargs.values())
+    weight, bias = layer._weight_bias()
+    if bias is None or weight.qscheme() != torch.per_channel_affine:
+        return
+    steps = weight.q_per_channel_scales()
+    larger = steps_for_biases(steps, bias.detach(), input.q_scale())
+    if torch.equal(larger, steps):
+        return
+    ratio = (steps / larger).reshape(-1, *[1] * (weight.dim() - 1))
+    values = (weight.int_repr() * ratio).round().to(torch.int8)
+    zero_points, axis = weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
+    layer.set_weight_bias(torch._make_per_channel_quantized_tensor(values, larger, zero_points, axis), bias)

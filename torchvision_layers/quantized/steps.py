@@ -1,0 +1,42 @@
+"""The smallest quantization step, and training with steps as small, for the observers of both engines."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "steps_for_biases"]
+
+# Kernels multiply a step of activations by one of weights: 2 ** -126 is the smallest normal number of float32. The
+# observers of torch and torchao end at 2 ** -23 and 2 ** -12, and round everything below to zero.
+SMALLEST_STEP, SMALLEST_WEIGHT_STEP = 2.0**-90, 2.0**-36
+#: A little more than the smallest step of torch's fused kernel for training.
+_SMALLEST_FUSED_STEP = 6.2e-5
+
+
+class FineSteps:
+    """Mixed into a ``FusedMovingAvgObsFakeQuantize`` of torch.ao or torchao, for activations with a small range.
+
+    The fused kernel takes at least 6.1e-5 as the step, which the conversion does not.
+    """
+
+    scale: Tensor
+    fake_quant_enabled: Tensor
+    activation_post_process: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = super().forward(input)  # type: ignore[misc]
+        if float(self.scale) > _SMALLEST_FUSED_STEP or not bool(self.fake_quant_enabled):
+            return output
+        observer = self.activation_post_process
+        scale, zero_point = observer.calculate_qparams()
+        return torch.fake_quantize_per_tensor_affine(input, scale, zero_point, observer.quant_min, observer.quant_max)
+
+
+def steps_for_biases(steps: Tensor, biases: Tensor, input_step: float) -> Tensor:
+    """The steps of the weights of each channel, larger if the bias would not fit into 32 bits.
+
+    Kernels hold a bias in steps of the input times those of the weights. If weights or inputs are almost zero, larger
+    steps cost them digits that the bias hides.
+    """
+    return steps.maximum((biases.to(steps).abs() / (input_step * 2.0**30)).to(steps))
