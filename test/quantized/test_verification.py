@@ -257,6 +257,18 @@ class WithAnchors(TwoConvs):
         return self.b(self.a(x)), self.anchors + 1
 
 
+class KeepsFeatures(TwoConvs):
+    """After a call with gradients, ``copy.deepcopy`` cannot copy it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self(X)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.a(x)
+        return self.b(self.features)
+
+
 def vanishing() -> nn.Module:
     """Activations that end below the smallest step, like those of deep models without training."""
     convs = [nn.Conv2d(3, 3, 3, bias=False) for _ in range(4)]
@@ -270,6 +282,7 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "zeros": lambda: Scaled(0.0),
     "constant": lambda: Scaled(1e-6, 5.0),
     "anchors": WithAnchors,
+    "features": KeepsFeatures,
     "huge": lambda: Scaled(1e6),
     "tiny": lambda: Scaled(1e-5),
     "vanishing": vanishing,

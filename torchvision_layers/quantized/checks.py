@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
+from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
 
 __all__ = ["check_float32_parameters", "check_same_results", "first_of"]
@@ -61,32 +62,27 @@ def check_same_results(
         if not original.is_floating_point() and not original.is_complex():  # rounding may change an index or a mask
             is_same = not original.numel() or float((tensor == original).double().mean()) >= 0.99
         else:
-            difference = _largest(tensor - original)
-            is_same = difference <= 1e-3 * (_largest(original) + 1e-6)
+            difference = largest(tensor - original)
+            is_same = difference <= 1e-3 * (largest(original) + 1e-6)
             if not is_same and model is not None and inputs is not None:
                 moved = _nudged_outputs(model, inputs, expected_tensors) if moved is None else moved
-                is_same = difference <= 4 * _largest(moved[i] - original)
+                is_same = difference <= 4 * largest(moved[i] - original)
         if not is_same:
             raise RuntimeError(message)
 
 
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
 def _nudged_outputs(model: nn.Module, inputs: Inputs, expected: list[Tensor]) -> list[Tensor]:
     """The outputs for inputs that are moved by some units in the last place; ``expected`` if they are random anyway."""
-    again = flatten(inputs.map(Tensor.clone).run(model))[0]
-    if not all(map(torch.equal, again, expected)):
+    if not all(map(torch.equal, outputs_of(model, inputs), expected)):
         return expected
     generator = torch.Generator().manual_seed(0)
 
     def move(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor.clone()
+            return tensor
         return tensor * (1 + 2**-20 * torch.randn(tensor.shape, generator=generator).to(tensor))
 
-    return flatten(inputs.map(move).run(model))[0]
+    return outputs_of(model, inputs.map(move))
 
 
 def _describe(output: object) -> str:

@@ -1,6 +1,5 @@
 """The last comparison: an int8 or prepared model with the float model, as far as rounding explains the difference."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
-from .._utils.structure import flatten
+from .._utils.modules import copy_module
+from .._utils.outputs import largest, outputs_of
 from .checks import check_same_results
 from .rounding import round_weights_, rounded_outputs
 from .wrapper import QuantizableWrapper
@@ -71,15 +71,15 @@ def check_converted(int8: QuantizableWrapper, prepared: QuantizableWrapper) -> N
     """Compares an int8 model with the trained model that it came from, if that has run on a batch."""
     if prepared.sample is None:
         return
-    reference = _switch_(copy.deepcopy(prepared).cpu(), "observer_enabled")
+    reference = _switch_(copy_module(prepared).cpu(), "observer_enabled")
     check_int8(int8, reference, prepared.sample.map(Tensor.cpu))
 
 
 @torch.no_grad()
 def check_prepared(prepared: QuantizableWrapper, model: nn.Module, example: Inputs) -> None:
     """Raises ``RuntimeError`` unless a model prepared for training computes what ``model`` does in eval mode."""
-    reference = copy.deepcopy(model).eval()
-    silent = _switch_(copy.deepcopy(prepared), "observer_enabled", "fake_quant_enabled").eval()
+    reference = copy_module(model).eval()
+    silent = _switch_(copy_module(prepared), "observer_enabled", "fake_quant_enabled").eval()
     check_same_results(
         example.map(Tensor.clone).run(silent),
         example.map(Tensor.clone).run(reference),
@@ -100,11 +100,11 @@ def _switch_(model: nn.Module, *names: str) -> nn.Module:
 
 def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
     """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
-    reference = copy.deepcopy(model).eval()
-    expected = _outputs(reference, inputs)
+    reference = copy_module(model).eval()
+    expected = outputs_of(reference, inputs)
     if any(bool(tensor.isnan().any()) for tensor in expected):
         raise ValueError("model must give finite outputs, it gives NaN for one of the batches")
-    outputs = _outputs(int8, inputs.map(Tensor.cpu))
+    outputs = outputs_of(int8, inputs.map(Tensor.cpu))
     if len(outputs) != len(expected):
         return f"it returns {len(outputs)} tensors in place of {len(expected)}"
     _switch_(reference, "fake_quant_enabled")
@@ -132,7 +132,7 @@ def _difference(output: Tensor, expected: Tensor, estimates: Sequence[Tensor]) -
     if not is_finite.all():  # a mask, for example
         output, expected = output[is_finite], expected[is_finite]
         estimates = [estimate[is_finite] for estimate in estimates]
-    signal, floor = _power(expected), (_FLOOR * _largest(expected)) ** 2 * expected.numel()
+    signal, floor = _power(expected), (_FLOOR * largest(expected)) ** 2 * expected.numel()
     error, powers = _power(output - expected), [_power(estimate - expected) for estimate in estimates]
     # Rounding may make a forward divide by zero.
     explained = max(filter(math.isfinite, powers), default=signal / _LIMIT)
@@ -141,11 +141,6 @@ def _difference(output: Tensor, expected: Tensor, estimates: Sequence[Tensor]) -
     return (
         f"has {_decibels(signal, error)} of signal over error, where rounding explains {_decibels(signal, explained)}"
     )
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All tensors that ``model`` returns, which may write into its inputs."""
-    return flatten(inputs.map(Tensor.clone).run(model))[0]
 
 
 def _cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -158,10 +153,6 @@ def _share(output: Tensor, expected: Tensor) -> float:
 
 def _power(tensor: Tensor) -> float:
     return float(tensor.abs().double().square().sum())
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def _decibels(signal: float, error: float) -> str:

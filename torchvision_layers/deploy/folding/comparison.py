@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
-from ..._utils.structure import flatten
+from ..._utils.outputs import largest, outputs_of
 from .._running import exact_outputs, max_difference, perturb
 
 __all__ = ["check_same", "check_same_int8"]
@@ -24,13 +24,13 @@ def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, c
         causes: possible causes of a difference, for errors.
     """
     reference = copy_module(model).eval()
-    expected = _outputs(reference, inputs)
+    expected = outputs_of(reference, inputs)
     if not any(tensor.numel() for tensor in expected):
         raise ValueError("model must return at least one tensor with numbers to compare for batch")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in expected):
         raise ValueError("model must give finite outputs for batch, got NaN or infinity")
     try:
-        outputs = _outputs(result, inputs)
+        outputs = outputs_of(result, inputs)
     except Exception as error:  # any type, for shapes or names that do not match
         raise RuntimeError(f"the model cannot run after {verb}: {error}; {causes}") from error
     if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
@@ -40,7 +40,7 @@ def check_same(result: nn.Module, model: nn.Module, inputs: Inputs, verb: str, c
         difference, tolerance = _largest(output, original), 1e-5 * _largest(original)
         if not difference <= tolerance:
             if not exact:
-                if not all(map(torch.equal, _outputs(reference, inputs), expected)):
+                if not all(map(torch.equal, outputs_of(reference, inputs), expected)):
                     raise RuntimeError(
                         f"{verb} cannot be verified: the model must return the same result for the same input in eval "
                         "mode; its forward draws random numbers or changes its own state"
@@ -62,7 +62,7 @@ def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales:
     Args:
         scales: the quantization step of each floating-point input.
     """
-    expected, outputs = _outputs(graph, inputs), _outputs(result, inputs)
+    expected, outputs = outputs_of(graph, inputs), outputs_of(result, inputs)
     moved = None
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
         if output.shape != original.shape or output.dtype != original.dtype:
@@ -72,7 +72,7 @@ def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales:
         difference = max_difference(output, original)
         tolerance = _INT8_TOLERANCE * (_largest(original) if original.is_floating_point() else 1.0)
         if difference > tolerance:
-            moved = moved or _outputs(graph, perturb(inputs, scales))
+            moved = moved or outputs_of(graph, perturb(inputs, scales))
             tolerance = max(tolerance, 2 * max_difference(moved[i], original))
         if difference > tolerance:
             raise RuntimeError(
@@ -80,14 +80,7 @@ def check_same_int8(result: nn.Module, graph: nn.Module, inputs: Inputs, scales:
             )
 
 
-@torch.no_grad()
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    return flatten(inputs.map(Tensor.clone).run(model))[0]  # a model may write to its inputs
-
-
 def _largest(values: Tensor, others: Tensor | None = None) -> float:
     """The largest absolute value, or the largest difference between two tensors, of any dtype."""
     wide = [tensor if tensor.is_complex() else tensor.double() for tensor in (values, others) if tensor is not None]
-    if not values.numel():
-        return 0.0
-    return float((wide[0] if others is None else wide[0] - wide[1]).abs().max())
+    return largest(wide[0] if others is None else wide[0] - wide[1])
