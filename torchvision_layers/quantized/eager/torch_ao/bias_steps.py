@@ -15,8 +15,11 @@ __all__ = ["fit_biases"]
 
 @contextmanager
 def fit_biases(model: nn.Module) -> Iterator[None]:
-    """Gives weights larger steps, in place, if a bias does not fit the input that the layer gets within the context."""
-    layers = [m for m in model.modules() if isinstance(m, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, nnq.Linear))]
+    """Gives weights larger steps, in place, if a bias does not fit the input that the layer gets within the context.
+
+    Convolutions of volumes are left alone: qnnpack does not give their weights back.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nnq.Conv1d, nnq.Conv2d, nnq.Linear))]
     handles = [layer.register_forward_pre_hook(_fit_bias, with_kwargs=True) for layer in layers]
     try:
         yield
