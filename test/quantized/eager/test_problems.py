@@ -173,3 +173,25 @@ def test_layers_are_int8_and_the_rest_is_reported(name: str) -> None:
     rows = {row.path: row.runs_in for row in quantized.report(int8).rows}
     layers = [path for path, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
     assert {rows[path] for path in layers} == {"int8"}
+
+
+class Conditional(nn.Module):
+    def __init__(self, is_fixed: bool) -> None:
+        super().__init__()
+        self.is_fixed = is_fixed
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_fixed:
+            return torch.where(x.mean() > 0, self.a(x), self.b(x))
+        return torch.cond(x.mean() > 0, lambda x: self.a(x), lambda x: self.b(x), (x,))
+
+
+def test_conditions_of_torch() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(
+        TypeError, match=r"such as torch.cond: its forward does; compute both branches and use torch.where"
+    ):
+        quantized.quantize(Conditional(is_fixed=False).eval(), [x])
+    advised = Conditional(is_fixed=True).eval()
+    assert decibels(advised(x), quantized.quantize(advised, [x])(x)) > 28

@@ -173,6 +173,14 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
             output = inputs.run(model)
+    except Exception as error:
+        if not type(error).__module__.startswith("torch._dynamo"):
+            raise
+        raise TypeError(
+            f"model must not use operators of torch that hooks cannot observe, such as torch.cond: "
+            f"{paths[stack[-1]] or 'its forward'} does; compute both branches and use torch.where, or quantize the "
+            "modules around it one by one"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
