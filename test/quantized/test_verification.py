@@ -104,7 +104,7 @@ def channel_without_weights() -> nn.Module:
 
 def _concatenate_at_the_first_scale(module: Int8Concatenation, inputs: list[Tensor]) -> Tensor:
     step = inputs[0].q_scale(), inputs[0].q_zero_point(), inputs[0].dtype
-    return torch.cat([torch.quantize_per_tensor(tensor.dequantize(), *step) for tensor in inputs], module.dim)
+    return torch.ops.aten.cat([torch.quantize_per_tensor(tensor.dequantize(), *step) for tensor in inputs], module.dim)
 
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[object, str, object]]] = {

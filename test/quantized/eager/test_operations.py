@@ -276,7 +276,7 @@ def test_options_of_functions(name: str, backend: str) -> None:
     assert decibels(model(X), int8(X)) > 30
 
 
-# Writes whose result nobody takes: later reads see it all the same.
+# Writes whose result no caller takes: later reads see it all the same.
 WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "method": lambda y, x: y.relu_(),
     "function": lambda y, x: F.relu_(y),

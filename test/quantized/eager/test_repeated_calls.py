@@ -95,7 +95,7 @@ class WeightRead(TwoBranches):
 
 
 class OneLayerEach(TwoBranches):
-    """What the error for the two before advises: a layer with the same weight for the second call."""
+    """A layer with the same weight for the second call, as the error for the two before advises."""
 
     def __init__(self, shared: nn.Conv2d) -> None:
         super().__init__(shared)
@@ -120,7 +120,7 @@ class Repeated(nn.Module):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolution": lambda: TwoBranches(conv()),
     "sequential": lambda: TwoBranches(nn.Sequential(conv(), nn.ReLU())),
-    "layer of ours": lambda: TwoBranches(tnn.ConvNormAct(3, 3, bias=False, norm_layer=None)),
+    "ConvNormAct": lambda: TwoBranches(tnn.ConvNormAct(3, 3, bias=False, norm_layer=None)),
     "block": lambda: TwoBranches(Residual()),
     "head on levels": Pyramid,
     "two places": TwoHolders,
@@ -143,7 +143,7 @@ def test_calibrated(name: str, backend: str) -> None:
     assert min(errors(model(X), int8(X))) > 25
 
 
-@pytest.mark.parametrize("name", ["convolution", "layer of ours", "block", "two places"])
+@pytest.mark.parametrize("name", ["convolution", "ConvNormAct", "block", "two places"])
 def test_trained(name: str) -> None:
     torch.manual_seed(0)
     prepared = quantized.prepare_qat(MODELS[name](), X, backend="onednn")

@@ -25,7 +25,7 @@ _REFUSED = 16.0
 def find_distinct_ranges(model: nn.Module, inputs: Inputs, run: FirstRun) -> dict[str, float]:
     """The modules, with layers that become int8, whose calls return values of different sizes, or call such a module.
 
-    With the path of each goes the ratio of the largest to the smallest.
+    The values are the ratios of the largest result to the smallest, by path.
     """
     sizes = defaultdict[str, list[float]](list, {path: list(values) for path, values in run.results.items()})
 
