@@ -68,7 +68,8 @@ def test_int8_model(name: str, engine: str, backend: str) -> None:
     rows = {row.path: row for row in quantized.report(int8).rows}
     paths = compute_paths(model)
     assert {rows[path].runs_in for path in paths} == {"int8"}
-    if engine == "eager" and name != "convnext_tiny":  # its norms have no int8 kernel
+    # Norms have no int8 kernel, nor has SiLU on x86.
+    if engine == "eager" and name != "convnext_tiny" and (name, backend) != ("efficientnet_b0", "x86"):
         assert {row.runs_in for row in rows.values()} == {"int8"}
     assert not [row.path for row in rows.values() if row.before in ("Conv2d", "Linear") and row.runs_in != "int8"]
     assert assert_compute_ops_in_int8(int8, engine == "pt2e") == len(paths)

@@ -23,8 +23,9 @@ _SIZES = {"linalg_vector_norm", "norm", "std", "var"}
 _POOLS = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "mean"}
 #: Operators whose int8 kernels have a fixed step.
 _FIXED_STEPS = {"hardsigmoid": 1 / 256, "sigmoid": 1 / 256, "tanh": 1 / 128}
-#: Steps of an activation, and of each side of a weight: x86 may leave half of its steps out.
-_STEPS, _WEIGHT_STEPS = 255, 64
+#: Steps of an activation, and of each side of a weight: x86 may leave half of its steps out, and the largest weight
+#: between two others.
+_STEPS, _WEIGHT_STEPS = 255, 63.5
 
 
 def round_weights_(model: nn.Module) -> None:

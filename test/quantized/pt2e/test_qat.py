@@ -226,7 +226,7 @@ def test_converting_untrained_graph_raises() -> None:
 
 @pytest.mark.slow
 def test_close_to_torchao_workflow() -> None:
-    """torchao's own workflow differs only in the scales of the weights, by 0.5 in 127."""
+    """torchao's own workflow differs only in the scales of weights: by 0.5 in 127, and by an average over the steps."""
     import torchao.quantization.pt2e.quantize_pt2e as flow
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -235,7 +235,7 @@ def test_close_to_torchao_workflow() -> None:
     torchao_model = flow.prepare_qat_pt2e(torch.export.export(copy.deepcopy(model).train(), (x,)).module(), quantizer)
     graph = prepared(model, x)
     losses, torchao_losses = ([train_step(m, x, sgd(m), i) for i in range(4)] for m in (graph, torchao_model))
-    assert losses == pytest.approx(torchao_losses, rel=0.01)
+    assert losses == pytest.approx(torchao_losses, rel=0.02)
     observers = [
         sum("activation_post_process" in str(n.target) for n in m.graph.nodes) for m in (graph.body, torchao_model)
     ]

@@ -103,7 +103,7 @@ class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
 def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     """Observes the range of an activation, for all eight bits."""
     if is_qat and is_repeated:
-        return taoq.FakeQuantize.with_args(observer=_LargestRange, quant_min=0, quant_max=255)
+        return taoq.FakeQuantize.with_args(observer=_LargestRange, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
