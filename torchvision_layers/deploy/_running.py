@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
+from .._utils.outputs import outputs_of
 from .._utils.structure import flatten
 from ._signature import describe_structure, plain
 
@@ -36,14 +37,13 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     return output
 
 
-@torch.no_grad()
 def exact_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The tensors that a copy of ``model`` in float64 returns.
 
     Rounding errors grow from layer to layer; the difference to these is how large those of ``model`` are.
     """
     exact = copy_module(model).double()
-    return flatten(inputs.map(lambda t: t.double() if t.is_floating_point() else t.clone()).run(exact))[0]
+    return outputs_of(exact, inputs.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor))
 
 
 def shapes_of(inputs: Inputs) -> tuple[Any, ...]:

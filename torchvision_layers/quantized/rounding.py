@@ -47,8 +47,8 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
     Args:
         model: in float and in eval mode.
         inputs: stay unchanged.
-        generator: adds noise of up to half a step in place of rounding, which is not random if the values are multiples
-            of a step already. Default: ``None``.
+        generator: draws noise of up to half a step, which is added instead of rounding: multiples of a step would not
+            change if they were rounded. Default: ``None``, values are rounded.
     """
 
     def mark(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "steps_for_biases"]
+__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "fitted_weights"]
 
 # Kernels multiply a step of activations by one of weights: 2 ** -126 is the smallest normal number of float32. The
 # observers of torch and torchao end at 2 ** -23 and 2 ** -12, and round everything below to zero.
@@ -33,10 +33,19 @@ class FineSteps:
         return torch.fake_quantize_per_tensor_affine(input, scale, zero_point, observer.quant_min, observer.quant_max)
 
 
-def steps_for_biases(steps: Tensor, biases: Tensor, input_step: float) -> Tensor:
-    """The steps of the weights of each channel, larger if the bias would not fit into 32 bits.
+def fitted_weights(values: Tensor, steps: Tensor, biases: Tensor, input_step: float) -> tuple[Tensor, Tensor] | None:
+    """The integers and the steps of weights, with larger steps in each channel whose bias would not fit into 32 bits.
 
     Kernels hold a bias in steps of the input times those of the weights. If weights or inputs are almost zero, larger
-    steps cost them digits that the bias hides.
+    steps cost them digits that the bias hides. ``None`` if all biases fit.
+
+    Args:
+        values: the integers, with channels in the first dimension.
+        steps: the step of each channel.
+        biases: the bias of each channel.
+        input_step: the step of the input.
     """
-    return steps.maximum((biases.to(steps).abs() / (input_step * 2.0**30)).to(steps))
+    larger = steps.maximum((biases.detach().to(steps).abs() / (input_step * 2.0**30)).to(steps))
+    if torch.equal(larger, steps):
+        return None
+    return (values * (steps / larger).reshape(-1, *[1] * (values.dim() - 1))).round().to(torch.int8), larger

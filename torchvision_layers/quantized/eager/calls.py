@@ -27,6 +27,7 @@ class Call:
     outputs: int
     #: The number of values that the last returns for each image, if it returns a tensor.
     values: int = 0
+    #: The number of calls.
     count: int = 1
 
 

@@ -3,10 +3,9 @@
 import operator
 from typing import Any
 
-import torch
 from torch import fx
 
-from ..steps import steps_for_biases
+from ..steps import fitted_weights
 from .nodes import CONVS, LINEAR, is_call, is_dequantize
 
 __all__ = ["fit_biases"]
@@ -23,11 +22,10 @@ def fit_biases(module: fx.GraphModule) -> None:
         values, steps = (_tensor(module, argument) for argument in weight.args[:2])
         if steps is None or values is None or steps.dim() == 0:
             continue
-        larger = steps_for_biases(steps, _tensor(module, bias).detach(), float(input.args[1]))
-        if not torch.equal(larger, steps):
-            ratio = (steps / larger).reshape(-1, *[1] * (values.dim() - 1))
-            values.copy_((values * ratio).round())
-            steps.copy_(larger)
+        fitted = fitted_weights(values, steps, _tensor(module, bias), float(input.args[1]))
+        if fitted is not None:
+            values.copy_(fitted[0])
+            steps.copy_(fitted[1])
 
 
 def _tensor(module: fx.GraphModule, node: Any) -> Any:

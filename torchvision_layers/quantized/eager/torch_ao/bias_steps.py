@@ -8,7 +8,7 @@ import torch
 import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 
-from ...steps import steps_for_biases
+from ...steps import fitted_weights
 
 __all__ = ["fit_biases"]
 
@@ -33,11 +33,7 @@ def _fit_bias(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -
     weight, bias = layer._weight_bias()
     if bias is None or weight.qscheme() != torch.per_channel_affine:
         return
-    steps = weight.q_per_channel_scales()
-    larger = steps_for_biases(steps, bias.detach(), input.q_scale())
-    if torch.equal(larger, steps):
-        return
-    ratio = (steps / larger).reshape(-1, *[1] * (weight.dim() - 1))
-    values = (weight.int_repr() * ratio).round().to(torch.int8)
-    zero_points, axis = weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
-    layer.set_weight_bias(torch._make_per_channel_quantized_tensor(values, larger, zero_points, axis), bias)
+    fitted = fitted_weights(weight.int_repr(), weight.q_per_channel_scales(), bias, input.q_scale())
+    if fitted is not None:
+        zero_points, axis = weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
+        layer.set_weight_bias(torch._make_per_channel_quantized_tensor(*fitted, zero_points, axis), bias)
