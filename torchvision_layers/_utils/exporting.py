@@ -50,12 +50,13 @@ def export_program(
     advice: str = "",
     *,
     drops_batch_guards: bool = False,
+    runs_single: bool = True,
 ) -> ExportedProgram:
     """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
 
     A program that rejects a single image is exported again, which takes as long as the first time. With
     ``drops_batch_guards``, this is avoided if the module of the program is right without the guard; the symbols of the
-    program still exclude one image.
+    program still exclude one image. With ``runs_single=False``, the program is not run to find that out.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
@@ -75,7 +76,7 @@ def export_program(
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
             with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
-            if context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
+            if not runs_single or context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
                 break
         return program
     except Exception as error:  # torch raises many types here

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from .._utils.inputs import Inputs
 from ..quantized import QuantizableGraph, QuantizableModel
+from .lowering.model import LoweredModel
 
 __all__ = ["Shape", "Signature", "TensorSpec", "describe_structure", "forward_signature", "items_of", "plain"]
 
@@ -141,6 +142,8 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
     """The signature of the ``forward`` that a user wrote."""
     if isinstance(model, QuantizableGraph):
         return model.signature.parameters
+    if isinstance(model, LoweredModel):
+        return model._signature.parameters
     return inspect.signature((model.model if isinstance(model, QuantizableModel) else model).forward)
 
 

@@ -16,8 +16,9 @@ from ..quantized.wrapper import Stage
 from ._inputs import Sizes, batch_size, other_batch
 from ._running import run_model
 from ._signature import Signature
+from .lowering.model import LoweredModel
 
-__all__ = ["Subject", "check_model", "input_scales"]
+__all__ = ["Subject", "check_model", "input_scales", "int8_engine"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Subject:
     output_shape: tuple[int, ...]
     #: The program of TorchScript, if that is the format.
     script: torch.jit.ScriptModule | None = None
+    #: The lowered model, if the file contains that.
+    lowered: LoweredModel | None = None
 
     @classmethod
     def of(cls, model: nn.Module, example: Inputs) -> Self:
@@ -54,11 +57,7 @@ class Subject:
         """
         part = _converted_part(model)
         _check_state(model, part)
-        engine = backend = None
-        if part is not None:
-            engine, backend = part.engine, part.backend
-        elif any(is_int8(module) for module in model.modules()):
-            engine, backend = "eager", torch.backends.quantized.engine  # of torch.ao alone, no module knows its backend
+        engine, backend = int8_engine(model)
         output = run_model(model, example)
         signature = Signature.of(model, example, output)
         sizes = Sizes.of(model, example, [spec.name for spec in signature.inputs])
@@ -96,8 +95,23 @@ class Subject:
 
 def check_model(model: nn.Module) -> None:
     """Errors: ``TypeError`` for anything but a module; ``ValueError`` for a module in a wrapper."""
-    graphs = [module for module in check_module("model", model).modules() if isinstance(module, QuantizableGraph)]
+    if isinstance(check_module("model", model), LoweredModel):
+        return
+    graphs = [module for module in model.modules() if isinstance(module, QuantizableGraph)]
     check_unwrapped("model", model, exempt={part for graph in graphs for part in graph.modules()} - {*graphs})
+
+
+def int8_engine(model: nn.Module) -> tuple[str | None, str | None]:
+    """The engine and the backend of an int8 model; ``None`` for float.
+
+    Errors: ``TypeError`` for a model that is not converted yet, or contains several int8 models.
+    """
+    part = _converted_part(model)
+    if part is not None:
+        return part.engine, part.backend
+    if any(is_int8(module) for module in model.modules()):
+        return "eager", torch.backends.quantized.engine  # of torch.ao alone, no module knows its backend
+    return None, None
 
 
 def _converted_part(model: nn.Module) -> QuantizableModel | QuantizableGraph | None:

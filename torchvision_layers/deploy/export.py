@@ -16,8 +16,8 @@ from ._comparison import compare
 from ._example import check_example
 from ._metadata import describe
 from ._running import shapes_of
-from ._subject import Subject, check_model
-from .formats.table import Format, check_support, find_format
+from ._subject import Subject, check_model, int8_engine
+from .formats.table import LOWERED, Format, check_support, find_format
 from .integrity.checksum import append_checksum, read_verified
 
 __all__ = ["Exported", "export"]
@@ -43,7 +43,8 @@ def export(
     example: Tensor | tuple[Any, ...] | Mapping[str, Any],
     path: str | Path,
     *,
-    format: str = "torchscript",
+    format: str | None = None,
+    lowered: bool | None = None,
     classes: Sequence[str] = (),
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -84,7 +85,7 @@ def export(
     """
     check_model(model)
     inputs = check_example(example, model)
-    file_format = find_format(format)
+    file_format = _find_format(model, format, lowered)
     target = _check_path(path, file_format)
     _check_normalization(mean, std, inputs)
     facts = _check_about(about)
@@ -96,17 +97,27 @@ def export(
         file_format.require((*file_format.writer_packages, *file_format.reader_packages))
         _check_classes(classes, subject.output_shape)
         subject = file_format.restrict(subject)
-        metadata = describe(subject, format, classes, mean, std, facts)
+        metadata = describe(subject, file_format.name, classes, mean, std, facts)
         with atomic_path(target) as temporary:
             content = file_format.serialize(subject, metadata)
             temporary.write_bytes(append_checksum(content, file_format.container))
             program, text = file_format.deserialize(read_verified(temporary), temporary)
             if text != metadata:
-                raise RuntimeError(f"the file in format {format!r} contains other metadata than it was written with")
+                raise RuntimeError(f"the file in format {file_format.name!r} contains other metadata than it was written with")
             compared = subject.compared
             difference = max(compare(subject, program, inputs, file_format) for inputs in compared)
             size = temporary.stat().st_size
-    return Exported(target, format, size, difference, tuple(map(shapes_of, compared)))
+    return Exported(target, file_format.name, size, difference, tuple(map(shapes_of, compared)))
+
+
+def _find_format(model: nn.Module, format: str | None, lowered: bool | None) -> Format:
+    if lowered is not None and not isinstance(lowered, bool):
+        raise TypeError(f"lowered must be True, False or None, got {lowered!r}")
+    if format is None:
+        # torch.export has no quantized dtypes.
+        format = "torchscript" if int8_engine(model)[0] == "eager" and not lowered else LOWERED.name
+        lowered = format == LOWERED.name and lowered is not False
+    return find_format(format, bool(lowered))
 
 
 def _check_path(path: str | Path, format: Format) -> Path:

@@ -22,17 +22,20 @@ from .size_rules import always_holds, holds, size_rules
 __all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources"]
 
 
-def export_subject(subject: Subject, has_flat_output: bool = False) -> ExportedProgram:
+def export_subject(
+    subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True
+) -> ExportedProgram:
     """The program of a model for inputs of the sizes in its signature, without traces of the source code.
 
-    With ``has_flat_output``, it returns a tuple of tensors.
+    With ``has_flat_output``, it returns a tuple of tensors. ``runs_single`` is that of :func:`export_program`.
 
     Errors: ``RuntimeError`` if the model cannot be exported, or only for fewer sizes.
     """
     specs = subject.signature.inputs
     dims = [{i: torch.export.Dim.AUTO for i, size in enumerate(s.shape) if isinstance(size, str)} for s in specs]
     with plain_calls(subject, has_flat_output):
-        program = export_program(subject.model, _example_pair(subject), dims, "format='torchscript' may take it. ")
+        advice = "format='torchscript' may take it. "
+        program = export_program(subject.model, _example_pair(subject), dims, advice, runs_single=runs_single)
     for spec, shape in zip(specs, input_shapes(program), strict=True):
         for i, size in enumerate(shape):
             if isinstance(spec.shape[i], str) and is_concrete_int(size):

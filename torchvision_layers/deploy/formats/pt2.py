@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
@@ -15,19 +16,26 @@ from ..integrity.allowlist import check_program
 from ..integrity.archive import Archive
 from .program import export_subject
 
-__all__ = ["deserialize", "serialize"]
+__all__ = ["deserialize", "save", "serialize"]
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
+    return save(export_subject(subject), subject, {NAME: metadata})
+
+
+def save(program: ExportedProgram, subject: Subject, texts: dict[str, str]) -> bytes:
+    """The bytes of a file with a program and these texts.
+
+    Errors: ``TypeError`` for outputs that a file cannot have.
+    """
     if subject.signature.returns_strings:
         raise TypeError("format='pt2' cannot return strings: use format='onnx' or 'aoti', or leave them out")
-    program = export_subject(subject)
     # The user's images must not be in the file. Without any inputs, torch would drop the guards on their sizes.
     pair = Inputs(*program.example_inputs) if program.example_inputs else subject.example
     zeros = pair.map(lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape))
     program._example_inputs = zeros.args, zeros.kwargs
     content = io.BytesIO()
-    torch.export.save(program, content, extra_files={NAME: metadata})
+    torch.export.save(program, content, extra_files=texts)
     return content.getvalue()
 
 

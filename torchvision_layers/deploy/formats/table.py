@@ -9,9 +9,9 @@ from typing import Any
 from .._subject import Subject
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
-from . import aoti, executorch, onnx, pt2, torchscript
+from . import aoti, executorch, lowered, onnx, pt2, torchscript
 
-__all__ = ["FORMATS", "Format", "check_support", "default_format", "find_format", "format_of"]
+__all__ = ["FORMATS", "LOWERED", "Format", "check_support", "default_format", "find_format", "format_of"]
 
 # Float kernels may sum a convolution in another order.
 _FLOAT_TOLERANCE = 1e-4
@@ -153,11 +153,27 @@ FORMATS = {
 }
 
 
-def find_format(name: str) -> Format:
-    """Errors: ``ValueError`` for an unknown name."""
+#: Lowered programs, in the format "pt2". Their kernels sum and round in another order than those of the model.
+LOWERED = replace(
+    FORMATS["pt2"],
+    serialize=lowered.serialize,
+    deserialize=lowered.deserialize,
+    restrict=lowered.restrict,
+    has_int8_kernels=True,
+    marker=lowered.MARKER,
+)
+
+
+def find_format(name: str, is_lowered: bool) -> Format:
+    """The format of this name, for lowered programs or for models as they are.
+
+    Errors: ``ValueError`` for an unknown name, or a format that does not contain lowered programs.
+    """
     if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]
+    if is_lowered and name != LOWERED.name:
+        raise ValueError(f"lowered=True is for format={LOWERED.name!r}, got format={name!r}")
+    return LOWERED if is_lowered else FORMATS[name]
 
 
 def default_format(suffix: str, is_int8: bool) -> Format | None:
@@ -175,7 +191,7 @@ def format_of(content: bytes, path: Path) -> Format:
     """
     container = container_of(content)
     names = list(Archive(content, path)) if container is Container.ZIP else [""]
-    for format in FORMATS.values():
+    for format in (LOWERED, *FORMATS.values()):
         if format.container is container and any(name.startswith(format.marker) for name in names):
             return format
     raise ValueError(f"{path} was not written by deploy.export: it matches none of the formats {', '.join(FORMATS)}")

@@ -16,7 +16,7 @@ import torch
 
 from .archive import Archive
 
-__all__ = ["check_program"]
+__all__ = ["check_program", "is_operator"]
 
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _RECORDS = re.compile(
@@ -57,7 +57,7 @@ def check_program(archive: Archive) -> None:
             if payload["use_pickle"] is not False:
                 raise ValueError(f"{path} contains a pickle that could run code: {payload['path_name']}")
     for key, text in _strings(json.loads(archive.read("models/model.json")), ""):
-        if key in ("target", "as_operator") and text and not _is_operator(text):
+        if key in ("target", "as_operator") and text and not is_operator(text):
             raise ValueError(f"{path} calls a function that is not an operator of torch: {text!r}")
         assertion = _ASSERTION.fullmatch(text)
         if not (_NAME.fullmatch(text) or _is_spec(text) or _is_expression(assertion[1] if assertion else text)):
@@ -85,7 +85,8 @@ def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _strings(item, name)
 
 
-def _is_operator(name: str) -> bool:
+def is_operator(name: str) -> bool:
+    """Whether a program of torch.export may call what it stores under this name."""
     module, _, rest = name.partition(".")
     if module == "_operator":
         return bool(_OPERATORS.fullmatch(rest))

@@ -17,7 +17,7 @@ from .int8_kernels import check_exact_products
 from .kernels import check_onednn
 from .program import Program
 
-__all__ = ["LoweredModel", "accepts_sizes"]
+__all__ = ["LoweredModel", "accepts_sizes", "check_inputs", "state_of"]
 
 
 class LoweredModel(nn.Module):
@@ -58,7 +58,7 @@ class LoweredModel(nn.Module):
         Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
         variable sizes.
         """
-        tensors = _check_inputs(self, Inputs(args, kwargs))
+        tensors = check_inputs(self, Inputs(args, kwargs))
         with torch.no_grad(), _threads(self._threads), in_float32():
             outputs = (self._run or self._bind())(*tensors)
         return rebuild(self._output_template, outputs)
@@ -73,8 +73,7 @@ class LoweredModel(nn.Module):
         check_onednn()
         if self._program.scales:
             check_exact_products()
-        tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
-        self._run = run = self._program.bind({path: tensor.detach() for path, tensor in tensors})
+        self._run = run = self._program.bind(state_of(self))
         return run
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -102,13 +101,13 @@ class LoweredModel(nn.Module):
 def accepts_sizes(model: LoweredModel, inputs: Inputs) -> bool:
     """Whether the program takes inputs of these sizes."""
     try:
-        _check_inputs(model, inputs)
+        check_inputs(model, inputs)
     except ValueError:
         return False
     return True
 
 
-def _check_inputs(model: LoweredModel, inputs: Inputs) -> list[Tensor]:
+def check_inputs(model: LoweredModel, inputs: Inputs) -> list[Tensor]:
     """The tensors of the inputs. It is no method, because a child of the model may have any name."""
     tensors = model._signature.flatten(inputs)
     for name, tensor in zip(model._program.names, tensors, strict=True):
@@ -116,6 +115,12 @@ def _check_inputs(model: LoweredModel, inputs: Inputs) -> list[Tensor]:
             raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
     model._check_sizes(*tensors)
     return tensors
+
+
+def state_of(model: LoweredModel) -> dict[str, Tensor]:
+    """The parameters and buffers of the program, by path."""
+    tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return {path: tensor.detach() for path, tensor in tensors}
 
 
 def _register(model: nn.Module, path: str, tensor: Tensor) -> None:

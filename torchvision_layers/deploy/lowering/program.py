@@ -63,13 +63,17 @@ class Program:
         numbers = [value for step in self.steps if step.is_int8() for value in step.args]
         return [float(value) for value in numbers if type(value) in (int, float)]
 
-    def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
-        """A function of the inputs that runs the steps with these parameters and buffers, by path."""
+    def constants(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The values that are the same in each call, by name, for these parameters and buffers, by path."""
         values: dict[str, Any] = {name: tensors[path] for name, path in self.state.items()}
         for step in self.setup:
             args, kwargs = substitute((step.args, step.kwargs), values.__getitem__)
             values[step.name] = step.operator()(*args, **kwargs)
-        return function_of(self.inputs, self.steps, self.outputs, values)
+        return values
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
+        """A function of the inputs that runs the steps with these parameters and buffers, by path."""
+        return function_of(self.inputs, self.steps, self.outputs, self.constants(tensors))
 
     def __str__(self) -> str:
         names = {**self.state, **dict(zip(self.inputs, self.names, strict=True))}
