@@ -120,11 +120,11 @@ def _tensors(archive: Archive, kind: str) -> dict[str, Tensor]:
     for key, entry in config.items():
         record, meta = f"data/{kind}/{entry['path_name']}", entry["tensor_meta"]
         if entry["use_pickle"]:
-            packing = read_packing(archive.read(record), archive.path)
+            packing = read_packing(archive.view(record), archive.path)
             tensors[key] = packing.run()
             continue
         if record not in storages:
-            content = bytearray(archive.read(record))
+            content = bytearray(archive.view(record))
             storages[record] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0).byte()
         sizes, strides = ([size["as_int"] for size in meta[name]] for name in ("sizes", "strides"))
         values = storages[record].view(dtype_of(meta["dtype"]))

@@ -68,7 +68,7 @@ class _Torch:
         return importlib.import_module, ("torch",)
 
 
-def read_packing(content: bytes, path: Path) -> Packing:
+def read_packing(content: memoryview, path: Path) -> Packing:
     """The call in a pickle of :class:`PackedWeight`.
 
     Errors: ``ValueError`` for any other pickle, before anything in it runs.
@@ -104,7 +104,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, id: Any) -> Tensor:
         _, dtype, key, _, _ = id
-        return torch.frombuffer(bytearray(self._archive.read(f"data/{key}")), dtype=dtype)
+        return torch.frombuffer(bytearray(self._archive.view(f"data/{key}")), dtype=dtype)
 
     def _operator(self, name: str) -> Callable[..., Packing]:
         operator = name.removeprefix("torch.")

@@ -1,6 +1,7 @@
 """Zip files as torch writes them, with every record below one folder."""
 
 import io
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ class Archive:
     Errors: ``ValueError`` if ``content`` is not a zip file, or if another reader could find other records in it.
     """
 
-    def __init__(self, content: bytes, path: Path) -> None:
+    def __init__(self, content: bytes | memoryview, path: Path) -> None:
         self.path = path
+        self._content = memoryview(content)
         try:
             self._file = zipfile.ZipFile(io.BytesIO(content))
             infos = self._file.infolist()
@@ -32,6 +34,25 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """The bytes of one record. Errors: ``ValueError`` if there is no such record."""
+        return self._file.read(self._info(name))
+
+    def view(self, name: str) -> memoryview:
+        """Like :meth:`read`, in place and without the checksum of the record, several times as fast.
+
+        Errors: ``ValueError`` also for a record that is compressed.
+        """
+        info = self._info(name)
+        with self._file.open(info):  # compares the name with that at the record
+            pass
+        start = info.header_offset
+        name_length, extra_length = struct.unpack("<HH", self._content[start + 26 : start + 30])
+        start += 30 + name_length + extra_length
+        view = self._content[start : start + info.file_size]
+        if info.compress_type != zipfile.ZIP_STORED or len(view) != info.file_size:
+            raise ValueError(f"{self.path} was not written by deploy.export: its record {name} is compressed or cut off")
+        return view
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._infos:
             raise ValueError(f"{self.path} was not written by deploy.export: it has no record {name}")
-        return self._file.read(self._infos[name])
+        return self._infos[name]
