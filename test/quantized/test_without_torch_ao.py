@@ -3,11 +3,16 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import torchvision_layers
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
 
 from ..interpreter import Interpreter
 
@@ -48,8 +53,10 @@ REMOVED_AFTER_TORCHVISION = """
 SETUP = """
     import torch
     from torch import nn
+    import copy
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torchvision_layers import nn as tnn
-    from torchvision_layers import quantized
+    from torchvision_layers import deploy, quantized
     from torchvision_layers.layers.positional_conv import PositionMap
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -94,14 +101,45 @@ ERRORS = """
     for call in (
         lambda: quantized.quantize(model, [x], engine="eager"),
         lambda: quantized.prepare_qat(model, engine="eager"),
-        lambda: quantized.fuse_model(model),
-        lambda: quantized.fuse_model(twin),
     ):
         text = import_error(call)
-        assert text.startswith("fusing and engine='eager' need torch.ao.quantization, which cannot be imported"), text
-        assert text.endswith("engine='pt2e' needs neither"), text
+        assert text.startswith("engine='eager' needs torch.ao.quantization, which cannot be imported"), text
+        assert text.endswith("engine='pt2e' does not need it"), text
         assert "not available" in text or "None in sys.modules" in text or "torch.ao" in text, text
-    assert torch.equal(twin(x), model(x)), "the failed fuse_model changed the model"
+"""
+
+FUSED = """
+    for unfused in (model, twin):
+        fused = copy.deepcopy(unfused)
+        quantized.fuse_model(fused)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+        torch.testing.assert_close(fused(x), model(x), rtol=0, atol=1e-5)
+        before = repr(fused)
+        quantized.fuse_model(fused)
+        assert repr(fused) == before
+        trained = copy.deepcopy(unfused).train()
+        quantized.fuse_model(trained)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in trained.modules())
+        torch.testing.assert_close(trained.eval()(x), model(x), rtol=0, atol=1e-5)
+"""
+
+# Fails if an operator makes quantized tensors. torch itself needs the names of their dtypes.
+DEPLOYED = """
+    class Plain(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            assert func.namespace != "quantized" and not (isinstance(output, torch.Tensor) and output.is_quantized)
+            return output
+    folded = deploy.fold(model, x)
+    lowered = deploy.lower(model, x)
+    for other in (folded, lowered):
+        torch.testing.assert_close(other(x), model(x), rtol=0, atol=1e-5)
+    path, expected = sys.argv[1], torch.load(sys.argv[2])
+    with Plain(), torch.no_grad():
+        for loaded in (deploy.load(path), torch.export.load(path).module()):
+            assert torch.equal(loaded(expected[0]), expected[1])
+    file = deploy.export(model, x, sys.argv[2])
+    torch.testing.assert_close(deploy.load(file.path)(x), model(x), rtol=0, atol=1e-5)
 """
 
 GRAPHS = """
@@ -127,14 +165,26 @@ def code_of(*parts: str) -> str:
     return "".join(textwrap.dedent(part) for part in parts)
 
 
-def assert_runs(interpreter: Interpreter, *parts: str) -> None:
-    result = interpreter.run(code_of(*parts), cwd=ROOT)
+def assert_runs(interpreter: Interpreter, *parts: str, arguments: Sequence[str] = ()) -> None:
+    result = interpreter.run(code_of(*parts), *arguments, cwd=ROOT)
     assert result.returncode == 0, result.stderr
 
 
 def test_package_without_torch_ao(interpreter: Interpreter) -> None:
     """Float twins and the pt2e engine work; the eager engine raises an error that names the missing module."""
-    assert_runs(interpreter, BLOCKED_IN_PACKAGE, SETUP, FLOAT, ERRORS, GRAPHS, ERRORS, NOT_LOADED)
+    assert_runs(interpreter, BLOCKED_IN_PACKAGE, SETUP, FLOAT, ERRORS, FUSED, GRAPHS, ERRORS, NOT_LOADED)
+
+
+def test_what_remains_without_torch_ao(interpreter: Interpreter, tmp_path: Path) -> None:
+    """Twins, fusing, folding, lowering and files of int8 models, in a process without torch.ao and quantized dtypes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(tnn.ConvNormAct(3, 8), tnn.BasicBlock(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    int8 = quantized.quantize(model, [x], engine="pt2e", backend="x86")
+    path = deploy.export(int8, x, tmp_path / "int8.pt2").path
+    torch.save((x, deploy.load(path)(x)), tmp_path / "expected.pt")
+    arguments = [str(path), str(tmp_path / "expected.pt")]
+    assert_runs(interpreter, REMOVED_AFTER_TORCHVISION, SETUP, FLOAT, FUSED, DEPLOYED, NOT_LOADED, arguments=arguments)
 
 
 @pytest.mark.slow

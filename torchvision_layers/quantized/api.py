@@ -34,8 +34,7 @@ def fuse_model(model: nn.Module, is_qat: bool | None = None) -> None:
             weights and needs eval mode, results stay equal to 1e-5; ``None`` follows ``model.training``. Default:
             ``None``.
 
-    Errors: ``ValueError`` for ``is_qat=False`` in training mode, or if the modules of a chain are in different modes;
-    ``ImportError`` if this torch has no ``torch.ao.quantization``.
+    Errors: ``ValueError`` for ``is_qat=False`` in training mode, or if the modules of a chain are in different modes.
     """
     check_unwrapped("model", model)
     if isinstance(model, QuantizableLayer):

@@ -15,7 +15,6 @@ from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .patterns import BATCH_NORMS, is_foldable, mark_fused
 from .support import int8_support, is_unit
-from .torch_ao import explain_missing_torch_ao
 
 __all__ = ["fuse_children", "is_transparent"]
 
@@ -106,8 +105,10 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             continue
         if is_qat and type(first) is nn.Conv1d and type(modules[group[1]]) is not nn.BatchNorm1d:
             continue  # torch has no fused Conv1d and ReLU for training without a norm between them
-        with explain_missing_torch_ao():
+        try:
             from .torch_ao.fusing import fuse_group
+        except ImportError:  # nothing converts fused modules then, so any that compute the same will do
+            from .fusing import fuse_group
         fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
 
 

@@ -12,6 +12,7 @@ from ...layers.positional_conv import PositionMap
 from ...layers.stochastic_depth import StochasticDepth
 from ..layers.observed import DeQuantStub, Observed
 from ..report_row import Int8Support
+from .fusing import Fused
 from .int8_modules import Int8Module
 from .patterns import BATCH_NORMS
 
@@ -149,7 +150,7 @@ def becomes_int8(module: nn.Module) -> bool:
 
 def is_unit(module: nn.Module) -> bool:
     """Whether the engine treats the module and its children as one."""
-    return isinstance(module, (Observed, DeQuantStub)) or _is_of_torch_ao(module)
+    return isinstance(module, (DeQuantStub, Fused, Observed)) or _is_of_torch_ao(module)
 
 
 def is_int8(module: nn.Module) -> bool:

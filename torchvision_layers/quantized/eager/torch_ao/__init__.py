@@ -14,8 +14,8 @@ def explain_missing_torch_ao() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f"fusing and engine='eager' need torch.ao.quantization, which cannot be imported here ({error}); "
-            "engine='pt2e' needs neither"
+            f"engine='eager' needs torch.ao.quantization, which cannot be imported here ({error}); "
+            "engine='pt2e' does not need it"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Replaces modules by fused modules of ``torch.ao``."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torchvision.ops
 from torch import nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
+from ..fusing import check_modes, fold_frozen
 from ..patterns import BATCH_NORMS, mark_fused
 
 __all__ = ["FusedReLU6", "ReLU6AsReLU", "fuse_group", "is_fused_for_training"]
@@ -60,16 +60,11 @@ def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     """Fuses a convolution or linear layer with its norm, its ReLU or ReLU6, or both, in place."""
     modules = [parent.get_submodule(name) for name in names]
     if isinstance(modules[1], torchvision.ops.FrozenBatchNorm2d):
-        # It does not change in training either, so it is folded in both modes.
-        _fold_frozen(parent, names[0], names[1])
+        fold_frozen(parent, names[0], names[1])
         if len(names) == 3:
             fuse_group(parent, [names[0], names[2]], is_qat)
         return
-    if len({module.training for module in modules}) != 1:
-        raise ValueError(f"{', '.join(names)} must all be in training or all in eval mode to be fused")
-    if modules[0].training and not is_qat:
-        raise ValueError(f"is_qat must be True to fuse {', '.join(names)} in training mode; call eval() to fold them")
-
+    check_modes(modules, names, is_qat)
     if len(names) == 3 and type(modules[0]) is nn.Linear:
         # torch has no Linear-BatchNorm-ReLU: fuse in two steps in eval mode, and leave the ReLU alone in training.
         fuse_group(parent, names[:2], is_qat)
@@ -88,18 +83,6 @@ def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         (taoq.fuse_modules_qat if is_qat else taoq.fuse_modules)(parent, names, inplace=True)
     for name in names[1:]:
         mark_fused(parent, name, names[0])
-
-
-def _fold_frozen(parent: nn.Module, conv_name: str, norm_name: str) -> None:
-    conv, norm = copy.deepcopy(parent.get_submodule(conv_name)), parent.get_submodule(norm_name)
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, torchvision.ops.FrozenBatchNorm2d)
-    conv.weight, conv.bias = nn.utils.fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    parent.set_submodule(conv_name, conv)
-    parent.set_submodule(norm_name, nn.Identity().train(norm.training))
-    mark_fused(parent, norm_name, conv_name)
 
 
 def is_fused_for_training(model: nn.Module) -> bool:
