@@ -49,6 +49,7 @@ class Case:
     format: str
     engine: str | None
     suffix: str
+    lowered: bool = False
 
 
 CASES = {
@@ -56,6 +57,8 @@ CASES = {
     "torchscript-int8": Case("torchscript", "eager", ".pt"),
     "pt2": Case("pt2", None, ".pt2"),
     "pt2-int8": Case("pt2", "pt2e", ".pt2"),
+    "lowered": Case("pt2", None, ".pt2", lowered=True),
+    "lowered-int8": Case("pt2", "pt2e", ".pt2", lowered=True),
     "onnx": Case("onnx", None, ".onnx"),
     "onnx-qdq": Case("onnx-qdq", "pt2e", ".onnx"),
     "aoti-int8": Case("aoti", "pt2e", ".pt2"),
@@ -103,6 +106,7 @@ def write(case: Case, path: Path) -> CaseFile:
         example(),
         path.with_suffix(case.suffix),
         format=case.format,
+        lowered=case.lowered,
         classes=CLASSES,
         mean=[0.1, 0.2, 0.3],
         std=[0.5, 0.6, 0.7],

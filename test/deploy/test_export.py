@@ -272,7 +272,7 @@ def test_int8_torchscript_runs_on_its_own_backend(case_file, monkeypatch: pytest
 
 def test_functions_of_torchvision_are_scripted(tmp_path: Path) -> None:
     model = tnn.BasicBlock(3, 3, stochastic_depth=0.5).eval()
-    assert deploy.export(model, example(), tmp_path / "model.pt").difference == 0
+    assert deploy.export(model, example(), tmp_path / "model.pt", format="torchscript").difference == 0
 
 
 @pytest.mark.slow

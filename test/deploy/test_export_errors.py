@@ -74,6 +74,8 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx, onnx-qdq, executorch, got 'tflite'"),
         ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
+        ({"lowered": 1}, TypeError, "lowered must be True or False, got 1"),
+        ({"format": "onnx", "lowered": True}, ValueError, "lowered=True is for format='pt2', got format='onnx'"),
         ({"path": "no/such/folder/model.pt"}, FileNotFoundError, "existing folder"),
         ({"path": "."}, ValueError, "path must be a file"),
         ({"classes": "abcde"}, TypeError, "classes must be a sequence"),
@@ -124,7 +126,7 @@ def test_model_that_cannot_run_example(tmp_path: Path) -> None:
 
 def test_script_error_names_other_format(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cannot be scripted, use format='pt2'"):
-        deploy.export(FunctionModule(lambda self, x: x + 1), example(), tmp_path / "m.pt")
+        deploy.export(FunctionModule(lambda self, x: x + 1), example(), tmp_path / "m.pt", format="torchscript")
 
 
 def test_export_error_names_other_format(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_default_without_annotation(tmp_path: Path) -> None:
             return x if depth is None else x + depth
 
     with pytest.raises(RuntimeError, match=r"annotate each argument .* default is None, .*or use format='pt2'"):
-        deploy.export(Model().eval(), example(), tmp_path / "m.pt")
+        deploy.export(Model().eval(), example(), tmp_path / "m.pt", format="torchscript")
 
 
 def test_operator_that_onnx_lacks(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Saves(torch.nn.Module):
 def test_script_that_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="code that no model needs.*save"):
-        deploy.export(Saves().eval(), example(), tmp_path / "model.pt")
+        deploy.export(Saves().eval(), example(), tmp_path / "model.pt", format="torchscript")
     assert "model.pt" not in os.listdir(tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_script_with_onednn_operators_loads(tmp_path: Path) -> None:
 
 
 def test_script_with_harmless_names_loads(tmp_path: Path) -> None:
-    deploy.export(Names().eval(), example(), tmp_path / "model.pt")
+    deploy.export(Names().eval(), example(), tmp_path / "model.pt", format="torchscript")
 
 
 def with_duplicate_records(content: bytes) -> bytes:

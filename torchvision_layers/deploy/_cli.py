@@ -1,7 +1,13 @@
 """The command that writes a checkpoint to a file that runs without this package."""
 
 import textwrap
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +20,7 @@ from .._utils.command import exit_status
 from .._utils.importing import factory
 from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
 from ._example import check_example
-from .formats.table import FORMATS, Format, default_format, find_format
+from .formats.table import FORMATS, LOWERED, Format, default_format, find_format
 
 __all__ = ["main"]
 
@@ -74,6 +80,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--output", metavar="PATH", required=True, help="the file to write")
     parser.add_argument("--format", choices=tuple(FORMATS), help="see below; default: chosen by the suffix of --output")
+    parser.add_argument(
+        "--lowered",
+        action=BooleanOptionalAction,
+        help="for pt2: write a program of oneDNN's kernels, which is fast on CPUs without a compiler, or the model as it "
+        "is; default: lowered, unless --format is passed",
+    )
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument(
         "--image-size",
@@ -167,6 +179,7 @@ def _run(args: Namespace) -> None:
             example,
             output,
             format=format.name,
+            lowered=_is_lowered(args, format),
             classes=checkpoint.classes,
             mean=args.mean,
             std=args.std,
@@ -182,7 +195,7 @@ def _run(args: Namespace) -> None:
 def _format(name: str | None, output: Path, is_int8: bool) -> tuple[Format, bool]:
     """The format, and whether the model will be int8."""
     by_suffix = default_format(output.suffix, is_int8)
-    format = by_suffix if name is None else find_format(name)
+    format = by_suffix if name is None else FORMATS[name]
     if format is None:
         suffixes = ", ".join(sorted({format.suffix for format in FORMATS.values()}))
         raise ValueError(f"--output must end in {suffixes}, or pass --format; got {output}")
@@ -192,7 +205,15 @@ def _format(name: str | None, output: Path, is_int8: bool) -> tuple[Format, bool
     return format, is_int8 or not format.supports_float
 
 
+def _is_lowered(args: Namespace, format: Format) -> bool:
+    if args.lowered is None:
+        return args.format is None and format.name == LOWERED.name
+    return bool(args.lowered)
+
+
 def _check_options(args: Namespace, format: Format, is_int8: bool) -> None:
+    if args.lowered and format.name != LOWERED.name:
+        raise ValueError(f"--lowered is for {LOWERED.name}, not for {format.name}")
     if is_int8 and args.calibration is None:
         option = "--int8" if args.int8 else f"--format {format.name}"
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.atomic import atomic_path
-from .._utils.checks import check_number
+from .._utils.checks import check_bool, check_number
 from .._utils.inputs import Inputs
 from ._comparison import compare
 from ._example import check_example
@@ -67,10 +67,16 @@ def export(
             inputs. Tensors may be in tuples, lists and dicts. Numbers, strings and ``None`` are constants of the file.
             The first dimension of the first tensor is the batch, and so is that of every tensor with the same one.
         path: the file to write, in an existing folder.
-        format: ``"torchscript"``, for float and ``engine="eager"``; ``"pt2"``, a program of torch.export, and
-            ``"aoti"``, compiled for this processor, for float and ``engine="pt2e"``; ``"onnx"`` for float;
-            ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, preferably with ``backend="onnxruntime"``; ``"executorch"``
-            for float, and for ``engine="pt2e"`` with ``backend="xnnpack"``. Default: ``"torchscript"``.
+        format: ``"pt2"``, a program of torch.export, and ``"aoti"``, compiled for this processor, for float and
+            ``engine="pt2e"``; ``"torchscript"``, which torch has deprecated, for float and ``engine="eager"``;
+            ``"onnx"`` for float; ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, preferably with
+            ``backend="onnxruntime"``; ``"executorch"`` for float, and for ``engine="pt2e"`` with
+            ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but ``"torchscript"`` for int8 of
+            ``engine="eager"``, which only that format can hold.
+        lowered: for ``"pt2"``, whether to write the program of :func:`lower`, which runs on CPUs with oneDNN at the
+            speed of a lowered model; a :class:`LoweredModel` is written as it is. ``False`` writes the model with the
+            operators of its ``forward``, to run on other devices or to compile. Default: ``None``, ``True`` if
+            ``format`` is ``None`` too.
         classes: names along the last dimension of the first output, for the metadata. Default: none.
         mean: the value to subtract from each channel of the first input, for the metadata; the file does not subtract
             it. Default: none.
@@ -111,8 +117,8 @@ def export(
 
 
 def _find_format(model: nn.Module, format: str | None, lowered: bool | None) -> Format:
-    if lowered is not None and not isinstance(lowered, bool):
-        raise TypeError(f"lowered must be True, False or None, got {lowered!r}")
+    if lowered is not None:
+        check_bool("lowered", lowered)
     if format is None:
         # torch.export has no quantized dtypes.
         format = "torchscript" if int8_engine(model)[0] == "eager" and not lowered else LOWERED.name
