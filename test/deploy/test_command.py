@@ -102,6 +102,24 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return arguments
 
 
+@pytest.mark.parametrize(
+    ("options", "format", "is_lowered"),
+    [
+        (["model.pt2"], "pt2", True),
+        (["model.pt2", "--no-lowered"], "pt2", False),
+        (["model.pt2", "--format", "pt2"], "pt2", False),
+        (["model", "--format", "pt2", "--lowered"], "pt2", True),
+        (["model.pt"], "torchscript", False),
+    ],
+)
+def test_lowered(
+    options: list[str], format: str, is_lowered: bool, package: str, checkpoint: Path, tmp_path: Path, calls: dict
+) -> None:
+    output = [str(tmp_path / options[0]), *options[1:]]
+    assert main([f"{package}:net", str(checkpoint), "--output", *output]) == 0
+    assert (calls["export"][3]["format"], calls["export"][3]["lowered"]) == (format, is_lowered)
+
+
 @pytest.fixture
 def command_error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command, checks that it ends with status 2 and one line, and returns that line."""
@@ -129,6 +147,7 @@ def test_checkpoint_of_reference_scripts(
     assert path == output
     assert options == {
         "format": "onnx",
+        "lowered": False,
         "classes": ["a", "b", "c"],
         "mean": [0.1, 0.2, 0.3],
         "std": [1, 2, 3],

@@ -35,7 +35,7 @@ torch.save(output, sys.argv[3])
 
 
 def executed(output: str, kind: str) -> list[str]:
-    """What oneDNN reports about each primitive of a kind that it ran: its kernel and its tensors."""
+    """The kernel and the tensors of each primitive of a kind that oneDNN ran, by its own report."""
     lines = [line.split(",") for line in output.splitlines() if line.startswith("onednn_verbose")]
     start = next(line.index("exec") for line in lines if "exec" in line)
     return [",".join(line[start + 3 : start + 6]) for line in lines if line[start : start + 3] == ["exec", "cpu", kind]]
@@ -85,7 +85,9 @@ def test_default_format(tmp_path: Path) -> None:
         assert not is_lowered(path)
     with pytest.raises(TypeError, match="format='pt2' does not support a model that is int8 of engine='eager'"):
         deploy.export(int8_model("eager"), x, path, lowered=True)
-    with pytest.raises(TypeError, match=r"0 is a QuantizableGraph.*; or pass lowered=False, to write the model as it is"):
+    with pytest.raises(
+        TypeError, match=r"0 is a QuantizableGraph.*; or pass lowered=False, to write the model as it is"
+    ):
         deploy.export(nn.Sequential(int8_model("pt2e")).eval(), x, path)
 
 
@@ -106,7 +108,7 @@ def test_images_of_any_size(tmp_path: Path) -> None:
 
 
 class Statistics(nn.Module):
-    """Returns several kinds of values: results of operators with several outputs, a number of pixels, and a constant."""
+    """Returns results of operators with several outputs, numbers that depend on sizes, and constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +122,13 @@ class Statistics(nn.Module):
         values, indices = y.flatten(2).topk(2)
         size = {"pixels": x.shape[2] * x.shape[3], "none": None, "half": 0.5}
         halves = [y[:, :, : y.shape[2] // 2], first.to(torch.float64)]
-        return {"values": values, "indices": indices, "parts": (second, halves), "size": size, "flags": self.flags & True}
+        return {
+            "values": values,
+            "indices": indices,
+            "parts": (second, halves),
+            "size": size,
+            "flags": self.flags & True,
+        }
 
 
 def test_outputs_of_many_kinds(tmp_path: Path) -> None:
@@ -212,7 +220,9 @@ def test_records_are_not_compressed(case_file, tmp_path: Path) -> None:
         for name in archive.namelist():
             other.writestr(name, archive.read(name), zipfile.ZIP_DEFLATED)
     path.write_bytes(append_checksum(output.getvalue(), Container.ZIP))
-    with pytest.raises(ValueError, match=r"compressed\.pt2 was not written by deploy\.export: its record .* compressed"):
+    with pytest.raises(
+        ValueError, match=r"compressed\.pt2 was not written by deploy\.export: its record .* compressed"
+    ):
         deploy.load(path)
 
 
@@ -236,7 +246,13 @@ def test_programs_that_torch_changes_are_refused(tmp_path: Path, monkeypatch: py
 def test_int8_of_every_kind_of_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for conv, shape in ((nn.Conv1d, (2, 3, 9)), (nn.Conv2d, (2, 3, 9, 9)), (nn.Conv3d, (2, 3, 5, 5, 5))):
-        model = nn.Sequential(conv(3, 8, 3), nn.ReLU(), conv(8, 4, 1), nn.Flatten(2), nn.Linear(7 if len(shape) == 3 else 49 if len(shape) == 4 else 27, 5)).eval()
+        model = nn.Sequential(
+            conv(3, 8, 3),
+            nn.ReLU(),
+            conv(8, 4, 1),
+            nn.Flatten(2),
+            nn.Linear(7 if len(shape) == 3 else 49 if len(shape) == 4 else 27, 5),
+        ).eval()
         x = torch.randn(shape)
         int8 = quantized.quantize(model, [x], engine="pt2e", backend="x86")
         path = deploy.export(int8, x, tmp_path / "m.pt2").path

@@ -145,7 +145,7 @@ def test_deploy() -> None:
 Exported
 Loaded
 LoweredModel
-export(model, example, path, *, format='torchscript', classes=(), mean=(), std=(), about=None)
+export(model, example, path, *, format=None, lowered=None, classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
 load(path)
 lower(model, example, *, threads=None)""",

@@ -76,7 +76,11 @@ def export_program(
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
             with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
                 program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
-            if not runs_single or context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
+            if (
+                not runs_single
+                or context is contexts[-1]
+                or _accepts_one(program, model, inputs, sizes, drops_batch_guards)
+            ):
                 break
         return program
     except Exception as error:  # torch raises many types here

@@ -20,7 +20,7 @@ from .._utils.command import exit_status
 from .._utils.importing import factory
 from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
 from ._example import check_example
-from .formats.table import FORMATS, LOWERED, Format, default_format, find_format
+from .formats.table import FORMATS, LOWERED, Format, default_format
 
 __all__ = ["main"]
 
@@ -83,8 +83,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--lowered",
         action=BooleanOptionalAction,
-        help="for pt2: write a program of oneDNN's kernels, which is fast on CPUs without a compiler, or the model as it "
-        "is; default: lowered, unless --format is passed",
+        help="for pt2: write a program of oneDNN's kernels, which is fast on CPUs without a compiler, or the operators "
+        "of the model; default: lowered, unless --format is passed",
     )
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument(

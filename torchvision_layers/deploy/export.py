@@ -109,7 +109,9 @@ def export(
             temporary.write_bytes(append_checksum(content, file_format.container))
             program, text = file_format.deserialize(read_verified(temporary), temporary)
             if text != metadata:
-                raise RuntimeError(f"the file in format {file_format.name!r} contains other metadata than it was written with")
+                raise RuntimeError(
+                    f"the file in format {file_format.name!r} contains other metadata than it was written with"
+                )
             compared = subject.compared
             difference = max(compare(subject, program, inputs, file_format) for inputs in compared)
             size = temporary.stat().st_size

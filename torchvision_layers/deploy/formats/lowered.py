@@ -41,7 +41,9 @@ def restrict(subject: Subject) -> Subject:
     """
     model = subject.model
     try:
-        lowered = model if isinstance(model, LoweredModel) else lower(model, subject.example.kwargs or subject.example.args)
+        lowered = (
+            model if isinstance(model, LoweredModel) else lower(model, subject.example.kwargs or subject.example.args)
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise type(error)(f"{error}; or pass lowered=False, to write the model as it is") from error
     sizes = lowered._signature.sizes

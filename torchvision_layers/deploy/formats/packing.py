@@ -55,7 +55,7 @@ class _Operator:
         self._name = name
 
     def __call__(self, *args: Any) -> None:
-        raise NotImplementedError("stands for an operator in a pickle")
+        raise NotImplementedError("only a name in a pickle")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return attrgetter(self._name), (_Torch(),)

@@ -22,9 +22,7 @@ from .size_rules import always_holds, holds, size_rules
 __all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources"]
 
 
-def export_subject(
-    subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True
-) -> ExportedProgram:
+def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True) -> ExportedProgram:
     """The program of a model for inputs of the sizes in its signature, without traces of the source code.
 
     With ``has_flat_output``, it returns a tuple of tensors. ``runs_single`` is that of :func:`export_program`.

@@ -49,7 +49,9 @@ class Archive:
         start += 30 + name_length + extra_length
         view = self._content[start : start + info.file_size]
         if info.compress_type != zipfile.ZIP_STORED or len(view) != info.file_size:
-            raise ValueError(f"{self.path} was not written by deploy.export: its record {name} is compressed or cut off")
+            raise ValueError(
+                f"{self.path} was not written by deploy.export: its record {name} is compressed or cut off"
+            )
         return view
 
     def _info(self, name: str) -> zipfile.ZipInfo:

@@ -93,8 +93,8 @@ def conv_sum(
         kernel: number of filters, and sizes of the kernel.
     """
     sizes = conv_shape(input, kernel, padding, stride, dilation)
-    # oneDNN does not broadcast like torch, nor does it check; with torch 2.11 it cannot add to a single pixel. A program
-    # of torch.export would refuse all sizes that decide otherwise than those it was traced with.
+    # oneDNN does not broadcast like torch, nor does it check; with torch 2.11 it cannot add to a single pixel. An
+    # exported program must not look for that: it would refuse all sizes that decide otherwise than the example.
     if list(other.shape) != sizes or (not torch.compiler.is_exporting() and max(sizes[2:]) == 1):
         output = torch.ops.mkldnn._convolution_pointwise.default(
             input, weight, bias, padding, stride, dilation, groups, "none", [], ""

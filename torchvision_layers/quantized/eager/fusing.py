@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torchvision.ops
 from torch import nn
@@ -29,8 +30,8 @@ def fuse_group(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     check_modes(modules, names, is_qat)
     layer, *others = modules
     if not is_qat and isinstance(others[0], nn.modules.batchnorm._BatchNorm):
-        fold = nn.utils.fuse_linear_bn_eval if isinstance(layer, nn.Linear) else nn.utils.fuse_conv_bn_eval
-        layer = fold(layer, others.pop(0))  # type: ignore[operator,type-var]  # of the same dimensions
+        fold: Any = nn.utils.fuse_linear_bn_eval if isinstance(layer, nn.Linear) else nn.utils.fuse_conv_bn_eval
+        layer = fold(layer, others.pop(0))
     parent.set_submodule(names[0], Fused(layer, *others).train(layer.training) if others else layer)
     for name, module in zip(names[1:], modules[1:], strict=True):
         parent.set_submodule(name, nn.Identity().train(module.training))
