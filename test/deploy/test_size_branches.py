@@ -63,6 +63,38 @@ def test_refuses_sizes_of_another_branch(name: str, format: str, tmp_path: Path)
             session.run(None, {"input": torch.randn(other).numpy()})
 
 
+class Attention(nn.Module):
+    """torch.export leaves a guard against a batch of one: the layout of its tokens depends on the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        tokens = y.flatten(2).transpose(1, 2)
+        attended = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return (tokens + attended).transpose(1, 2).reshape(y.shape)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_layouts_that_depend_on_the_batch_size(format: str, tmp_path: Path) -> None:
+    model = Attention().eval()
+    loaded = deploy.load(deploy.export(model, torch.randn(4, 3, 8, 8), tmp_path / "model", format=format).path)
+    for shape in ((1, 3, 8, 8), (1, 3, 10, 6), (3, 3, 9, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_branches_on_a_single_image(format: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"inputs of shape \[1, 3, 18, 18\]"):
+        deploy.export(
+            Branching(lambda size: size[0] > 1).eval(), torch.randn(2, 3, 18, 18), tmp_path / "model", format=format
+        )
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
