@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,16 @@ def test_outputs_of_many_kinds(tmp_path: Path) -> None:
         expected, output = model(images), deploy.load(path)(images)
         assert output["size"] == expected["size"]
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lowered", "lowered-int8"])
+def test_threads(name: str, case_file) -> None:
+    loaded = deploy.load(case_file(name).path)
+    inputs = [torch.randn(1 + i % 3, 3, 16 + i, 16, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    expected = [loaded(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for output, value in zip(pool.map(deploy.load(loaded.path), inputs * 4), expected * 4, strict=True):
+            assert torch.equal(output, value)
 
 
 def test_processors_that_cannot_run_a_file(case_file, monkeypatch: pytest.MonkeyPatch) -> None:

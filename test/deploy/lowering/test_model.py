@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
@@ -90,6 +91,27 @@ def test_fork(lowered: deploy.LoweredModel) -> None:
     process.start()
     assert torch.equal(torch.tensor(queue.get(timeout=60)), expected)
     process.join()
+
+
+class Features(Dataset):
+    """The outputs of a model, which the processes of a data loader compute."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.model(images(1, 3, 16, 16, seed=index))[0]
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_data_loaders(is_packed: bool, lowered: deploy.LoweredModel) -> None:
+    model = lowered if is_packed else copy.deepcopy(lowered)
+    loader = DataLoader(Features(model), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    outputs = torch.cat(list(loader))
+    assert torch.equal(outputs, torch.cat([lowered(images(1, 3, 16, 16, seed=i)) for i in range(4)]))
 
 
 def test_number_of_threads() -> None:
