@@ -34,6 +34,8 @@ PERIODS = {
     "qat pt2e": 8,
     "pt2": 16,
     "pt2 int8": 16,
+    "lowered": 16,
+    "lowered int8": 16,
     "onnx": 32,
     "onnx-qdq": 32,
     "aoti": 200,

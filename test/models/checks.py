@@ -27,10 +27,12 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "standalone": check_standalone,
     "torchscript": partial(check_export, format="torchscript"),
     "pt2": partial(check_export, format="pt2"),
+    "lowered": partial(check_export, format=None),
     "onnx": partial(check_export, format="onnx"),
     "aoti": partial(check_export, format="aoti"),
     "torchscript int8": partial(check_int8_export, format="torchscript", engine="eager", backend="onednn"),
     "pt2 int8": partial(check_int8_export, format="pt2", engine="pt2e", backend="x86"),
+    "lowered int8": partial(check_int8_export, format=None, engine="pt2e", backend="x86"),
     "onnx-qdq": partial(check_int8_export, format="onnx-qdq", engine="pt2e", backend="onnxruntime"),
 }
 

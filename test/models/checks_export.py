@@ -19,21 +19,22 @@ __all__ = ["check_export", "check_int8_export"]
 _SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "onnx-qdq": ".onnx"}
 
 
-def check_export(subject: Subject, format: str) -> None:
-    """A float file."""
+def check_export(subject: Subject, format: str | None) -> None:
+    """A float file; without a format, a lowered program."""
     loaded = _export(subject, subject.model(), format)
     for batch, size in ((2, 0), (1, 1), (3, 2)):
+        place = f"{format or 'lowered'}, batch of {batch}, size {size}"
         outputs = _run(loaded, subject.inputs(batch, size))
         if outputs is not None:
-            check_close(outputs, subject.expected(batch, size), 2e-4, f"{format}, batch of {batch}, size {size}")
+            check_close(outputs, subject.expected(batch, size), 2e-4, place)
 
 
-def check_int8_export(subject: Subject, format: str, engine: str, backend: str) -> None:
+def check_int8_export(subject: Subject, format: str | None, engine: str, backend: str) -> None:
     """A file of an int8 model: integer kernels may round other values to another side."""
     int8, _ = quantize(subject, engine, backend)
     loaded = _export(subject, int8, format)
     for batch, size in ((2, 0), (1, 1), (3, 2)):
-        inputs = subject.inputs(batch, size)
+        inputs, place = subject.inputs(batch, size), f"{format or 'lowered'}, batch of {batch}, size {size}"
         try:
             expected = outputs_of(int8, inputs)
         except ValueError as error:
@@ -44,18 +45,18 @@ def check_int8_export(subject: Subject, format: str, engine: str, backend: str) 
         if outputs is None:
             continue
         if format in ("torchscript", "pt2"):
-            check_close(outputs, expected, 1e-5, f"{format} of int8, batch of {batch}, size {size}")
+            check_close(outputs, expected, 1e-5, place)
         else:
-            check_explained(outputs, expected, subject.estimate, f"{format}, batch of {batch}, size {size}", 2)
+            check_explained(outputs, expected, subject.estimate, place, 2)
 
 
-def _export(subject: Subject, model: nn.Module, format: str) -> deploy.Loaded:
+def _export(subject: Subject, model: nn.Module, format: str | None) -> deploy.Loaded:
     inputs = subject.inputs()
     example = inputs.kwargs or (inputs.args[0] if len(inputs.args) == 1 else tuple(inputs.args))
     folder = Path(subject.folder) / "files"
     folder.mkdir(exist_ok=True)
     try:
-        path = deploy.export(model, example, folder / f"model{_SUFFIXES[format]}", format=format).path
+        path = deploy.export(model, example, folder / f"model{_SUFFIXES[format or 'pt2']}", format=format).path
         return deploy.load(path)
     except Exception as error:
         raise refuse(error, subject.text) from error
