@@ -46,7 +46,9 @@ def restrict(subject: Subject) -> Subject:
             model if isinstance(model, LoweredModel) else lower(model, subject.example.kwargs or subject.example.args)
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise type(error)(f"{error}; or pass lowered=False, to write the model as it is") from error
+        # Subclasses may have other arguments.
+        cls = next(cls for cls in (TypeError, ValueError, RuntimeError) if isinstance(error, cls))
+        raise cls(f"{error}; or pass lowered=False, to write the model as it is") from error
     sizes = lowered._signature.sizes
     shapes = [
         tuple(axis if size is None else size for axis, size in zip(spec.shape, fixed, strict=True))
