@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import re
 import zipfile
 from collections.abc import Callable
@@ -59,6 +60,34 @@ def test_kernels_in_torch_alone(name: str, case_file, interpreter: Interpreter, 
     weights = [line for line in executed(loading, "reorder") if "dst:s8" in line or "dst:f32" in line]
     assert len(weights) >= len(convs)
     assert not any("src:s8" in line for line in executed(second, "reorder"))
+
+
+OTHER_PROCESSOR = """
+import os, sys
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+import torch
+from torchvision_layers import deploy
+x, expected = torch.load(sys.argv[3])
+with torch.no_grad():
+    for loaded in (deploy.load(sys.argv[1]), torch.export.load(sys.argv[1]).module()):
+        torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-5)
+try:
+    deploy.load(sys.argv[2])
+    print("int8 runs")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_other_processors_pack_for_themselves(case_file, interpreter: Interpreter, tmp_path: Path) -> None:
+    """A processor with other layouts runs the float file; without VNNI, the int8 file raises an error."""
+    paths = [case_file(name).path for name in ("lowered", "lowered-int8")]
+    torch.save((example(), deploy.load(paths[0])(example())), tmp_path / "x.pt")
+    root = Path(deploy.__file__).parents[2]
+    result = interpreter.run(OTHER_PROCESSOR, *map(str, paths), str(tmp_path / "x.pt"), cwd=root)
+    assert result.returncode == 0, result.stderr
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        assert f"{paths[1]} cannot run here: lowered int8 models need a CPU" in result.stdout
 
 
 def is_lowered(path: Path) -> bool:
