@@ -46,12 +46,17 @@ def pad_same(input: Tensor, kernel_size: list[int], stride: list[int], dilation:
     """Pads like :class:`SamePadding`; exported programs compute the padding from the sizes of each image."""
     padding: list[int] = []
     for i in range(len(kernel_size)):  # torch.nn.functional.pad begins with the last dimension
-        size = input.shape[-1 - i]
-        steps = (size + stride[-1 - i] - 1) // stride[-1 - i] - 1
-        missing = steps * stride[-1 - i] + (kernel_size[-1 - i] - 1) * dilation[-1 - i] + 1 - size
-        total = max(missing, 0) if torch.jit.is_scripting() else torch.sym_max(missing, 0)
-        padding += [total // 2, total - total // 2]  # type: ignore[list-item]
+        size, step = input.shape[-1 - i], stride[-1 - i]
+        window = (kernel_size[-1 - i] - 1) * dilation[-1 - i] + 1
+        total = ((size + step - 1) // step - 1) * step + window - size
+        if window < step:  # otherwise nothing is negative, and formulas of sizes in exported programs stay short
+            total = max(total, 0) if torch.jit.is_scripting() else _at_least_zero(total)
+        padding += [total // 2, total - total // 2]
     return F.pad(input, padding)
+
+
+def _at_least_zero(size: Any) -> Any:
+    return size.clamp(min=0) if isinstance(size, Tensor) else torch.sym_max(size, 0)  # torch.jit.trace has tensors
 
 
 def constant_same_padding(kernel_size: list[int], stride: list[int], dilation: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..._utils.checks import check_input
 from ..._utils.plain.keys import hide_name
 from ..._utils.plain.padding import SamePadding, constant_same_padding
 from ...layers.same_conv import Conv2dSame
@@ -39,6 +40,7 @@ class QuantizableConv2dSame(QuantizableLayer, Conv2dSame):
         hide_name(self, "conv")
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.in_channels, needs_pixels=True)
         return self.conv(self.pad(input))
 
     # Initialization and folding of a model read the parameters of each nn.Conv2d.
