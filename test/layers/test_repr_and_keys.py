@@ -57,6 +57,17 @@ ConvNormAct(
     )
 
 
+@golden(tnn.Conv2dSame)
+def test_conv2d_same() -> None:
+    assert_expected_inline(
+        described(tnn.Conv2dSame(3, 8, 3, stride=2)),
+        """\
+Conv2dSame(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=same)
+weight (8, 3, 3, 3)
+bias (8,)""",
+    )
+
+
 @golden(tnn.Conv1dNormAct)
 def test_conv1d_norm_act() -> None:
     assert_expected_inline(

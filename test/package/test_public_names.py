@@ -55,6 +55,8 @@ Bottleneck(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64,
 Conv1dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm1d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv1d, device=None, dtype=None)
+Conv2dSame(in_channels, out_channels, kernel_size, stride=1, padding='same', dilation=1, groups=1,
+    bias=True, *, device=None, dtype=None)
 Conv3dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm3d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv3d, device=None, dtype=None)
@@ -64,7 +66,8 @@ ConvNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, gr
     norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv2d, device=None, dtype=None)
 DepthwiseSeparableConv(in_channels, out_channels, kernel_size=3, stride=1, padding=None, dilation=1,
-    depth_multiplier=1, norm_layer=BatchNorm2d, activation_layer=ReLU, *, device=None, dtype=None)
+    depth_multiplier=1, norm_layer=BatchNorm2d, activation_layer=ReLU, *, conv_layer=Conv2d,
+    device=None, dtype=None)
 FrozenBatchNorm2d(num_features, eps=1e-05, *, device=None, dtype=None)
 FusedMBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=4,
     norm_layer=BatchNorm2d, activation_layer=SiLU, *, conv_layer=Conv2d, stochastic_depth=0.0,
@@ -106,6 +109,7 @@ Multiplication
 QuantizableBasicBlock
 QuantizableBottleneck
 QuantizableConv1dNormAct
+QuantizableConv2dSame
 QuantizableConv3dNormAct
 QuantizableConvNeXtBlock
 QuantizableConvNormAct

@@ -15,6 +15,7 @@ NARROW, SHALLOW = {"width_mult": 0.25}, {"width_mult": 0.125, "depth_mult": 0.25
 SIZES: dict[str, dict[str, float]] = {
     "convnext_tiny": {"width_mult": 0.125, "depth_mult": 1 / 3},
     "efficientnet_b0": {"width_mult": 0.25, "depth_mult": 0.5},
+    "efficientnet_lite0": {"width_mult": 0.25, "depth_mult": 0.5},
     "mobilenet_v1": {"width_mult": 0.25, "depth_mult": 0.5},
     "mobilenet_v2": NARROW,
     "mobilenet_v2_coord": {"width_mult": 0.25, "depth_mult": 0.25},
@@ -27,6 +28,7 @@ SIZES: dict[str, dict[str, float]] = {
 }
 # These differ only in depth, channels or groups from the models above or from torchvision's.
 VARIANTS = {"mobilenet_v2_half", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+VARIANTS |= {f"efficientnet_lite{i}" for i in range(1, 5)}
 VARIANTS |= {"resnext50_32x4d", "se_resnet18", "wide_resnet50_2"}
 WITH_TWINS = [name for name in SIZES if name != "resnet26_sasa"]
 

@@ -28,6 +28,11 @@ def parameters(model: nn.Module) -> int:
         ("mobilenet_v1", 0.5, 1.3),
         ("mobilenet_v1", 0.25, 0.5),
         ("resnet26_sasa", 1.0, 10.3),  # table 1 of arXiv 1906.05909
+        ("efficientnet_lite0", 1.0, 4.7),  # table in the README of the authors' code, as for the next four
+        ("efficientnet_lite1", 1.0, 5.4),
+        ("efficientnet_lite2", 1.0, 6.1),
+        ("efficientnet_lite3", 1.0, 8.2),
+        ("efficientnet_lite4", 1.0, 13.0),
     ],
 )
 def test_parameters(name: str, width_mult: float, millions: float) -> None:

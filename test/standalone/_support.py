@@ -31,6 +31,7 @@ MODELS_AT = ROOT / "references" / "classification" / "models"
 MODELS = {
     "convnext_tiny": "convnext",
     "efficientnet_b0": "efficientnet",
+    **{f"efficientnet_lite{i}": "efficientnet_lite" for i in range(5)},
     "mobilenet_v1": "mobilenet_v1",
     "mobilenet_v2": "mobilenet",
     "mobilenet_v2_coord": "mobilenet",
@@ -59,6 +60,7 @@ WITHOUT_TWINS = {
 }
 #: Tested only by ``make test-all``: they use the same classes as another model, with other numbers.
 SLOW_MODELS = {
+    *(f"efficientnet_lite{i}" for i in range(1, 5)),
     *("mobilenet_v2_half", "mobilenet_v3_large", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
     *("se_resnet18", "wide_resnet50_2"),
 }

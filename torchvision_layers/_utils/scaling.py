@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CONV_AND_LINEAR", "in_channels", "out_channels", "scale_inputs", "scale_outputs"]
+__all__ = ["CONV_AND_LINEAR", "broadcastable", "in_channels", "out_channels", "scale_inputs", "scale_outputs"]
 
 #: Modules with a weight per pair of input and output channels, and an optional bias.
 CONV_AND_LINEAR = (
@@ -38,7 +38,7 @@ def scale_outputs(layer: nn.Module, scale: Tensor, shift: Tensor | None = None) 
     """
     weight, bias = _parameters(layer)
     scale = scale.detach().to(_compute_dtype(weight))
-    _set(layer, "weight", weight * _broadcastable(layer, scale, is_output=True), weight)
+    _set(layer, "weight", weight * broadcastable(layer, scale, is_output=True), weight)
     if bias is None and shift is None:
         return
     scaled = scale.new_zeros(len(scale)) if bias is None else bias * scale
@@ -49,7 +49,7 @@ def scale_inputs(layer: nn.Module, scale: Tensor) -> None:
     """Changes a convolution or linear layer in place so that it multiplies its input by ``scale`` first."""
     weight, _ = _parameters(layer)
     scale = scale.detach().to(_compute_dtype(weight))
-    _set(layer, "weight", weight * _broadcastable(layer, scale, is_output=False), weight)
+    _set(layer, "weight", weight * broadcastable(layer, scale, is_output=False), weight)
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -68,8 +68,8 @@ def _set(layer: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
     setattr(layer, name, nn.Parameter(value.to(like.dtype), requires_grad=False))
 
 
-def _broadcastable(layer: nn.Module, scale: Tensor, is_output: bool) -> Tensor:
-    """``scale`` in a shape that broadcasts against the weight."""
+def broadcastable(layer: nn.Module, scale: Tensor, is_output: bool) -> Tensor:
+    """``scale`` of the output or input channels in a shape that broadcasts against the weight."""
     if isinstance(layer, nn.Linear):
         return scale[:, None] if is_output else scale
     assert isinstance(layer, nn.modules.conv._ConvNd)

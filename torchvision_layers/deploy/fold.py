@@ -15,7 +15,7 @@ from .folding.comparison import check_same
 from .folding.folding_pass import FoldingPass
 from .folding.replacement import remove_parametrizations
 
-__all__ = ["fold", "fold_call"]
+__all__ = ["fold", "fold_call", "run_on"]
 
 _CAUSES = (
     "possible causes: a forward that cannot be traced calls only parts of a child, a forward reads an attribute of a "
@@ -71,7 +71,7 @@ def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     folded = copy_module(model).eval()
     remove_parametrizations(folded)
     make_plain_(folded)
-    FoldingPass(folded, None if inputs is None else partial(_run, inputs)).fold(folded)
+    FoldingPass(folded, None if inputs is None else partial(run_on, inputs)).fold(folded)
     folded.requires_grad_(False)
     if inputs is not None:
         check_same(folded, model, inputs, "folding", _CAUSES)
@@ -90,5 +90,6 @@ def _check_model(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _run(inputs: Inputs, model: nn.Module) -> object:
+def run_on(inputs: Inputs, model: nn.Module) -> object:
+    """Runs a model on copies of the inputs."""
     return inputs.map(Tensor.clone).run(model)  # a model may write to its inputs

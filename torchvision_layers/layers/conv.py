@@ -92,7 +92,7 @@ class ConvNormAct(_ConvNormAct):
         dilation: spacing between kernel elements. Default: ``1``.
         inplace: passed to the activation; ``None`` keeps the default of the activation. Default: ``True``.
         bias: whether the convolution has a bias. Default: ``None``, which adds one only if there is no normalization.
-        conv_layer: called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
+        conv_layer: called like ``nn.Conv2d``; :class:`Conv2dSame` pads as TensorFlow does. Default: ``nn.Conv2d``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 

@@ -26,6 +26,7 @@ class DepthwiseSeparableConv(nn.Module):
         depth_multiplier: number of depthwise filters per input channel. Default: ``1``.
         norm_layer: called with its channels after each convolution; ``None`` for none. Default: ``nn.BatchNorm2d``.
         activation_layer: after each normalization; ``None`` for none. Default: ``nn.ReLU``.
+        conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -51,6 +52,7 @@ class DepthwiseSeparableConv(nn.Module):
         norm_layer: LayerArgument | None = nn.BatchNorm2d,
         activation_layer: LayerArgument | None = nn.ReLU,
         *,
+        conv_layer: LayerArgument = nn.Conv2d,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class DepthwiseSeparableConv(nn.Module):
             norm_layer=norm_layer,
             activation_layer=activation_layer,
             dilation=dilation,
+            conv_layer=conv_layer,
             device=device,
             dtype=dtype,
         )

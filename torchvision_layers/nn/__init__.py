@@ -12,6 +12,7 @@ from ..layers.mbconv import FusedMBConv, MBConv
 from ..layers.mlp import MLP
 from ..layers.permute import Permute
 from ..layers.residual import BasicBlock, Bottleneck
+from ..layers.same_conv import Conv2dSame
 from ..layers.squeeze_excitation import SqueezeExcitation
 from ..layers.stochastic_depth import StochasticDepth
 
@@ -20,6 +21,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "Conv1dNormAct",
+    "Conv2dSame",
     "Conv3dNormAct",
     "ConvNeXtBlock",
     "ConvNormAct",

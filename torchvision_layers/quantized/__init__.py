@@ -14,6 +14,7 @@ from .layers.mlp import QuantizableMLP
 from .layers.observed import Addition, Concatenation, Multiplication
 from .layers.positional_conv import QuantizablePositionalConv2d
 from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
+from .layers.same_conv import QuantizableConv2dSame
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
 from .pt2e.model import QuantizableGraph
 from .report import Report, ReportRow, report
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizableBasicBlock",
     "QuantizableBottleneck",
     "QuantizableConv1dNormAct",
+    "QuantizableConv2dSame",
     "QuantizableConv3dNormAct",
     "QuantizableConvNeXtBlock",
     "QuantizableConvNormAct",

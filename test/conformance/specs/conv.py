@@ -85,7 +85,55 @@ def _inputs(image: tuple[int, ...]) -> tuple[BadInput, ...]:
     )
 
 
+_SAME = {"in_channels": 4, "out_channels": 6, "kernel_size": 3}
+
 SPECS = (
+    LayerSpec(
+        tnn.Conv2dSame,
+        (
+            Sample(
+                "strided",
+                _SAME | {"stride": 2},
+                (2, 4, 8, 9),
+                partial(ref.conv2d_same, stride=(2, 2)),
+                reads_mode=False,
+            ),
+            Sample("same size", _SAME | {"padding": 1}, (2, 4, 7, 9), ref.conv2d_same, reads_mode=False),
+            Sample(
+                "rectangle",
+                _SAME | {"kernel_size": (4, 5), "stride": (1, 3), "dilation": (1, 2), "groups": 2, "bias": False},
+                (2, 4, 9, 14),
+                partial(ref.conv2d_same, stride=(1, 3), dilation=(1, 2), groups=2),
+                reads_mode=False,
+            ),
+        ),
+        (
+            *invalid_inputs.channels("in_channels", "out_channels"),
+            BadArguments(
+                InvalidInput.GROUPS, {"groups": 3}, ValueError, "in_channels must be divisible by groups, got 4 and 3"
+            ),
+            BadArguments(
+                InvalidInput.GROUPS, {"groups": 4}, ValueError, "out_channels must be divisible by groups, got 6 and 4"
+            ),
+            *invalid_inputs.numbers_each(2, "kernel_size", "stride", "dilation"),
+            BadArguments(InvalidInput.WINDOW, {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+            BadArguments(InvalidInput.CHOICE, {"padding": 1.0}, TypeError, r"padding must be an int, got 1\.0"),
+            BadArguments(
+                InvalidInput.CHOICE, {"padding": 0}, ValueError, r"padding must be 'same' or \(1, 1\), .*got 0"
+            ),
+            BadArguments(
+                InvalidInput.CHOICE, {"padding": "valid"}, ValueError, r"padding must be 'same' or .*got 'valid'"
+            ),
+            BadArguments(InvalidInput.CHOICE, {"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        ),
+        (
+            *invalid_inputs.shapes(4, (8, 9)),
+            *invalid_inputs.types_of_torch((2, 4, 8, 9)),
+            BadInput(InvalidInput.NO_PIXELS, (2, 4, 0, 9), ValueError, r"at least one pixel, got shape \[2, 4, 0, 9\]"),
+        ),
+        quantized.QuantizableConv2dSame,
+        shape_strategies.conv2d_same(),
+    ),
     LayerSpec(
         tnn.ConvNormAct,
         (
@@ -128,6 +176,13 @@ SPECS = (
                 (2, 3, 7, 9),
                 partial(ref.conv_norm_act, kernel_size=2, padding=0, norm="none"),
                 reads_mode=False,
+            ),
+            Sample(
+                "padding of tensorflow",
+                {"in_channels": 3, "out_channels": 5, "stride": 2, "conv_layer": tnn.Conv2dSame},
+                (2, 3, 8, 9),
+                partial(ref.conv2d_same_norm_act, stride=(2, 2)),
+                reads_mode=True,
             ),
             Sample(
                 "conv norm",

@@ -1,5 +1,6 @@
 """Strategies that draw arguments and sizes, and the shape of the output by formulas in plain Python."""
 
+import math
 from typing import Any
 
 from hypothesis import strategies as st
@@ -90,6 +91,18 @@ def conv_norm_act(draw: st.DrawFn, dims: int) -> ShapeExample:
     kwargs |= {"in_channels": channels, "out_channels": out_channels, "groups": groups}
     shape = (draw(BATCH), draw(width(channels)), *draw(sizes(dims)))
     return ShapeExample(kwargs, shape, convolve(shape, out_channels, *numbers) if shape[1] == channels else None)
+
+
+@st.composite
+def conv2d_same(draw: st.DrawFn) -> ShapeExample:
+    groups = draw(st.integers(1, 3))
+    channels, out_channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
+    kernel, stride, dilation = (draw(one_or_each(st.integers(1, largest), 2)) for largest in (5, 4, 3))
+    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "groups": groups}
+    kwargs |= {"kernel_size": kernel, "stride": stride, "dilation": dilation}
+    batch, *image = shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
+    out = (batch, out_channels, *(math.ceil(n / s) for n, s in zip(image[1:], each(stride, 2), strict=True)))
+    return ShapeExample(kwargs, shape, out if shape[1] == channels and 0 not in shape[2:] else None)
 
 
 @st.composite

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SamePadding", "padding_module", "same_padding"]
+__all__ = ["SamePadding", "constant_same_padding", "pad_same", "padding_module", "same_padding"]
 
 _PADDINGS: dict[str, tuple[Any, ...]] = {
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -36,18 +36,38 @@ class SamePadding(nn.Module):
         self.kernel_size, self.stride, self.dilation = list(kernel_size), list(stride), list(dilation)
 
     def forward(self, input: Tensor) -> Tensor:
-        padding: list[int] = []
-        for i in range(len(self.kernel_size)):  # torch.nn.functional.pad begins with the last dimension
-            size = input.shape[-1 - i]
-            stride = self.stride[-1 - i]
-            steps = (size + stride - 1) // stride - 1
-            missing = steps * stride + (self.kernel_size[-1 - i] - 1) * self.dilation[-1 - i] + 1 - size
-            total = max(missing, 0) if torch.jit.is_scripting() else torch.sym_max(missing, 0)
-            padding += [total // 2, total - total // 2]  # type: ignore[list-item]
-        return F.pad(input, padding)
+        return pad_same(input, self.kernel_size, self.stride, self.dilation)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+
+
+def pad_same(input: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    """Pads like :class:`SamePadding`; exported programs compute the padding from the sizes of each image."""
+    padding: list[int] = []
+    for i in range(len(kernel_size)):  # torch.nn.functional.pad begins with the last dimension
+        size, step = input.shape[-1 - i], stride[-1 - i]
+        window = (kernel_size[-1 - i] - 1) * dilation[-1 - i] + 1
+        total = ((size + step - 1) // step - 1) * step + window - size
+        if window < step:  # otherwise nothing is negative, and formulas of sizes in exported programs stay short
+            total = max(total, 0) if torch.jit.is_scripting() else _at_least_zero(total)
+        padding += [total // 2, total - total // 2]
+    return F.pad(input, padding)
+
+
+def _at_least_zero(size: Any) -> Any:
+    return size.clamp(min=0) if isinstance(size, Tensor) else torch.sym_max(size, 0)  # torch.jit.trace has tensors
+
+
+def constant_same_padding(kernel_size: list[int], stride: list[int], dilation: list[int]) -> list[int]:
+    """The zeros on each side of a dimension if they are the same for all images and on both sides; empty otherwise."""
+    padding: list[int] = []
+    for i in range(len(kernel_size)):
+        total = (kernel_size[i] - 1) * dilation[i]
+        if total % 2 != 0 or (total > 0 and stride[i] > 1):
+            return []
+        padding.append(total // 2)
+    return padding
 
 
 def same_padding(

@@ -13,6 +13,7 @@ from ...layers.layer_norm import LayerScale
 from ...layers.linear import LinearDropoutAct
 from ...layers.mlp import MLP
 from ...layers.positional_conv import PositionalConv2d
+from ...layers.same_conv import Conv2dSame
 from ...layers.stochastic_depth import StochasticDepth
 from ...quantized.eager.support import is_unit
 from .replacement import float_class_of
@@ -55,7 +56,9 @@ def is_identity(module: nn.Module) -> bool:
 
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module is a convolution, a transposed convolution or a linear layer."""
-    return float_class_of(module) in (*CONV_AND_LINEAR, PositionalConv2d)
+    cls = float_class_of(module)
+    # The twin of a Conv2dSame is a container of padding and a convolution.
+    return cls in (*CONV_AND_LINEAR, PositionalConv2d) or cls is type(module) is Conv2dSame
 
 
 def runs_in_order(module: nn.Module) -> bool:

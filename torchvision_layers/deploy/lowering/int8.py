@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
-from ...quantized.pt2e.nodes import CONVS, LINEAR, arguments, conv_geometry, is_call, is_dequantize, is_quantize
+from ...quantized.pt2e.nodes import (
+    CONVS,
+    LINEAR,
+    arguments,
+    conv_geometry,
+    is_call,
+    is_dequantize,
+    is_quantize,
+    is_zero_padding,
+)
 from .aliasing import positions
 from .fusion import replace_call
 from .int8_kernels import dequantize, quantize, quantized_conv_sum
@@ -177,7 +186,7 @@ def _move_integers(graph: fx.Graph, node: fx.Node) -> None:
     if is_call(move, _MAXIMA) and is_dequantize(move.args[0]) and move.args[0].args[1:] == node.args[1:]:
         _round_after_maximum(graph, move)
         return
-    is_move = is_call(move, _MOVES)
+    is_move = is_call(move, _MOVES) or is_zero_padding(move)
     if is_call(move, {_aten.cat.default}):
         is_move = all(isinstance(term, fx.Node) for term in move.args[0])
     sources = [source for source in move.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
@@ -186,6 +195,8 @@ def _move_integers(graph: fx.Graph, node: fx.Node) -> None:
     if all(is_dequantize(source) and source.args[1:] == node.args[1:] for source in sources):
         for source in sources:
             move.replace_input_with(source, source.args[0])
+        if is_zero_padding(move):
+            replace_call(move, _aten.constant_pad_nd.default, (*move.args[:2], node.args[2]))
         move.meta = {**move.meta, "val": node.meta["val"]}
         node.replace_all_uses_with(move)
         graph.erase_node(node)

@@ -28,6 +28,7 @@ from .post_ops import PostOp
 from .problems import raise_problems
 from .repeated_calls import unsplit_modules
 from .rewriting import rewrite_forwards
+from .support import is_unit
 
 __all__ = ["QuantizableModel", "make_quantizable_", "quantizable", "unwrapped"]
 
@@ -246,11 +247,11 @@ def make_quantizable_(
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
-    without_kernel = make_twins(wrapper.model)
     paths = {path for path, _ in wrapper.model.named_modules()}
+    without_kernel = make_twins(wrapper.model)
     untrainable = _make_plain_(wrapper.model, will_train, run)
     for path, module in wrapper.model.named_modules():
-        if path not in paths:
+        if path not in paths and not is_unit(module):
             wrapper.classes_before[path] = type(module).__name__
     if allow_float:
         for path in set[str]().union(*run.read_layers.values()) if run else ():

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..._utils.modules import numeric_padding
 from ..._utils.plain.padding import SamePadding
+from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.layer_norm import LayerNorm2d, LayerScale
 from ...layers.permute import Permute
@@ -34,6 +35,7 @@ _CONVERTED = {
 
 # Their operators have kernels for quantized tensors: exact, or with a fixed range (sigmoids, tanh).
 _PASS_THROUGH = {
+    ChannelCap,
     Permute,
     SamePadding,
     StochasticDepth,

@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..._utils.checks import check_not_lazy
+from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
@@ -20,8 +21,8 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# The first two accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
-NEED_NO_TWIN = (Permute, StochasticDepth, FrozenBatchNorm2d, PositionMap)
+# The first three accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
+NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, FrozenBatchNorm2d, PositionMap)
 
 
 _PACKAGE_LAYERS = tuple(f"torchvision_layers.{name}." for name in ("experimental", "layers", "quantized"))

@@ -29,6 +29,7 @@ __all__ = [
     "is_fused_into",
     "is_quantize",
     "is_random",
+    "is_zero_padding",
     "module_class",
     "module_path",
     "operands",
@@ -120,6 +121,15 @@ PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
 def is_call(node: object, targets: Container[object]) -> bool:
     """Whether ``node`` calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_zero_padding(node: object) -> bool:
+    """Whether ``node`` adds zeros at the borders of a tensor."""
+    if not is_call(node, {_aten.pad.default, _aten.constant_pad_nd.default}):
+        return False
+    assert isinstance(node, fx.Node)
+    mode, value = (["constant"] if node.target is _aten.constant_pad_nd.default else []) + arguments(node)[2:]
+    return mode == "constant" and value in (None, 0)
 
 
 def is_fused_into(activation: fx.Node, source: fx.Node) -> bool:

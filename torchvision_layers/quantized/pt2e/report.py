@@ -7,7 +7,16 @@ from torch import Tensor, fx
 from ..report_row import Int8Support, ReportRow
 from ..wrapper import Stage
 from .model import QuantizableGraph
-from .nodes import COMPUTE_OPS, is_call, is_dequantize, is_fused_into, is_quantize, module_path, operands
+from .nodes import (
+    COMPUTE_OPS,
+    is_call,
+    is_dequantize,
+    is_fused_into,
+    is_quantize,
+    is_zero_padding,
+    module_path,
+    operands,
+)
 
 __all__ = ["graph_rows"]
 
@@ -43,7 +52,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         if path in graph.weighted:
             return ReportRow(path, before, "-", "float", "its result is a constant or not used")
         return ReportRow(path, before, "identity", "int8", Int8Support.PASS_THROUGH.value)
-    if all(_is_int8(node) for node in nodes):
+    if all(_is_int8(node) or (is_zero_padding(node) and _keeps_int8(node)) for node in nodes) and (
+        len(nodes) > 1 or _is_int8(nodes[0])
+    ):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
     units = [_fusion_target(node) for node in nodes]
     targets = tuple(unit for unit in units if unit is not None)
@@ -68,7 +79,8 @@ def _is_int8(node: fx.Node) -> bool:
 def _keeps_int8(node: fx.Node) -> bool:
     """Whether the inputs of the node are dequantized and every consumer quantizes its output."""
     is_quantized = bool(node.users) and all(is_quantize(user) for user in node.users)
-    return is_quantized and all(is_dequantize(argument) for argument in node.all_input_nodes)
+    tensors = [argument for argument in node.all_input_nodes if isinstance(argument.meta.get("val"), Tensor)]
+    return is_quantized and all(map(is_dequantize, tensors))
 
 
 def _fusion_target(node: fx.Node) -> str | None:

@@ -10,12 +10,24 @@ from typing import Any
 import torchao.quantization.pt2e as pt2e
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
+from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..range_search import FastRangeSearch
 from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
-from .nodes import ADDITIONS, CLAMPS, CONVS, KEEP_RANGE, LINEAR, MATMULS, PRODUCTS, is_call, is_fused_into, operands
+from .nodes import (
+    ADDITIONS,
+    CLAMPS,
+    CONVS,
+    KEEP_RANGE,
+    LINEAR,
+    MATMULS,
+    PRODUCTS,
+    is_call,
+    is_fused_into,
+    is_zero_padding,
+    operands,
+)
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
@@ -123,7 +135,19 @@ class _X86Quantizer(x86.X86InductorQuantizer):
             elif node in products and node.target in MATMULS:
                 specs = dict.fromkeys(operands(node), self.global_config.input_activation)
                 self._annotate_inputs(node, specs, is_unit=True)
+        for node in reversed(model.graph.nodes):
+            if is_zero_padding(node):
+                self._annotate_padding(node)
         return model
+
+    def _annotate_padding(self, node: fx.Node) -> None:
+        """Makes padding before int8 ops keep the range of its input, which would otherwise be rounded once more."""
+        spec = self.global_config.input_activation
+        readers = [user.meta.get(x86.QUANT_ANNOTATION_KEY) for user in node.users]
+        if not all(reader is not None and reader.input_qspec_map.get(node) is spec for reader in readers):
+            return
+        self._annotate_inputs(node, {node.args[0]: spec}, is_unit=True)
+        node.meta[x86.QUANT_ANNOTATION_KEY].output_qspec = SharedQuantizationSpec((node.args[0], node))
 
     def _annotate_weighted(self, node: fx.Node) -> None:
         followers = [user for user in node.users if is_fused_into(user, node)]
@@ -178,7 +202,7 @@ def _is_read_in_float(node: fx.Node) -> bool:
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
     """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
     for user in node.users:
-        if is_call(user, KEEP_RANGE | CLAMPS):
+        if is_call(user, KEEP_RANGE | CLAMPS) or is_zero_padding(user):
             yield from _readers(user)
         elif user.op != "output":
             yield user

@@ -75,6 +75,7 @@ def load_datasets(
     *,
     auto_augment: str | None = None,
     random_erase: float = 0.0,
+    normalization: str = "dataset",
 ) -> Datasets:
     """The training set, the test set and the names of the classes. The split is always the same.
 
@@ -90,12 +91,15 @@ def load_datasets(
         image_size: side of the square the images are scaled to.
         auto_augment: augmentation of training images, one of ``presets.AUTO_AUGMENT``. Default: ``None``.
         random_erase: probability of erasing a random rectangle of a training image. Default: ``0.0``.
+        normalization: one of ``presets.SCHEMES``. Default: ``"dataset"``.
 
     Errors: ``ValueError`` for an unknown name, a folder without such content, or a number out of range.
     """
     if image_size < 8:
         raise ValueError(f"image_size must be at least 8, got {image_size}")
-    transforms = presets.transforms_of(name, image_size, auto_augment=auto_augment, random_erase=random_erase)
+    transforms = presets.transforms_of(
+        name, image_size, auto_augment=auto_augment, random_erase=random_erase, scheme=normalization
+    )
     if name in ("digits", "fake"):
         if data_path is not None:
             raise ValueError(

@@ -142,6 +142,7 @@ def load_data(settings: DataSettings) -> tuple[ImageLoader, ImageLoader, list[st
         settings.image_size,
         auto_augment=settings.auto_augment,
         random_erase=settings.random_erase,
+        normalization=settings.normalization,
     )
     loader = partial(
         ImageLoader,

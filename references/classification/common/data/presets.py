@@ -19,6 +19,11 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # The statistics of ImageNet, used for photographs in general.
 PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# Of checkpoints that were trained with TensorFlow: nearly [-1, 1], exact in 8 bits.
+TENSORFLOW_MEAN, TENSORFLOW_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Which mean and standard deviation images are normalized with: those of the dataset, or fixed ones.
+SCHEMES = ("dataset", "tensorflow")
+
 # Mean and standard deviation by name of the dataset.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": (DIGITS_MEAN, DIGITS_STD),
@@ -30,7 +35,12 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def transforms_of(
-    dataset: str, image_size: int, *, auto_augment: str | None = None, random_erase: float = 0.0
+    dataset: str,
+    image_size: int,
+    *,
+    auto_augment: str | None = None,
+    random_erase: float = 0.0,
+    scheme: str = "dataset",
 ) -> tuple[v2.Transform, v2.Transform]:
     """The transforms of ``dataset`` for training and for testing.
 
@@ -41,14 +51,22 @@ def transforms_of(
             AugMix, or the AutoAugment policy for the dataset of that name. Default: ``None``.
         random_erase: probability that a random rectangle of a training image is replaced by the mean.
             Default: ``0.0``.
+        scheme: normalization, one of ``SCHEMES``. Default: ``"dataset"``.
 
-    Errors: ``ValueError`` for an unknown dataset or ``auto_augment``, or a ``random_erase`` outside of [0, 1].
+    Errors: ``ValueError`` for an unknown dataset, scheme or ``auto_augment``, or a ``random_erase`` outside of [0, 1].
     """
-    normalization(dataset)
+    mean, std = normalization(dataset, scheme)
     train, test = {"digits": (digits_train, digits_eval), "cifar10": (cifar10_train, cifar10_eval)}.get(
         dataset, (photo_train, photo_eval)
     )
-    return train(image_size, auto_augment, random_erase), test(image_size)
+    transforms = train(image_size, auto_augment, random_erase), test(image_size)
+    if scheme == "dataset":
+        return transforms
+    old_mean, old_std = normalization(dataset)
+    shift = [(new - old) / scale for new, old, scale in zip(mean, old_mean, old_std, strict=True)]
+    change = v2.Normalize(shift, [new / old for new, old in zip(std, old_std, strict=True)])
+    train_transform, test_transform = (v2.Compose([transform, change]) for transform in transforms)
+    return train_transform, test_transform
 
 
 def digits_train(image_size: int, auto_augment: str | None = None, random_erase: float = 0.0) -> v2.Transform:
@@ -132,14 +150,16 @@ def batch_mixing(num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> v
     return mixings[0] if len(mixings) == 1 else v2.RandomChoice(mixings)
 
 
-def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(dataset: str, scheme: str = "dataset") -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation with which images of ``dataset`` are normalized.
 
-    Errors: ``ValueError`` for an unknown dataset.
+    Errors: ``ValueError`` for an unknown dataset or scheme.
     """
+    if scheme not in SCHEMES:
+        raise ValueError(f"normalization must be one of {', '.join(SCHEMES)}; got {scheme!r}")
     if dataset not in NORMALIZATIONS:
         raise ValueError(f"dataset must be one of {', '.join(NORMALIZATIONS)}; got {dataset!r}")
-    return NORMALIZATIONS[dataset]
+    return (TENSORFLOW_MEAN, TENSORFLOW_STD) if scheme == "tensorflow" else NORMALIZATIONS[dataset]
 
 
 def to_display(images: Tensor, dataset: str) -> Tensor:

