@@ -18,12 +18,17 @@ class SizeLimit(TorchFunctionMode):
     """Ends an export once the formula of a size is one that torch reasons about for minutes.
 
     Such formulas are long, or contain a remainder: a ``forward`` pads to a multiple of a window in each of its blocks.
+
+    Args:
+        complex_sizes: how many sizes may have such a formula. A ``forward`` that pads once has about four of them.
+            Default: none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, complex_sizes: int = 0) -> None:
         super().__init__()
         self.is_exceeded = False
-        self._accepted = set[Any]()
+        self._remaining = complex_sizes
+        self._seen = set[Any]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -34,9 +39,11 @@ class SizeLimit(TorchFunctionMode):
         return result
 
     def _check(self, formula: Any) -> None:
-        if formula in self._accepted:
+        if formula in self._seen:
             return
+        self._seen.add(formula)
         if formula.count_ops() > _MAX_OPERATIONS or formula.has(Mod, PythonMod):
-            self.is_exceeded = True
-            raise RuntimeError(f"the formula of a size is too complex: {formula}")
-        self._accepted.add(formula)
+            self._remaining -= 1
+            if self._remaining < 0:
+                self.is_exceeded = True
+                raise RuntimeError(f"the formula of a size is too complex: {formula}")

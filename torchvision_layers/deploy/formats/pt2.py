@@ -13,15 +13,21 @@ from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.allowlist import check_program
 from ..integrity.archive import Archive
-from .program import export_subject
+from .program import export_subject, with_program
 
-__all__ = ["deserialize", "serialize"]
+__all__ = ["deserialize", "restrict", "serialize"]
+
+
+def restrict(subject: Subject) -> Subject:
+    """The subject with its program, and with fixed image sizes if an export for all of them would be slow."""
+    return with_program(subject, export_subject)
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
     if subject.signature.returns_strings:
         raise TypeError("format='pt2' cannot return strings: use format='onnx' or 'aoti', or leave them out")
-    program = export_subject(subject)
+    program = subject.program
+    assert program is not None
     # The user's images must not be in the file. Without any inputs, torch would drop the guards on their sizes.
     pair = Inputs(*program.example_inputs) if program.example_inputs else subject.example
     zeros = pair.map(lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape))
