@@ -142,7 +142,7 @@ class _BatchSize(int):
 
 
 def _divisor(value: Any) -> int:
-    """What the factor of a batch size is divided by for a division by ``value``."""
+    """The divisor of the factor of a batch size in a division by ``value``."""
     if isinstance(value, _BatchSize):
         return value.factor
     return value if isinstance(value, int) and value > 0 else _refuse()
