@@ -123,3 +123,9 @@ def test_biases_far_above_the_weights(tmp_path: Path) -> None:
     int8 = quantized.quantize(model, [X], engine="pt2e", backend="onnxruntime")
     loaded = deploy.load(deploy.export(int8, X, tmp_path / "model.onnx", format="onnx-qdq").path)
     torch.testing.assert_close(loaded(X), int8(X), rtol=1e-5, atol=1e-6)
+
+
+def test_mean_may_be_the_last_node(tmp_path: Path) -> None:
+    model = Net(lambda m, x: x)
+    model.forward = lambda x: F.relu(model.stem(x)).mean((2, 3))  # type: ignore[method-assign]
+    write(model.eval(), tmp_path)

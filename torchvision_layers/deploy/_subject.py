@@ -1,9 +1,10 @@
 """The model of one export, and the facts about it that formats, metadata and comparison need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from typing_extensions import Self
 
 from .._utils.checks import check_module, check_not_lazy, check_unwrapped
@@ -46,6 +47,8 @@ class Subject:
     script: torch.jit.ScriptModule | None = None
     #: The lowered model, if the file contains that.
     lowered: LoweredModel | None = None
+    #: The program of torch.export, if the format is made from one.
+    program: ExportedProgram | None = None
 
     @classmethod
     def of(cls, model: nn.Module, example: Inputs) -> Self:
@@ -82,6 +85,19 @@ class Subject:
     def is_batch_variable(self) -> bool:
         """Whether the file accepts every batch size."""
         return any("batch" in spec.shape for spec in self.signature.inputs)
+
+    @property
+    def has_variable_images(self) -> bool:
+        """Whether the file accepts images of other sizes than those of the example."""
+        return any(isinstance(size, str) and size != "batch" for spec in self.signature.inputs for size in spec.shape)
+
+    def with_fixed_images(self) -> Self:
+        """The subject for images of the example's sizes only, in batches of every size that it accepts."""
+        shapes = [
+            tuple("batch" if axis == "batch" else size for axis, size in zip(spec.shape, tensor.shape, strict=True))
+            for spec, tensor in zip(self.signature.inputs, self.example.tensors(), strict=True)
+        ]
+        return replace(self, signature=self.signature.with_shapes(shapes), resized=())
 
     @property
     def compared(self) -> list[Inputs]:

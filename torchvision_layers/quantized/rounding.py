@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._utils.inputs import Inputs
+from .._utils.row_blocks import row_blocks
 from .._utils.structure import flatten
 from .steps import SMALLEST_STEP
 
@@ -34,9 +35,10 @@ def round_weights_(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1 and parameter.is_floating_point() and parameter.numel():
             dims = tuple(range(1, parameter.dim()))
-            step = torch.linalg.vector_norm(parameter, float("inf"), dims, keepdim=True)
-            step.div_(_WEIGHT_STEPS).clamp_(min=1e-30)
-            parameter.div_(step).round_().mul_(step)
+            for rows in row_blocks(parameter):
+                step = rows.abs().amax(dims, keepdim=True)
+                step.div_(_WEIGHT_STEPS).clamp_(min=1e-30)
+                rows.div_(step).round_().mul_(step)
 
 
 def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None) -> list[Tensor]:

@@ -15,7 +15,7 @@ from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
 from ..integrity.archive import Archive
-from .program import export_subject, rules_to_check
+from .program import rules_to_check
 from .size_rules import check_rules
 
 __all__ = ["deserialize", "serialize"]
@@ -35,7 +35,8 @@ def serialize(subject: Subject, metadata: str) -> bytes:
         raise FileNotFoundError(
             "format='aoti' needs a C++ compiler such as g++: install one, or use format='pt2', which does not compile"
         ) from error
-    program = export_subject(subject)
+    program = subject.program
+    assert program is not None
     rules = json.dumps(rules_to_check(program, subject))  # compiled code does not check them
     texts = {NAME: metadata, _CPU: json.dumps(_cpu_capabilities()), _RULES: rules}
     configs: dict[str, object] = {"aot_inductor.metadata": texts}

@@ -25,13 +25,23 @@ from .._inputs import other_batch, resize
 from .._metadata import parse
 from .._signature import Signature
 from .._subject import Subject
-from .program import input_shapes, plain_calls, root_cause, sources
+from .program import input_shapes, plain_calls, root_cause, sources, with_program
 from .size_rules import describe_sizes, size_check
 
-__all__ = ["deserialize", "serialize"]
+__all__ = ["deserialize", "restrict", "serialize"]
 
 _MIN_LARGEST_BATCH = 16
 _METHODS = {"forward", "metadata", "sizes"}
+
+
+def restrict(subject: Subject) -> Subject:
+    """The subject with its program, and with fixed image sizes if an export for all of them would be slow.
+
+    Errors: ``TypeError`` for inputs that are not tensors; ``RuntimeError`` if the model cannot be exported.
+    """
+    if subject.signature.has_constants:
+        raise TypeError("format='executorch' takes tensors only, not numbers, strings or None: use format='pt2'")
+    return with_program(subject, _export)
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -42,11 +52,10 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     ExecuTorch needs bounds because it plans the memory of intermediate results for the largest input. If the example is
     a batch of 16 or more, the bound is its size plus one.
 
-    Errors: ``TypeError`` for inputs that are not tensors; ``RuntimeError`` if the model cannot be exported or lowered.
+    Errors: ``RuntimeError`` if the program cannot be lowered.
     """
-    if subject.signature.has_constants:
-        raise TypeError("format='executorch' takes tensors only, not numbers, strings or None: use format='pt2'")
-    program = _export(subject)
+    program = subject.program
+    assert program is not None
     minimum, maximum = _bounds(program)
     for spec, least in zip(subject.signature.inputs, minimum, strict=True):
         if spec.shape[:1] == ("batch",) and least[0] == 2:  # torch never reports less; a rule says if two are required

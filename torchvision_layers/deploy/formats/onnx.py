@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from .._subject import Subject
 from .onnx_pools import pool_translations
 from .onnx_rewriting import rewrite
 from .onnx_sizes import MESSAGE, add_size_checks
-from .program import export_subject, root_cause, rules_to_check
+from .program import export_subject, root_cause, rules_to_check, with_program
 
-__all__ = ["MAX_WEIGHT_BYTES", "deserialize", "serialize"]
+__all__ = ["MAX_WEIGHT_BYTES", "deserialize", "restrict", "serialize"]
 
 #: A protocol buffer holds 2 GB, and the graph takes part of it.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
@@ -25,10 +26,16 @@ MAX_WEIGHT_BYTES = 2**31 - 2**24
 _MARK = "torchvision_layers."
 
 
+def restrict(subject: Subject) -> Subject:
+    """The subject with its program, and with fixed image sizes if an export for all of them would be slow."""
+    return with_program(subject, partial(export_subject, has_flat_output=True))
+
+
 def serialize(subject: Subject, metadata: str) -> bytes:
     signature = subject.signature
     inputs = [spec.name for spec in signature.inputs]
-    program = export_subject(subject, has_flat_output=True)
+    program = subject.program
+    assert program is not None
     translations = pool_translations(program.graph)
     try:
         exported = torch.onnx.export(

@@ -66,7 +66,8 @@ class _Graph:
 
     def insert(self, before: Any, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         node = self.onnx.helper.make_node(operator, inputs, [output], output, **attributes)
-        self.graph.node.insert(list(self.graph.node).index(before), node)
+        nodes = list(self.graph.node)
+        self.graph.node.insert(len(nodes) if before is None else nodes.index(before), node)
         self.writers[output] = node
         return output
 
@@ -164,7 +165,8 @@ def _pool_globally(graph: _Graph, mean: Any) -> None:
     if attributes.get("keepdims", 1):
         return
     mean.output[0] = pooled = f"{output}_pooled"
-    following = list(graph.graph.node)[list(graph.graph.node).index(mean) + 1]
+    nodes = list(graph.graph.node)
+    following = next(iter(nodes[nodes.index(mean) + 1 :]), None)
     quantize = graph.readers(output)
     if len(quantize) == 1 and quantize[0].op_type == "QuantizeLinear":
         steps = list(quantize[0].input)[1:]

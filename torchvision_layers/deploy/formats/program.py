@@ -1,8 +1,10 @@
 """A model as a program of torch.export for every size that the model accepts."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +15,40 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import export_program
 from ..._utils.inputs import Inputs
+from ..._utils.size_limit import SizeLimit
 from ..._utils.structure import flatten
 from .._inputs import accepts, other_batch, resize
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 from .size_rules import always_holds, holds, size_rules
 
-__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources"]
+__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources", "with_program"]
+
+#: Sizes with a complex formula in a program for all image sizes, which takes seconds.
+_COMPLEX_SIZES = 6
+
+
+def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram]) -> Subject:
+    """The subject with the program that ``export`` makes of it.
+
+    If an export for all image sizes would be slow, it is for those of the example, with a warning.
+    """
+    limit = SizeLimit(_COMPLEX_SIZES)
+    try:
+        with limit if subject.has_variable_images else nullcontext():
+            return replace(subject, program=export(subject))
+    except RuntimeError:
+        if not limit.is_exceeded:
+            raise
+    subject = subject.with_fixed_images()
+    shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
+    sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
+    warnings.warn(
+        f"the file takes images of {sizes} only: the forward of the model computes sizes in a way that makes an export "
+        "for all sizes slow",
+        stacklevel=4,
+    )
+    return replace(subject, program=export(subject))
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True) -> ExportedProgram:

@@ -14,13 +14,19 @@ from .._metadata import NAME, parse
 from .._subject import Subject
 from ..integrity.allowlist import check_program
 from ..integrity.archive import Archive
-from .program import export_subject
+from .program import export_subject, with_program
 
-__all__ = ["deserialize", "save", "serialize"]
+__all__ = ["deserialize", "restrict", "save", "serialize"]
+
+
+def restrict(subject: Subject) -> Subject:
+    """The subject with its program, and with fixed image sizes if an export for all of them would be slow."""
+    return with_program(subject, export_subject)
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
-    return save(export_subject(subject), subject, {NAME: metadata})
+    assert subject.program is not None
+    return save(subject.program, subject, {NAME: metadata})
 
 
 def save(program: ExportedProgram, subject: Subject, texts: dict[str, str]) -> bytes:

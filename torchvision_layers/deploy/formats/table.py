@@ -32,12 +32,12 @@ class Format:
     #: For the help of the command.
     summary: str
     container: Container
+    #: Adds the program of a model, and fixes the sizes that a file for it cannot leave variable.
+    restrict: Callable[[Subject], Subject]
     #: The bytes of a file without checksum, for a model and its metadata.
     serialize: Callable[[Subject, str], bytes]
     #: The model in the bytes of a file, and its metadata; the path is for error messages.
     deserialize: Callable[[bytes, Path], tuple[Callable[..., Any], str]]
-    #: Fixes the sizes that a file for a model cannot leave variable.
-    restrict: Callable[[Subject], Subject] = lambda subject: subject
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
     engine: str | None = None
@@ -79,6 +79,7 @@ _ONNX = Format(
     ".onnx",
     "float. Loads with ONNX Runtime and other ONNX runtimes.",
     Container.ONNX,
+    onnx.restrict,
     onnx.serialize,
     onnx.deserialize,
     max_weight_bytes=onnx.MAX_WEIGHT_BYTES,
@@ -95,9 +96,9 @@ FORMATS = {
             ".pt",
             "float or int8. Loads with torch.jit.load, in Python and in C++ (libtorch).",
             Container.ZIP,
+            torchscript.restrict,
             torchscript.serialize,
             torchscript.deserialize,
-            restrict=torchscript.restrict,
             engine="eager",
             marker="constants.pkl",
         ),
@@ -106,6 +107,7 @@ FORMATS = {
             ".pt2",
             "float or int8. Loads with torch.export.load, to run in Python or to compile.",
             Container.ZIP,
+            pt2.restrict,
             pt2.serialize,
             pt2.deserialize,
             engine="pt2e",
@@ -117,6 +119,7 @@ FORMATS = {
             "float or int8, compiled for this kind of processor; needs a C++ compiler. Loads with "
             "torch._inductor.aoti_load_package, or in C++.",
             Container.ZIP,
+            pt2.restrict,
             aoti.serialize,
             aoti.deserialize,
             engine="pt2e",
@@ -140,6 +143,7 @@ FORMATS = {
             "float or int8, for batches of up to 16 and images of up to twice the size. Loads with the ExecuTorch "
             "runtimes on phones and boards.",
             Container.EXECUTORCH,
+            executorch.restrict,
             executorch.serialize,
             executorch.deserialize,
             engine="pt2e",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.checks import check_same_shape
+from ..._utils.row_blocks import row_blocks
 
 __all__ = [
     "Int8Addition",
@@ -45,6 +46,10 @@ def largest_pairs(weight: Tensor, any_order: bool) -> Tensor:
         any_order: whether a kernel may add any two weights. Kernels of FBGEMM have the weights of a channel in the
             order of their positions, each with all input channels, and add the first two, the next two, and so on.
     """
+    return torch.cat([_largest_pairs(rows, any_order) for rows in row_blocks(weight)])
+
+
+def _largest_pairs(weight: Tensor, any_order: bool) -> Tensor:
     magnitudes = weight.abs().unsqueeze(-1).flatten(2)
     magnitudes = (magnitudes if any_order else magnitudes.mT).flatten(1)
     if not any_order:

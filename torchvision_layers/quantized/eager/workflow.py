@@ -202,7 +202,8 @@ def _try(model: QuantizableModel, inputs: Inputs) -> QuantizableModel:
     zeros = inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
     try:
         with torch.no_grad(), _NoMixedScales():
-            trial = model if model.backend == "qnnpack" else copy.deepcopy(model)
+            shared = converting.kernels_of_all_sizes(model, model.backend)
+            trial = model if model.backend == "qnnpack" else copy.deepcopy(model, {id(m): m for m in shared})
             with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
                 zeros.run(trial)
     except Exception as error:  # a user's forward may raise anything

@@ -15,7 +15,7 @@ from ..._utils.structure import flatten
 from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
-from .sizes import export_static, export_symbolic, output_values
+from .sizes import export_sized, output_values
 from .weights import make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
@@ -60,9 +60,10 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
         module.register_forward_pre_hook(partial(_record, called_paths, path))
     signature = Signature(model, example)
     output_templates = _flatten_calls_(model, signature)
-    pair = Inputs(_pair(signature.flatten(example)))
-    can_be_static = dynamic_sizes is not False and not model.training
-    sized = (export_static(model, pair) if can_be_static else None) or export_symbolic(model, pair, dynamic_sizes)
+    tensors = signature.flatten(example)
+    batch = next(len(tensor) for tensor in tensors if tensor.dim())
+    pair = Inputs(_pair(tensors, batch))
+    sized = export_sized(model, pair, batch == 1, dynamic_sizes)
     module = sized.graph_module
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
@@ -130,12 +131,11 @@ def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
     return templates
 
 
-def _pair(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def _pair(tensors: list[Tensor], batch: int) -> tuple[Tensor, ...]:
     """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough.
 
     They are copies, which have no gaps in memory that the graph would then require.
     """
-    batch = next(len(tensor) for tensor in tensors if tensor.dim())
     pair = []
     for tensor in tensors:
         if tensor.dim() and len(tensor) == batch:

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 from torch.overrides import TorchFunctionMode
-from torch.utils._sympy.functions import Mod, PythonMod
 
 from ..._utils import checks
 from ..._utils.exporting import export_program, kept_tensors_allowed
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
-from ..._utils.structure import flatten
+from ..._utils.size_limit import SizeLimit
 from ..checks import check_same_results
+from .batch_sizes import export_constant_batch
 
-__all__ = ["SizedGraph", "export_static", "export_symbolic", "output_values"]
+__all__ = ["SizedGraph", "export_sized", "output_values"]
 
-#: Most operations in the formula of one size. Five padded strides of two make 9.
-_MAX_OPERATIONS = 16
 #: Methods whose results do not depend on sizes, and properties whose results do.
 _SIZE_INDEPENDENT = {"dim", "ndimension", "is_floating_point", "is_complex"}
 _SIZE_PROPERTIES = {"shape", "nbytes"}
@@ -42,7 +40,38 @@ class SizedGraph:
     has_guards: bool
 
 
-def export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
+def export_sized(model: nn.Module, pair: Inputs, is_single: bool, dynamic_sizes: bool | None) -> SizedGraph:
+    """Exports ``model``, as ``dynamic_sizes`` says, for all sizes, for those of ``pair``, or for what is fast.
+
+    Args:
+        model: a copy that takes ``pair``, positional tensors, and returns a tuple.
+        pair: inputs with a batch of two.
+        is_single: whether the first image only is an example.
+        dynamic_sizes: see :func:`torchvision_layers.quantized.pt2e.export.export`.
+
+    Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
+        if dynamic_sizes is not False:
+            can_be_static = not model.training
+            sized = (_export_static(model, pair) if can_be_static else None) or _export_symbolic(
+                model, pair, dynamic_sizes
+            )
+            if sized is not None:
+                return sized
+        sized = _export_fixed(model, pair, is_single)
+    if dynamic_sizes is None:
+        warnings.warn(
+            f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "
+            "sizes in a way that makes an export for all sizes slow; dynamic_sizes=True exports for all sizes, "
+            "dynamic_sizes=False fixes them without this warning",
+            stacklevel=2,
+        )
+    return sized
+
+
+def _export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
     """Exports ``model`` with constant sizes if its graph holds for all sizes, or returns ``None``.
 
     That takes a fraction of the time of an export with symbolic sizes. The graph holds for all sizes if no ``forward``
@@ -142,12 +171,56 @@ def _depends_on_size(func: Any) -> bool:
     return name not in _SIZE_INDEPENDENT
 
 
-def export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> SizedGraph:
-    """Exports ``model`` with symbolic sizes for the batch and, as ``dynamic_sizes`` says, for everything else.
+def _export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> SizedGraph | None:
+    """Exports ``model`` with symbolic sizes, or returns ``None`` if that would be slow and ``dynamic_sizes`` allows it.
 
     Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
     """
-    module = _export(model, pair, dynamic_sizes)
+    limit = SizeLimit()
+    # A size of one may be broadcast, which no variable size could be.
+    auto = torch.export.Dim.AUTO
+    sizes = [{dim: auto for dim, size in enumerate(x.shape) if dim == 0 or size > 1} for x in pair.args]
+    try:
+        with limit if dynamic_sizes is None else nullcontext():
+            return _sized(export_program(model, pair, sizes, drops_batch_guards=True).module())
+    except RuntimeError:
+        if not limit.is_exceeded:
+            raise
+        return None
+
+
+def _export_fixed(model: nn.Module, pair: Inputs, is_single: bool) -> SizedGraph:
+    """Exports ``model`` for every batch of images of this size.
+
+    Args:
+        model: a copy that takes ``pair``, positional tensors, and returns a tuple.
+        pair: inputs with a batch of two.
+        is_single: whether the first image only is an example.
+
+    Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
+    """
+    has_batch = [tensor.dim() > 0 and len(tensor) == 2 for tensor in pair.args]
+    if not model.training:
+        # The example itself is compared later.
+        others = pair.args if is_single else [x[:1] if b else x for x, b in zip(pair.args, has_batch, strict=True)]
+        probe = copy_module(model)
+        try:
+            with torch.no_grad():
+                module = export_constant_batch(model, pair.args, has_batch)
+                expected = probe(*_clones(others))
+                check_same_results(module(*_clones(others)), expected, "a graph for one batch differs from the model")
+        except Exception:  # if the model is at fault, the export with a symbolic batch reports it
+            pass
+        else:
+            dims = ([[0] if b else [] for b in has_batch], _changed_dims(output_values(module), expected))
+            shapes = [list[int | None](tensor.shape) for tensor in pair.args]
+            sizes = [(None, *shape[1:]) if b else tuple(shape) for shape, b in zip(shapes, has_batch, strict=True)]
+            return SizedGraph(module, sizes, dims, has_guards=False)
+    dynamic = [{0: torch.export.Dim.AUTO} if b else {} for b in has_batch]
+    return _sized(export_program(model, pair, dynamic).module())
+
+
+def _sized(module: fx.GraphModule) -> SizedGraph:
     inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     outputs = output_values(module)
     batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
@@ -156,31 +229,6 @@ def export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) 
     sizes = [tuple(int(size) if is_concrete_int(size) else None for size in tensor.shape) for tensor in inputs]
     dims = (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs))
     return SizedGraph(module, sizes, dims, has_guards=True)
-
-
-def _export(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> fx.GraphModule:
-    auto, limit = torch.export.Dim.AUTO, _SizeLimit()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using padding='same'")  # of the copy that it makes
-        if dynamic_sizes is not False:
-            try:
-                with limit if dynamic_sizes is None else nullcontext():
-                    # A size of one may be broadcast, which no variable size could be.
-                    sizes = [{dim: auto for dim, size in enumerate(x.shape) if dim == 0 or size > 1} for x in pair.args]
-                    return export_program(model, pair, sizes, drops_batch_guards=True).module()
-            except RuntimeError:
-                if not limit.is_exceeded:
-                    raise
-        sizes = [{0: auto} if x.dim() and len(x) == 2 else {} for x in pair.args]
-        module = export_program(model, pair, sizes).module()
-    if limit.is_exceeded:
-        warnings.warn(
-            f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "
-            "sizes in a way that makes an export for all sizes slow; dynamic_sizes=True exports for all sizes, "
-            "dynamic_sizes=False fixes them without this warning",
-            stacklevel=2,
-        )
-    return module
 
 
 def output_values(module: fx.GraphModule) -> list[Any]:
@@ -197,31 +245,3 @@ def _symbolic_dims(batch: torch.SymInt, values: list[Any]) -> list[list[int]]:
         else []
         for value in values
     ]
-
-
-class _SizeLimit(TorchFunctionMode):
-    """Ends an export once the formula of a size is one that torch reasons about for minutes.
-
-    Such formulas are long, or contain a remainder: a ``forward`` pads to a multiple of a window in each of its blocks.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_exceeded = False
-        self._accepted = set[Any]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in flatten(result)[0]:
-            for size in tensor.shape:
-                if isinstance(size, torch.SymInt):
-                    self._check(size.node.expr)
-        return result
-
-    def _check(self, formula: Any) -> None:
-        if formula in self._accepted:
-            return
-        if formula.count_ops() > _MAX_OPERATIONS or formula.has(Mod, PythonMod):
-            self.is_exceeded = True
-            raise RuntimeError(f"the formula of a size is too complex: {formula}")
-        self._accepted.add(formula)

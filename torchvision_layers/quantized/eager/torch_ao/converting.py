@@ -29,7 +29,7 @@ from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import move_slow_convs
 from .training_norms import restore_torch_classes
 
-__all__ = ["FLAT_KERNELS", "convert"]
+__all__ = ["FLAT_KERNELS", "convert", "kernels_of_all_sizes"]
 
 
 def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
@@ -43,9 +43,10 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         QuantStub: nnq.Quantize,
         DeQuantStub: nnq.DeQuantize,
     }
+    linear: dict[Any, Any] = {nnq.Linear: _LinearPackedOnce, nniq.LinearReLU: _LinearReLUPackedOnce}
     if backend == "onednn":
-        unpacked = {nnq.Linear: _UnpackedLinear, nniq.LinearReLU: _UnpackedLinearReLU}
-        mapping = {source: unpacked.get(target, target) for source, target in mapping.items()}
+        linear = {nnq.Linear: _UnpackedLinear, nniq.LinearReLU: _UnpackedLinearReLU}
+    mapping = {source: linear.get(target, target) for source, target in mapping.items()}
     restore_torch_classes(model)
     with use_backend(backend), ignore_deprecations():
         for op in post_ops:
@@ -56,11 +57,21 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         for module in model.modules():
             if type(module) is nniq.ConvReLU2d and module.zero_point == 0:
                 module.__class__ = ConvReLU2d
+            elif isinstance(module, _PackedOnce):
+                is_fused = isinstance(module, nniq.LinearReLU)
+                module.__class__ = nniq.LinearReLU if is_fused else nnq.Linear  # type: ignore[assignment]
             elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):  # TorchScript takes no vectors for numbers
                 for name in ("scale", "zero_point"):
                     setattr(module, name, getattr(module, name).reshape(()))
         if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
+
+
+def kernels_of_all_sizes(model: nn.Module, backend: str) -> list[nn.Module]:
+    """The modules that hold packed weights of linear layers which FBGEMM runs: unlike oneDNN, it caches nothing."""
+    if backend != "x86":
+        return []
+    return [module._packed_params for module in model.modules() if isinstance(module, nnq.Linear)]
 
 
 class _ToArithmetic:
@@ -105,6 +116,22 @@ class _UnpackedLinear(_Unpacked, nnq.Linear):
 
 
 class _UnpackedLinearReLU(_Unpacked, nniq.LinearReLU):
+    pass
+
+
+class _PackedOnce:
+    """Mixed into a linear layer of torch, which would pack a weight of zeros before its own."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
+        super().__init__(1, 1, dtype=dtype)  # type: ignore[call-arg]
+        self.in_features, self.out_features = in_features, out_features
+
+
+class _LinearPackedOnce(_PackedOnce, nnq.Linear):
+    pass
+
+
+class _LinearReLUPackedOnce(_PackedOnce, nniq.LinearReLU):
     pass
 
 
