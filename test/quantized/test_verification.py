@@ -17,7 +17,7 @@ from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import fusion, rewriting
 from torchvision_layers.quantized.eager import workflow as eager
 from torchvision_layers.quantized.eager.in_place import Memory
-from torchvision_layers.quantized.eager.int8_modules import Int8Concatenation
+from torchvision_layers.quantized.eager.int8_arithmetic import Int8Concatenation
 from torchvision_layers.quantized.eager.torch_ao import preparing
 from torchvision_layers.quantized.pt2e import workflow as pt2e
 

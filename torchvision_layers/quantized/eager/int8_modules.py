@@ -1,4 +1,4 @@
-"""Int8 modules that torch lacks: arithmetic, and convolutions with post-operations."""
+"""Int8 modules that torch lacks: convolutions with post-operations, and linear layers for oneDNN."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_same_shape
-
 __all__ = [
-    "Int8Addition",
     "Int8ConvActivation2d",
     "Int8ConvAddition2d",
     "Int8Linear",
     "Int8Module",
-    "Int8Multiplication",
     "largest_pairs",
     "use_backend",
 ]
@@ -87,42 +83,6 @@ class Int8Module(nn.Module):
     def _set_state(self, state: dict[str, Any]) -> None:
         self.scale = float(state["scale"])
         self.zero_point = int(state["zero_point"])
-
-
-class Int8Addition(Int8Module):
-    """The int8 form of :class:`Addition`."""
-
-    def __init__(self, scale: float, zero_point: int, relu: bool, broadcasts: bool) -> None:
-        super().__init__(scale, zero_point)
-        self.relu = relu
-        self.broadcasts = broadcasts
-
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        if not self.broadcasts:
-            check_same_shape("input", input, other, "other")
-        elif input.shape != other.shape:
-            input, other = torch.broadcast_tensors(input, other)
-        if self.relu:
-            return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)
-        return torch.ops.quantized.add(input, other, self.scale, self.zero_point)
-
-
-class Int8Concatenation(Int8Module):
-    """The int8 form of :class:`Concatenation`."""
-
-    def __init__(self, scale: float, zero_point: int, dim: int) -> None:
-        super().__init__(scale, zero_point)
-        self.dim = dim
-
-    def forward(self, inputs: list[Tensor]) -> Tensor:
-        return torch.ops.quantized.cat(inputs, self.dim, self.scale, self.zero_point)
-
-
-class Int8Multiplication(Int8Module):
-    """The int8 form of :class:`Multiplication`."""
-
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)
 
 
 class _Int8Conv2d(Int8Module):
