@@ -19,6 +19,7 @@ from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
+from ..finite import calibrating
 from ..wrapper import Stage
 from .bias_correction import correct_biases
 from .calls import Call, find_difference, record_calls
@@ -86,8 +87,9 @@ def quantize(
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
-            for batch in chain([first], batches):
-                batch.run(prepared)
+            for i, batch in enumerate(chain([first], batches)):
+                with calibrating(unwrapped(model), batch, i):
+                    batch.run(prepared)
         for handle in handles:
             handle.remove()
     return _convert_(prepared)

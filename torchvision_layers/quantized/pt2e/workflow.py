@@ -11,6 +11,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
+from ..finite import calibrating
 from ..wrapper import Stage
 from . import torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
@@ -71,10 +72,12 @@ def quantize(
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
-            _check_same_results(prepared, model, first, "exporting")
+            with calibrating(model, first, 0):
+                _check_same_results(prepared, model, first, "exporting")
             expected = outputs or float_outputs(prepared.body, images)
-            for batch in batches:
-                prepared.call(batch)
+            for i, batch in enumerate(batches, 1):
+                with calibrating(model, batch, i):
+                    prepared.call(batch)
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
