@@ -14,6 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
+from ..._utils.hooked_weights import (
+    compute_hooked_weights,
+    hooked_paths,
+    list_removals,
+    list_removals_of_changing_norms,
+)
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
@@ -27,7 +33,6 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
-from .hooked_weights import check_no_hooked_weights, compute_hooked_weights
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
@@ -105,7 +110,7 @@ def prepare_qat(
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     _check_dynamic(dynamic_sizes)
     _check_float(model)
-    check_no_hooked_weights(model)
+    _check_no_hooked_weights(model)
     calls, traces = None, TraceCache()
     if example is None:
         prepared = make_quantizable_(copy_module(model).train(), allow_float, will_train=True)
@@ -143,6 +148,16 @@ def _check_float(model: nn.Module) -> None:
     if isinstance(model, QuantizableModel) and model.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
     check_float32_parameters(model)
+
+
+def _check_no_hooked_weights(model: nn.Module) -> None:
+    paths = hooked_paths(model)
+    if paths:
+        others = "" if list_removals_of_changing_norms(model) else "; engine='pt2e' trains what the hooks read"
+        raise ValueError(
+            f"weights must be parameters to be trained with engine='eager', hooks compute those of {', '.join(paths)}: "
+            f"to train their present values, first call {', '.join(list_removals(model))}{others}"
+        )
 
 
 def _try_quantizable(

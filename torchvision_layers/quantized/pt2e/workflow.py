@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
+from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
@@ -99,6 +100,12 @@ def prepare_qat(
         )
     model = _float_copy(model).train()
     _check_momentum(model)
+    removals = list_removals_of_changing_norms(model)
+    if removals:
+        raise ValueError(
+            "weights must be computed from parameters alone to be trained with engine='pt2e', spectral norm also "
+            f"changes buffers: to train their present values, first call {', '.join(removals)}"
+        )
     exported = export(model, example, dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
