@@ -1,4 +1,4 @@
-"""Int8 modules that torch lacks: convolutions with post-operations, and linear layers for oneDNN."""
+"""Int8 modules that torch lacks: convolutions with post-operations, linear layers for oneDNN, a state of ELU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 __all__ = [
     "Int8ConvActivation2d",
     "Int8ConvAddition2d",
+    "Int8ELU",
     "Int8Linear",
     "Int8Module",
     "largest_pairs",
@@ -83,6 +84,17 @@ class Int8Module(nn.Module):
     def _set_state(self, state: dict[str, Any]) -> None:
         self.scale = float(state["scale"])
         self.zero_point = int(state["zero_point"])
+
+
+class Int8ELU(Int8Module):
+    """The int8 form of ``nn.ELU``; that of torch keeps its scale out of the ``state_dict``."""
+
+    def __init__(self, scale: float, zero_point: int, alpha: float) -> None:
+        super().__init__(scale, zero_point)
+        self.alpha = alpha
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.quantized.elu(input, self.scale, self.zero_point, self.alpha)
 
 
 class _Int8Conv2d(Int8Module):

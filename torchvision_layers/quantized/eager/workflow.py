@@ -36,7 +36,6 @@ from .fusion import fuse_children
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
-from .repeated_calls import find_distinct_ranges
 from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
@@ -84,9 +83,8 @@ def quantize(
     prepared, calls = _try_quantizable(model, first, allow_float, False, traces)
     with torch.no_grad():
         if backend == "onednn":
-            prepared.post_ops = select_worthwhile(
-                prepared, find_post_ops(prepared, calls, traces.__getitem__), first, calls
-            )
+            post_ops = find_post_ops(prepared, calls, traces.__getitem__)
+            prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
         preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
@@ -169,7 +167,6 @@ def _try_quantizable(
     """
     original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
-    run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     copied = copy_module(model)
     compute_hooked_weights(copied)
     prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)

@@ -13,7 +13,7 @@ from torch.ao.quantization.quantization_mappings import get_default_static_quant
 
 from ...layers.observed import Addition, Concatenation, DeQuantStub, Multiplication, QuantStub
 from ..int8_arithmetic import Int8Addition, Int8AdditionOnQnnpack, Int8Concatenation, Int8Multiplication
-from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear, use_backend
+from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, Int8ELU, Int8Linear, use_backend
 from ..int8_pools import use_int8_pools
 from ..patterns import mark_fused
 from ..post_ops import ACTIVATIONS, PostOp
@@ -34,6 +34,7 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         Addition: _ToArithmetic(backend),
         Multiplication: _ToArithmetic(backend),
         Concatenation: _ToArithmetic(backend),
+        nn.ELU: _ToELU(),
         QuantStub: nnq.Quantize,
         DeQuantStub: nnq.DeQuantize,
     }
@@ -71,6 +72,14 @@ class _ToArithmetic:
         if isinstance(observed, Concatenation):
             return Int8Concatenation(float(scale), int(zero_point), observed.dim)
         return Int8Multiplication(float(scale), int(zero_point))
+
+
+class _ToELU:
+    """An entry in a mapping of torch.ao, used like a class."""
+
+    def from_float(self, observed: nn.ELU) -> nn.Module:
+        scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator, union-attr]
+        return Int8ELU(float(scale), int(zero_point), observed.alpha)
 
 
 class ConvReLU2d(nniq.ConvReLU2d):

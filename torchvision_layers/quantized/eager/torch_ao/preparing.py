@@ -46,12 +46,11 @@ class _FineFakeQuantize(FineSteps, taoq.FusedMovingAvgObsFakeQuantize):
     """Rounds activations in training, with the steps of the conversion."""
 
 
-class _UpToSix(taoq.MovingAverageMinMaxObserver):
-    """Observes the values that a ReLU6 lets through."""
+class _UpToSix(taoq.FakeQuantize):
+    """Rounds the output of a ReLU6 in training, whose clamp at 6 holds without rounding too."""
 
-    def forward(self, x_orig: Tensor) -> Tensor:
-        super().forward(x_orig.clamp(max=6.0))
-        return x_orig
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.clamp(max=6.0))
 
 
 class _LargestRange(taoq.MovingAverageMinMaxObserver):
@@ -118,7 +117,8 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
 def _relu6_observer(is_qat: bool) -> object:
     """Observes a range that ends at 6, or at the largest value if none reaches 6."""
     if is_qat:
-        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+        observer = taoq.MovingAverageMinMaxObserver
+        return _UpToSix.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
     return _MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
