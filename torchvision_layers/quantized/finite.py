@@ -49,7 +49,7 @@ def calibrating(model: nn.Module, batch: Inputs, index: int) -> Iterator[None]:
 
 
 def describe_origin(model: nn.Module, inputs: Inputs) -> str:
-    """Where the first NaN or infinity appears, to be added to an error; nothing if no module sees any."""
+    """The place of the first NaN or infinity, to be added to an error; empty if no module sees any."""
     model = copy_module(model).eval()
     paths = {module: path for path, module in model.named_modules()}
     running: list[nn.Module] = []

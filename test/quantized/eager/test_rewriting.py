@@ -257,7 +257,7 @@ def test_reused_activation_becomes_one_module_per_call(activation: nn.Module) ->
 
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
 def test_forward_whose_only_operation_is_a_view(backend: str) -> None:
-    """Int8 kernels return images in rows of channels, of which ``view`` makes no vectors."""
+    """Int8 kernels return images in rows of channels, which ``view`` cannot turn into vectors."""
 
     class Classifier(nn.Module):
         def __init__(self) -> None:
