@@ -30,7 +30,7 @@ from .passes import (
     remove_dropout,
     set_mode,
 )
-from .problems import float_problems, raise_problems, random_problems, weight_problems
+from .problems import float_problems, out_problems, raise_problems, random_problems, weight_problems
 from .weights import dynamic_weights
 from .writes import reread_after_writes
 
@@ -144,7 +144,7 @@ def _prepare(
     try:
         prepared.body = torchao.prepare(body, settings.backend, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
-        raise_problems(problems)
+        raise_problems([*problems, *out_problems(body.graph)])
         raise RuntimeError(
             f"model cannot be prepared for {settings.backend}: {type(error).__name__}: {error}"
         ) from error
