@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchvision_layers.deploy.folding import folding_pass
 from torchvision_layers.quantized.eager import in_place, workflow
-from torchvision_layers.quantized.eager.int8_modules import Int8Addition, Int8Concatenation, Int8Multiplication
+from torchvision_layers.quantized.eager.int8_arithmetic import Int8Addition, Int8Concatenation, Int8Multiplication
 from torchvision_layers.quantized.pt2e import workflow as pt2e
 from torchvision_layers.quantized.range_search import FastRangeSearch
 

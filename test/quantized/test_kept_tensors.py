@@ -1,13 +1,11 @@
-"""Models that keep tensors of their own forward, or have weights that hooks compute; and int8 models inside others."""
+"""Models that keep tensors of their own forward, and int8 models inside others."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
@@ -38,51 +36,6 @@ def test_features_of_the_last_call(form: Callable[[Tensor], object], engine: str
     prepared = quantized.prepare_qat(model, X, engine=engine)
     prepared(X).sum().backward()
     assert quantized.convert(prepared)(X).shape == expected.shape
-
-
-HOOKS: dict[str, Callable[[nn.Module], object]] = {
-    "prune": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
-    "prune channels": lambda conv: prune.ln_structured(conv, "weight", 0.5, n=2, dim=0),
-    "prune bias": lambda conv: prune.random_unstructured(conv, "bias", 0.5),
-    "twice": lambda conv: (prune.random_unstructured(conv, "weight", 0.2), prune.l1_unstructured(conv, "weight", 0.5)),
-    "spectral norm": spectral_norm,
-}
-
-
-def hooked(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
-    HOOKS[name](model[0])
-    return model
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("with_gradients", [True, False])
-@pytest.mark.parametrize("name", HOOKS)
-def test_weights_of_hooks(name: str, with_gradients: bool, engine: str) -> None:
-    model = hooked(name).eval()
-    with torch.set_grad_enabled(with_gradients):
-        expected = model(X).detach()
-    int8 = quantized.quantize(model, [X], engine=engine)
-    for each in (int8, copy.deepcopy(int8)):
-        assert decibels(expected, each(X)) >= 30
-
-
-def test_weight_norm_by_hooks() -> None:
-    torch.manual_seed(0)
-    with pytest.warns(FutureWarning, match="weight_norm"):
-        model = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3))).eval()
-    assert decibels(model(X).detach(), quantized.quantize(model, [X])(X)) >= 30
-
-
-def test_training_with_hooks() -> None:
-    with pytest.raises(ValueError, match=r"hooks compute those of 0: call prune\.remove.*engine='pt2e'"):
-        quantized.prepare_qat(hooked("prune"), X)
-    prepared = quantized.prepare_qat(hooked("prune"), X, engine="pt2e")
-    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
-    prepared(X).square().sum().backward()
-    optimizer.step()
-    assert decibels(prepared.eval()(X), quantized.convert(prepared)(X)) >= 40
 
 
 @pytest.mark.parametrize("engine", ENGINES)

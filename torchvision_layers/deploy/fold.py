@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import check_not_lazy, check_unwrapped
+from .._utils.hooked_weights import compute_hooked_weights
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module, has_hooks
 from .._utils.plain.model import make_plain_
@@ -27,8 +28,9 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     """A copy of ``model`` for inference that computes the same with fewer operations.
 
     Batch norms move into the convolutions, transposed convolutions and linear layers before them, and layer scales
-    into the layer before or after them. Weight standardization and parametrizations are computed once. A CoordConv
-    becomes a convolution plus a map that is cached for each image size. Modules that do nothing in eval mode are
+    into the layer before or after them. Weights that standardization, parametrizations, pruning or the hooks of
+    ``torch.nn.utils`` compute are computed once. A CoordConv becomes a convolution plus a map that is cached for each
+    image size. Modules that do nothing in eval mode are
     removed. This holds for layers of any class that compute what torch's own layers compute: convolutions that pad by
     themselves, for example, or batch norms that apply an activation. Give any other layer of your own a method
     ``folded()`` that returns a module which computes the same; a subclass with another ``forward`` needs its own.
@@ -47,9 +49,9 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     ``state_dict`` keys are the same, except that the constant filter of a blur pooling becomes a ``weight``.
 
     Errors: ``TypeError`` for an argument of another type, a lazy layer without channels, or a ``folded()`` that returns
-    no module; ``ValueError`` for a module with hooks, for a model that is quantized, scripted, compiled or wrapped, for
-    a missing ``batch``, and for outputs that are not finite or contain no numbers to compare; ``RuntimeError`` if the
-    copy computes something else.
+    no module; ``ValueError`` for a module with other hooks, for a model that is quantized, scripted, compiled or
+    wrapped, for a missing ``batch``, and for outputs that are not finite or contain no numbers to compare;
+    ``RuntimeError`` if the copy computes something else.
 
     Examples::
 
@@ -69,6 +71,8 @@ def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     """:func:`fold` for positional and keyword inputs."""
     _check_model(model)
     folded = copy_module(model).eval()
+    compute_hooked_weights(folded)
+    _check_no_hooks(folded)
     remove_parametrizations(folded)
     make_plain_(folded)
     FoldingPass(folded, None if inputs is None else partial(run_on, inputs)).fold(folded)
@@ -85,7 +89,12 @@ def _check_model(model: nn.Module) -> None:
         name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             raise ValueError(f"{name} is a {type(module).__name__}: fold the float model, then quantize it")
+
+
+def _check_no_hooks(model: nn.Module) -> None:
+    for path, module in model.named_modules():
         if has_hooks(module):
+            name = path or "model"
             raise ValueError(f"{name} has hooks, which would see other values in a folded model: remove them first")
 
 

@@ -84,9 +84,9 @@ def quantize(
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
-    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
+    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite,
+    activations or outputs that are not finite, a module that no batch reaches, or a model that is scripted, compiled
+    or wrapped; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
     results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
     not installed.

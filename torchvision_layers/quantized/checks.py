@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._utils.inputs import Inputs
 from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
+from .finite import describe_origin
 
 __all__ = ["check_float32_parameters", "check_same_results", "first_of"]
 
@@ -56,7 +57,8 @@ def check_same_results(
     moved: list[Tensor] | None = None
     for i, (tensor, original) in enumerate(zip(tensors, expected_tensors, strict=True)):
         if not bool(torch.isfinite(original).all()):
-            raise ValueError("model must give finite outputs, for the first batch it gives NaN or infinity")
+            origin = "" if model is None or inputs is None else describe_origin(model, inputs)
+            raise ValueError(f"model must give finite outputs, for the first batch it gives NaN or infinity{origin}")
         if tensor.shape != original.shape or tensor.dtype != original.dtype:
             raise RuntimeError(message)
         if not original.is_floating_point() and not original.is_complex():  # rounding may change an index or a mask

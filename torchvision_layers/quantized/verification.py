@@ -11,6 +11,7 @@ from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.outputs import largest, outputs_of
 from .checks import check_same_results
+from .finite import describe_origin
 from .rounding import round_weights_, rounded_outputs
 from .wrapper import QuantizableWrapper
 
@@ -103,7 +104,9 @@ def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: 
     reference = copy_module(model).eval()
     expected = outputs_of(reference, inputs)
     if any(bool(tensor.isnan().any()) for tensor in expected):
-        raise ValueError("model must give finite outputs, it gives NaN for one of the batches")
+        raise ValueError(
+            f"model must give finite outputs, it gives NaN for one of the batches{describe_origin(model, inputs)}"
+        )
     outputs = outputs_of(int8, inputs.map(Tensor.cpu))
     if len(outputs) != len(expected):
         return f"it returns {len(outputs)} tensors in place of {len(expected)}"

@@ -14,6 +14,7 @@ from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import flat_sequential, post_ops
 from torchvision_layers.quantized.eager.flat_sequential import FlatSequential
 from torchvision_layers.quantized.eager.int8_modules import use_backend
+from torchvision_layers.quantized.eager.int8_pools import INT8_POOLS
 from torchvision_layers.quantized.eager.support import is_int8
 
 from ._support import X, float_model, is_flat, record_calls, run_unflattened
@@ -157,7 +158,8 @@ class Int8Tracer(torch.fx.Tracer):
     """Treats our int8 modules as leaves, as fx does with those of torch."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_int8(m) or super().is_leaf_module(m, module_qualified_name)
+        is_own = is_int8(m) or type(m) in INT8_POOLS.values()
+        return is_own or super().is_leaf_module(m, module_qualified_name)
 
 
 def test_fx_traces_modules(model: quantized.QuantizableModel) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import post_ops
+from torchvision_layers.quantized.eager.int8_arithmetic import Int8Addition
 from torchvision_layers.quantized.eager.int8_modules import (
-    Int8Addition,
     Int8ConvActivation2d,
     Int8ConvAddition2d,
     Int8Linear,

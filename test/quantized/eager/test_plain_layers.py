@@ -157,7 +157,7 @@ def test_training() -> None:
 @pytest.mark.parametrize("build", [lambda: StandardizedNoName(4, 8, 3), lambda: timm.layers.BlurPool2d(4)])
 def test_computed_weight_is_refused_in_training(build: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(build(), nn.Conv2d(8, 8, 1) if isinstance(build(), nn.Conv2d) else conv(), nn.BatchNorm2d(8))
-    with pytest.raises(TypeError, match=r"^0 is a (\w+).*not train.*call deploy\.fold\(model\) first"):
+    with pytest.raises(TypeError, match=r"^0 is a (\w+).*not train.*train deploy\.fold\(model\)\.requires_grad_\(\)"):
         quantized.prepare_qat(model, images())
     prepared = quantized.prepare_qat(deploy.fold(model).train(), images()).eval()
     prepared(images())

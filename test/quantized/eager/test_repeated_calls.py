@@ -194,3 +194,51 @@ def test_similar_results_share_a_layer(backend: str) -> None:
     for _ in range(30):  # an average of both ranges would clip the larger results
         prepared(X)
     assert decibels(model(X), quantized.convert(prepared)(X)) > 25
+
+
+class Doubled(nn.Module):
+    """A layer of a user, without a state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(2 * x)
+
+
+#: Layers and containers without a convolution or linear layer, whose results have a range all the same.
+WITHOUT_LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "activation of a user": Doubled,
+    "activation with a parameter": nn.PReLU,
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "container": lambda: nn.Sequential(nn.Hardswish(), nn.AvgPool2d(2)),
+    "container with a norm": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU6()),
+}
+
+
+class Untraced(TwoBranches):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if float(x.sum()) < -1e9:
+            x = 2 * x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("cls", [TwoBranches, Untraced])
+@pytest.mark.parametrize("name", WITHOUT_LAYERS)
+def test_modules_without_layers(name: str, cls: type[TwoBranches], backend: str) -> None:
+    torch.manual_seed(0)
+    model = cls(WITHOUT_LAYERS[name]()).eval()
+    int8 = quantized.quantize(model, [X], backend=backend)
+    assert min(map(decibels, model(X), int8(X))) > 30
+
+
+@pytest.mark.parametrize("name", WITHOUT_LAYERS)
+def test_training_without_layers(name: str) -> None:
+    """The comparison with the float model, at the end of ``prepare_qat``, is the test."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), TwoBranches(WITHOUT_LAYERS[name]()))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 5, 10)
+    prepared = quantized.prepare_qat(model, X, backend="x86")
+    for output in prepared(X):
+        assert torch.isfinite(output).all()
+    quantized.convert(prepared)

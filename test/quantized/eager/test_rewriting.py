@@ -253,3 +253,30 @@ def test_reused_activation_becomes_one_module_per_call(activation: nn.Module) ->
     if type(activation) is nn.ReLU:
         assert rows["activation"].fused_with == ("first",)
         assert rows["activation_2"].fused_with == ("addition",)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+def test_forward_whose_only_operation_is_a_view(backend: str) -> None:
+    """Int8 kernels return images in rows of channels, which ``view`` cannot turn into vectors."""
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(8, 4, 1), nn.Linear(120, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.linear(x.view(x.size(0), -1))
+
+    torch.manual_seed(0)
+    model = Classifier().eval()
+    int8 = quantized.quantize(model, [X], backend=backend)
+    assert decibels(model(X), int8(X)) > 30
+    assert {row.runs_in for row in quantized.report(int8).rows} == {"int8"}
+    int8 = quantized.convert(_trained(quantized.prepare_qat(model, backend=backend)))
+    assert decibels(model(X), int8(X)) > 25
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    model(X)
+    return model

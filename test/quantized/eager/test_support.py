@@ -108,6 +108,14 @@ def test_converted_module_runs_in_int8(cls: type[nn.Module]) -> None:
     assert noise < 10 ** (-28 / 10)
 
 
+@pytest.mark.parametrize("cls", params(_CONVERTED | _FLOAT_FALLBACKS))
+def test_state_holds_every_range(cls: type[nn.Module]) -> None:
+    module, input = build(cls), random_input(cls)
+    model, other = (quantized.quantize(nn.Sequential(module), [x], check=False) for x in (input, 3 * input))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(input), model(input))
+
+
 @pytest.mark.parametrize("cls", params(_FLOAT_FALLBACKS))
 def test_unsupported_module_runs_in_float(cls: type[nn.Module]) -> None:
     module, input = build(cls), random_input(cls)

@@ -228,3 +228,34 @@ def test_write_into_the_input_of_a_block_raises() -> None:
     block = nn.Sequential(nn.SiLU(inplace=True), nn.Conv2d(8, 8, 1))
     with pytest.raises(RuntimeError, match="reads a tensor after an in-place module or a child wrote into it"):
         quantized.quantize(ReadAgain(block, READS["sum"]).eval(), [IMAGES], backend="x86")
+
+
+def test_write_of_an_int8_child_into_the_input_of_a_float_forward_raises() -> None:
+    """The child writes into an int8 tensor, which the ``forward`` in float does not see."""
+
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block = nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x) if float(x.sum()) > -1e9 else x
+            return self.block(y) + y
+
+    with pytest.raises(RuntimeError, match="reads a tensor after an in-place module or a child wrote into it"):
+        quantized.quantize(PreActivation().eval(), [torch.randn(2, 3, 4, 4)])
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_relu6_is_trained_with_its_clamp(has_norm: bool) -> None:
+    """It holds without fake quantization, too, as the comparison at the end of ``prepare_qat`` needs."""
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm2d(8)] if has_norm else []
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *norm, nn.ReLU6()).eval()
+    x = torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        model[0].weight.mul_(30)
+        prepared = quantized.prepare_qat(model, x).eval()
+        prepared.apply(torch.ao.quantization.disable_fake_quant)
+        assert torch.allclose(prepared(x), model(x), atol=1e-4)
+        assert model(x).max() == 6

@@ -195,3 +195,27 @@ def test_multihead_attention_reports_its_parts() -> None:
     assert row.runs_in == "float"
     assert "linear" in row.why
     assert {row.path: row.runs_in for row in report(graph).rows}["attention.out_proj"] == "int8"
+
+
+@pytest.mark.parametrize("is_assigned", [False, True])
+def test_result_in_a_given_tensor(is_assigned: bool) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = (nn.Conv2d(channels, 8, 1) for channels in (3, 3, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, z = self.a(x), self.b(x)
+            if is_assigned:
+                y[:, :4] = torch.add(y[:, 4:], z[:, :4])
+            else:
+                torch.add(y[:, 4:], z[:, :4], out=y[:, :4])
+            return self.c(y)
+
+    model = Writing().eval()
+    if is_assigned:
+        assert decibels(model(X).detach(), quantize(model, [X], engine="pt2e")(X)) > 30
+        return
+    with torch.no_grad(), pytest.raises(TypeError, match=r"operator add in .*out=y.* assign its result instead"):
+        quantize(model, [X], engine="pt2e")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
+from ..._utils.hooked_weights import hooked_paths
 from ...quantized.eager.int8_modules import use_backend
 from .._metadata import NAME, parse
 from .._subject import Subject
@@ -38,12 +39,13 @@ def restrict(subject: Subject) -> Subject:
 
     Errors: ``RuntimeError`` if the model cannot be scripted, and is float, depends on values, or cannot be traced.
     """
-    for path, module in subject.model.named_modules():
-        if parametrize.is_parametrized(module):
-            raise RuntimeError(
-                f"model must have plain weights for TorchScript, {path or 'it'} computes its weight by a "
-                "parametrization: call deploy.fold(model) first, or use format='pt2'"
-            )
+    computed = [path or "model" for path, m in subject.model.named_modules() if parametrize.is_parametrized(m)]
+    computed += hooked_paths(subject.model)
+    if computed:
+        raise RuntimeError(
+            f"model must have plain weights for TorchScript, {computed[0]} computes its weight by a parametrization or "
+            "a hook: call deploy.fold(model) first, or use format='pt2'"
+        )
     with _without_deprecation(), _int8_backend(subject.backend):
         try:
             return replace(subject, script=torch.jit.script(subject.model))

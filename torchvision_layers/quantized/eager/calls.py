@@ -35,7 +35,7 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     """The output of ``model``, and the calls of each module that it reaches.
 
     Modules that would write into their input leave it alone, as they do in int8. ReLU writes in int8 too, and so does
-    every module that a ``forward`` in float calls.
+    every module that a ``forward`` in float calls, but one in int8 gets a copy of its input there.
     """
     calls: dict[nn.Module, Call] = {}
 
@@ -50,7 +50,12 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
             is_plain and before.is_plain, is_uniform, max(outputs, before.outputs), values, before.count + 1
         )
 
+    def copy_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return map_tensors(Tensor.clone, (args, kwargs))
+
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
+    children = [module for module in model.modules() if isinstance(module, Int8Child)]
+    handles += [child.register_forward_pre_hook(copy_inputs, with_kwargs=True) for child in children]
     in_float = set(_called_in_float(model, False))
     writers = [m for m in set(model.modules()) - in_float if getattr(m, "inplace", False) is True]
     writers = [m for m in writers if type(m) is not nn.ReLU]

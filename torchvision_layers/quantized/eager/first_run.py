@@ -18,6 +18,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from .in_place import UnsupportedError
+from .result_sizes import Measure, find_distinct_ranges
 
 __all__ = ["WEIGHTED", "Arguments", "FirstRun", "run_first", "running_module"]
 
@@ -94,9 +95,10 @@ class FirstRun:
     arguments: dict[str, Arguments] = field(default_factory=lambda: defaultdict(Arguments))
     #: How often each module was called, or its weight used by a function.
     calls: Counter[str] = field(default_factory=Counter)
-    #: The largest value of each result of a function that used the weight of a module.
-    results: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    #: The modules whose calls return values of different sizes, with the ratio of the largest to the smallest.
+    #: The largest value of each result of a module, or of a function that used its weight.
+    sizes: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    #: The modules whose calls return values of different sizes, or call such a module, with the ratio of the largest
+    #: to the smallest.
     distinct_ranges: dict[str, float] = field(default_factory=dict)
     #: The modules that each ``forward`` calls.
     callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -154,7 +156,7 @@ class FirstRun:
 def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     """The output of ``model`` on ``inputs``, computed without gradients, and the calls that it made."""
     paths = {module: path for path, module in model.named_modules()}
-    run = FirstRun()
+    run, measure = FirstRun(), Measure()
     stack: list[nn.Module] = []
     versions: list[list[int]] = []
 
@@ -165,11 +167,14 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
         if stack:
             run.callees[paths[stack[-1]]].add(paths[module])
 
-    def record_memory(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def record_output(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         run.record_memory(paths[module], args, versions.pop(), output)
+        size = measure(output)
+        if size is not None:
+            run.sizes[paths[module]].append(size)
 
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
-    handles += [module.register_forward_hook(record_memory) for module in paths]
+    handles += [module.register_forward_hook(record_output) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):
             output = inputs.run(model)
@@ -184,6 +189,7 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     finally:
         for handle in handles:
             handle.remove()
+    run.distinct_ranges = find_distinct_ranges(model, run.sizes)
     return output, run
 
 
@@ -229,7 +235,7 @@ class _WeightUses(TorchFunctionMode):
             path = self.owners.get(id(_weight(args, kwargs)))
             if path is not None and output.numel():
                 self.run.calls[path] += 1
-                self.run.results[path].append(float(output.abs().max()))
+                self.run.sizes[path].append(float(output.abs().max()))
         return output
 
     def _is_outside_layers(self) -> bool:

@@ -1,4 +1,4 @@
-"""Int8 modules that torch lacks: arithmetic, and convolutions with post-operations."""
+"""Int8 modules that torch lacks: convolutions with post-operations, linear layers for oneDNN, a state of ELU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_same_shape
 from ..._utils.row_blocks import row_blocks
 
 __all__ = [
-    "Int8Addition",
     "Int8ConvActivation2d",
     "Int8ConvAddition2d",
+    "Int8ELU",
     "Int8Linear",
     "Int8Module",
-    "Int8Multiplication",
     "largest_pairs",
     "use_backend",
 ]
@@ -94,40 +92,15 @@ class Int8Module(nn.Module):
         self.zero_point = int(state["zero_point"])
 
 
-class Int8Addition(Int8Module):
-    """The int8 form of :class:`Addition`."""
+class Int8ELU(Int8Module):
+    """The int8 form of ``nn.ELU``; that of torch keeps its scale out of the ``state_dict``."""
 
-    def __init__(self, scale: float, zero_point: int, relu: bool, broadcasts: bool) -> None:
+    def __init__(self, scale: float, zero_point: int, alpha: float) -> None:
         super().__init__(scale, zero_point)
-        self.relu = relu
-        self.broadcasts = broadcasts
+        self.alpha = alpha
 
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        if not self.broadcasts:
-            check_same_shape("input", input, other, "other")
-        elif input.shape != other.shape:
-            input, other = torch.broadcast_tensors(input, other)
-        if self.relu:
-            return torch.ops.quantized.add_relu(input, other, self.scale, self.zero_point)
-        return torch.ops.quantized.add(input, other, self.scale, self.zero_point)
-
-
-class Int8Concatenation(Int8Module):
-    """The int8 form of :class:`Concatenation`."""
-
-    def __init__(self, scale: float, zero_point: int, dim: int) -> None:
-        super().__init__(scale, zero_point)
-        self.dim = dim
-
-    def forward(self, inputs: list[Tensor]) -> Tensor:
-        return torch.ops.quantized.cat(inputs, self.dim, self.scale, self.zero_point)
-
-
-class Int8Multiplication(Int8Module):
-    """The int8 form of :class:`Multiplication`."""
-
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.quantized.elu(input, self.scale, self.zero_point, self.alpha)
 
 
 class _Int8Conv2d(Int8Module):

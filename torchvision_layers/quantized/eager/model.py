@@ -13,6 +13,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
 from ..._utils.checks import check_not_lazy, check_unwrapped
+from ..._utils.graph_modules import make_ordinary_
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
@@ -242,6 +243,7 @@ def make_quantizable_(
     for module in model.modules():
         # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
         module.__dict__.pop("qconfig", None)
+    make_ordinary_(model)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
         return model

@@ -15,8 +15,11 @@ from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..layers.observed import Addition, Concatenation, Multiplication
+from ..report_row import Int8Support
 from .first_run import WEIGHTED, Arguments
 from .in_place import UnsupportedError
+from .int8_pools import interpolate
+from .support import int8_support
 from .wrappers import FloatOperation
 
 __all__ = ["Kind", "Kinds", "Operation", "OwnWeightError", "kind_of", "replacement", "takes_int8"]
@@ -58,15 +61,20 @@ _DROPOUTS: dict[Target, type[nn.Module]] = {
     F.dropout3d: nn.Dropout3d,
 }
 
-#: Operations that move or select values, or pool them: their int8 kernels keep scale and zero point.
+#: Pools, with the module that computes the same, whose int8 form avoids faults of torch's kernels.
+_POOLS: dict[Target, Callable[..., nn.Module]] = {
+    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.avg_pool1d: nn.AvgPool1d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.interpolate: nn.Upsample,
+    F.max_pool1d: nn.MaxPool1d,
+    F.max_pool2d: nn.MaxPool2d,
+}
+
+#: Operations that move, select or average values: their int8 kernels keep scale and zero point.
 _KEEP_SCALE: set[Target] = {
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
     F.adaptive_avg_pool3d,
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.max_pool1d,
-    F.max_pool2d,
     F.pixel_shuffle,
     F.pixel_unshuffle,
     torch.clone,
@@ -226,6 +234,9 @@ def _module(node: torch.fx.Node, kinds: Kinds, training: bool) -> tuple[nn.Modul
         return (Multiplication(), node.args) if target in _MULTIPLICATIONS else None
     if len(node.all_input_nodes) > 1 or not tensors:
         return None
+    if target in _POOLS:
+        pool = _pool(node)
+        return (pool, node.args[:1]) if pool and int8_support(pool) is Int8Support.PASS_THROUGH else None
     if target in _ELEMENTWISE:
         return _ELEMENTWISE[target](*node.args[1:], **node.kwargs), node.args[:1]
     if target not in _DROPOUTS and target is not torchvision.ops.stochastic_depth:
@@ -241,21 +252,37 @@ def _module(node: torch.fx.Node, kinds: Kinds, training: bool) -> tuple[nn.Modul
     return torchvision.ops.StochasticDepth(arguments["p"], arguments["mode"]), node.args[:1]
 
 
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+
+
+def _pool(node: torch.fx.Node) -> nn.Module | None:
+    """The module of a function in ``_POOLS``; ``None`` if there is none with these arguments."""
+    target: Any = node.target
+    if target in (F.max_pool1d, F.max_pool2d):  # the module takes them in another order
+        return _POOLS[target](**(dict(zip(_MAX_POOL, node.args[1:], strict=False)) | node.kwargs))
+    if target is F.interpolate:
+        bound: dict[str, Any] = dict(zip(_INTERPOLATE, node.args[1:], strict=False)) | node.kwargs
+        return None if bound.pop("antialias", False) else nn.Upsample(**bound)
+    return _POOLS[target](*node.args[1:], **node.kwargs)
+
+
 def _keeps_scale(node: torch.fx.Node) -> bool:
     """Whether the int8 kernel for these arguments keeps scale and zero point. ``view`` becomes ``reshape``."""
     bound: dict[str, Any] = dict(node.kwargs)
     if node.target is F.interpolate:
-        bound |= zip(("", "size", "scale_factor", "mode", "", "", "antialias"), node.args, strict=False)
-        return bound.get("mode", "nearest") in {"nearest", "bilinear"} and not bound.get("antialias")
+        bound |= zip(_INTERPOLATE, node.args[1:], strict=False)
+        mode, size = bound.get("mode", "nearest"), bound.get("size")
+        if mode not in {"nearest", "bilinear"} or size is None or bound.get("antialias"):
+            return False
+        kwargs = {"size": size, "mode": mode, "align_corners": bound.get("align_corners")}
+        node.target, node.args, node.kwargs = interpolate, node.args[:1], kwargs
+        return True
     if node.target is F.pad:  # ranges contain zero
         bound |= zip(("", "", "mode", "value"), node.args, strict=False)
         return bound.get("mode", "constant") == "constant" and bound.get("value") in (None, 0)
-    if node.target in (F.avg_pool2d, "mean", torch.mean):  # qnnpack's kernel ignores two of these
-        others = (bound.get("divisor_override"), bound.get("dtype"))
-        return bound.get("count_include_pad", True) is True and others == (None, None) and len(node.args) <= 5
-    if node.target in (F.max_pool1d, F.max_pool2d):  # qnnpack's kernel ignores the dilation
-        bound |= zip(("", "", "", "", "dilation", "", "return_indices"), node.args, strict=False)
-        return not bound.get("return_indices") and bound.get("dilation", 1) in (1, (1,), [1], (1, 1), [1, 1])
+    if node.target in ("mean", torch.mean):  # qnnpack's kernel ignores the dtype
+        return bound.get("dtype") is None
     if node.target in _VIEWS:
         node.target = _VIEWS[node.target]
         return True

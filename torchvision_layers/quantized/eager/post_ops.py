@@ -2,16 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..._utils.chains import expand_chain
-from ..._utils.inputs import Inputs
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import Trace, find_producer, trace_forward
 from ...layers.stochastic_depth import StochasticDepth
-from ..checks import check_same_results
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .calls import Call
@@ -103,63 +101,20 @@ def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None], 
             yield PostOp(path, convolution, name)
 
 
-def select_worthwhile(
-    model: nn.Module, post_ops: list[PostOp], inputs: Inputs, calls: dict[nn.Module, Call]
-) -> list[PostOp]:
-    """The post-operations that are faster even for a single image of the size of those in ``inputs``.
-
-    The list is empty if a ``forward`` that cannot be traced has another use for the output of a convolution.
+def select_worthwhile(model: nn.Module, post_ops: list[PostOp], calls: dict[nn.Module, Call]) -> list[PostOp]:
+    """The post-operations that are faster even for a single image of the calibration size.
 
     Args:
         model: fused.
         post_ops: those that the model has.
-        inputs: one batch.
-        calls: the calls of the modules on that batch.
+        calls: the calls of the modules on a batch.
     """
 
     def is_worthwhile(op: PostOp) -> bool:
         operation = model.get_submodule(op.parent).get_submodule(op.operation)
         return type(operation) is nn.SiLU or (operation in calls and calls[operation].values >= _WORTHWHILE)
 
-    worthwhile = list(filter(is_worthwhile, post_ops))
-    if not worthwhile:
-        return []
-    if len(inputs.tensors()) == 1:
-        inputs = inputs.map(lambda batch: batch[:1])
-    return worthwhile if _keep_results(model, worthwhile, inputs, inputs.run(model)) else []
-
-
-class _ConvolutionAndOperation(nn.Module):
-    """The float computation of a convolution with a post-operation."""
-
-    def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
-        super().__init__()
-        self.convolution = convolution
-        self.operation = operation
-
-    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
-        return self.operation(self.convolution(input), *others)
-
-
-def _keep_results(model: nn.Module, post_ops: list[PostOp], inputs: Inputs, expected: Any) -> bool:
-    """Whether the model still computes ``expected`` with the post-operations moved into their convolutions."""
-    parents = [model.get_submodule(op.parent) for op in post_ops]
-    pairs = [
-        (parent.get_submodule(op.convolution), parent.get_submodule(op.operation))
-        for parent, op in zip(parents, post_ops, strict=True)
-    ]
-    for parent, op, (convolution, operation) in zip(parents, post_ops, pairs, strict=True):
-        parent.set_submodule(op.convolution, nn.Identity())
-        parent.set_submodule(op.operation, _ConvolutionAndOperation(convolution, operation).eval())
-    try:
-        check_same_results(inputs.run(model), expected, "")
-    except (RuntimeError, ValueError):  # another result, or the shapes no longer match
-        return False
-    finally:
-        for parent, op, (convolution, operation) in zip(parents, post_ops, pairs, strict=True):
-            parent.set_submodule(op.convolution, convolution)
-            parent.set_submodule(op.operation, operation)
-    return True
+    return list(filter(is_worthwhile, post_ops))
 
 
 def _last_convolution(module: nn.Module, names: list[str], trace: Trace) -> str | None:

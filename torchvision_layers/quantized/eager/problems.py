@@ -43,7 +43,8 @@ def raise_problems(
     lines += [f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items()]
     lines += [
         f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
-        "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"
+        "can run it but not train it; train deploy.fold(model).requires_grad_() instead, or pass allow_float=True to "
+        "leave it in float"
         for layer in untrainable
     ]
     lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in named]

@@ -15,6 +15,7 @@ from ..layers.observed import Addition, Concatenation, Multiplication, Observed,
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
 from .in_place import Memory, UnsupportedError, make_out_of_place_
+from .int8_pools import INT8_POOLS
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
 from .repeated_calls import copy_with_same_tensors, split_shared
 from .support import int8_support, is_unit
@@ -150,8 +151,10 @@ def _rewritten(
     kinds: Kinds = {}
     for node in graph.nodes:
         kinds[node] = kind_of(module, node, kinds, arguments)
+    targets = [node.target for node in graph.nodes]
     is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
     operations = _operations(module, graph, kinds, allow_float, training)
+    is_changed |= targets != [node.target for node in graph.nodes]  # views become reshapes
     children: dict[str, nn.Module] = {}
     copies: dict[str, str] = {}
 
@@ -234,7 +237,11 @@ def _operations(
             if argument in operations
         )
         is_arithmetic = isinstance(operation.module, (Addition, Concatenation, Multiplication))
-        if has_float_users and (isinstance(operation.module, FloatOperation) or (is_arithmetic and is_after_float)):
+        if has_float_users and (
+            isinstance(operation.module, FloatOperation)
+            or type(operation.module) in INT8_POOLS
+            or (is_arithmetic and is_after_float)
+        ):
             operations[node] = Operation(operation.name, FloatOperation(node.target, False), node.args, node.kwargs)
         takes_float[node] = isinstance(operations[node].module, FloatOperation)
     return operations

@@ -172,8 +172,10 @@ def _has_unsupported_arguments(module: nn.Module) -> bool:
         return not module.affine or module.running_mean is None
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return module.padding_mode != "zeros" or numeric_padding(module) is None
-    if isinstance(module, nn.AvgPool2d):  # qnnpack's kernel ignores both arguments
-        return module.divisor_override is not None or (
-            not module.count_include_pad and module.padding not in (0, (0, 0))
+    if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d)):  # qnnpack's kernel ignores both arguments
+        return getattr(module, "divisor_override", None) is not None or (
+            not module.count_include_pad and module.padding not in (0, (0,), (0, 0))
         )
+    if isinstance(module, (nn.MaxPool1d, nn.MaxPool2d)):  # qnnpack's kernel ignores the dilation
+        return module.return_indices or module.dilation not in (1, (1,), [1], (1, 1), [1, 1])
     return isinstance(module, nn.Upsample) and module.mode not in ("nearest", "bilinear")

@@ -14,11 +14,18 @@ from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
+from ..._utils.hooked_weights import (
+    compute_hooked_weights,
+    hooked_paths,
+    list_removals,
+    list_removals_of_changing_norms,
+)
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
+from ..finite import calibrating
 from ..settings import Settings
 from ..wrapper import Stage
 from .bias_correction import correct_biases
@@ -27,11 +34,9 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
-from .hooked_weights import check_no_hooked_weights, compute_hooked_weights
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
-from .repeated_calls import find_distinct_ranges
 from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
@@ -73,16 +78,16 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     prepared, calls = _try_quantizable(model, first, settings.allow_float, False, traces)
     with torch.no_grad():
         if settings.backend == "onednn":
-            prepared.post_ops = select_worthwhile(
-                prepared, find_post_ops(prepared, calls, traces.__getitem__), first, calls
-            )
+            post_ops = find_post_ops(prepared, calls, traces.__getitem__)
+            prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
         preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
-            for batch in chain([first], batches):
-                batch.run(prepared)
+            for i, batch in enumerate(chain([first], batches)):
+                with calibrating(unwrapped(model), batch, i):
+                    batch.run(prepared)
         for handle in handles:
             handle.remove()
     return _convert_(prepared)
@@ -92,7 +97,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
     _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
-    check_no_hooked_weights(model)
+    _check_no_hooked_weights(model)
     calls, traces = None, TraceCache()
     if example is None:
         prepared = make_quantizable_(copy_module(model).train(), settings.allow_float, will_train=True)
@@ -132,6 +137,16 @@ def _check_float(model: nn.Module) -> None:
     check_float32_parameters(model)
 
 
+def _check_no_hooked_weights(model: nn.Module) -> None:
+    paths = hooked_paths(model)
+    if paths:
+        others = "" if list_removals_of_changing_norms(model) else "; engine='pt2e' trains what the hooks read"
+        raise ValueError(
+            f"weights must be parameters to be trained with engine='eager', hooks compute those of {', '.join(paths)}: "
+            f"to train their present values, first call {', '.join(list_removals(model))}{others}"
+        )
+
+
 def _try_quantizable(
     model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool, traces: TraceCache
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
@@ -141,7 +156,6 @@ def _try_quantizable(
     """
     original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
-    run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     copied = copy_module(model)
     compute_hooked_weights(copied)
     prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)

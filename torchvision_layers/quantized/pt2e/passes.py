@@ -107,6 +107,7 @@ def _fusion_source(norm: fx.Node) -> fx.Node | None:
     assert isinstance(weight, fx.Node)
     same_channels = source.target not in LINEAR or source.meta["val"].dim() == 2
     is_own = len(source.users) == 1 and weight.op == "get_attr" and len(weight.users) == 1
+    is_own &= all(bias is None or bias.op == "get_attr" for bias in source.args[2:3])  # type: ignore[union-attr]
     has_all = all(isinstance(argument, fx.Node) for argument in norm.args[1:5])
     return source if same_channels and is_own and has_all else None
 

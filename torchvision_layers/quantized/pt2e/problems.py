@@ -6,7 +6,7 @@ from ..._utils.source_lines import source_line
 from .nodes import WEIGHTED, float_operands, is_call, module_class, module_path
 from .weights import constant_products, dynamic_weights
 
-__all__ = ["float_problems", "raise_problems", "random_problems", "weight_problems"]
+__all__ = ["float_problems", "out_problems", "raise_problems", "random_problems", "weight_problems"]
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -23,6 +23,16 @@ def random_problems(nodes: list[fx.Node]) -> list[str]:
         f"{_describe(node)} draws random numbers, which a graph cannot leave out in eval mode; use nn.Dropout or "
         "torchvision.ops.StochasticDepth, or train with engine='eager'"
         for node in nodes
+    ]
+
+
+def out_problems(graph: fx.Graph) -> list[str]:
+    """Operators that get the tensor for their result, which torchao's quantizers reject."""
+    return [
+        f"{_describe(node)} writes into the tensor in its argument out, which int8 cannot; assign its result instead, "
+        "such as y[:, :4] = torch.add(a, b)"
+        for node in graph.nodes
+        if isinstance(node.kwargs.get("out"), fx.Node)
     ]
 
 

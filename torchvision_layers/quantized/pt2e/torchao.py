@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+from ..finite import FiniteValues
 from ..range_search import FastRangeSearch
 from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
 from .nodes import (
@@ -86,7 +87,7 @@ def _quantizer(backend: str, is_qat: bool) -> Quantizer:
     )
 
 
-class _HistogramObserver(FastRangeSearch, pt2e.HistogramObserver):
+class _HistogramObserver(FiniteValues, FastRangeSearch, pt2e.HistogramObserver):
     """Observes a range that leaves out rare large values if rounding the others gains from it."""
 
 

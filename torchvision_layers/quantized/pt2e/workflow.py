@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import check_module, check_not_lazy
+from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
+from ..finite import calibrating
 from ..settings import Settings
 from ..wrapper import Stage
 from . import torchao
@@ -28,7 +30,7 @@ from .passes import (
     remove_dropout,
     set_mode,
 )
-from .problems import float_problems, raise_problems, random_problems, weight_problems
+from .problems import float_problems, out_problems, raise_problems, random_problems, weight_problems
 from .weights import dynamic_weights
 from .writes import reread_after_writes
 
@@ -63,10 +65,12 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
-            _check_same_results(prepared, model, first, "exporting")
+            with calibrating(model, first, 0):
+                _check_same_results(prepared, model, first, "exporting")
             expected = outputs or float_outputs(prepared.body, images)
-            for batch in batches:
-                prepared.call(batch)
+            for i, batch in enumerate(batches, 1):
+                with calibrating(model, batch, i):
+                    prepared.call(batch)
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
@@ -82,6 +86,12 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         )
     model = _float_copy(model).train()
     _check_momentum(model)
+    removals = list_removals_of_changing_norms(model)
+    if removals:
+        raise ValueError(
+            "weights must be computed from parameters alone to be trained with engine='pt2e', spectral norm also "
+            f"changes buffers: to train their present values, first call {', '.join(removals)}"
+        )
     exported = export(model, example, settings.dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
@@ -134,7 +144,7 @@ def _prepare(
     try:
         prepared.body = torchao.prepare(body, settings.backend, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
-        raise_problems(problems)
+        raise_problems([*problems, *out_problems(body.graph)])
         raise RuntimeError(
             f"model cannot be prepared for {settings.backend}: {type(error).__name__}: {error}"
         ) from error

@@ -12,15 +12,9 @@ from torch import Tensor, nn
 from torch.ao.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
 from ...layers.observed import Addition, Concatenation, DeQuantStub, Multiplication, QuantStub
-from ..int8_modules import (
-    Int8Addition,
-    Int8Concatenation,
-    Int8ConvActivation2d,
-    Int8ConvAddition2d,
-    Int8Linear,
-    Int8Multiplication,
-    use_backend,
-)
+from ..int8_arithmetic import Int8Addition, Int8AdditionOnQnnpack, Int8Concatenation, Int8Multiplication
+from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, Int8ELU, Int8Linear, use_backend
+from ..int8_pools import use_int8_pools
 from ..patterns import mark_fused
 from ..post_ops import ACTIVATIONS, PostOp
 from ..wrappers import ObservedActivation
@@ -37,9 +31,10 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
     mapping = {
         **get_default_static_quant_module_mappings(),
         torch.ao.nn.qat.Conv1d: nnq.Conv1d,
-        Addition: _ToArithmetic(),
-        Multiplication: _ToArithmetic(),
-        Concatenation: _ToArithmetic(),
+        Addition: _ToArithmetic(backend),
+        Multiplication: _ToArithmetic(backend),
+        Concatenation: _ToArithmetic(backend),
+        nn.ELU: _ToELU(),
         QuantStub: nnq.Quantize,
         DeQuantStub: nnq.DeQuantize,
     }
@@ -63,6 +58,7 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
             elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):  # TorchScript takes no vectors for numbers
                 for name in ("scale", "zero_point"):
                     setattr(module, name, getattr(module, name).reshape(()))
+        use_int8_pools(model)
         if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
 
@@ -77,13 +73,24 @@ def kernels_of_all_sizes(model: nn.Module, backend: str) -> list[nn.Module]:
 class _ToArithmetic:
     """An entry in a mapping of torch.ao, used like a class."""
 
+    def __init__(self, backend: str) -> None:
+        self.addition = Int8AdditionOnQnnpack if backend == "qnnpack" else Int8Addition
+
     def from_float(self, observed: Addition | Multiplication) -> nn.Module:
         scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator]
         if isinstance(observed, Addition):
-            return Int8Addition(float(scale), int(zero_point), observed.relu, observed.broadcasts)
+            return self.addition(float(scale), int(zero_point), observed.relu, observed.broadcasts)
         if isinstance(observed, Concatenation):
             return Int8Concatenation(float(scale), int(zero_point), observed.dim)
         return Int8Multiplication(float(scale), int(zero_point))
+
+
+class _ToELU:
+    """An entry in a mapping of torch.ao, used like a class."""
+
+    def from_float(self, observed: nn.ELU) -> nn.Module:
+        scale, zero_point = observed.activation_post_process.calculate_qparams()  # type: ignore[operator, union-attr]
+        return Int8ELU(float(scale), int(zero_point), observed.alpha)
 
 
 class ConvReLU2d(nniq.ConvReLU2d):

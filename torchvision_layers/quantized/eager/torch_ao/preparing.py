@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.quantization_mappings import get_default_qat_module_mappings
 
 from ...._utils.modules import make_padding_numeric
+from ...finite import FiniteValues
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
@@ -33,20 +34,23 @@ _NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
 _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
 
 
-class _HistogramObserver(FastRangeSearch, taoq.HistogramObserver):
+class _HistogramObserver(FiniteValues, FastRangeSearch, taoq.HistogramObserver):
     """Observes a range that leaves out rare large values if rounding the others gains from it."""
+
+
+class _MinMaxObserver(FiniteValues, taoq.MinMaxObserver):
+    """Observes a range that holds every value."""
 
 
 class _FineFakeQuantize(FineSteps, taoq.FusedMovingAvgObsFakeQuantize):
     """Rounds activations in training, with the steps of the conversion."""
 
 
-class _UpToSix(taoq.MovingAverageMinMaxObserver):
-    """Observes the values that a ReLU6 lets through."""
+class _UpToSix(taoq.FakeQuantize):
+    """Rounds the output of a ReLU6 in training, whose clamp at 6 holds without rounding too."""
 
-    def forward(self, x_orig: Tensor) -> Tensor:
-        super().forward(x_orig.clamp(max=6.0))
-        return x_orig
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.clamp(max=6.0))
 
 
 class _LargestRange(taoq.MovingAverageMinMaxObserver):
@@ -113,8 +117,9 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
 def _relu6_observer(is_qat: bool) -> object:
     """Observes a range that ends at 6, or at the largest value if none reaches 6."""
     if is_qat:
-        return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
-    return taoq.MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
+        observer = taoq.MovingAverageMinMaxObserver
+        return _UpToSix.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+    return _MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
 def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:

@@ -1,0 +1,83 @@
+"""Activations that are NaN or infinite: no range holds them, so calibration ends with the module that they begin in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.inputs import Inputs
+from .._utils.modules import copy_module
+from .._utils.structure import flatten
+
+__all__ = ["FiniteValues", "calibrating", "describe_origin"]
+
+
+class NotFiniteError(Exception):
+    """An observer got NaN or infinity."""
+
+
+class FiniteValues:
+    """Mixed into an observer of torch.ao or torchao.
+
+    The observers ignore infinity, which int8 would replace by the end of the range, and fail for NaN.
+    """
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        if x_orig.numel() and not all(map(bool, map(torch.isfinite, x_orig.aminmax()))):
+            raise NotFiniteError
+        output: Tensor = super().forward(x_orig)  # type: ignore[misc]
+        return output
+
+
+@contextmanager
+def calibrating(model: nn.Module, batch: Inputs, index: int) -> Iterator[None]:
+    """Raises ``ValueError`` if an observer gets NaN or infinity within the context.
+
+    Args:
+        model: the float model, to find out where they begin.
+        batch: the batch that the context observes.
+        index: the number of that batch.
+    """
+    try:
+        yield
+    except NotFiniteError:
+        raise ValueError(
+            f"activations must be finite to be calibrated, batch {index} gives NaN or infinity"
+            f"{describe_origin(model, batch)}: clamp them, or use finite numbers as masks"
+        ) from None
+
+
+def describe_origin(model: nn.Module, inputs: Inputs) -> str:
+    """The place of the first NaN or infinity, to be added to an error; empty if no module sees any."""
+    model = copy_module(model).eval()
+    paths = {module: path for path, module in model.named_modules()}
+    running: list[nn.Module] = []
+    origins: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        if running and not _are_finite((args, kwargs)):
+            origins.append(running[-1])
+        running.append(module)
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        running.pop()
+        if not _are_finite(output):
+            origins.append(module)
+
+    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in paths]
+    handles += [module.register_forward_hook(leave) for module in paths]
+    try:
+        with torch.no_grad():
+            inputs.map(Tensor.clone).run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not origins:
+        return ""
+    return f", first in {paths[origins[0]] or 'the forward of model'} ({type(origins[0]).__name__})"
+
+
+def _are_finite(value: object) -> bool:
+    tensors = [tensor for tensor in flatten(value)[0] if tensor.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
