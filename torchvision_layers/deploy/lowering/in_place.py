@@ -38,7 +38,7 @@ def write_in_place(graph: fx.Graph) -> None:
             if other.meta.get("is_channels_last") and temporaries.is_dead(other, node):
                 node.args = (*node.args[:-1], True)
         elif target is quantized_conv_sum:
-            if temporaries.is_dead(node.args[14], node, torch.uint8):
+            if temporaries.is_dead(node.args[14], node):
                 node.args = (*node.args[:-1], True)
         elif target in _UNARY:
             if temporaries.is_dead(node.args[0], node):
@@ -55,7 +55,7 @@ def _scales_channels(node: fx.Node, value: object, scale: object) -> bool:
         return False
     shape, other = value.meta.get("shape"), scale.meta["shape"]
     is_scale = shape == node.meta.get("shape") and shape is not None and shape[:2] == other[:2] and {*other[2:]} == {1}
-    return is_scale and scale.meta["val"].dtype == torch.float32
+    return is_scale and scale.meta["val"].dtype == value.meta["val"].dtype
 
 
 class _Temporaries:
@@ -73,12 +73,14 @@ class _Temporaries:
         }
         assert not any(aliased_inputs(node) for node in self._own)
 
-    def is_dead(self, value: object, node: fx.Node, dtype: torch.dtype = torch.float32) -> bool:
+    def is_dead(self, value: object, node: fx.Node) -> bool:
         """Whether ``node`` may overwrite one of its inputs: nothing else has its memory or reads it later.
 
-        The input must have this dtype, and be no other argument of the node.
+        The input must have the dtype of the result, and be no other argument of the node.
         """
-        if not isinstance(value, fx.Node) or value not in self._own or value.meta["val"].dtype != dtype:
+        if not isinstance(value, fx.Node) or value not in self._own:
+            return False
+        if value.meta["val"].dtype != node.meta["val"].dtype:
             return False
         is_last = all(self._order[user] <= self._order[node] for user in value.users)
         return is_last and sum(argument is value for argument in node.args) == 1

@@ -13,6 +13,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
 from ...quantized.precision import in_float32
 from ...quantized.pt2e.signature import Signature
+from .bfloat16 import check_bfloat16
 from .int8_kernels import check_exact_products
 from .kernels import check_onednn
 from .program import Program
@@ -73,6 +74,8 @@ class LoweredModel(nn.Module):
         check_onednn()
         if self._program.scales:
             check_exact_products()
+        if self._program.is_bfloat16:
+            check_bfloat16()
         tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
         self._run = run = self._program.bind({path: tensor.detach() for path, tensor in tensors})
         return run

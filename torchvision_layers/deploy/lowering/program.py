@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ...quantized.pt2e.constants import constant_nodes
 from ...quantized.pt2e.writes import is_write
 from .aliasing import alias_sets
+from .bfloat16 import to_bfloat16
 from .guards import Guards
 from .source import function_of
 from .steps import Ref, Step, refs, substitute
@@ -62,6 +63,11 @@ class Program:
         """All scales and zero points of activations, in the order of the steps; empty for a program in float."""
         numbers = [value for step in self.steps if step.is_int8() for value in step.args]
         return [float(value) for value in numbers if type(value) in (int, float)]
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the program rounds anything to bfloat16."""
+        return any(step.target is to_bfloat16 for step in (*self.setup, *self.steps))
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
         """A function of the inputs that runs the steps with these parameters and buffers, by path."""
