@@ -31,7 +31,7 @@ _FOLLOWERS = {
     *("minimum", "neg", "relu", "relu6"),
     *("add", "div", "mul", "sub"),
     *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "selu", "sigmoid", "silu", "tanh"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d"),
     *("mean", "upsample_bilinear2d"),
 }
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -85,7 +85,8 @@ class _Rounding:
     def _assign(self, node: fx.Node) -> None:
         name = _name(node)
         if node.target is operator.getitem:
-            self._set_val(node, node.args[0].meta["val"][node.args[1]])  # type: ignore[union-attr,index]
+            source: Any = node.args[0]
+            self._set_val(node, source.meta["val"][node.args[1]])
         elif name.startswith("sym_"):
             return
         elif self._is_float32(node) and (node.target in _LAYERS or str(node.target) in _LAYER_NAMES):

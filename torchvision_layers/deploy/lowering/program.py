@@ -75,7 +75,9 @@ class Program:
         for step in self.setup:
             args, kwargs = substitute((step.args, step.kwargs), values.__getitem__)
             values[step.name] = step.operator()(*args, **kwargs)
-        return function_of(self.inputs, self.steps, self.outputs, values)
+        read = {*refs([self.outputs, *([step.args, step.kwargs] for step in self.steps)])}
+        constants = {name: value for name, value in values.items() if name in read}  # weights that are packed are not
+        return function_of(self.inputs, self.steps, self.outputs, constants)
 
     def __str__(self) -> str:
         names = {**self.state, **dict(zip(self.inputs, self.names, strict=True))}
