@@ -10,14 +10,11 @@ from torch import Tensor, fx
 from ...quantized.pt2e.constants import constant_nodes, erase_unused_ops
 from ...quantized.pt2e.nodes import COMPUTE_OPS
 from .aliasing import written_nodes
-from .kernels import conv1d, conv_sum, linear_sum, pixel_linear
 from .packing import pack_conv, pack_linear, pack_pixels
 
 __all__ = ["check_bfloat16", "to_bfloat16", "to_float32", "use_bfloat16"]
 
-_LAYERS: set[object] = {*COMPUTE_OPS, conv1d, conv_sum, linear_sum, pixel_linear}
-#: By name, because torch may be built without them.
-_LAYER_NAMES = {"mkldnn._convolution_pointwise.default", "mkldnn._linear_pointwise.default"}
+#: What makes the weights of layers.
 _PACKS = {pack_conv, pack_linear, pack_pixels}
 #: Operators that compute in float32 and round once, whatever the dtype of their parameters.
 _NORMS = {"group_norm", "layer_norm", "softmax"}
@@ -84,15 +81,15 @@ class _Rounding:
 
     def _assign(self, node: fx.Node) -> None:
         name = _name(node)
+        packs = [input for input in node.all_input_nodes if input.target in _PACKS]
         if node.target is operator.getitem:
             source: Any = node.args[0]
             self._set_val(node, source.meta["val"][node.args[1]])
         elif name.startswith("sym_"):
             return
-        elif self._is_float32(node) and (node.target in _LAYERS or str(node.target) in _LAYER_NAMES):
-            for pack in node.all_input_nodes:
-                if pack.target in _PACKS:
-                    self._convert_inputs(pack, torch.bfloat16)
+        elif self._is_float32(node) and (packs or node.target in COMPUTE_OPS):
+            for pack in packs:
+                pack.replace_input_with(*self._copy(pack.all_input_nodes[0], torch.bfloat16, pack))
             self._convert_inputs(node, torch.bfloat16)
             self._set_val(node, _rounded(node.meta["val"]))
         elif self._is_float32(node) and name in _NORMS and self._is_rounded_norm(node):
@@ -130,16 +127,19 @@ class _Rounding:
         for input in node.all_input_nodes:
             value = _val(input)
             if value is not None and value.dtype in _FLOATS and value.dtype != dtype:
-                node.replace_input_with(input, self._converted(input, dtype, node))
+                node.replace_input_with(*self._copy(input, dtype, node))
 
-    def _converted(self, source: fx.Node, dtype: torch.dtype, before: fx.Node) -> fx.Node:
+    def _copy(self, source: fx.Node, dtype: torch.dtype, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """A node, and its copy in another dtype."""
         copy = self._copies.get((source, dtype))
         if copy is None or source in self._written:  # a copy does not see later writes
             with self._graph.inserting_before(before):
                 copy = self._graph.call_function(to_float32 if dtype == torch.float32 else to_bfloat16, (source,))
-            copy.meta = {**source.meta, "val": source.meta["val"].to(dtype)}
+            copy.meta = dict(source.meta)
+            if "val" in source.meta:
+                self._set_val(copy, source.meta["val"].to(dtype))
             self._copies[source, dtype] = copy
-        return copy
+        return source, copy
 
     def _set_val(self, node: fx.Node, value: Any) -> None:
         node.meta = {**node.meta, "val": value}

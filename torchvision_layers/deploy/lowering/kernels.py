@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "add_in_place",
     "check_onednn",
     "conv1d",
     "conv_shape",
     "conv_sum",
     "is_channels_last",
     "linear_sum",
+    "multiply_in_place",
     "pixel_linear",
-    "scale_channels",
     "to_channels_last",
 ]
 
@@ -126,7 +127,11 @@ def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output.reshape(*output.shape, *[1] * (input.dim() - 2))
 
 
-def scale_channels(input: Tensor, scale: Tensor) -> Tensor:
-    """The product of ``input`` and a number for each of its channels, written into ``input`` if it has the shape."""
-    shape = torch.broadcast_shapes(input.shape, scale.shape)
-    return input.mul_(scale) if shape == input.shape else input * scale
+def add_in_place(input: Tensor, other: Tensor) -> Tensor:
+    """The sum of both, written into ``input`` if it has the shape."""
+    return input.add_(other) if torch.broadcast_shapes(input.shape, other.shape) == input.shape else input + other
+
+
+def multiply_in_place(input: Tensor, other: Tensor) -> Tensor:
+    """The product of both, written into ``input`` if it has the shape."""
+    return input.mul_(other) if torch.broadcast_shapes(input.shape, other.shape) == input.shape else input * other

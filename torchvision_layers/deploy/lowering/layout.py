@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
 from .aliasing import written_nodes
+from .bfloat16 import to_float32
 from .int8_kernels import quantized_conv_sum
 from .kernels import conv1d, conv_sum, is_channels_last, to_channels_last
 from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized_linear
@@ -123,7 +124,16 @@ class _Run:
         for node in output.all_input_nodes:
             value, original = self._values[node], node.meta["val"]
             if isinstance(value, Tensor) and not value.is_contiguous() and original.is_contiguous():
-                with self._graph.inserting_before(output):
-                    dense = self._graph.call_function(torch.ops.aten.contiguous.default, (node,))
-                dense.meta = dict(node.meta)
-                output.replace_input_with(node, dense)
+                source, reader = node, output
+                while _enlarges(source) and len(source.users) == 1:  # there is less to copy before it
+                    source.meta["is_channels_last"] = False
+                    source, reader = source.all_input_nodes[0], source
+                with self._graph.inserting_before(reader):
+                    dense = self._graph.call_function(torch.ops.aten.contiguous.default, (source,))
+                dense.meta = {**source.meta, "is_channels_last": False}
+                reader.replace_input_with(source, dense)
+
+
+def _enlarges(node: fx.Node) -> bool:
+    """Whether a node returns more bytes than it reads, in the same memory format."""
+    return node.target is to_float32 or str(node.target).startswith("aten.upsample_")
