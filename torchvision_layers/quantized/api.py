@@ -14,6 +14,7 @@ from .engine import load_engine
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
+from .settings import Settings
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
 
@@ -92,14 +93,12 @@ def quantize(
     not installed.
     """
     workflow = load_engine(engine)
-    backend = workflow.choose_backend(backend)
+    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
     check_unwrapped("model", model)
     inputs, widest = _inputs(batches, model, progress), WidestBatch()
     with in_float32():
         observed = widest.watch(inputs) if check else inputs
-        int8: QuantizableModel | QuantizableGraph = workflow.quantize(
-            model, observed, backend, allow_float, dynamic_sizes
-        )
+        int8: QuantizableModel | QuantizableGraph = workflow.quantize(model, observed, settings)
         trial = int8.take_trial()
         if check:
             check_int8(trial, unwrapped(model), widest.inputs)
@@ -139,13 +138,11 @@ def prepare_qat(
     engine is not installed.
     """
     workflow = load_engine(engine)
-    backend = workflow.choose_backend(backend)
+    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
     check_unwrapped("model", model)
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():
-        prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(
-            model, inputs, backend, allow_float, dynamic_sizes
-        )
+        prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
         if check and inputs is not None:
             check_prepared(prepared, unwrapped(model), inputs)
     return prepared

@@ -7,6 +7,7 @@ from torch import nn
 
 from .._utils.inputs import Inputs
 from .eager.torch_ao import explain_missing_torch_ao
+from .settings import Settings
 from .wrapper import QuantizableWrapper
 
 __all__ = ["Engine", "load_engine"]
@@ -20,24 +21,10 @@ class Engine(Protocol[Model]):
     def choose_backend(self, name: str) -> str:
         """Returns ``name``, or what ``"auto"`` means here; raises ``ValueError`` unless this machine has it."""
 
-    def quantize(
-        self,
-        model: nn.Module,
-        batches: Iterator[Inputs],
-        backend: str,
-        allow_float: bool,
-        dynamic_sizes: bool | None,
-    ) -> Model:
+    def quantize(self, model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> Model:
         """Returns an int8 copy of a float model, with ranges observed on the batches."""
 
-    def prepare_qat(
-        self,
-        model: nn.Module,
-        example: Inputs | None,
-        backend: str,
-        allow_float: bool,
-        dynamic_sizes: bool | None,
-    ) -> Model:
+    def prepare_qat(self, model: nn.Module, example: Inputs | None, settings: Settings) -> Model:
         """Returns a copy of a float model for quantization-aware training."""
 
     def convert(self, prepared: Model) -> Model:

@@ -10,6 +10,7 @@ from torchvision_layers import nn as tnn
 from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
+from torchvision_layers.quantized.settings import Settings
 
 __all__ = [
     "FunctionModule",
@@ -71,7 +72,7 @@ def batches() -> list[Tensor]:
 
 
 def int8(model: nn.Module, inputs: list[Tensor], allow_float: bool = False) -> QuantizableGraph:
-    return workflow.quantize(model, iter([Inputs((input,)) for input in inputs]), "x86", allow_float)
+    return workflow.quantize(model, iter([Inputs((input,)) for input in inputs]), Settings("x86", allow_float))
 
 
 @functools.cache

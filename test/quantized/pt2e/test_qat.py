@@ -17,6 +17,7 @@ from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
+from torchvision_layers.quantized.settings import Settings
 from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import (
@@ -33,7 +34,7 @@ from ._support import (
 
 
 def prepared(model: nn.Module, example: Tensor) -> QuantizableGraph:
-    return workflow.prepare_qat(model, Inputs((example,)), "x86", False)
+    return workflow.prepare_qat(model, Inputs((example,)), Settings("x86"))
 
 
 norm2d = partial(nn.BatchNorm2d, eps=0.1, momentum=0.3)
@@ -205,7 +206,7 @@ def test_invalid_example_raises(example: object, error: type[Exception], message
 
 def test_backend_without_training_raises() -> None:
     with pytest.raises(ValueError, match="backend must be x86 or onnxruntime to train with this engine, got 'xnnpack'"):
-        workflow.prepare_qat(nn.Conv2d(3, 4, 3), Inputs((torch.randn(2, 3, 8, 8),)), "xnnpack", False)
+        workflow.prepare_qat(nn.Conv2d(3, 4, 3), Inputs((torch.randn(2, 3, 8, 8),)), Settings("xnnpack"))
 
 
 def test_allow_float_applies_to_conversion() -> None:
@@ -213,7 +214,7 @@ def test_allow_float_applies_to_conversion() -> None:
         return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
 
     model, x = nn.Sequential(FunctionModule(attend, fc=nn.Linear(8, 8)), enn.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
-    graph = workflow.prepare_qat(model, Inputs((x,)), "x86", True)
+    graph = workflow.prepare_qat(model, Inputs((x,)), Settings("x86", allow_float=True))
     train_step(graph, x, sgd(graph))
     workflow.freeze(graph)
     assert decibels(graph.eval()(x), workflow.convert(graph)(x)) >= 60

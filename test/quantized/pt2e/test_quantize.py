@@ -18,6 +18,7 @@ from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
 from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.settings import Settings
 from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, batches, calibrated, call_nodes, int8, small_model, tiny_model, with_running_stats
@@ -99,7 +100,7 @@ def test_model_is_unchanged() -> None:
     model, inputs = tiny_model().train(), batches()
     before = copy.deepcopy(model.state_dict())
     int8(model, inputs)
-    workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
+    workflow.prepare_qat(model, Inputs((inputs[0],)), Settings("x86"))
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -255,7 +256,7 @@ def test_xnnpack_is_close_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, f"{package}.xnnpack_quantizer", quantizer)
     model, inputs = tiny_model(), batches()
-    graph = workflow.quantize(model, iter([Inputs((input,)) for input in inputs]), "xnnpack", False)
+    graph = workflow.quantize(model, iter([Inputs((input,)) for input in inputs]), Settings("xnnpack"))
     assert decibels(model(inputs[0]), graph(inputs[0])) >= 35
     assert graph.backend == "xnnpack"
 

@@ -13,6 +13,7 @@ from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized import ReportRow
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.report import graph_rows
+from torchvision_layers.quantized.settings import Settings
 from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, calibrated, call_nodes, int8, with_running_stats
@@ -41,7 +42,7 @@ EXPECTED = [
 
 def test_rows_after_calibration_and_after_training() -> None:
     model, inputs, graph = calibrated()
-    prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
+    prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), Settings("x86"))
     assert {(row.runs_in, row.why) for row in graph_rows(prepared)} == {("float", "not converted yet")}
     prepared(inputs[0])
     for converted in (graph, workflow.convert(prepared)):
@@ -77,7 +78,7 @@ def test_uncalled_modules_without_weights() -> None:
         FunctionModule(forward, conv=nn.Conv2d(3, 3, 1), used=nn.ReLU(), **uncalled, **identities),
         torch.randn(2, 3, 6, 6),
     )
-    prepared = workflow.prepare_qat(model, Inputs((x,)), "x86", False)
+    prepared = workflow.prepare_qat(model, Inputs((x,)), Settings("x86"))
     for path in uncalled:
         row = next(row for row in graph_rows(prepared) if row.path == path)
         assert (row.after, row.why) == ("-", "is never called")
@@ -147,7 +148,7 @@ def test_resnet18_tensors_are_quantized_once(build, is_qat: bool) -> None:
     """
     model, inputs = with_running_stats(build()).eval(), [torch.randn(4, 3, 64, 64) for _ in range(2)]
     if is_qat:
-        prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), "x86", False)
+        prepared = workflow.prepare_qat(model, Inputs((inputs[0],)), Settings("x86"))
         prepared(inputs[0])
         graph = workflow.convert(prepared)
     else:

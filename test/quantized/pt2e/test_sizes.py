@@ -13,6 +13,7 @@ from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.export import export
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
+from torchvision_layers.quantized.settings import Settings
 
 from ._support import FunctionModule, tiny_model, with_running_stats
 
@@ -33,7 +34,7 @@ def in_windows(x: Tensor) -> Tensor:
 
 
 def int8(model: nn.Module, dynamic_sizes: bool | None = None) -> QuantizableGraph:
-    return workflow.quantize(model, iter([Inputs((X,))]), "x86", False, dynamic_sizes)
+    return workflow.quantize(model, iter([Inputs((X,))]), Settings("x86", dynamic_sizes=dynamic_sizes))
 
 
 def has_symbolic_sizes(model: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
+from ..settings import Settings
 from ..wrapper import Stage
 from .bias_correction import correct_biases
 from .calls import Call, find_difference, record_calls
@@ -63,26 +64,20 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(
-    model: nn.Module,
-    batches: Iterator[Inputs],
-    backend: str,
-    allow_float: bool,
-    dynamic_sizes: bool | None = None,
-) -> QuantizableModel:
+def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> QuantizableModel:
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
-    _check_dynamic(dynamic_sizes)
+    _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
     first = first_of(batches)
     traces = TraceCache()
-    prepared, calls = _try_quantizable(model, first, allow_float, False, traces)
+    prepared, calls = _try_quantizable(model, first, settings.allow_float, False, traces)
     with torch.no_grad():
-        if backend == "onednn":
+        if settings.backend == "onednn":
             prepared.post_ops = select_worthwhile(
                 prepared, find_post_ops(prepared, calls, traces.__getitem__), first, calls
             )
-        preparing.prepare(prepared, backend, prepared.post_ops, is_qat=False, calls=calls)
-        prepared.stage, prepared.backend = Stage.PREPARED, backend
+        preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=False, calls=calls)
+        prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
@@ -93,28 +88,22 @@ def quantize(
     return _convert_(prepared)
 
 
-def prepare_qat(
-    model: nn.Module,
-    example: Inputs | None,
-    backend: str,
-    allow_float: bool,
-    dynamic_sizes: bool | None = None,
-) -> QuantizableModel:
+def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) -> QuantizableModel:
     """A copy of ``model`` that is fused, in training mode, with fake quantization."""
-    _check_dynamic(dynamic_sizes)
+    _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
     check_no_hooked_weights(model)
     calls, traces = None, TraceCache()
     if example is None:
-        prepared = make_quantizable_(copy_module(model).train(), allow_float, will_train=True)
+        prepared = make_quantizable_(copy_module(model).train(), settings.allow_float, will_train=True)
         fuse_children(prepared, is_qat=True, trace=traces.__getitem__)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
-        prepared, calls = _try_quantizable(model, example, allow_float, True, traces)
-    if backend == "onednn":
+        prepared, calls = _try_quantizable(model, example, settings.allow_float, True, traces)
+    if settings.backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls, traces.__getitem__)
-    preparing.prepare(prepared, backend, prepared.post_ops, is_qat=True, calls=calls)
-    prepared.stage, prepared.backend = Stage.PREPARED, backend
+    preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=True, calls=calls)
+    prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
     return prepared
 
 

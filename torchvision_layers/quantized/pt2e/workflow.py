@@ -11,6 +11,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
+from ..settings import Settings
 from ..wrapper import Stage
 from . import torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
@@ -46,27 +47,18 @@ def choose_backend(name: str) -> str:
     return name
 
 
-def quantize(
-    model: nn.Module,
-    batches: Iterator[Inputs],
-    backend: str,
-    allow_float: bool,
-    dynamic_sizes: bool | None = None,
-) -> QuantizableGraph:
-    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``.
-
-    For ``dynamic_sizes`` see :func:`export`.
-    """
+def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> QuantizableGraph:
+    """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``."""
     model = _float_copy(model).eval()
     first = first_of(batches)
     with torch.no_grad():
-        exported = export(model, first, dynamic_sizes)
+        exported = export(model, first, settings.dynamic_sizes)
         torchao.keep_in_float(reread_after_writes(exported.graph_module))
         remove_dropout(exported.graph_module)
         fold_constants(exported.graph_module)  # erases what an unused dropout read
         isolate_unfoldable_norms(exported.graph_module)
         rejects_single = _differs_for_one(make_graph(exported, model), model, first)
-        prepared = _prepare(exported, model, backend, allow_float, is_qat=False)
+        prepared = _prepare(exported, model, settings, is_qat=False)
         prepared.rejects_single = rejects_single
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
@@ -80,23 +72,17 @@ def quantize(
     return int8
 
 
-def prepare_qat(
-    model: nn.Module,
-    example: Inputs | None,
-    backend: str,
-    allow_float: bool,
-    dynamic_sizes: bool | None = None,
-) -> QuantizableGraph:
-    """A graph of ``model`` for training, in training mode; for ``dynamic_sizes`` see :func:`export`."""
+def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) -> QuantizableGraph:
+    """A graph of ``model`` for training, in training mode."""
     if example is None:
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
-    if backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
+    if settings.backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
         raise ValueError(
             "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
         )
     model = _float_copy(model).train()
     _check_momentum(model)
-    exported = export(model, example, dynamic_sizes)
+    exported = export(model, example, settings.dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
     isolate_unfoldable_norms(graph_module)
@@ -109,7 +95,7 @@ def prepare_qat(
             _check_same_results(graph, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
             rejects_single = _differs_for_one(graph, copy.deepcopy(model).eval(), example)
         set_mode(graph_module, training=True, norms_train=True)
-    prepared = _prepare(exported, model, backend, allow_float, is_qat=True, problems=problems)
+    prepared = _prepare(exported, model, settings, is_qat=True, problems=problems)
     prepared.rejects_single = rejects_single
     return prepared.train()
 
@@ -130,15 +116,14 @@ def freeze(prepared: QuantizableGraph) -> None:
 def _prepare(
     exported: ExportedModel,
     model: nn.Module,
-    backend: str,
-    allow_float: bool,
+    settings: Settings,
     is_qat: bool,
     problems: Sequence[str] = (),
 ) -> QuantizableGraph:
     """The graph with observers. Errors: ``TypeError`` with ``problems`` and those that come to light here."""
     body = exported.graph_module
     problems = list(problems)
-    if allow_float:
+    if settings.allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:
         problems += weight_problems(body.graph)
@@ -147,13 +132,15 @@ def _prepare(
     if is_qat:
         fuse_conv_bn_for_qat(body)
     try:
-        prepared.body = torchao.prepare(body, backend, is_qat)
+        prepared.body = torchao.prepare(body, settings.backend, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
         raise_problems(problems)
-        raise RuntimeError(f"model cannot be prepared for {backend}: {type(error).__name__}: {error}") from error
-    prepared.stage, prepared.backend = Stage.PREPARED, backend
-    prepared.allows_float = allow_float
-    if not allow_float:
+        raise RuntimeError(
+            f"model cannot be prepared for {settings.backend}: {type(error).__name__}: {error}"
+        ) from error
+    prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
+    prepared.allows_float = settings.allow_float
+    if not settings.allow_float:
         problems += float_problems(prepared.body.graph)
     raise_problems(problems)
     return prepared

@@ -1,0 +1,20 @@
+"""The arguments of ``quantize`` and ``prepare_qat`` that the public functions hand to an engine."""
+
+from dataclasses import dataclass
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`quantize <torchvision_layers.quantized.quantize>`, which documents them.
+
+    Args:
+        backend: a backend of the engine, never ``"auto"``.
+        allow_float: as given.
+        dynamic_sizes: as given.
+    """
+
+    backend: str
+    allow_float: bool = False
+    dynamic_sizes: bool | None = None
