@@ -46,7 +46,7 @@ def check_same_bfloat16(result: nn.Module, model: nn.Module, inputs: Inputs, ver
     """Raises unless ``result``, which computes in bfloat16, returns what ``model`` does in eval mode.
 
     The tolerance is 2 % of the largest value of each output or, if that is more, eight times the effect of rounding the
-    parameters and the inputs of the model. Of integers and booleans, 5 % may differ. Arguments as for
+    parameters and the inputs of the model. Up to 5 % of integers and booleans may differ. The arguments are those of
     :func:`check_same`.
     """
     reference = copy_module(model).eval()

@@ -14,7 +14,7 @@ from .packing import pack_conv, pack_linear, pack_pixels
 
 __all__ = ["check_bfloat16", "to_bfloat16", "to_float32", "use_bfloat16"]
 
-#: What makes the weights of layers.
+#: The functions that make weights of layers.
 _PACKS = {pack_conv, pack_linear, pack_pixels}
 #: Operators that compute in float32 and round once, whatever the dtype of their parameters.
 _NORMS = {"group_norm", "layer_norm", "softmax"}

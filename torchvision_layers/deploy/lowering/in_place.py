@@ -36,7 +36,7 @@ def write_in_place(graph: fx.Graph) -> None:
         elif _is_pointwise(node):
             if temporaries.is_dead(node.args[0], node):
                 node.target = _writing_operator(target) or target
-        elif target in _BINARY and arguments(node)[2:] in ([], [1]):
+        elif _is_sum_or_product(node):
             for value, other in (node.args[:2], node.args[1::-1]):
                 if _has_layout(node, value) and temporaries.is_dead(value, node):
                     node.target, node.args, node.kwargs = _BINARY[target], (value, other), {}
@@ -49,6 +49,12 @@ def _is_pointwise(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or node.all_input_nodes != [*node.args[:1]]:
         return False
     return torch.Tag.pointwise in target.tags or target in _POINTWISE
+
+
+def _is_sum_or_product(node: fx.Node) -> bool:
+    """Whether a node adds or multiplies two tensors, without a factor."""
+    is_tensor = ["shape" in input.meta for input in node.all_input_nodes]
+    return node.target in _BINARY and arguments(node)[2:] in ([], [1]) and is_tensor == [True, True]
 
 
 def _writing_operator(target: torch._ops.OpOverload) -> Any:

@@ -11,9 +11,24 @@ from .kernels import conv_shape
 __all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum"]
 
 
+_OPERATORS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
+
+
 def check_exact_products() -> None:
-    """Errors: ``RuntimeError`` if the products of integers overflow on this CPU, as they do on x86 without VNNI."""
-    if not _has_exact_products():
+    """Errors: ``RuntimeError`` if torch has no operators of oneDNN for integers, or if they overflow on this CPU.
+
+    Products of integers overflow on x86 without VNNI.
+    """
+    try:
+        is_exact = _has_exact_products() if all(hasattr(torch.ops.onednn, name) for name in _OPERATORS) else None
+    except RuntimeError:  # there are kernels for some processors only
+        is_exact = None
+    if is_exact is None:
+        raise RuntimeError(
+            "lowered int8 models need the operators of oneDNN for integers, which torch lacks here: lower the float "
+            "model, or run a file of deploy.export(model, example, path, format='onnx-qdq') or 'executorch'"
+        )
+    if not is_exact:
         raise RuntimeError(
             "lowered int8 models need a CPU that adds products of integers in 32 bits, such as x86 with VNNI; here "
             "they overflow: lower the float model, or call quantized.quantize(model, batches, backend='x86')"
