@@ -129,9 +129,14 @@ def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def add_in_place(input: Tensor, other: Tensor) -> Tensor:
     """The sum of both, written into ``input`` if it has the shape."""
-    return input.add_(other) if torch.broadcast_shapes(input.shape, other.shape) == input.shape else input + other
+    return input.add_(other) if _expands_to(other, input) else input + other
 
 
 def multiply_in_place(input: Tensor, other: Tensor) -> Tensor:
     """The product of both, written into ``input`` if it has the shape."""
-    return input.mul_(other) if torch.broadcast_shapes(input.shape, other.shape) == input.shape else input * other
+    return input.mul_(other) if _expands_to(other, input) else input * other
+
+
+def _expands_to(other: Tensor, input: Tensor) -> bool:
+    sizes = zip(other.shape[::-1], input.shape[::-1], strict=False)
+    return other.dim() <= input.dim() and all(n in (size, 1) for n, size in sizes)
