@@ -178,6 +178,7 @@ FOLLOWERS: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
     "unsqueeze": (lambda x: x.unsqueeze(1), X),
     "upsample_bilinear2d": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), X),
     "upsample_nearest2d": (lambda x: F.interpolate(x, scale_factor=2), X),
+    "view": (lambda x: x.view(2, 4, 64, 1), X),
 }
 
 
