@@ -12,7 +12,6 @@ __all__ = [
     "conv_sum",
     "is_channels_last",
     "linear_sum",
-    "pixel_linear",
     "scale_channels",
     "to_channels_last",
 ]
@@ -116,17 +115,7 @@ def linear_sum(input: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None
     return torch.ops.mkldnn._linear_pointwise.binary(input, other, weight, bias, "add")
 
 
-def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of single pixels, with the transposed matrix of its weight.
-
-    oneDNN takes several times as long to start as this takes.
-    """
-    pixels = input.flatten(1)
-    output = pixels @ weight if bias is None else torch.addmm(bias, pixels, weight)
-    return output.reshape(*output.shape, *[1] * (input.dim() - 2))
-
-
 def scale_channels(input: Tensor, scale: Tensor) -> Tensor:
     """The product of ``input`` and a number for each of its channels, written into ``input`` if it has the shape."""
-    shape = torch.broadcast_shapes(input.shape, scale.shape)
-    return input.mul_(scale) if shape == input.shape else input * scale
+    is_scale = scale.shape[:2] == input.shape[:2] and max(scale.shape[2:]) == 1
+    return input.mul_(scale) if is_scale else input * scale
