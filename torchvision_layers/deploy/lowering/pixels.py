@@ -10,7 +10,7 @@ from ...quantized.pt2e.nodes import CONVS, arguments, is_call
 from .post_ops import find_post_op
 from .scaling import constant_of
 
-__all__ = ["flatten_pixels"]
+__all__ = ["flatten_pixels", "is_mean"]
 
 _aten = torch.ops.aten
 _MEAN, _POOL = _aten.mean.dim, _aten.adaptive_avg_pool2d.default
@@ -24,7 +24,7 @@ def flatten_pixels(module: fx.GraphModule) -> None:
     graph = module.graph
     rows: dict[fx.Node, fx.Node] = {}  # for each image of single pixels, the same values as a matrix
     for node in list(graph.nodes):
-        if _is_mean(node):
+        if is_mean(node):
             with graph.inserting_after(node):
                 rows[node] = graph.call_function(_MEAN, (node.args[0], [2, 3]))
             rows[node].meta = _flat_meta(node)
@@ -61,8 +61,8 @@ def _flat_meta(node: fx.Node) -> dict[str, Any]:
     return {"val": node.meta["val"].flatten(1), "shape": node.meta["shape"][:2]}
 
 
-def _is_mean(node: fx.Node) -> bool:
-    """Whether a node computes the mean of each channel, as an image."""
+def is_mean(node: fx.Node) -> bool:
+    """Whether a node computes the mean of each channel, as an image of a single pixel."""
     rank = node.meta["val"].dim() if "shape" in node.meta else 0
     if is_call(node, {_POOL}):
         return rank == 4 and {*arguments(node)[1]} == {1}
