@@ -128,6 +128,20 @@ def test_int8_refuses_sizes_of_another_branch(tmp_path: Path) -> None:
         loaded(torch.randn(other))
 
 
+def test_checks_of_equal_and_of_long_rules() -> None:
+    """No two nodes may have the same name."""
+    helper, long = onnx.helper, " + ".join(["size[2]"] * 50)
+    values = [helper.make_tensor_value_info(name, 1, [None] * 4) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    add_size_checks(graph, [f"{long} > 50", f"{long} > 50", f"{long} > 100"], ["x"])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), QUIET, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": torch.zeros(1, 3, 3, 1).numpy()})[0].shape == (1, 3, 3, 1)
+    for size in (1, 2):
+        with pytest.raises(Exception, match="inputs must have sizes with"):
+            session.run(None, {"x": torch.zeros(1, 3, size, 1).numpy()})
+
+
 @pytest.mark.parametrize(
     "rule",
     [
