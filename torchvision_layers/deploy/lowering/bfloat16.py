@@ -10,12 +10,12 @@ from torch import Tensor, fx
 from ...quantized.pt2e.constants import constant_nodes, erase_unused_ops
 from ...quantized.pt2e.nodes import COMPUTE_OPS
 from .aliasing import written_nodes
-from .packing import pack_conv, pack_linear, pack_pixels
+from .packing import pack_conv, pack_linear
 
 __all__ = ["check_bfloat16", "to_bfloat16", "to_float32", "use_bfloat16"]
 
 #: The functions that make weights of layers.
-_PACKS = {pack_conv, pack_linear, pack_pixels}
+_PACKS = {pack_conv, pack_linear}
 #: Operators that compute in float32 and round once, whatever the dtype of their parameters.
 _NORMS = {"group_norm", "layer_norm", "softmax"}
 #: Operators that move or select values, or compute in float32 and round once. All others read and return float32.

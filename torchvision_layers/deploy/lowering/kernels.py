@@ -14,7 +14,6 @@ __all__ = [
     "is_channels_last",
     "linear_sum",
     "multiply_in_place",
-    "pixel_linear",
     "to_channels_last",
 ]
 
@@ -115,16 +114,6 @@ def linear_sum(input: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None
     if list(other.shape) != [*input.shape[:-1], features]:
         return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "") + other
     return torch.ops.mkldnn._linear_pointwise.binary(input, other, weight, bias, "add")
-
-
-def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of single pixels, with the transposed matrix of its weight.
-
-    oneDNN takes several times as long to start as this takes.
-    """
-    pixels = input.flatten(1)
-    output = pixels @ weight if bias is None else torch.addmm(bias, pixels, weight)
-    return output.reshape(*output.shape, *[1] * (input.dim() - 2))
 
 
 def add_in_place(input: Tensor, other: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ...quantized.pt2e.constants import erase_unused_ops
 from .aliasing import written_nodes
 from .bfloat16 import to_float32
-from .int8_kernels import quantized_conv_sum
+from .int8_kernels import quantize, quantized_conv_sum
 from .kernels import conv1d, conv_sum, is_channels_last, to_channels_last
 from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized_linear
 
@@ -41,6 +41,14 @@ def assign_layouts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 def record_shapes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Runs a graph on the example, and records the shape of each tensor in ``meta["shape"]`` of its node."""
     _ShapeRecorder(module).run(*(tensor.clone() for tensor in inputs), enable_io_processing=False)
+
+
+def _reads_images(node: fx.Node) -> bool:
+    return node.target in (conv_sum, quantized_conv_sum) or str(node.target) in _IMAGE_OPERATORS
+
+
+def _is_image(node: fx.Node) -> bool:
+    return any(_reads_images(user) and user.args[0] is node for user in node.users)
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -77,7 +85,8 @@ class _Run:
             elif node.op == "get_attr":
                 self._store(node, attrgetter(node.target)(self._module).detach())
             elif node.op == "call_function":
-                if node.target in (conv_sum, quantized_conv_sum) or str(node.target) in _IMAGE_OPERATORS:
+                # Numbers in float are converted faster than integers of 8 bits.
+                if _reads_images(node) or (node.target is quantize and _is_image(node)):
                     self._convert_input(node)
                 self._pack(node)
                 self._execute(node)
