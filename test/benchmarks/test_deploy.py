@@ -34,7 +34,7 @@ def test_runtimes_compute_the_same_as_the_model(runtime: str) -> None:
     batch = torch.randn(8, 3, 64, 64)
     expected = model(batch)
     noise = (runtimes.RUNTIMES[runtime](model, batch)(batch) - expected).norm() / expected.norm()
-    assert noise < (0.2 if "int8" in runtime or "qdq" in runtime else 0.02 if "bfloat16" in runtime else 1e-5)
+    assert noise < (0.2 if "int8" in runtime or "qdq" in runtime else 0.05 if "bfloat16" in runtime else 1e-5)
     assert model(batch).equal(expected), "the runtime changed the model"
 
 
