@@ -148,7 +148,7 @@ def peak_bytes(call: Call) -> int:
     the count is the same in every run.
     """
     call()  # packs weights and fills caches
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call()
     events = profiler.profiler.kineto_results.events()
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]

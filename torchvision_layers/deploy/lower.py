@@ -65,8 +65,8 @@ def lower(
             optimized for these sizes, and takes every batch and image size that the model takes.
         dtype: ``torch.bfloat16`` keeps weights of layers, and activations between them, in 16 bits, which is faster on
             CPUs with instructions for it. Norms, softmax and unknown operators compute in float32. Inputs and outputs
-            remain in float32. The result agrees with the model as far as rounding allows, mostly to 1 to 3 % of the largest
-            output. Not for int8 graphs. Default: ``torch.float32``.
+            remain in float32. The result agrees with the model as far as rounding allows, mostly to 1 to 3 % of the
+            largest output. Not for int8 graphs. Default: ``torch.float32``.
         threads: number of threads of torch while the program runs. Default: ``None``, as torch is set.
 
     Errors: ``TypeError`` for any other quantized model, for a model that is not in float32 or lazy, and for inputs that
