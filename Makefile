@@ -51,7 +51,7 @@ bench: .venv/bench.stamp
 bench-int8: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/quantized.py $(BENCH)
 
-# Times whole models in each runtime, which takes half an hour. One model: `BENCH="--only resnet18"`.
+# Measures time and memory of whole models in each runtime, which takes hours. One model: `BENCH="--only resnet18"`.
 bench-deploy: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/deploy.py $(BENCH)
 

@@ -1,129 +1,158 @@
-"""Speed of whole models in each deployment runtime, next to torchvision's models of the same name.
+"""Speed and memory of torchvision's models in each deployment runtime.
 
     python benchmarks/deploy.py
-    python benchmarks/deploy.py --only resnet18 mobilenet_v3_large --runtimes folded onnx onnx-qdq --images 1
+    python benchmarks/deploy.py --only resnet18 mobilenet_v3_large --runtimes lowered onnx --images 1 --threads 1
+    python benchmarks/deploy.py --growth --only resnet18 --runtimes lowered onnx --threads 1 --json growth.json
 
-Each cell is ``ours / torchvision's``: the time of a forward pass relative to torchvision's unmodified model in eager
-mode and NCHW. Times are medians over rounds in which the three take turns. Each runtime has its own process, because
-thread pools disturb each other: onnxruntime's threads spin while they wait for work. Both models have the same random
-weights and batch statistics of noise. Int8 is calibrated on eight images. Float formats are exported from the folded
-model.
+Each cell is ``time / memory / growth``. Time and memory are relative to the unmodified model in eager mode and NCHW, on
+the same images. Time is the ratio of medians over rounds in which both take turns. Memory is the most that a call holds
+at once, beyond the model and its input; runtimes other than torch do not report it. Growth is the time relative to the
+first column of the same runtime. Each runtime of each model has its own process, because thread pools disturb each
+other. The models have random weights and batch statistics of noise. Int8 is calibrated on eight images. Float formats
+are exported from the folded model, and compiled models have frozen weights.
 
-``ours`` is torchvision's model if the reference scripts do not build it. For torchvision, ``folded`` is our fold of its
-model, ``lowered`` our lowered model, and ``int8 eager`` is its quantizable model, if it has one, on the backend onednn
-like ours. In all other runtimes its model is converted like ours.
+``--growth`` measures batches of 1 to 32 images and images of 96 to 384 pixels.
 """
 
 import argparse
-import copy
 import json
+import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from layers import count, text
-from measure import Ratio, conditions, interleave, ratios
-from quantized import SIZE, TARGETS, by_torchvision, float_pair, running_on
-from torch import Tensor, nn
+from layers import as_json, count, json_file, text, write
+from measure import Ratio, conditions, interleave, peak_bytes, ratios
+from quantized import SIZE, float_pair, running_on
+from runtimes import BACKEND, COUNTED, RUNTIMES, Call
+from tqdm import tqdm
 
-from torchvision_layers import deploy, quantized
-
-#: Models of torchvision that the reference scripts do not build.
-OTHERS = ("densenet121", "vit_b_32")
-MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", *OTHERS)
-BACKEND = "onednn"
-
-Call = Callable[[Tensor], Tensor]
-
-
-def in_channels_last(model: nn.Module) -> Call:
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return lambda x: model(x.to(memory_format=torch.channels_last))
+MODELS = (
+    *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"),
+    *("densenet121", "vit_b_32"),
+)
+#: Models for images of one size.
+FIXED = ("vit_b_32",)
 
 
-def compiled(model: nn.Module) -> Call:
-    return torch.compile(model, dynamic=False)
+class Case(NamedTuple):
+    """Images in one call, and the length of their sides."""
+
+    images: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.images}×{self.size}²"
 
 
-def through_file(model: nn.Module, batch: Tensor, format: str) -> Call:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ("model.pt2" if format == "aoti" else "model")
-        deploy.export(model, batch, path, format=format)
-        return deploy.load(path)
+GROWTH = (*(Case(n, SIZE) for n in (1, 2, 4, 8, 16, 32)), *(Case(1, size) for size in (96, 160, 288, 384)))
 
 
-def pt2e(model: nn.Module, batch: Tensor, backend: str = "x86") -> nn.Module:
-    return quantized.quantize(deploy.fold(model), [batch], engine="pt2e", backend=backend)
+def measure(name: str, runtime: str, cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+    """A row for each case of one model in one runtime, measured in this process."""
+    eager, _ = float_pair(name, rewritten=True)
+    patches = torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=64)
+    with torch.no_grad(), patches[0], patches[1], running_on(BACKEND):
+        call = RUNTIMES[runtime](eager, torch.randn(8, 3, SIZE, SIZE))
+        rows = []
+        medians = dict[Case, float]()
+        for case in cases:
+            about = {"model": name, "runtime": runtime, "threads": torch.get_num_threads(), **case._asdict()}
+            try:
+                figures, medians[case] = measure_case(eager, call, case, runtime in COUNTED, rounds)
+            except Exception as error:  # a runtime may not take all sizes
+                figures = {"reason": reason(str(error))}
+            else:
+                figures["growth"] = medians[case] / medians[next(iter(medians))]
+            rows.append({**about, **figures})
+    return rows
 
 
-#: Functions from a float model and a batch to the callable that is measured.
-RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
-    "eager": lambda model, batch: model,
-    "channels_last": lambda model, batch: in_channels_last(model),
-    "folded": lambda model, batch: deploy.fold(model),
-    "lowered": lambda model, batch: deploy.lower(model, batch[:1]),
-    "compiled": lambda model, batch: compiled(deploy.fold(model)),
-    "aoti": lambda model, batch: through_file(deploy.fold(model), batch, "aoti"),
-    "onnx": lambda model, batch: through_file(deploy.fold(model), batch, "onnx"),
-    "int8 eager": lambda model, batch: quantized.quantize(model, [batch], backend=BACKEND),
-    "int8 lowered": lambda model, batch: deploy.lower(pt2e(model, batch), batch[:1]),
-    "int8 compiled": lambda model, batch: compiled(pt2e(model, batch)),
-    "onnx-qdq": lambda model, batch: through_file(pt2e(model, batch, "onnxruntime"), batch, "onnx-qdq"),
-}
+def measure_case(eager: Call, call: Call, case: Case, is_counted: bool, rounds: int) -> tuple[dict[str, Any], float]:
+    """Time and memory relative to eager mode, and the median of the seconds."""
+    input = torch.randn(case.images, 3, case.size, case.size)
+    calls = {"eager": partial(eager, input), "own": partial(call, input)}
+    seconds = interleave(calls, rounds)
+    peaks = [peak_bytes(c) for c in calls.values()] if is_counted else None
+    figures = {"time": as_json(ratios(seconds)["own"]), "memory": peaks and peaks[1] / peaks[0]}
+    return figures, statistics.median(seconds["own"])
 
 
-def measure(name: str, runtime: str, images: int, rounds: int) -> dict[str, Ratio]:
-    """Measures one model in one runtime, in this process."""
-    ours, theirs = float_pair(name, rewritten=name in OTHERS)
-    batch, input = torch.randn(8, 3, SIZE, SIZE), torch.randn(images, 3, SIZE, SIZE)
-    # Freezing packs the weights of compiled models.
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True), running_on(BACKEND):
-        calls: dict[str, Call] = {"torchvision, eager": theirs, "ours": RUNTIMES[runtime](ours, batch)}
-        if runtime != "int8 eager":
-            calls["torchvision"] = RUNTIMES[runtime](theirs, batch)
-        elif name in TARGETS:  # torchvision has a quantizable version
-            calls["torchvision"] = by_torchvision(name, BACKEND, batch, theirs)
-        return ratios(interleave({key: partial(call, input) for key, call in calls.items()}, rounds))
-
-
-def measure_in_subprocess(name: str, runtime: str, args: argparse.Namespace) -> dict[str, Ratio]:
-    """Measures one model in one runtime, in a separate process."""
-    command = [sys.executable, __file__, "--only", name, "--runtimes", runtime, "--images", str(args.images), "--alone"]
-    command += ["--rounds", str(args.rounds), "--threads", str(args.threads)]
+def measure_in_subprocess(
+    name: str, runtime: str, threads: int, cases: Sequence[Case], rounds: int
+) -> list[dict[str, Any]]:
+    """The rows of one model in one runtime, measured in a separate process; rows with a reason if that fails."""
+    command = [sys.executable, __file__, "--only", name, "--runtimes", runtime, "--threads", str(threads), "--alone"]
+    command += ["--rounds", str(rounds), "--cases", *(f"{case.images},{case.size}" for case in cases)]
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{name} in {runtime}: {result.stderr.strip()}")
-    return {key: Ratio(*value) for key, value in json.loads(result.stdout.splitlines()[-1]).items()}
+    if result.returncode == 0:
+        rows: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
+        return rows
+    about = {"model": name, "runtime": runtime, "threads": threads, "reason": reason(result.stderr)}
+    return [{**about, **case._asdict()} for case in cases]
+
+
+def reason(error: str) -> str:
+    """The last line of a traceback, which holds its message."""
+    return (error.strip().splitlines() or ["no message"])[-1][:200]
+
+
+def cell(row: dict[str, Any]) -> str:
+    if "reason" in row:
+        return "–"
+    time = Ratio(row["time"]["ratio"], *row["time"]["quartiles"])
+    return f"{time} / {text(row['memory'])} / {row['growth']:.2f}"
+
+
+def parse_case(text: str) -> Case:
+    images, size = map(count, text.split(","))
+    return Case(images, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models (default: all)")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="default: all")
-    parser.add_argument("--images", type=count, default=1, help="batch size (default: %(default)s)")
+    parser.add_argument("--images", nargs="+", type=count, default=[1, 8], help="batch sizes (default: 1 8)")
+    parser.add_argument("--sizes", nargs="+", type=count, default=[SIZE], help=f"sides of images (default: {SIZE})")
+    parser.add_argument("--growth", action="store_true", help="measure many batch sizes and sides in their place")
+    parser.add_argument("--threads", nargs="+", type=count, default=[1, 2], help="torch threads (default: 1 2)")
     parser.add_argument("--rounds", type=count, default=11, help="rounds for each candidate (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--alone", action="store_true", help="measure one model in this process and print JSON")
+    parser.add_argument("--cases", nargs="+", type=parse_case, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
 
-    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    torch.set_num_threads(args.threads[0])
+    chosen = GROWTH if args.growth else [Case(images, size) for size in args.sizes for images in args.images]
+    cases = args.cases or chosen
     if args.alone:
-        print(json.dumps(measure(args.only[0], args.runtimes[0], args.images, args.rounds)))
+        print(json.dumps(measure(args.only[0], args.runtimes[0], cases, args.rounds)))
         return
-    print(*(f"{name}: {value}" for name, value in {**conditions(), "rounds": args.rounds}.items()), sep="\n")
-    print("Each cell: ours / torchvision's, relative to torchvision's eager model")
-    print(f"\n{'':<20}" + "".join(f"{runtime:>16}" for runtime in args.runtimes))
-    for name in args.only:
-        print(f"{name:<20}", end="", flush=True)
-        for runtime in args.runtimes:
-            times = measure_in_subprocess(name, runtime, args)
-            print(f"{text(times['ours']):>8} /{text(times.get('torchvision')):>6}", end="", flush=True)
-        print()
+    report: dict[str, Any] = {"conditions": {**conditions(), "rounds": args.rounds}, "rows": []}
+    del report["conditions"]["threads"]  # each row has its own
+    print(*(f"{name}: {value}" for name, value in report["conditions"].items()), sep="\n")
+    print("Each cell: time / memory relative to eager mode / growth")
+    with tqdm(total=len(args.only) * len(args.threads) * len(args.runtimes), disable=None, leave=False) as bar:
+        for name in args.only:
+            own = [case for case in cases if name not in FIXED or case.size == SIZE]
+            for threads in args.threads:
+                title = f"{name}, threads: {threads}"
+                tqdm.write(f"\n{title:<32}" + "".join(f"{case!s:<24}" for case in own))
+                for runtime in args.runtimes:
+                    bar.set_description(f"{name} in {runtime}")
+                    rows = measure_in_subprocess(name, runtime, threads, own, args.rounds) if own else []
+                    tqdm.write(f"  {runtime:<30}" + "".join(f"{cell(row):<24}" for row in rows).rstrip())
+                    for failure in {row["reason"]: row for row in rows if "reason" in row}:
+                        tqdm.write(f"    {failure}")
+                    report["rows"] += rows
+                    bar.update()
+                    if args.json:
+                        write(args.json, report)
 
 
 if __name__ == "__main__":

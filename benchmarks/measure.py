@@ -14,14 +14,24 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Ratio", "conditions", "inference_ratios", "interleave", "ratios", "saved_bytes", "training_ratios"]
+__all__ = [
+    "Ratio",
+    "conditions",
+    "inference_ratios",
+    "interleave",
+    "peak_bytes",
+    "ratios",
+    "saved_bytes",
+    "training_ratios",
+]
 
 #: Minimum seconds of a measurement: far above the overhead of the clock and of a call from Python.
 AT_LEAST = 0.02
@@ -129,6 +139,20 @@ def saved_bytes(module: nn.Module, input: Tensor) -> int:
     del outputs
     owned = {tensor.untyped_storage().data_ptr() for tensor in chain(module.parameters(), module.buffers())}
     return sum(size for address, size in sizes.items() if address not in owned)
+
+
+def peak_bytes(call: Call) -> int:
+    """The most memory of torch's CPU allocator that a call holds at once, with its result, beyond what existed before.
+
+    Kernels allocate their scratch memory there as well; other runtimes do not. Unlike the resident set of a process,
+    the count is the same in every run.
+    """
+    call()  # packs weights and fills caches
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(changes, initial=0))
 
 
 def conditions() -> dict[str, str]:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from measure import Ratio
 
-__all__ = ["layers", "load", "models"]
+__all__ = ["layers", "load", "models", "runtimes"]
 
 NONE = "–"
 
@@ -55,6 +55,30 @@ def models(report: dict[str, Any]) -> str:
     return _table(report, ("model", "ours", "float", "dB, ours / theirs"), rows)
 
 
+def runtimes(report: dict[str, Any]) -> str:
+    """For each number of threads and size of the input: one row per runtime, one column per model."""
+    rows = report["rows"]
+    names, models = (list(dict.fromkeys(row[key] for row in rows)) for key in ("runtime", "model"))
+    groups: dict[tuple[int, int, int], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in rows:
+        group = groups.setdefault((row["threads"], row["images"], row["size"]), {})
+        group[row["runtime"], row["model"]] = row
+    lines = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), ""]
+    for (threads, images, size), group in groups.items():
+        cells = ([name, *(_figures(group.get((name, model))) for model in models)] for name in names)
+        lines += [f"Images: {images} of {size} × {size}, threads: {threads}", ""]
+        lines += _list_table(["runtime", *(f"``{model}``" for model in models)], cells)
+    return "\n".join(lines)
+
+
+def _figures(row: dict[str, Any] | None) -> str:
+    """Time, memory and growth; a dash if the runtime cannot run the model."""
+    if row is None or "reason" in row:
+        return NONE
+    memory = NONE if row["memory"] is None else f"{row['memory']:.2f}"
+    return _lines([_ratio(row["time"]), memory, f"{row['growth']:.2f}"])
+
+
 def _ratio(ratio: dict[str, Any] | None) -> str:
     """A ratio as the scripts print it."""
     return NONE if ratio is None else str(Ratio(ratio["ratio"], *ratio["quartiles"]))
@@ -72,7 +96,11 @@ def _lines(parts: Sequence[str]) -> str:
 def _table(report: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The table, after a line with the machine and versions of the measurement."""
     lines = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), ""]
-    lines += [".. list-table::", "   :header-rows: 1", ""]
+    return "\n".join([*lines, *_list_table(head, rows)])
+
+
+def _list_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):
         lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
-    return "\n".join([*lines, ""])
+    return [*lines, ""]

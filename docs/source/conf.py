@@ -59,6 +59,10 @@ for library in ("torchvision", "timm"):
 for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int8", figures.models)):
     measured = figures.load(SOURCE / f"benchmarks_{name}.json")
     (GENERATED / f"benchmarks_{name}.txt").write_text(make(measured), encoding="utf-8")
+# These take hours to record.
+runtimes = SOURCE / "benchmarks_runtimes.json"
+table_of_runtimes = figures.runtimes(figures.load(runtimes)) if runtimes.exists() else "No figures are recorded yet.\n"
+(GENERATED / "benchmarks_runtimes.txt").write_text(table_of_runtimes, encoding="utf-8")
 
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")

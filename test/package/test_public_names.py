@@ -152,7 +152,7 @@ LoweredModel
 export(model, example, path, *, format=None, lowered=None, classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
 load(path)
-lower(model, example, *, threads=None)""",
+lower(model, example, *, dtype=torch.float32, threads=None)""",
     )
 
 

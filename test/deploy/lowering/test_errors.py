@@ -1,6 +1,7 @@
 """Models and inputs that cannot be lowered."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers.deploy import lower as verb
+from torchvision_layers.deploy.lowering import int8_kernels
 
 from ...interpreter import Interpreter
 from .._support import FunctionModule, example, int8_model
@@ -112,6 +114,24 @@ def test_builds_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
             RuntimeError, match=r"lowered models need the operators of oneDNN.*run deploy.fold\(model\)"
         ):
             call()
+
+
+def no_kernel(*args: Any) -> None:
+    raise RuntimeError("Could not run 'onednn::qconv_prepack'")
+
+
+def test_builds_without_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = int8_model("pt2e")
+    lowered = deploy.lower(graph, example())
+    int8_kernels._has_exact_products.cache_clear()
+    for operators in (object(), SimpleNamespace(**dict.fromkeys(int8_kernels._OPERATORS, no_kernel))):
+        monkeypatch.setattr(torch.ops, "onednn", operators)
+        for call in (lambda: deploy.lower(graph, example()), lambda: lowered.float()(example())):
+            with pytest.raises(
+                RuntimeError, match=r"operators of oneDNN for integers.*lower the float model, or .*onnx-qdq"
+            ):
+                call()
+        deploy.lower(CONV, X)
 
 
 @pytest.mark.slow

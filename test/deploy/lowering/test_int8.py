@@ -144,6 +144,10 @@ def test_sums(function: Callable[..., Any]) -> None:
 MIDDLES: dict[str, Callable[..., Any]] = {
     "max pool": lambda self, x: F.max_pool2d(F.relu(x), 3, 2, 1),
     "max pool of negative values": lambda self, x: F.max_pool2d(x, 3, 1, 1),
+    "max pool of other sizes": lambda self, x: F.max_pool2d(x, (3, 2), (2, 1), (1, 0)),
+    "max pool with dilation": lambda self, x: F.max_pool2d(x, 2, 1, 0, 2),
+    "max pool of rows": lambda self, x: F.max_pool2d(x, (1, 3), 1, (0, 1)),
+    "max pool up to the border": lambda self, x: F.max_pool2d(x, 3, 2, 0, ceil_mode=True),
     "max pool and a sum": lambda self, x: (lambda y: F.max_pool2d(y, 3, 1, 1) + y)(F.relu(x)),
     "average pool": lambda self, x: F.avg_pool2d(F.relu(x), 2),
     "concatenation": lambda self, x: torch.cat([F.relu(x), self.other(F.relu(x))], 1),
@@ -170,6 +174,44 @@ def test_between_convolutions(middle: Callable[..., Any]) -> None:
     layers = {"before": nn.Conv2d(3, 8, 3, padding=1), "other": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8)}
     model = stir(FunctionModule(forward, **layers, after=nn.Conv2d(wide, 4, 1)))
     lower(model, images(4, 3, 8, 8), others=((images(1, 3, 8, 8),), (images(3, 3, 8, 8),)))
+
+
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 3), (1, 2), (0, 1)), ((5, 5), (1, 1), (2, 2)), ((2, 2), (3, 3), (0, 0))]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), POOLS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_maximum_of_integers(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    x = torch.randint(256, (2, 3, 9, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    output = int8_kernels.quantized_max_pool(x.to(memory_format=memory_format), kernel, stride, padding)
+    assert output.dtype == torch.uint8
+    assert torch.equal(output.float(), F.max_pool2d(x.float(), kernel, stride, padding))
+
+
+@pytest.mark.parametrize("zero_point", [0, 3, 128, 255])
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(0, 255, torch.uint8), (0, 127, torch.uint8), (-128, 127, torch.int8)]
+)
+def test_quantization_rounds_half_to_even(zero_point: int, low: int, high: int, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.arange(-600, 600) / 4, images(1000) * 50, torch.tensor([1e9, -1e9])])
+    zero_point = min(zero_point, high)
+    expected = (torch.round(x * 2) + zero_point).clamp(low, high)
+    output = int8_kernels.quantize(x, 0.5, zero_point, low, high, dtype)
+    assert output.dtype == dtype
+    assert torch.equal(output.float(), expected)
+
+
+def test_pools_read_integers() -> None:
+    torch.manual_seed(0)
+    pools = [nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pools, nn.Linear(8, 5))
+    program = repr(lower(model, images(4, 3, 12, 12), others=((images(1, 3, 9, 16),),)))
+    assert "quantized_max_pool(conv2d)" in program
+    assert "mean(conv2d_1)" in program
+    # Images are converted once, before they are rounded.
+    assert program.index("to_channels_last(") < program.index("quantize(to_channels_last)")
 
 
 def test_networks() -> None:

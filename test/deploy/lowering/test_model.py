@@ -159,6 +159,22 @@ def test_gradients_and_autocast(lowered: deploy.LoweredModel) -> None:
     assert lowered.requires_grad_()(X).grad_fn is None
 
 
+def test_heads_can_be_trained_on_the_outputs(lowered: deploy.LoweredModel) -> None:
+    output = lowered(X)
+    weight = torch.ones_like(output, requires_grad=True)
+    (output * weight).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, output)
+
+
+def test_every_call_is_checked(lowered: deploy.LoweredModel) -> None:
+    for wrong in (X[0], X.double(), X[:, :2], (X, X), [X]):
+        lowered(X)
+        with pytest.raises((TypeError, ValueError)):
+            lowered(*wrong) if isinstance(wrong, tuple) else lowered(wrong)
+    assert torch.equal(lowered(input=X), lowered(X))
+
+
 def test_other_dtypes_and_devices(lowered: deploy.LoweredModel) -> None:
     for change in (nn.Module.double, nn.Module.half, lambda m: m.to("meta"), lambda m: m.to(torch.bfloat16)):
         with pytest.raises(TypeError, match="a lowered model runs in float32 on the CPU only"):

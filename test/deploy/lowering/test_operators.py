@@ -1,6 +1,7 @@
 """Convolutions, linear layers, and the activations that oneDNN computes with them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,48 @@ BLOCKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 @pytest.mark.parametrize(("block", "shape"), BLOCKS.values(), ids=BLOCKS)
 def test_own_layers(block: nn.Module, shape: tuple[int, ...]) -> None:
     assert_lowers(stir(block), images(*shape), others=[(images(1, *shape[1:]),), (images(3, *shape[1:]),)])
+
+
+def pool(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1)
+
+
+PIXELS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "gate": lambda self, x: x * self.b(F.relu(self.a(pool(x)))).sigmoid(),
+    "gate of a mean": lambda self, x: x * self.a(x.mean((-1, -2), keepdim=True)).sigmoid(),
+    "gate before": lambda self, x: self.a(pool(x)).sigmoid() * x,
+    "pixels that are read twice": lambda self, x: (lambda y: self.a(y) + y)(pool(x)),
+    "head": lambda self, x: self.head(pool(x).flatten(1)),
+    "head of a layer": lambda self, x: self.head(F.hardswish(self.a(pool(x))).flatten(1)),
+    "head and image": lambda self, x: (lambda y: self.head(y.flatten(1)) + y.sum())(self.a(pool(x))),
+    "returned": lambda self, x: self.a(pool(x)),
+    "returned activation": lambda self, x: F.gelu(self.a(pool(x)), approximate="tanh"),
+    "padded": lambda self, x: self.padded(pool(x)),
+    "grouped": lambda self, x: self.grouped(pool(x)),
+    "strided": lambda self, x: self.strided(pool(x)),
+    "larger kernel": lambda self, x: self.larger(pool(x)),
+    "in double": lambda self, x: x.mean((2, 3), keepdim=True, dtype=torch.float64).float() * self.a(pool(x)),
+    "mean of rows": lambda self, x: self.a(x.mean(3, keepdim=True)),
+    "many filters": lambda self, x: self.many(pool(x)).relu(),
+}
+
+
+@pytest.mark.parametrize("function", PIXELS.values(), ids=PIXELS)
+def test_layers_on_single_pixels(function: Callable[[Any, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    layers = {
+        "a": nn.Conv2d(8, 8, 1),
+        "b": nn.Conv2d(8, 8, 1, bias=False),
+        "head": nn.Linear(8, 5),
+        "padded": nn.Conv2d(8, 4, 1, padding=1),
+        "grouped": nn.Conv2d(8, 4, 1, groups=2),
+        "strided": nn.Conv2d(8, 4, 1, stride=2),
+        "larger": nn.Conv2d(8, 4, 3, padding=1),
+        "many": nn.Conv2d(8, 20000, 1),
+    }
+    others = [(images(1, 8, 5, 7),), (images(3, 8, 1, 1),)]
+    lowered = assert_lowers(FunctionModule(function, **layers), images(2, 8, 6, 6), others=others)
+    single = {"gate", "gate of a mean", "gate before", "head", "head of a layer", "returned", "many filters"}
+    if any(function is PIXELS[name] for name in single):
+        assert "_convolution_pointwise" not in repr(lowered)
+        assert "to_channels_last" not in repr(lowered)

@@ -167,6 +167,15 @@ def test_broadcast_sums(function: Callable[..., Any]) -> None:
     assert_lowers(model_of(function), images(2, 4, 1, 1), others=[(images(2, 4, 6, 6),)])
 
 
+def test_inputs_in_channels_last_are_not_written_to() -> None:
+    """They need no conversion, so that the sum would overwrite the caller's tensor."""
+    torch.manual_seed(0)
+    model = model_of(lambda self, x: self.b(F.relu(self.a(x))) + x)
+    lowered = deploy.lower(model, images(2, 4, 6, 6))
+    for x in (images(2, 4, 6, 6), images(2, 4, 1, 1)):
+        assert_agrees(lowered, model, x.contiguous(memory_format=torch.channels_last))
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from ...quantized.pt2e.writes import is_write
+from .kernels import to_channels_last
 
 __all__ = ["alias_sets", "aliased_inputs", "positions", "written_nodes"]
 
@@ -39,7 +40,7 @@ _NEW_RESULTS = {
 def aliased_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs whose memory the result of a node may share."""
     target = node.target
-    if target is operator.getitem:
+    if target in (operator.getitem, to_channels_last):
         return node.all_input_nodes[:1]
     if not isinstance(target, torch._ops.OpOverload):
         return []

@@ -10,8 +10,9 @@ from ...quantized.pt2e.constants import erase_unused_ops
 from ...quantized.pt2e.nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
 from ...quantized.pt2e.writes import is_write
 from .aliasing import positions
-from .kernels import conv1d, conv_sum, linear_sum, pixel_linear
-from .packing import pack_conv, pack_linear, pack_pixels
+from .kernels import conv1d, conv_sum, linear_sum
+from .packing import pack_conv, pack_linear
+from .pixels import flatten_pixels
 from .post_ops import find_post_op
 from .scaling import constant_of
 
@@ -20,23 +21,17 @@ __all__ = ["fuse", "replace_call"]
 _aten = torch.ops.aten
 _mkldnn = torch.ops.mkldnn
 _ADD, _PERMUTE, _RELU = _aten.add.Tensor, _aten.permute.default, _aten.relu.default
+_FLATTEN = _aten.flatten.using_ints
 #: Multiplications below which oneDNN's linear layers take longer to start than a matrix product takes.
 _MIN_PRODUCTS = 2**18
 
 
 def fuse(module: fx.GraphModule) -> None:
     """Replaces convolutions and linear layers with constant weights in float32, in place."""
-    layers = [
-        node for node in module.graph.nodes if is_call(node, CONVS | LINEAR) and _has_float_constants(module, node)
-    ]
-    pixels = _pixel_nodes(module.graph)
-    for node in layers:
-        if node.target in LINEAR:
-            _replace_linear(module, node)
-        elif not _is_pixel_layer(node, pixels):
-            _replace_conv(module, node)
-        else:
-            _replace_pixel_conv(module, node)
+    flatten_pixels(module)
+    for node in list(module.graph.nodes):
+        if is_call(node, CONVS | LINEAR) and _has_float_constants(module, node):
+            (_replace_linear if node.target in LINEAR else _replace_conv)(module, node)
     for node in list(module.graph.nodes):
         _fuse_post_op(module.graph, node)
     for node in list(module.graph.nodes):
@@ -48,6 +43,8 @@ def fuse(module: fx.GraphModule) -> None:
 
 def _has_float_constants(module: fx.GraphModule, node: fx.Node) -> bool:
     input, weight, bias, *_ = arguments(node)
+    if is_call(weight, {_FLATTEN}):
+        weight = weight.args[0]
     tensors = [constant_of(module, weight), *([] if bias is None else [constant_of(module, bias)])]
     if any(tensor is None or tensor.dtype != torch.float32 for tensor in tensors):
         return False
@@ -84,42 +81,9 @@ def _replace_linear(module: fx.GraphModule, node: fx.Node) -> None:
     node.meta["features"] = int(weight.meta["val"].shape[0])
 
 
-def _replace_pixel_conv(module: fx.GraphModule, node: fx.Node) -> None:
-    input, weight, bias, *_ = arguments(node)
-    with module.graph.inserting_before(node):
-        packed = module.graph.call_function(pack_pixels, (weight,))
-    replace_call(node, pixel_linear, (input, packed, bias))
-
-
 def _products(input: fx.Node, weight: fx.Node) -> int:
     """The number of multiplications of a linear layer for the example."""
     return math.prod(input.meta["shape"][:-1]) * int(weight.meta["val"].numel())
-
-
-def _pixel_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose images are single pixels, whatever the size of the input."""
-    pixels = set[fx.Node]()
-    for node in graph.nodes:
-        if is_call(node, {_aten.adaptive_avg_pool2d.default}):
-            is_pixel = set(arguments(node)[1]) == {1}
-        elif is_call(node, {_aten.mean.dim}):
-            value, dims, keeps_dims, _ = arguments(node)
-            rank = value.meta["val"].dim()
-            is_pixel = rank == 4 and keeps_dims and {dim % rank for dim in dims or ()} == {2, 3}
-        elif is_call(node, CONVS):
-            is_pixel = _is_pixel_layer(node, pixels)
-        else:
-            is_pixel = find_post_op(node) is not None and node.args[0] in pixels
-        if is_pixel:
-            pixels.add(node)
-    return pixels
-
-
-def _is_pixel_layer(node: fx.Node, pixels: set[fx.Node]) -> bool:
-    input, weight, _, _, padding, _, groups = arguments(node)
-    products = input.meta["shape"][0] * int(weight.meta["val"].numel())
-    is_small = set(weight.meta["val"].shape[2:]) == {1} and products < _MIN_PRODUCTS
-    return input in pixels and is_small and set(padding) == {0} and groups == 1
 
 
 def _is_layer(node: Any, targets: set[Any]) -> bool:

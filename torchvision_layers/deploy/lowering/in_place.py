@@ -6,29 +6,22 @@ import torch
 from torch import fx
 
 from ...quantized.pt2e.constants import constant_nodes
+from ...quantized.pt2e.nodes import arguments
 from ...quantized.pt2e.writes import is_write
 from .aliasing import alias_sets, aliased_inputs, positions
 from .int8_kernels import quantized_conv_sum
-from .kernels import conv_sum, scale_channels
+from .kernels import add_in_place, conv_sum, multiply_in_place
 
 __all__ = ["write_in_place"]
 
 _aten = torch.ops.aten
-_UNARY = {
-    _aten.relu.default: _aten.relu_.default,
-    _aten.sigmoid.default: _aten.sigmoid_.default,
-    _aten.tanh.default: _aten.tanh_.default,
-    _aten.hardswish.default: _aten.hardswish_.default,
-    _aten.hardsigmoid.default: _aten.hardsigmoid_.default,
-    _aten.silu.default: _aten.silu_.default,
-    _aten.hardtanh.default: _aten.hardtanh_.default,
-    _aten.leaky_relu.default: _aten.leaky_relu_.default,
-    _aten.clamp.default: _aten.clamp_.default,
-}
+#: Operators on single values that torch does not mark as such.
+_POINTWISE: set[object] = {_aten.hardswish.default, _aten.leaky_relu.default}
+_BINARY: dict[object, Any] = {_aten.add.Tensor: add_in_place, _aten.mul.Tensor: multiply_in_place}
 
 
 def write_in_place(graph: fx.Graph) -> None:
-    """Lets sums, activations and products with a number per channel overwrite an input that is not needed again."""
+    """Lets sums, products and operators on single values overwrite an input that is not needed again."""
     temporaries = _Temporaries(graph)
     for node in list(graph.nodes):
         target: Any = node.target
@@ -38,24 +31,45 @@ def write_in_place(graph: fx.Graph) -> None:
             if other.meta.get("is_channels_last") and temporaries.is_dead(other, node):
                 node.args = (*node.args[:-1], True)
         elif target is quantized_conv_sum:
-            if temporaries.is_dead(node.args[14], node, torch.uint8):
+            if temporaries.is_dead(node.args[14], node):
                 node.args = (*node.args[:-1], True)
-        elif target in _UNARY:
+        elif _is_pointwise(node):
             if temporaries.is_dead(node.args[0], node):
-                node.target = _UNARY[target]
-        elif target is _aten.mul.Tensor:
-            for value, scale in (node.args[:2], node.args[1::-1]):
-                if _scales_channels(node, value, scale) and temporaries.is_dead(value, node):
-                    node.target, node.args, node.kwargs = scale_channels, (value, scale), {}
+                node.target = _writing_operator(target) or target
+        elif _is_sum_or_product(node):
+            for value, other in (node.args[:2], node.args[1::-1]):
+                if _has_layout(node, value) and temporaries.is_dead(value, node):
+                    node.target, node.args, node.kwargs = _BINARY[target], (value, other), {}
                     break
 
 
-def _scales_channels(node: fx.Node, value: object, scale: object) -> bool:
-    if not isinstance(value, fx.Node) or not isinstance(scale, fx.Node) or "shape" not in scale.meta:
+def _is_pointwise(node: fx.Node) -> bool:
+    """Whether a node computes each value from one value of its first input, and from numbers."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload) or node.all_input_nodes != [*node.args[:1]]:
         return False
-    shape, other = value.meta.get("shape"), scale.meta["shape"]
-    is_scale = shape == node.meta.get("shape") and shape is not None and shape[:2] == other[:2] and {*other[2:]} == {1}
-    return is_scale and scale.meta["val"].dtype == torch.float32
+    return torch.Tag.pointwise in target.tags or target in _POINTWISE
+
+
+def _is_sum_or_product(node: fx.Node) -> bool:
+    """Whether a node adds or multiplies two tensors, without a factor."""
+    is_tensor = ["shape" in input.meta for input in node.all_input_nodes]
+    return node.target in _BINARY and arguments(node)[2:] in ([], [1]) and is_tensor == [True, True]
+
+
+def _writing_operator(target: torch._ops.OpOverload) -> Any:
+    """The operator that writes its result into its first input; ``None`` if there is none."""
+    packet = getattr(_aten, f"{target.overloadpacket.__name__}_", None) if target.namespace == "aten" else None
+    overload = target._overloadname
+    return getattr(packet, overload) if packet is not None and overload in packet.overloads() else None
+
+
+def _has_layout(node: fx.Node, input: object) -> bool:
+    """Whether the result has the shape and the memory format of an input."""
+    if not isinstance(input, fx.Node) or input.meta.get("shape", ()) != node.meta.get("shape"):
+        return False
+    formats = [n.meta.get("is_channels_last") for n in (input, node)]
+    return formats == [True, True] or (input is node.args[0] and formats[0] == formats[1])
 
 
 class _Temporaries:
@@ -73,12 +87,14 @@ class _Temporaries:
         }
         assert not any(aliased_inputs(node) for node in self._own)
 
-    def is_dead(self, value: object, node: fx.Node, dtype: torch.dtype = torch.float32) -> bool:
+    def is_dead(self, value: object, node: fx.Node) -> bool:
         """Whether ``node`` may overwrite one of its inputs: nothing else has its memory or reads it later.
 
-        The input must have this dtype, and be no other argument of the node.
+        The input must have the dtype of the result, and be no other argument of the node.
         """
-        if not isinstance(value, fx.Node) or value not in self._own or value.meta["val"].dtype != dtype:
+        if not isinstance(value, fx.Node) or value not in self._own:
+            return False
+        if value.meta["val"].dtype != node.meta["val"].dtype:
             return False
         is_last = all(self._order[user] <= self._order[node] for user in value.users)
         return is_last and sum(argument is value for argument in node.args) == 1

@@ -18,8 +18,9 @@ from ...quantized.pt2e.nodes import (
 )
 from .aliasing import positions
 from .fusion import replace_call
-from .int8_kernels import dequantize, quantize, quantized_conv_sum
+from .int8_kernels import dequantize, quantize, quantized_conv_sum, quantized_max_pool
 from .packing import float_scales, pack_quantized_conv, pack_quantized_linear
+from .pixels import is_mean
 from .post_ops import find_post_op
 from .scaling import constant_of
 
@@ -62,12 +63,20 @@ def quantize_layers(module: fx.GraphModule) -> None:
         if node.target in operators.values():
             _fuse_quantize(graph, node)
     for node in list(graph.nodes):
+        if is_mean(node):
+            _average_integers(graph, node)
+    for node in list(graph.nodes):
         if is_quantize(node):
             replace_call(node, quantize, node.args)
-        elif is_dequantize(node) and str(node.target).startswith("quantized_decomposed.dequantize_per_tensor."):
+        elif _is_per_tensor(node):
             replace_call(node, dequantize, node.args[:3])
     erase_unused_ops(graph)
     module.recompile()
+
+
+def _is_per_tensor(node: fx.Node) -> bool:
+    """Whether a node dequantizes an activation."""
+    return is_dequantize(node) and str(node.target).startswith("quantized_decomposed.dequantize_per_tensor.")
 
 
 def _operators() -> dict[Any, Any]:
@@ -176,6 +185,20 @@ def _remove_quantization(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(user)
 
 
+def _average_integers(graph: fx.Graph, mean: fx.Node) -> None:
+    """Lets the mean of each channel read integers."""
+    dequantized: Any = mean.args[0]
+    if not _is_per_tensor(dequantized) or len(dequantized.users) > 1:
+        return
+    quantized, scale, zero_point = dequantized.args[:3]
+    with graph.inserting_before(mean):
+        average = graph.call_function(_aten.mean.dim, (quantized, [2, 3], True), {"dtype": torch.float32})
+        output = graph.call_function(dequantize, (average, scale, zero_point))
+    average.meta, output.meta = dict(mean.meta), dict(mean.meta)
+    mean.replace_all_uses_with(output)
+    graph.erase_node(mean)
+
+
 def _move_integers(graph: fx.Graph, node: fx.Node) -> None:
     """Applies an operator that moves values to integers if its inputs and its output are rounded in the same way."""
     move: Any = node.args[0]
@@ -184,7 +207,8 @@ def _move_integers(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node)
         return
     if is_call(move, _MAXIMA) and is_dequantize(move.args[0]) and move.args[0].args[1:] == node.args[1:]:
-        _round_after_maximum(graph, move)
+        if not _pool_integers(graph, move, node):
+            _round_after_maximum(graph, move)
         return
     is_move = is_call(move, _MOVES) or is_zero_padding(move)
     if is_call(move, {_aten.cat.default}):
@@ -200,6 +224,22 @@ def _move_integers(graph: fx.Graph, node: fx.Node) -> None:
         move.meta = {**move.meta, "val": node.meta["val"]}
         node.replace_all_uses_with(move)
         graph.erase_node(node)
+
+
+def _pool_integers(graph: fx.Graph, pool: fx.Node, node: fx.Node) -> bool:
+    """Replaces a pool between dequantize and quantize nodes by one of uint8, if there is one."""
+    dequantized: Any = pool.args[0]
+    if pool.target is not _aten.max_pool2d.default or len(pool.users) != 1 or node.args[5] != torch.uint8:
+        return False
+    _, kernel, stride, *rest = arguments(pool)
+    kernel, stride, padding, dilation = ([*v] * (3 - len(v)) for v in (kernel, stride or kernel, *rest[:2]))
+    if min(kernel) == 1 or {*dilation} != {1} or rest[-1] or pool.meta["val"].dim() != 4:
+        return False
+    replace_call(pool, quantized_max_pool, (dequantized.args[0], kernel, stride, padding))
+    pool.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(pool)
+    graph.erase_node(node)
+    return True
 
 
 def _round_after_maximum(graph: fx.Graph, pool: fx.Node) -> None:

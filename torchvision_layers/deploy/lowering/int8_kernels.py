@@ -1,19 +1,35 @@
 """Operators of lowered int8 programs that take more than one call of torch."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import conv_shape
 
-__all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum"]
+__all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum", "quantized_max_pool"]
+
+
+_OPERATORS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
 
 
 def check_exact_products() -> None:
-    """Errors: ``RuntimeError`` if the products of integers overflow on this CPU, as they do on x86 without VNNI."""
-    if not _has_exact_products():
+    """Errors: ``RuntimeError`` if torch has no operators of oneDNN for integers, or if they overflow on this CPU.
+
+    Products of integers overflow on x86 without VNNI.
+    """
+    try:
+        is_exact = _has_exact_products() if all(hasattr(torch.ops.onednn, name) for name in _OPERATORS) else None
+    except RuntimeError:  # there are kernels for some processors only
+        is_exact = None
+    if is_exact is None:
+        raise RuntimeError(
+            "lowered int8 models need the operators of oneDNN for integers, which torch lacks here: lower the float "
+            "model, or run a file of deploy.export(model, example, path, format='onnx-qdq') or 'executorch'"
+        )
+    if not is_exact:
         raise RuntimeError(
             "lowered int8 models need a CPU that adds products of integers in 32 bits, such as x86 with VNNI; here "
             "they overflow: lower the float model, or call quantized.quantize(model, batches, backend='x86')"
@@ -33,13 +49,30 @@ def _has_exact_products() -> bool:
 
 def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     """``input`` in steps of ``scale``, rounded half to even."""
+    # torch converts floats to int8 several times as fast as to uint8.
+    shift = 128 if dtype == torch.uint8 else 0
     steps = input.mul(1.0 / scale).round_()
-    return (steps.add_(zero_point) if zero_point else steps).clamp_(low, high).to(dtype)
+    steps = (steps.add_(zero_point - shift) if zero_point != shift else steps).clamp_(low - shift, high - shift)
+    return steps.to(torch.int8).view(torch.uint8).bitwise_xor_(128) if shift else steps.to(dtype)
 
 
 def dequantize(input: Tensor, scale: float, zero_point: int) -> Tensor:
     """The inverse of :func:`quantize`, without rounding."""
     return input * scale if zero_point == 0 else (input - float(zero_point)).mul_(scale)
+
+
+def quantized_max_pool(input: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """The maxima in windows of images of uint8, for which torch has no kernel.
+
+    Args:
+        kernel: sizes of the windows, at least 2.
+    """
+    output = F.pad(input, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else input
+    for dim, size, step in zip((2, 3), kernel, stride, strict=True):
+        length = output.shape[dim] - size + 1
+        rows = (output.narrow(dim, i, length) for i in range(size))
+        output = reduce(torch.maximum, (row[:, :, ::step] if dim == 2 else row[..., ::step] for row in rows))
+    return output
 
 
 def quantized_conv_sum(

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "add_in_place",
     "check_onednn",
     "conv1d",
     "conv_shape",
     "conv_sum",
     "is_channels_last",
     "linear_sum",
-    "pixel_linear",
-    "scale_channels",
+    "multiply_in_place",
     "to_channels_last",
 ]
 
@@ -117,17 +117,16 @@ def linear_sum(input: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None
     return torch.ops.mkldnn._linear_pointwise.binary(input, other, weight, bias, "add")
 
 
-def pixel_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of single pixels, with the transposed matrix of its weight.
-
-    oneDNN takes several times as long to start as this takes.
-    """
-    pixels = input.flatten(1)
-    output = pixels @ weight if bias is None else torch.addmm(bias, pixels, weight)
-    return output.reshape(*output.shape, *[1] * (input.dim() - 2))
+def add_in_place(input: Tensor, other: Tensor) -> Tensor:
+    """The sum of both, written into ``input`` if it has the shape."""
+    return input.add_(other) if _expands_to(other, input) else input + other
 
 
-def scale_channels(input: Tensor, scale: Tensor) -> Tensor:
-    """The product of ``input`` and a number for each of its channels, written into ``input`` if it has the shape."""
-    shape = torch.broadcast_shapes(input.shape, scale.shape)
-    return input.mul_(scale) if shape == input.shape else input * scale
+def multiply_in_place(input: Tensor, other: Tensor) -> Tensor:
+    """The product of both, written into ``input`` if it has the shape."""
+    return input.mul_(other) if _expands_to(other, input) else input * other
+
+
+def _expands_to(other: Tensor, input: Tensor) -> bool:
+    sizes = zip(other.shape[::-1], input.shape[::-1], strict=False)
+    return other.dim() <= input.dim() and all(n in (size, 1) for n, size in sizes)

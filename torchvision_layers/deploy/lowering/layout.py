@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
 from .aliasing import written_nodes
-from .int8_kernels import quantized_conv_sum
+from .bfloat16 import to_float32
+from .int8_kernels import quantize, quantized_conv_sum
 from .kernels import conv1d, conv_sum, is_channels_last, to_channels_last
 from .packing import pack_conv, pack_linear, pack_quantized_conv, pack_quantized_linear
 
@@ -40,6 +41,14 @@ def assign_layouts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 def record_shapes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Runs a graph on the example, and records the shape of each tensor in ``meta["shape"]`` of its node."""
     _ShapeRecorder(module).run(*(tensor.clone() for tensor in inputs), enable_io_processing=False)
+
+
+def _reads_images(node: fx.Node) -> bool:
+    return node.target in (conv_sum, quantized_conv_sum) or str(node.target) in _IMAGE_OPERATORS
+
+
+def _is_image(node: fx.Node) -> bool:
+    return any(_reads_images(user) and user.args[0] is node for user in node.users)
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -76,7 +85,8 @@ class _Run:
             elif node.op == "get_attr":
                 self._store(node, attrgetter(node.target)(self._module).detach())
             elif node.op == "call_function":
-                if node.target in (conv_sum, quantized_conv_sum) or str(node.target) in _IMAGE_OPERATORS:
+                # Numbers in float are converted faster than integers of 8 bits.
+                if _reads_images(node) or (node.target is quantize and _is_image(node)):
                     self._convert_input(node)
                 self._pack(node)
                 self._execute(node)
@@ -123,7 +133,16 @@ class _Run:
         for node in output.all_input_nodes:
             value, original = self._values[node], node.meta["val"]
             if isinstance(value, Tensor) and not value.is_contiguous() and original.is_contiguous():
-                with self._graph.inserting_before(output):
-                    dense = self._graph.call_function(torch.ops.aten.contiguous.default, (node,))
-                dense.meta = dict(node.meta)
-                output.replace_input_with(node, dense)
+                source, reader = node, output
+                while _enlarges(source) and len(source.users) == 1:  # there is less to copy before it
+                    source.meta["is_channels_last"] = False
+                    source, reader = source.all_input_nodes[0], source
+                with self._graph.inserting_before(reader):
+                    dense = self._graph.call_function(torch.ops.aten.contiguous.default, (source,))
+                dense.meta = {**source.meta, "is_channels_last": False}
+                reader.replace_input_with(source, dense)
+
+
+def _enlarges(node: fx.Node) -> bool:
+    """Whether a node returns more bytes than it reads, in the same memory format."""
+    return node.target is to_float32 or str(node.target).startswith("aten.upsample_")

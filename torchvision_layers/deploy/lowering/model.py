@@ -1,8 +1,9 @@
 """Lowered models."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from typing_extensions import Self
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
-from ...quantized.precision import in_float32
 from ...quantized.pt2e.signature import Signature
+from .bfloat16 import check_bfloat16
 from .int8_kernels import check_exact_products
 from .kernels import check_onednn
 from .program import Program
@@ -44,6 +45,8 @@ class LoweredModel(nn.Module):
         self._threads = threads
         self._check_sizes = program.guards.function()
         self._run: Callable[..., tuple[Any, ...]] | None = None
+        #: The shapes and dtypes of the last call with nothing but tensors, which need no second check.
+        self._accepted_layout: tuple[Any, ...] | None = None
         for path, tensor in state.items():
             _register(self, path, tensor)
         if program.scales:
@@ -58,9 +61,15 @@ class LoweredModel(nn.Module):
         Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
         variable sizes.
         """
-        tensors = check_inputs(self, Inputs(args, kwargs))
-        with torch.no_grad(), _threads(self._threads), in_float32():
-            outputs = (self._run or self._bind())(*tensors)
+        layout = None if kwargs else _layout(args)
+        if layout is None or layout != self._accepted_layout:
+            tensors = check_inputs(self, Inputs(args, kwargs))
+            is_flat = len(tensors) == len(args) and all(map(is_, tensors, args))
+            self._accepted_layout = layout if is_flat else None
+            args = tuple(tensors)
+        # Autograd takes time even without gradients.
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _without_autocast(), _threads(self._threads):
+            outputs = (self._run or self._bind())(*args)
         return rebuild(self._output_template, outputs)
 
     def train(self, mode: bool = True) -> Self:
@@ -73,6 +82,8 @@ class LoweredModel(nn.Module):
         check_onednn()
         if self._program.scales:
             check_exact_products()
+        if self._program.is_bfloat16:
+            check_bfloat16()
         self._run = run = self._program.bind(state_of(self))
         return run
 
@@ -121,6 +132,17 @@ def state_of(model: LoweredModel) -> dict[str, Tensor]:
     """The parameters and buffers of the program, by path."""
     tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return {path: tensor.detach() for path, tensor in tensors}
+
+
+def _layout(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What the checks of inputs depend on; ``None`` if the inputs are not all plain tensors."""
+    if not all(type(arg) is Tensor for arg in args):
+        return None
+    return tuple((arg.shape, arg.dtype, arg.device) for arg in args)
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _register(model: nn.Module, path: str, tensor: Tensor) -> None:

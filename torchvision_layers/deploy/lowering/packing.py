@@ -9,7 +9,6 @@ __all__ = [
     "float_scales",
     "pack_conv",
     "pack_linear",
-    "pack_pixels",
     "pack_quantized_conv",
     "pack_quantized_linear",
 ]
@@ -31,11 +30,6 @@ def pack_conv(
 def pack_linear(weight: Tensor, rows: int | None = None) -> Tensor:
     """The weight of a linear layer, for about so many inputs at a time."""
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-
-
-def pack_pixels(weight: Tensor) -> Tensor:
-    """The transposed matrix of a convolution with kernels of one pixel."""
-    return weight.flatten(1).t().contiguous()
 
 
 def float_scales(scales: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ...quantized.pt2e.constants import constant_nodes
 from ...quantized.pt2e.writes import is_write
 from .aliasing import alias_sets
+from .bfloat16 import to_bfloat16
 from .guards import Guards
 from .source import function_of
 from .steps import Ref, Step, refs, substitute
@@ -63,13 +64,19 @@ class Program:
         numbers = [value for step in self.steps if step.is_int8() for value in step.args]
         return [float(value) for value in numbers if type(value) in (int, float)]
 
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the program rounds anything to bfloat16."""
+        return any(step.target is to_bfloat16 for step in (*self.setup, *self.steps))
+
     def constants(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The values that are the same in each call, by name, for these parameters and buffers, by path."""
         values: dict[str, Any] = {name: tensors[path] for name, path in self.state.items()}
         for step in self.setup:
             args, kwargs = substitute((step.args, step.kwargs), values.__getitem__)
             values[step.name] = step.operator()(*args, **kwargs)
-        return values
+        read = {*refs([self.outputs, *([step.args, step.kwargs] for step in self.steps)])}
+        return {name: value for name, value in values.items() if name in read}  # weights that are packed are not
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
         """A function of the inputs that runs the steps with these parameters and buffers, by path."""

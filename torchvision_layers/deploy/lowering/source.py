@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .steps import Ref, Step, refs
 
 __all__ = ["function_of"]
@@ -44,7 +46,10 @@ class _Source:
             args += [f"{key}={self._expression(value)}" for key, value in step.kwargs.items()]
             is_read = step.name in last_reads or step.name in returned
             self._names[step.name] = f"v{i}"
-            call = f"{self._constant(step.operator())}({', '.join(args)})"
+            operator = step.operator()
+            # Calling an overload of torch adds nothing to this function but time.
+            function = operator._op if isinstance(operator, torch._ops.OpOverload) else operator
+            call = f"{self._constant(function)}({', '.join(args)})"
             lines.append(f"    v{i} = {call}" if is_read else f"    {call}")
             if i in dead:
                 lines.append(f"    {' = '.join(self._names[name] for name in dead[i])} = None")
