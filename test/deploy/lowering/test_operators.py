@@ -162,6 +162,8 @@ PIXELS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "larger kernel": lambda self, x: self.larger(pool(x)),
     "in double": lambda self, x: x.mean((2, 3), keepdim=True, dtype=torch.float64).float() * self.a(pool(x)),
     "mean of rows": lambda self, x: self.a(x.mean(3, keepdim=True)),
+    "written": lambda self, x: (lambda y: (y[:, :2].zero_(), self.a(y))[1])(pool(x)),
+    "written after a layer": lambda self, x: (lambda y: (y[:, :2].zero_(), self.b(y))[1])(self.a(pool(x))),
     "many filters": lambda self, x: self.many(pool(x)).relu(),
 }
 

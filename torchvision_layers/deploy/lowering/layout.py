@@ -48,6 +48,7 @@ def _reads_images(node: fx.Node) -> bool:
 
 
 def _is_image(node: fx.Node) -> bool:
+    """Whether an operator reads the result of a node as images."""
     return any(_reads_images(user) and user.args[0] is node for user in node.users)
 
 

@@ -135,7 +135,7 @@ def state_of(model: LoweredModel) -> dict[str, Tensor]:
 
 
 def _layout(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What the checks of inputs depend on; ``None`` if the inputs are not all plain tensors."""
+    """The properties that the checks of inputs depend on; ``None`` if the inputs are not all plain tensors."""
     if not all(type(arg) is Tensor for arg in args):
         return None
     return tuple((arg.shape, arg.dtype, arg.device) for arg in args)

@@ -41,6 +41,7 @@ def flatten_pixels(module: fx.GraphModule) -> None:
         elif find_post_op(node) is not None:
             _replace(graph, node, rows, node.target, (rows[node.args[0]], *node.args[1:]))
     erase_unused_ops(graph)
+    # Each mean is computed once.
     for image, matrix in rows.items():
         if is_call(matrix, {_MEAN}) and image.users and matrix.users:
             matrix.target, matrix.args = _aten.flatten.using_ints, (image, 1)

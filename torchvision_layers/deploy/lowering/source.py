@@ -47,9 +47,9 @@ class _Source:
             is_read = step.name in last_reads or step.name in returned
             self._names[step.name] = f"v{i}"
             operator = step.operator()
-            # Calling an overload of torch adds nothing to this function but time.
-            function = operator._op if isinstance(operator, torch._ops.OpOverload) else operator
-            call = f"{self._constant(function)}({', '.join(args)})"
+            if isinstance(operator, torch._ops.OpOverload):
+                operator = operator._op  # the overload calls nothing else, in Python
+            call = f"{self._constant(operator)}({', '.join(args)})"
             lines.append(f"    v{i} = {call}" if is_read else f"    {call}")
             if i in dead:
                 lines.append(f"    {' = '.join(self._names[name] for name in dead[i])} = None")
