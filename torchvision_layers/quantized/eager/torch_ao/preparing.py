@@ -12,7 +12,8 @@ from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
-from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
+from ...settings import Settings
+from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
 from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
@@ -117,13 +118,13 @@ def _relu6_observer(is_qat: bool) -> object:
     return taoq.MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
-def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:
+def _weight_observer(backend: str, is_qat: bool, per_channel: bool, any_order: bool = False) -> object:
     """One scale per channel, on x86 such that no sum of two products overflows.
 
     Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
     by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
     and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
-    ``any_order`` bounds any two weights, not only those that FBGEMM adds.
+    ``any_order`` bounds any two weights, not only those that FBGEMM adds. Unless ``per_channel``, all scales are equal.
 
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
@@ -137,6 +138,8 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
         observer = _BoundedSteps
     else:
         observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
+    if not per_channel:
+        observer = with_one_step(observer)
     # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
     if is_qat and backend != "x86":
         shared["averaging_constant"] = 1.0  # the range of the present weights, which is also that of the conversion
@@ -144,13 +147,18 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
 
 
 def prepare(
-    model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool, calls: dict[nn.Module, Call] | None = None
+    model: nn.Module,
+    settings: Settings,
+    post_ops: list[PostOp],
+    is_qat: bool,
+    calls: dict[nn.Module, Call] | None = None,
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
     Paths in ``post_ops`` are updated. After calibration, modules that are not in ``calls`` stay in float; training may
     call them.
     """
+    backend = settings.backend
     is_unused = {m: calls is not None and not is_qat and calls.keys().isdisjoint(m.modules()) for m in model.modules()}
     unused = [module for module in model.modules() if is_unused[module]]
     for module in unused:
@@ -166,7 +174,7 @@ def prepare(
     paths = {module: path for path, module in model.named_modules()}
     post_ops[:] = [op._replace(parent=paths[parent]) for op, parent in zip(post_ops, parents, strict=True)]
     make_padding_numeric(model)  # int8 convolutions accept nothing else
-    weight = _weight_observer(backend, is_qat)
+    weight = _weight_observer(backend, is_qat, settings.per_channel)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
     of_repeated = taoq.QConfig(activation=_activation_observer(is_qat, is_repeated=True), weight=weight)
     repeated = {module for module, call in (calls or {}).items() if call.count > 1}
@@ -184,7 +192,7 @@ def prepare(
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
     if backend == "x86":
-        any_order = _weight_observer(backend, is_qat, any_order=True)
+        any_order = _weight_observer(backend, is_qat, settings.per_channel, any_order=True)
         for module in filter(moves_to_onednn, set(model.modules()) - in_float):
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
