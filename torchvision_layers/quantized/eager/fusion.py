@@ -11,6 +11,7 @@ from torch import nn
 from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import Trace, trace_forward
+from ...layers.channel_cap import ChannelCap
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .patterns import BATCH_NORMS, is_foldable, mark_fused
@@ -109,6 +110,10 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         with explain_missing_torch_ao():
             from .torch_ao.fusing import fuse_group
         fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
+        after = next((module for module in modules[group[-1] + 1 :] if type(module) is not nn.Identity), None)
+        if isinstance(after, ChannelCap) and type(modules[group[-1]]) is nn.ReLU:
+            # Larger values need no room in int8: the cap ends them.
+            parent.get_submodule(names[start]).largest_output = float(after.cap.max())  # type: ignore[assignment]
 
 
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:

@@ -1,6 +1,7 @@
 """Adds observers, or fake quantization, to a fused model."""
 
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.ao.nn.qat
@@ -48,6 +49,26 @@ class _UpToSix(taoq.MovingAverageMinMaxObserver):
     def forward(self, x_orig: Tensor) -> Tensor:
         super().forward(x_orig.clamp(max=6.0))
         return x_orig
+
+
+class _Limited:
+    """Mixed into an observer of values that a :class:`ChannelCap` clamps afterwards: larger ones do not count."""
+
+    def __init__(self, *, largest: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.largest = largest
+
+    def forward(self, x_orig: Tensor) -> Tensor:
+        super().forward(x_orig.clamp(max=self.largest))  # type: ignore[misc]
+        return x_orig
+
+
+class _LimitedHistogram(_Limited, _HistogramObserver):
+    pass
+
+
+class _LimitedAverage(_Limited, taoq.MovingAverageMinMaxObserver):
+    pass
 
 
 class _LargestRange(taoq.MovingAverageMinMaxObserver):
@@ -109,6 +130,14 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
         observer = taoq.MovingAverageMinMaxObserver
         return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
     return _HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
+
+
+def _limited_observer(is_qat: bool, largest: float) -> object:
+    """Observes a range that ends at the largest cap."""
+    if is_qat:
+        shared = {"quant_min": 0, "quant_max": 255, "eps": SMALLEST_STEP}
+        return taoq.FakeQuantize.with_args(observer=_LimitedAverage, largest=largest, **shared)
+    return _LimitedHistogram.with_args(largest=largest, reduce_range=False, eps=SMALLEST_STEP)
 
 
 def _relu6_observer(is_qat: bool) -> object:
@@ -188,6 +217,9 @@ def prepare(
             module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
+        elif hasattr(module, "largest_output") and module not in in_float:
+            limited = _limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
+            module.qconfig = taoq.QConfig(activation=limited, weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
