@@ -104,10 +104,11 @@ def _share_scale(graph: _Graph, dequantize: Any) -> None:
     """Gives weights whose channels have equal scales one scale, which is all that some hardware knows."""
     scales = graph.constant(dequantize.input[1])
     zeros = graph.constant(dequantize.input[2]) if len(dequantize.input) > 2 else None
-    if scales is None or scales.ndim == 0 or np.unique(scales).size != 1 or zeros is None or zeros.any():
+    if scales is None or scales.ndim == 0 or np.unique(scales).size != 1 or (zeros is not None and zeros.any()):
         return
     dequantize.input[1] = graph.add_constant(f"{dequantize.input[1]}_shared", scales.flat[0].reshape(()))
-    dequantize.input[2] = graph.add_constant(f"{dequantize.input[2]}_shared", zeros.flat[0].reshape(()))
+    if zeros is not None:
+        dequantize.input[2] = graph.add_constant(f"{dequantize.input[2]}_shared", zeros.flat[0].reshape(()))
     for attribute in [attribute for attribute in dequantize.attribute if attribute.name == "axis"]:
         dequantize.attribute.remove(attribute)
 
