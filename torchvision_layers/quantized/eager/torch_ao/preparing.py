@@ -1,7 +1,6 @@
 """Adds observers, or fake quantization, to a fused model."""
 
 from itertools import chain
-from typing import Any
 
 import torch
 import torch.ao.nn.qat
@@ -11,7 +10,6 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 
 from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
-from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
 from ...settings import Settings
 from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
@@ -24,6 +22,7 @@ from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, Observed
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
+from .histograms import HistogramObserver, limited_observer
 from .training_norms import FUSED_WITH_NORM
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
@@ -33,10 +32,6 @@ __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 _NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
 
 _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
-
-
-class _HistogramObserver(FastRangeSearch, taoq.HistogramObserver):
-    """Observes a range that leaves out rare large values if rounding the others gains from it."""
 
 
 class _FineFakeQuantize(FineSteps, taoq.FusedMovingAvgObsFakeQuantize):
@@ -49,26 +44,6 @@ class _UpToSix(taoq.MovingAverageMinMaxObserver):
     def forward(self, x_orig: Tensor) -> Tensor:
         super().forward(x_orig.clamp(max=6.0))
         return x_orig
-
-
-class _Limited:
-    """Mixed into an observer of values that a :class:`ChannelCap` clamps afterwards: larger ones do not count."""
-
-    def __init__(self, *, largest: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.largest = largest
-
-    def forward(self, x_orig: Tensor) -> Tensor:
-        super().forward(x_orig.clamp(max=self.largest))  # type: ignore[misc]
-        return x_orig
-
-
-class _LimitedHistogram(_Limited, _HistogramObserver):
-    pass
-
-
-class _LimitedAverage(_Limited, taoq.MovingAverageMinMaxObserver):
-    pass
 
 
 class _LargestRange(taoq.MovingAverageMinMaxObserver):
@@ -129,15 +104,7 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
-    return _HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
-
-
-def _limited_observer(is_qat: bool, largest: float) -> object:
-    """Observes a range that ends at the largest cap."""
-    if is_qat:
-        shared = {"quant_min": 0, "quant_max": 255, "eps": SMALLEST_STEP}
-        return taoq.FakeQuantize.with_args(observer=_LimitedAverage, largest=largest, **shared)
-    return _LimitedHistogram.with_args(largest=largest, reduce_range=False, eps=SMALLEST_STEP)
+    return HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
 def _relu6_observer(is_qat: bool) -> object:
@@ -218,7 +185,7 @@ def prepare(
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
         elif hasattr(module, "largest_output") and module not in in_float:
-            limited = _limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
+            limited = limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
             module.qconfig = taoq.QConfig(activation=limited, weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
