@@ -144,7 +144,7 @@ def equalize_pairs(pairs: list[Pair]) -> None:
     repeated until the scales converge.
     """
     layers = {layer for pair in pairs for layer in (pair.first, pair.second)}
-    # Of each kernel only the largest weight matters.
+    # Only the largest weight of each kernel matters.
     largest = {layer: _largest_weights(layer) for layer in layers}
     logarithms = [torch.zeros(out_channels(pair.first), dtype=torch.float64) for pair in pairs]
     for _ in range(_ROUNDS):

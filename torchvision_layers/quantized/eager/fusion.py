@@ -112,7 +112,7 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
         after = next((module for module in modules[group[-1] + 1 :] if type(module) is not nn.Identity), None)
         if isinstance(after, ChannelCap) and type(modules[group[-1]]) is nn.ReLU:
-            # Larger values need no room in int8: the cap ends them.
+            # Int8 need not hold larger values, which the cap ends.
             parent.get_submodule(names[start]).largest_output = float(after.cap.max())  # type: ignore[assignment]
 
 
