@@ -36,7 +36,7 @@ def test_equals_timm(kernel_size: Any, stride: int, dilation: int) -> None:
 
 
 def test_even_images_are_padded_at_the_end() -> None:
-    """Where padding on both sides, as in torch, samples other pixels."""
+    """Padding on both sides, as in torch, would sample other pixels."""
     conv = tnn.Conv2dSame(1, 1, 3, stride=2, bias=False)
     nn.init.ones_(conv.weight)
     image = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -102,7 +102,7 @@ def test_padding_as_a_module_costs_nothing_in_int8(engine: str, backend: str) ->
 
 
 def test_padding_keeps_the_range_of_its_input_in_graphs() -> None:
-    """What is padded is not rounded twice, and a lowered graph pads integers."""
+    """Padded images are not rounded twice, and a lowered graph pads integers."""
     model, x = network(tnn.Conv2dSame), torch.randn(8, 3, 32, 32)
     int8 = quantized.quantize(model, [x], engine="pt2e", backend="onnxruntime")
     pads = [node for node in int8.body.graph.nodes if str(node.target).startswith("aten.pad")]

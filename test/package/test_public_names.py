@@ -132,10 +132,10 @@ convert(model, *, check=True)
 freeze(model)
 fuse_model(model, is_qat=None)
 prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
-    dynamic_sizes=None, check=True)
+    dynamic_sizes=None, per_channel=True, check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    progress=True, check=True)
+    per_channel=True, progress=True, check=True)
 report(model)""",
     )
 
@@ -149,6 +149,7 @@ def test_deploy() -> None:
 Exported
 Loaded
 LoweredModel
+equalize(model, batch=None)
 export(model, example, path, *, format=None, lowered=None, classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
 load(path)

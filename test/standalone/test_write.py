@@ -103,7 +103,9 @@ def test_quantizable_model(name: str, alone: dict[str, Any], models: ModuleType)
     def make() -> nn.Module:
         model = quantized.quantizable(models.MODELS[name](**size_of(name))).model
         if "lite" in name:  # the models initialize each nn.Conv2d: in a file, a twin and the convolution inside it
-            model.load_state_dict(alone[f"{name} quantizable"]["state"])
+            state = alone[f"{name} quantizable"]["state"]
+            parameters = {key: state[key] for key in state if key.endswith(("weight", "bias"))}
+            model.load_state_dict(parameters, strict=False)
         return model
 
     check_twin(alone[f"{name} quantizable"], make, batch_of((2, 3, 33, 40)))

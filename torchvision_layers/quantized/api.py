@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._utils.checks import check_unwrapped
+from .._utils.checks import check_bool, check_unwrapped
 from .._utils.inputs import Inputs, inputs_of
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
@@ -52,6 +52,7 @@ def quantize(
     engine: str = "eager",
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
+    per_channel: bool = True,
     progress: bool = True,
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
@@ -79,10 +80,14 @@ def quantize(
         dynamic_sizes: for ``engine="pt2e"``. ``True`` lets the graph take images of every size that the model takes,
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
             would take long to export. The eager engine never fixes it. Default: ``None``.
+        per_channel: ``True`` gives each output channel of a weight a scale of its own, ``False`` all of them the same,
+            for hardware that knows only that. :func:`deploy.equalize <torchvision_layers.deploy.equalize>` makes the
+            channels of ``model`` similar first. Default: ``True``.
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
         check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
-            ``model`` and what its operators return, each to its own range. Default: ``True``.
+            ``model`` and what its operators return, each to its own range. With ``per_channel=False``, whose error
+            has no such bound, the int8 model is only tried. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite,
     activations or outputs that are not finite, a module that no batch reaches, or a model that is scripted, compiled
@@ -92,14 +97,16 @@ def quantize(
     not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
+    settings = Settings(
+        workflow.choose_backend(backend), allow_float, dynamic_sizes, check_bool("per_channel", per_channel)
+    )
     check_unwrapped("model", model)
     inputs, widest = _inputs(batches, model, progress), WidestBatch()
     with in_float32():
         observed = widest.watch(inputs) if check else inputs
         int8: QuantizableModel | QuantizableGraph = workflow.quantize(model, observed, settings)
         trial = int8.take_trial()
-        if check:
+        if check and per_channel:
             check_int8(trial, unwrapped(model), widest.inputs)
     return int8
 
@@ -112,6 +119,7 @@ def prepare_qat(
     engine: str = "eager",
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
+    per_channel: bool = True,
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
@@ -128,6 +136,7 @@ def prepare_qat(
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
         dynamic_sizes: as in :func:`quantize`.
+        per_channel: as in :func:`quantize`.
         check: compares the prepared model, in eval mode and without fake quantization, with ``model`` on ``example``,
             if there is one. Default: ``True``.
 
@@ -137,7 +146,9 @@ def prepare_qat(
     engine is not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
+    settings = Settings(
+        workflow.choose_backend(backend), allow_float, dynamic_sizes, check_bool("per_channel", per_channel)
+    )
     check_unwrapped("model", model)
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():

@@ -13,8 +13,10 @@ class Settings:
         backend: a backend of the engine, never ``"auto"``.
         allow_float: as given.
         dynamic_sizes: as given.
+        per_channel: as given.
     """
 
     backend: str
     allow_float: bool = False
     dynamic_sizes: bool | None = None
+    per_channel: bool = True

@@ -1,11 +1,12 @@
 """The smallest quantization step, and training with steps as small, for the observers of both engines."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "fitted_weights"]
+__all__ = ["SMALLEST_STEP", "SMALLEST_WEIGHT_STEP", "FineSteps", "fitted_weights", "with_one_step"]
 
 # Kernels multiply a step of activations by one of weights: 2 ** -126 is the smallest normal number of float32. The
 # observers of torch and torchao end at 2 ** -23 and 2 ** -12, and round everything below to zero.
@@ -31,6 +32,20 @@ class FineSteps:
         observer = self.activation_post_process
         scale, zero_point = observer.calculate_qparams()
         return torch.fake_quantize_per_tensor_affine(input, scale, zero_point, observer.quant_min, observer.quant_max)
+
+
+class _OneStep:
+    """Mixed into an observer of weights per channel: all channels have the step of the one with the largest."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        steps, zero_points = super().calculate_qparams()  # type: ignore[misc]
+        return steps.amax().expand_as(steps).clone(), zero_points
+
+
+@cache
+def with_one_step(observer: type[Any]) -> type[Any]:
+    """A class like ``observer``, whose channels have one step. Kernels need a step for each channel all the same."""
+    return type(f"OneStep{observer.__name__.lstrip('_')}", (_OneStep, observer), {"__module__": observer.__module__})
 
 
 def fitted_weights(values: Tensor, steps: Tensor, biases: Tensor, input_step: float) -> tuple[Tensor, Tensor] | None:

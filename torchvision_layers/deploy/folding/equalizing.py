@@ -74,7 +74,7 @@ class Pair:
 
     first: nn.Module
     second: nn.Module
-    clamps: tuple[nn.Module, ...]
+    clamps: tuple[nn.Hardtanh, ...]
 
 
 class EqualizingPass(FoldingPass):
@@ -103,13 +103,14 @@ class EqualizingPass(FoldingPass):
 
     def _pair(self, first: nn.Module, between: list[nn.Module], second: nn.Module) -> Pair | None:
         """The pair of two layers; ``None`` if their scales cannot be chosen."""
-        clamps, is_flat = [], False
+        clamps: list[nn.Hardtanh] = []
+        is_flat = False
         for module in (first, *between, second):
             if self._is_shared(module):
                 return None
         for module in between:
             is_flat |= isinstance(module, nn.Flatten)
-            if _is_clamp(module) and not is_flat:
+            if isinstance(module, nn.Hardtanh) and _is_clamp(module) and not is_flat:
                 clamps.append(module)
             elif not is_identity(module) and not _is_homogeneous(module):
                 return None
@@ -121,8 +122,8 @@ class EqualizingPass(FoldingPass):
         return Pair(first, second, tuple(clamps)) if fits else None
 
 
-def _is_clamp(module: nn.Module) -> bool:
-    return float_class_of(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 and module.max_val > 0  # type: ignore[operator]
+def _is_clamp(module: nn.Hardtanh) -> bool:
+    return float_class_of(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 < module.max_val
 
 
 def _is_homogeneous(module: Any) -> bool:
@@ -143,7 +144,7 @@ def equalize_pairs(pairs: list[Pair]) -> None:
     repeated until the scales converge.
     """
     layers = {layer for pair in pairs for layer in (pair.first, pair.second)}
-    # Of each kernel only the largest weight matters.
+    # Only the largest weight of each kernel matters.
     largest = {layer: _largest_weights(layer) for layer in layers}
     logarithms = [torch.zeros(out_channels(pair.first), dtype=torch.float64) for pair in pairs]
     for _ in range(_ROUNDS):
@@ -173,7 +174,7 @@ def _apply(pair: Pair, scale: Tensor) -> None:
     scale_outputs(pair.first, 1 / scale)
     scale_inputs(pair.second, _per_input(pair, scale))
     for clamp in pair.clamps:
-        cap = ChannelCap((clamp.max_val / scale).to(weight.dtype), dims)  # type: ignore[operator]  # a number
+        cap = ChannelCap((clamp.max_val / scale).to(weight.dtype), dims)
         replace_module_(clamp, nn.Sequential(nn.ReLU(), cap))
 
 

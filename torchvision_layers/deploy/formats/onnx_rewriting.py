@@ -25,6 +25,8 @@ def rewrite(model: Any) -> None:
         _pool_globally(graph, node)
     for node in list(graph.nodes("Gemm")):
         _round_bias(graph, node)
+    for node in graph.nodes("DequantizeLinear"):
+        _share_scale(graph, node)
     graph.remove_unused()
 
 
@@ -97,6 +99,19 @@ def _captured(graph: Any, is_inner: bool = False) -> Iterator[str]:
 
 def _attributes(graph: _Graph, node: Any) -> dict[str, Any]:
     return {attribute.name: graph.onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _share_scale(graph: _Graph, dequantize: Any) -> None:
+    """Gives weights whose channels have equal scales one scale, which is all that some hardware knows."""
+    scales = graph.constant(dequantize.input[1])
+    zeros = graph.constant(dequantize.input[2]) if len(dequantize.input) > 2 else None
+    if scales is None or scales.ndim == 0 or np.unique(scales).size != 1 or (zeros is not None and zeros.any()):
+        return
+    dequantize.input[1] = graph.add_constant(f"{dequantize.input[1]}_shared", scales.flat[0].reshape(()))
+    if zeros is not None:
+        dequantize.input[2] = graph.add_constant(f"{dequantize.input[2]}_shared", zeros.flat[0].reshape(()))
+    for attribute in [attribute for attribute in dequantize.attribute if attribute.name == "axis"]:
+        dequantize.attribute.remove(attribute)
 
 
 def _merge_pad(graph: _Graph, pad: Any) -> None:

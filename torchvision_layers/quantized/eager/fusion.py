@@ -11,6 +11,7 @@ from torch import nn
 from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
 from ..._utils.tracing import Trace, trace_forward
+from ...layers.channel_cap import ChannelCap
 from ..layers.observed import Addition
 from ..report_row import Int8Support
 from .patterns import BATCH_NORMS, is_foldable, mark_fused
@@ -110,6 +111,10 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         except ImportError:  # nothing converts fused modules then, so any that compute the same will do
             from .fusing import fuse_group
         fuse_group(*_relative(parent, [names[i] for i in group]), is_qat)
+        after = next((module for module in modules[group[-1] + 1 :] if type(module) is not nn.Identity), None)
+        if isinstance(after, ChannelCap) and type(modules[group[-1]]) is nn.ReLU:
+            # Int8 need not hold larger values, which the cap ends.
+            parent.get_submodule(names[start]).largest_output = float(after.cap.max())  # type: ignore[assignment]
 
 
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:

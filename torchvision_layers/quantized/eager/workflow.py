@@ -80,7 +80,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         if settings.backend == "onednn":
             post_ops = find_post_ops(prepared, calls, traces.__getitem__)
             prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
-        preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=False, calls=calls)
+        preparing.prepare(prepared, settings, prepared.post_ops, is_qat=False, calls=calls)
         prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
@@ -107,7 +107,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         prepared, calls = _try_quantizable(model, example, settings.allow_float, True, traces)
     if settings.backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls, traces.__getitem__)
-    preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=True, calls=calls)
+    preparing.prepare(prepared, settings, prepared.post_ops, is_qat=True, calls=calls)
     prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
     return prepared
 

@@ -1,5 +1,7 @@
 """Quantizable twin of the convolution with TensorFlow's padding."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..._utils.checks import check_input
@@ -20,20 +22,11 @@ class QuantizableConv2dSame(QuantizableLayer, Conv2dSame):
 
     def _add_observed_ops(self) -> None:
         weight, bias = self.weight, self.bias
-        kernel, stride, dilation = [*self.kernel_size], [*self.stride], [*self.dilation]
-        padding = constant_same_padding(kernel, stride, dilation)
-        self.pad = nn.Identity() if padding else SamePadding(kernel, stride, dilation)
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            tuple(padding) or 0,  # type: ignore[arg-type]  # two numbers
-            self.dilation,
-            self.groups,
-            bias is not None,
-            device="meta",
-        )
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in ("kernel_size", "stride", "dilation")}
+        padding = constant_same_padding(*map(list, sizes.values()))
+        self.pad = nn.Identity() if padding else SamePadding(**sizes)
+        sizes |= {"padding": tuple(padding) or 0, "groups": self.groups, "bias": bias is not None}
+        conv = nn.Conv2d(self.in_channels, self.out_channels, **sizes, device="meta")
         del self.weight, self.bias
         conv.weight, conv.bias = weight, bias
         self.conv = conv.train(self.training)
@@ -46,9 +39,9 @@ class QuantizableConv2dSame(QuantizableLayer, Conv2dSame):
     # Initialization and folding of a model read the parameters of each nn.Conv2d.
 
     @property
-    def weight(self) -> nn.Parameter:  # type: ignore[override]  # a property in place of an attribute
+    def weight(self) -> Any:  # type: ignore[override]  # a property in place of an attribute
         return self.conv.weight
 
     @property
-    def bias(self) -> nn.Parameter | None:  # type: ignore[override]
+    def bias(self) -> Any:  # type: ignore[override]
         return self.conv.bias

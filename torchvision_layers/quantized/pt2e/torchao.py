@@ -15,7 +15,8 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..finite import FiniteValues
 from ..range_search import FastRangeSearch
-from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
+from ..settings import Settings
+from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
 from .nodes import (
     ADDITIONS,
     CLAMPS,
@@ -36,14 +37,14 @@ __all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_f
 BACKENDS = ("x86", "onnxruntime", "xnnpack")
 
 
-def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule:
+def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:
     """Adds observers, or fake quantization for training, to the edges that the backend quantizes.
 
     ``prepare_pt2e`` works for training too: the quantizer chooses between observers and fake quantization, and batch
     norms are already fused with their convolutions. ``prepare_qat_pt2e`` would fuse those of one and two dimensions
     only, in 4 to 30 seconds, and with the ``eps`` and ``momentum`` of its own pattern.
     """
-    quantizer = _quantizer(backend, is_qat)
+    quantizer = _quantizer(settings, is_qat)
     with _ignore_warnings():
         return prepare_pt2e(graph, quantizer)
 
@@ -73,17 +74,18 @@ def is_observed(graph: fx.GraphModule) -> bool:
     return not any(bool(observer.min_val.isinf().any()) for observer in observers if observer.min_val.numel())
 
 
-def _quantizer(backend: str, is_qat: bool) -> Quantizer:
+def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
+    backend = settings.backend
     if backend in ("x86", "onnxruntime"):
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
         quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
-        return quantizer.set_global(_own_configuration(config, is_qat))
+        return quantizer.set_global(_own_configuration(config, is_qat, settings.per_channel))
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
         raise ImportError('backend="xnnpack" needs executorch: pip install executorch') from error
     return xnnpack.XNNPACKQuantizer().set_global(
-        xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
+        xnnpack.get_symmetric_quantization_config(is_per_channel=settings.per_channel, is_qat=is_qat)
     )
 
 
@@ -95,20 +97,23 @@ class _FineFakeQuantize(FineSteps, pt2e.FusedMovingAvgObsFakeQuantize):
     """Rounds activations in training, with the steps of the conversion."""
 
 
-def _own_configuration(config: QuantizationConfig, is_qat: bool) -> QuantizationConfig:
+def _own_configuration(config: QuantizationConfig, is_qat: bool, per_channel: bool) -> QuantizationConfig:
     """The configuration with a symmetric range of weights, small steps, and training that uses the scales of int8.
 
     torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
     rounded down, which shifts all outputs to one side. For training, the fused kernel of the default also shifts the
     zero point of a channel whose weights all have one sign, which the conversion does not.
     """
+    observer = pt2e.MovingAveragePerChannelMinMaxObserver if is_qat else pt2e.PerChannelMinMaxObserver
+    if not per_channel:
+        observer = with_one_step(observer)
     if is_qat:
         # The range of the present weights, which is also that of the conversion.
-        range_of_weights = pt2e.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0)
+        range_of_weights = observer.with_args(averaging_constant=1.0)
         for_weights = pt2e.FakeQuantize.with_args(observer=range_of_weights, eps=SMALLEST_WEIGHT_STEP)
         for_activations = _FineFakeQuantize.with_args(eps=SMALLEST_STEP)
     else:
-        for_weights = pt2e.PerChannelMinMaxObserver.with_args(eps=SMALLEST_WEIGHT_STEP)
+        for_weights = observer.with_args(eps=SMALLEST_WEIGHT_STEP)
         for_activations = _HistogramObserver.with_args(eps=SMALLEST_STEP)
     weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)

@@ -142,7 +142,7 @@ def _prepare(
     if is_qat:
         fuse_conv_bn_for_qat(body)
     try:
-        prepared.body = torchao.prepare(body, settings.backend, is_qat)
+        prepared.body = torchao.prepare(body, settings, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
         raise_problems([*problems, *out_problems(body.graph)])
         raise RuntimeError(

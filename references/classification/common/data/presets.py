@@ -19,7 +19,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 # The statistics of ImageNet, used for photographs in general.
 PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Of checkpoints that were trained with TensorFlow: nearly [-1, 1], exact in 8 bits.
+# TensorFlow's checkpoints expect values of nearly [-1, 1], exact in 8 bits.
 TENSORFLOW_MEAN, TENSORFLOW_STD = (127 / 255,) * 3, (128 / 255,) * 3
 # Which mean and standard deviation images are normalized with: those of the dataset, or fixed ones.
 SCHEMES = ("dataset", "tensorflow")

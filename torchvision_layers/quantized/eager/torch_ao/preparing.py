@@ -11,9 +11,9 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 from ...._utils.modules import make_padding_numeric
 from ...finite import FiniteValues
 from ...layers.observed import Observed
-from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
-from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
+from ...settings import Settings
+from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
 from ...wrapper import QuantizableWrapper
 from ..calls import Call
 from ..int8_modules import largest_pairs
@@ -23,6 +23,7 @@ from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, Observed
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
+from .histograms import HistogramObserver, limited_observer
 from .training_norms import FUSED_WITH_NORM
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
@@ -32,10 +33,6 @@ __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 _NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
 
 _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
-
-
-class _HistogramObserver(FiniteValues, FastRangeSearch, taoq.HistogramObserver):
-    """Observes a range that leaves out rare large values if rounding the others gains from it."""
 
 
 class _MinMaxObserver(FiniteValues, taoq.MinMaxObserver):
@@ -111,7 +108,7 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return _FineFakeQuantize.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
-    return _HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
+    return HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
 def _relu6_observer(is_qat: bool) -> object:
@@ -122,13 +119,13 @@ def _relu6_observer(is_qat: bool) -> object:
     return _MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
-def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> object:
+def _weight_observer(backend: str, is_qat: bool, per_channel: bool, any_order: bool = False) -> object:
     """One scale per channel, on x86 such that no sum of two products overflows.
 
     Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
     by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
     and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
-    ``any_order`` bounds any two weights, not only those that FBGEMM adds.
+    ``any_order`` bounds any two weights, not only those that FBGEMM adds. Unless ``per_channel``, all scales are equal.
 
     The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
     channel falls between two steps and is always rounded down, which shifts all outputs to one side.
@@ -142,6 +139,8 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
         observer = _BoundedSteps
     else:
         observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
+    if not per_channel:
+        observer = with_one_step(observer)
     # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
     if is_qat and backend != "x86":
         shared["averaging_constant"] = 1.0  # the range of the present weights, which is also that of the conversion
@@ -149,13 +148,18 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
 
 
 def prepare(
-    model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool, calls: dict[nn.Module, Call] | None = None
+    model: nn.Module,
+    settings: Settings,
+    post_ops: list[PostOp],
+    is_qat: bool,
+    calls: dict[nn.Module, Call] | None = None,
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
     Paths in ``post_ops`` are updated. After calibration, modules that are not in ``calls`` stay in float; training may
     call them.
     """
+    backend = settings.backend
     is_unused = {m: calls is not None and not is_qat and calls.keys().isdisjoint(m.modules()) for m in model.modules()}
     unused = [module for module in model.modules() if is_unused[module]]
     for module in unused:
@@ -171,7 +175,7 @@ def prepare(
     paths = {module: path for path, module in model.named_modules()}
     post_ops[:] = [op._replace(parent=paths[parent]) for op, parent in zip(post_ops, parents, strict=True)]
     make_padding_numeric(model)  # int8 convolutions accept nothing else
-    weight = _weight_observer(backend, is_qat)
+    weight = _weight_observer(backend, is_qat, settings.per_channel)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
     of_repeated = taoq.QConfig(activation=_activation_observer(is_qat, is_repeated=True), weight=weight)
     repeated = {module for module, call in (calls or {}).items() if call.count > 1}
@@ -185,11 +189,14 @@ def prepare(
             module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
             module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
+        elif hasattr(module, "largest_output") and module not in in_float:
+            limited = limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
+            module.qconfig = taoq.QConfig(activation=limited, weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
     if backend == "x86":
-        any_order = _weight_observer(backend, is_qat, any_order=True)
+        any_order = _weight_observer(backend, is_qat, settings.per_channel, any_order=True)
         for module in filter(moves_to_onednn, set(model.modules()) - in_float):
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
