@@ -1,16 +1,17 @@
 """From a float model to int8: the public functions check their arguments and pick the engine."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from .._utils.checks import check_unwrapped
-from .._utils.inputs import Inputs, inputs_of
+from .._utils.inputs import inputs_of
+from .batches import iterate
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
+from .exclusion import Exclude, find_excluded
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
@@ -54,6 +55,7 @@ def quantize(
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
     progress: bool = True,
+    exclude: Sequence[Exclude] = (),
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
@@ -81,27 +83,33 @@ def quantize(
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
             would take long to export. The eager engine never fixes it. Default: ``None``.
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
+        exclude: modules to leave in float, with all below them: paths such as ``"classifier.1"``, patterns of paths
+            such as ``"features.*.block"``, classes, and functions that get the path and the module. A batch norm and
+            an activation that are fused into an excluded convolution or linear layer run in float too. Default: none.
         check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
+    that are not finite, a module that no batch reaches, an entry of ``exclude`` that matches no module, or a model that
+    is scripted, compiled or wrapped;
     ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
     results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
     not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
+    backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    inputs, widest = _inputs(batches, model, progress), WidestBatch()
+    settings = Settings(backend, allow_float, dynamic_sizes, find_excluded(unwrapped(model), exclude))
+    inputs, widest = iterate(batches, unwrapped(model), progress, "calibrating"), WidestBatch()
     with in_float32():
         observed = widest.watch(inputs) if check else inputs
         int8: QuantizableModel | QuantizableGraph = workflow.quantize(model, observed, settings)
         trial = int8.take_trial()
         if check:
             check_int8(trial, unwrapped(model), widest.inputs)
+    int8.set_source(model)
     return int8
 
 
@@ -113,6 +121,7 @@ def prepare_qat(
     engine: str = "eager",
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
+    exclude: Sequence[Exclude] = (),
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
@@ -129,17 +138,19 @@ def prepare_qat(
         engine: as in :func:`quantize`.
         allow_float: as in :func:`quantize`.
         dynamic_sizes: as in :func:`quantize`.
+        exclude: as in :func:`quantize`.
         check: compares the prepared model, in eval mode and without fake quantization, with ``model`` on ``example``,
             if there is one. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, or a model that is already
-    prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
+    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
+    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
     not float32; ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the
     engine is not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
+    backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
+    settings = Settings(backend, allow_float, dynamic_sizes, find_excluded(unwrapped(model), exclude))
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
@@ -166,6 +177,7 @@ def convert(model: QuantizableModel | QuantizableGraph, *, check: bool = True) -
         trial = int8.take_trial()
         if check:
             check_converted(trial, model)
+    int8.set_source(model)
     return int8
 
 
@@ -183,19 +195,3 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
 def _check_prepared(model: nn.Module) -> None:
     if not isinstance(model, (QuantizableModel, QuantizableGraph)) or model.stage is not Stage.PREPARED:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
-
-
-def _inputs(batches: Iterable[Any], model: nn.Module, progress: bool) -> Iterator[Inputs]:
-    if isinstance(batches, Tensor):
-        raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
-    called = unwrapped(model)
-    total = len(batches) if isinstance(batches, Sized) else None
-    bar = None
-    for i, batch in enumerate(batches):
-        if i == 1 and progress:
-            bar = tqdm(desc="calibrating", total=total, initial=1, unit="batch", disable=None)  # None: off a terminal
-        yield inputs_of(f"the input in batch {i}", batch, called)
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.close()

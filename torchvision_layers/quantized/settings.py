@@ -1,6 +1,7 @@
 """The arguments of ``quantize`` and ``prepare_qat`` that the public functions hand to an engine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = ["Settings"]
 
@@ -13,8 +14,10 @@ class Settings:
         backend: a backend of the engine, never ``"auto"``.
         allow_float: as given.
         dynamic_sizes: as given.
+        excluded: the modules to leave in float by path, each with the entry of ``exclude`` that names it.
     """
 
     backend: str
     allow_float: bool = False
     dynamic_sizes: bool | None = None
+    excluded: Mapping[str, str] = field(default_factory=dict)

@@ -228,7 +228,11 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
 
 
 def make_quantizable_(
-    model: nn.Module, allow_float: bool, will_train: bool, run: FirstRun | None = None
+    model: nn.Module,
+    allow_float: bool,
+    will_train: bool,
+    run: FirstRun | None = None,
+    excluded: Mapping[str, str] | None = None,
 ) -> QuantizableModel:
     """Like :func:`quantizable`, without the copy.
 
@@ -237,18 +241,22 @@ def make_quantizable_(
         allow_float: as in :func:`quantizable`.
         will_train: whether the result must hold in training mode as well as in eval mode.
         run: what ``model`` did on one batch, if a batch is known.
+        excluded: the modules to leave in float by path, each with what excludes it. Default: ``None``.
     """
+    excluded = excluded or {}
     for module in model.modules():
         # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
         module.__dict__.pop("qconfig", None)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
+        exclude_(model.model, excluded)
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     without_kernel = make_twins(wrapper.model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     untrainable = _make_plain_(wrapper.model, will_train, run)
+    exclude_(wrapper.model, excluded)
     for path, module in wrapper.model.named_modules():
         if path not in paths:
             wrapper.classes_before[path] = type(module).__name__
@@ -269,6 +277,13 @@ def make_quantizable_(
         problems |= run.problems if run else {}
         raise_problems(wrapper.model, problems, untrainable.values(), without_kernel)
     return wrapper
+
+
+def exclude_(model: nn.Module, excluded: Mapping[str, str]) -> None:
+    """Marks modules to stay in float with all below them, in place."""
+    for path, by in excluded.items():
+        for module in model.get_submodule(path).modules():
+            module.stays_in_float, module.excluded_by = True, by  # type: ignore[assignment]  # plain attributes
 
 
 def _make_plain_(model: nn.Module, will_train: bool, run: FirstRun | None) -> dict[str, nn.Module]:

@@ -7,12 +7,25 @@ from torch import Tensor, fx
 from ..report_row import Int8Support, ReportRow
 from ..wrapper import Stage
 from .model import QuantizableGraph
-from .nodes import COMPUTE_OPS, is_call, is_dequantize, is_fused_into, is_quantize, module_path, operands
+from .nodes import (
+    COMPUTE_OPS,
+    excluded_by,
+    is_call,
+    is_dequantize,
+    is_fused_into,
+    is_quantize,
+    module_path,
+    operands,
+    operator_name,
+)
 
-__all__ = ["graph_rows"]
+__all__ = ["Rows", "graph_rows"]
+
+#: Rows, each with its nodes.
+Rows = list[tuple[ReportRow, list[fx.Node]]]
 
 
-def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
+def graph_rows(graph: QuantizableGraph) -> Rows:
     """A row for each module without children or with products in its own ``forward``, in the order of the model.
 
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for a
@@ -25,12 +38,12 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
         has_row = path in graph.leaves or is_call(node, COMPUTE_OPS)
         if path in nodes and has_row and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             nodes[path].append(node)
-    return [_row(graph, path, nodes) for path in nodes if path in graph.leaves or nodes[path]]
+    return [(_row(graph, path, nodes), nodes[path]) for path in nodes if path in graph.leaves or nodes[path]]
 
 
 def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.Node]]) -> ReportRow:
     before, nodes = graph.classes_before[path], nodes_by_path[path]
-    after = " ".join(dict.fromkeys(_operator(node) for node in nodes if node.target is not operator.getitem))
+    after = " ".join(dict.fromkeys(operator_name(node) for node in nodes if node.target is not operator.getitem))
     if not nodes and path not in graph.called_paths:
         return ReportRow(path, before, "-", "float", "is never called")
     if graph.stage is not Stage.INT8:
@@ -43,6 +56,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         if path in graph.weighted:
             return ReportRow(path, before, "-", "float", "its result is a constant or not used")
         return ReportRow(path, before, "identity", "int8", Int8Support.PASS_THROUGH.value)
+    by = next((by for node in nodes if (by := excluded_by(node, graph.settings.excluded)) is not None), None)
+    if by is not None:
+        return ReportRow(path, before, after, "float", f"excluded by {by}")
     if all(_is_int8(node) for node in nodes):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)
     units = [_fusion_target(node) for node in nodes]
@@ -51,13 +67,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         return ReportRow(path, before, after, "int8", f"fused into {', '.join(targets)}", targets)
     if all(_keeps_int8(node) for node in nodes):
         return ReportRow(path, before, after, "int8", Int8Support.PASS_THROUGH.value)
-    int8_ops = " ".join(dict.fromkeys(_operator(node) for node in nodes if _is_int8(node)))
+    int8_ops = " ".join(dict.fromkeys(operator_name(node) for node in nodes if _is_int8(node)))
     why = Int8Support.FLOAT_FALLBACK.value + (f" for all operators but {int8_ops}" if int8_ops else "")
     return ReportRow(path, before, after, "float", why)
-
-
-def _operator(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
 
 
 def _is_int8(node: fx.Node) -> bool:

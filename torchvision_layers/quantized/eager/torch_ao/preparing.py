@@ -207,7 +207,7 @@ def _add_float_fallbacks(
 ) -> None:
     """Wraps each module below ``module`` that runs in float, unless the ``forward`` that calls it does too."""
     for name, child in module.named_children():
-        if is_unit(child) or hasattr(child, "is_unused"):
+        if (is_unit(child) and not hasattr(child, "excluded_by")) or hasattr(child, "is_unused"):
             continue
         if isinstance(child, (FloatFallback, MultipleFloatFallback)):  # below a module that is in several places
             continue
