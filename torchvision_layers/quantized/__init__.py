@@ -17,6 +17,7 @@ from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
 from .pt2e.model import QuantizableGraph
 from .report import Report, ReportRow, report
+from .trial import Trial
 
 __all__ = [
     "Addition",
@@ -43,6 +44,7 @@ __all__ = [
     "QuantizableSqueezeExcitation",
     "Report",
     "ReportRow",
+    "Trial",
     "convert",
     "freeze",
     "fuse_model",

@@ -1,6 +1,7 @@
 """From a float model to int8: the public functions check their arguments and pick the engine."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
 from .settings import Settings
+from .tolerance import Tolerance, keep_tolerance
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
 
@@ -56,6 +58,8 @@ def quantize(
     dynamic_sizes: bool | None = None,
     progress: bool = True,
     exclude: Sequence[Exclude] = (),
+    tolerance: float | Callable[[nn.Module], float] | None = None,
+    drop: float | None = None,
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
@@ -86,31 +90,60 @@ def quantize(
         exclude: modules to leave in float, with all below them: paths such as ``"classifier.1"``, patterns of paths
             such as ``"features.*.block"``, classes, and functions that get the path and the module. A batch norm and
             an activation that are fused into an excluded convolution or linear layer run in float too. Default: none.
+        tolerance: the least signal over error of the outputs on ``batches`` in dB, or a function of a model that
+            returns its accuracy. Until it holds, convolutions and linear layers are left in float, those with the
+            largest error of their own first; each trial quantizes the model again. :func:`report` shows the trials.
+            Default: ``None``, all are int8.
+        drop: for a function as ``tolerance``: how much lower the accuracy of the int8 model may be than that of
+            ``model``, in the unit of the function. Default: ``None``.
         check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
-    that are not finite, a module that no batch reaches, an entry of ``exclude`` that matches no module, or a model that
-    is scripted, compiled or wrapped;
-    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
-    not installed.
+    that are not finite, a module that no batch reaches, an entry of ``exclude`` that matches no module, a model that is
+    scripted, compiled or wrapped, or a function as ``tolerance`` without ``drop``; ``TypeError`` for inputs that
+    ``forward`` does not accept, for modules that would stay in float, as in :func:`quantizable`, and for parameters
+    that are not float32; ``RuntimeError`` if fusing or exporting changed the results, if the int8 model cannot run, if
+    rounding does not explain its error, or if ``tolerance`` cannot be kept, with the nearest value; ``ImportError`` if
+    the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    settings = Settings(backend, allow_float, dynamic_sizes, find_excluded(unwrapped(model), exclude))
-    inputs, widest = iterate(batches, unwrapped(model), progress, "calibrating"), WidestBatch()
-    with in_float32():
-        observed = widest.watch(inputs) if check else inputs
-        int8: QuantizableModel | QuantizableGraph = workflow.quantize(model, observed, settings)
-        trial = int8.take_trial()
-        if check:
-            check_int8(trial, unwrapped(model), widest.inputs)
-    int8.set_source(model)
-    return int8
+    called = unwrapped(model)
+    settings = Settings(backend, allow_float, dynamic_sizes, find_excluded(called, exclude))
+
+    def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
+        inputs, widest = iterate(batches, called, progress, "calibrating"), WidestBatch()
+        with in_float32():
+            observed = widest.watch(inputs) if check else inputs
+            int8: QuantizableModel | QuantizableGraph = workflow.quantize(
+                model, observed, replace(settings, excluded=excluded)
+            )
+            trial = int8.take_trial()
+            if check:
+                check_int8(trial, called, widest.inputs)
+        int8.set_source(model)
+        return int8
+
+    if tolerance is None:
+        if drop is not None:
+            raise ValueError(f"drop must be None without a function as tolerance, got {drop!r}")
+        return run(settings.excluded, progress)
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            "batches must be a list or a data loader if there is a tolerance: they are read for each trial"
+        )
+    return keep_tolerance(
+        Tolerance(tolerance, drop),
+        called,
+        lambda: iterate(batches, called, False, ""),
+        run,
+        lambda int8: workflow.measure(int8, model, iterate(batches, called, False, ""))[0],
+        settings.excluded,
+        progress,
+    )
 
 
 def prepare_qat(
@@ -143,9 +176,9 @@ def prepare_qat(
             if there is one. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
-    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
-    not float32; ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the
-    engine is not installed.
+    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in
+    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if the prepared model computes
+    something else than ``model``; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)

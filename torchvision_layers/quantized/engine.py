@@ -38,7 +38,7 @@ class Engine(Protocol[Model]):
     def measure(
         self, int8: Model, model: nn.Module, batches: Iterator[Inputs]
     ) -> tuple[list[ReportRow], OutputMeasurement]:
-        """Returns the rows of an int8 model with their errors against the model it came from, and those of its outputs."""
+        """Returns the rows of an int8 model with their errors against its source, and those of its outputs."""
 
 
 def load_engine(name: str) -> Engine[Any]:

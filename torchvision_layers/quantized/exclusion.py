@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 
 from torch import nn
 
@@ -31,7 +31,9 @@ def find_excluded(model: nn.Module, exclude: Iterable[Exclude]) -> dict[str, str
     for entry in exclude:
         paths = [path for path, module in modules if _matches(entry, path, module)]
         if not paths:
-            raise ValueError(f"exclude must name modules of the model, {_named(entry)} matches none; {_hint(entry, modules)}")
+            raise ValueError(
+                f"exclude must name modules of the model, {_named(entry)} matches none; {_hint(entry, modules)}"
+            )
         for path in paths:
             excluded.setdefault(path, _named(entry))
     layers = [path for path, module in modules if isinstance(module, CONV_AND_LINEAR)]
@@ -40,7 +42,7 @@ def find_excluded(model: nn.Module, exclude: Iterable[Exclude]) -> dict[str, str
     return {path: by for path, by in excluded.items() if excluding_path(path.rpartition(".")[0], excluded) is None}
 
 
-def excluding_path(path: str, excluded: Mapping[str, str]) -> str | None:
+def excluding_path(path: str, excluded: Container[str]) -> str | None:
     """The path in ``excluded`` that is ``path`` or above it; ``None`` if there is none."""
     while path and path not in excluded:
         path = path.rpartition(".")[0]

@@ -22,7 +22,7 @@ def decibels(signal: float, error: float) -> float:
 
 @dataclass(frozen=True)
 class Int8Range:
-    """The numbers that an int8 tensor can hold: ``scale`` times each integer from ``low`` to ``high``, less its zero point."""
+    """The numbers that an int8 tensor can hold: integers from ``low`` to ``high``, less a zero point, times a scale."""
 
     scale: float
     zero_point: int
@@ -125,7 +125,7 @@ class OutputMeasurement:
         return decibels(self._signal, self._error)
 
     def agreement(self) -> float | None:
-        """The share of the images, or of their pixels, with the same largest class in the first output, if it has classes."""
+        """The share of the images, or of their pixels, with the same class in the first output, if it has classes."""
         return self._agreeing / self._predictions if self._predictions else None
 
 

@@ -19,6 +19,7 @@ from .engine import load_engine
 from .pt2e.model import QuantizableGraph
 from .pt2e.report import graph_rows
 from .report_row import ReportRow, link_fused
+from .trial import Trial
 from .wrapper import QuantizableWrapper, Stage
 
 __all__ = ["Report", "ReportRow", "report"]
@@ -34,6 +35,8 @@ class Report:
     #: Share of the images, or of their pixels, that the int8 model gives the class that the float model gives them;
     #: ``None`` without batches, or if the first output has no dimension of classes.
     agreement: float | None = None
+    #: The int8 models that :func:`quantize` made to keep a tolerance, in order; empty if there was none.
+    trials: tuple[Trial, ...] = ()
 
     def __str__(self) -> str:
         rows = [_cells(row, self.db is not None) for row in self.rows]
@@ -41,7 +44,7 @@ class Report:
         table = [header + _ERRORS * (self.db is not None), *rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-        return "\n".join([*lines, *self._summary()])
+        return "\n".join([*lines, *self._summary(), *self._path()])
 
     def worst(self, count: int = 3) -> list[ReportRow]:
         """The modules with the largest errors of their own, the largest first.
@@ -57,7 +60,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists, strings and numbers."""
-        return {"db": self.db, "agreement": self.agreement, "rows": [asdict(row) for row in self.rows]}
+        return {
+            "db": self.db,
+            "agreement": self.agreement,
+            "rows": [asdict(row) for row in self.rows],
+            "trials": [asdict(trial) for trial in self.trials],
+        }
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
         """The rows as comma-separated values, with a header; ranges have two columns.
@@ -96,7 +104,7 @@ class Report:
         try:
             from matplotlib import pyplot
         except ImportError as error:
-            raise ImportError('plot needs matplotlib, which is not installed: pip install matplotlib') from error
+            raise ImportError("plot needs matplotlib, which is not installed: pip install matplotlib") from error
         if axes is None:
             _, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
         rows = [row for row in self.rows if row.accumulated_db is not None]
@@ -126,6 +134,17 @@ class Report:
             line += f", {self.agreement:.1%} of the classes agree"
         worst = ", ".join(f"{row.path or 'model'} ({row.own_db:.1f} dB)" for row in self.worst())
         return ["", line, f"worst modules: {worst or 'none'}"]
+
+    def _path(self) -> list[str]:
+        """The path that was taken to keep a tolerance."""
+        if not self.trials:
+            return []
+        lines = [
+            f"  {len(trial.left_out)} modules left out: {trial.value:.4g}, {trial.float_share:.1%} of the "
+            "multiplications in float"
+            for trial in self.trials
+        ]
+        return ["", "trials to keep the tolerance:", *lines]
 
 
 _ERRORS = ["own dB", "accumulated dB", "observed range", "int8 range", "clipped"]
@@ -173,14 +192,15 @@ def report(
         True
     """
     check_module("int8", int8)
+    trials = int8.trials if isinstance(int8, QuantizableWrapper) else ()
     if batches is None:
         if model is not None:
             raise ValueError("batches must hold batches if there is a model, got None")
         rows = graph_rows(int8) if isinstance(int8, QuantizableGraph) else module_rows(int8)
-        return Report(link_fused([row for row, _ in rows]))
+        return Report(link_fused(rows), trials=trials)
     if not isinstance(int8, QuantizableWrapper) or int8.stage is not Stage.INT8:
         raise ValueError(f"int8 must be an int8 model from quantize or convert, got a {type(int8).__name__}")
     source = int8.source() if model is None else check_module("model", model)
     called = unwrapped(source)
     rows, outputs = load_engine(int8.engine).measure(int8, source, iterate(batches, called, progress, "measuring"))
-    return Report(link_fused(rows), outputs.decibels(), outputs.agreement())
+    return Report(link_fused(rows), outputs.decibels(), outputs.agreement(), trials)

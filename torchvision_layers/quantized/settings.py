@@ -1,6 +1,5 @@
 """The arguments of ``quantize`` and ``prepare_qat`` that the public functions hand to an engine."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = ["Settings"]
@@ -20,4 +19,4 @@ class Settings:
     backend: str
     allow_float: bool = False
     dynamic_sizes: bool | None = None
-    excluded: Mapping[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)

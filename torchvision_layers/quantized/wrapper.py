@@ -3,8 +3,8 @@
 import sys
 import weakref
 from collections.abc import Callable
-from itertools import chain
 from enum import Enum
+from itertools import chain
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from .._utils.inputs import Inputs
 from .settings import Settings
+from .trial import Trial
 
 __all__ = ["QuantizableWrapper", "Stage"]
 
@@ -66,6 +67,8 @@ class QuantizableWrapper(nn.Module):
         self._trial: list[Self] = []  # in a list, because it is no child
         #: The arguments that it was prepared with.
         self.settings = Settings("")
+        #: The trials of :func:`quantize` to keep a tolerance.
+        self.trials: tuple[Trial, ...] = ()
         self._source: _Source | None = None
         self.register_load_state_dict_post_hook(_forget_source)
         self.register_state_dict_post_hook(_strip_prefix)

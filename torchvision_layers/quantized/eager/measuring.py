@@ -20,7 +20,7 @@ from ..wrapper import Stage
 from .int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear
 from .model import QuantizableModel
 from .post_ops import ConvolutionAndOperation
-from .report import module_rows
+from .report import rows_with_modules
 
 __all__ = ["make_reference_", "measure"]
 
@@ -67,9 +67,11 @@ def measure(
         batches: the inputs.
     """
     int8 = copy.deepcopy(int8)
-    rows = [*_input_rows(int8), *module_rows(int8)]
+    rows = [*_input_rows(int8), *rows_with_modules(int8)]
     paths = {module: path for path, module in int8.named_modules()}
-    measured = {module: Measurement() for row, module in rows if not row.fused_with and not hasattr(module, "is_unused")}
+    measured = {
+        module: Measurement() for row, module in rows if not row.fused_with and not hasattr(module, "is_unused")
+    }
     modules = {paths[module]: _find(reference, paths[module]) for module in measured}
     outputs = OutputMeasurement()
     for batch in batches:
@@ -110,9 +112,7 @@ def _find(reference: nn.Module, path: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _run(
-    reference: nn.Module, modules: dict[str, nn.Module], batch: Inputs, give: Callable[[_Call], None]
-) -> None:
+def _run(reference: nn.Module, modules: dict[str, nn.Module], batch: Inputs, give: Callable[[_Call], None]) -> None:
     """Gives each call of the modules, then the output of the model as that of a module with an empty path."""
 
     def give_call(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, path: str) -> None:

@@ -20,6 +20,7 @@ from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
+from .excluded import exclude_
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
 from .float_forwards import mark_float_forwards
@@ -277,13 +278,6 @@ def make_quantizable_(
         problems |= run.problems if run else {}
         raise_problems(wrapper.model, problems, untrainable.values(), without_kernel)
     return wrapper
-
-
-def exclude_(model: nn.Module, excluded: Mapping[str, str]) -> None:
-    """Marks modules to stay in float with all below them, in place."""
-    for path, by in excluded.items():
-        for module in model.get_submodule(path).modules():
-            module.stays_in_float, module.excluded_by = True, by  # type: ignore[assignment]  # plain attributes
 
 
 def _make_plain_(model: nn.Module, will_train: bool, run: FirstRun | None) -> dict[str, nn.Module]:

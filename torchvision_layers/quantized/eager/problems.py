@@ -41,7 +41,9 @@ def raise_problems(
         and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
         and modules[path] not in named
     ]
-    lines += [f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items() if not _is_excluded(layer)]
+    lines += [
+        f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items() if not _is_excluded(layer)
+    ]
     lines += [
         f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
         "can run it but not train it; call deploy.fold(model) first, or pass allow_float=True to leave it in float"

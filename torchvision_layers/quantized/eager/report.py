@@ -9,24 +9,28 @@ from .model import QuantizableModel
 from .support import int8_support, is_int8, is_unit
 from .wrappers import FloatFallback, FloatOperation, Int8Child, MultipleFloatFallback
 
-__all__ = ["Rows", "module_rows"]
+__all__ = ["module_rows", "rows_with_modules"]
 
-#: Rows, each with its module.
-Rows = list[tuple[ReportRow, nn.Module]]
+_Rows = list[tuple[ReportRow, nn.Module]]
 
 
-def module_rows(model: nn.Module) -> Rows:
+def module_rows(model: nn.Module) -> list[ReportRow]:
     """A row for each module that is not just a container, in the order of the model."""
+    return [row for row, _ in rows_with_modules(model)]
+
+
+def rows_with_modules(model: nn.Module) -> _Rows:
+    """The rows of :func:`module_rows`, each with its module."""
     root = model.model if isinstance(model, QuantizableModel) else model
     before = model.classes_before if isinstance(model, QuantizableModel) else {}
     is_converted = any(is_int8(module) for module in model.modules())
-    rows: Rows = []
+    rows: _Rows = []
     _add_rows(root, "", before, is_converted, False, rows)
     return rows
 
 
 def _add_rows(
-    module: nn.Module, path: str, before: dict[str, str], is_converted: bool, is_in_float: bool, rows: Rows
+    module: nn.Module, path: str, before: dict[str, str], is_converted: bool, is_in_float: bool, rows: _Rows
 ) -> None:
     if isinstance(module, Int8Child):
         module, is_in_float = module.module, False

@@ -26,6 +26,7 @@ from ..wrapper import Stage
 from . import measuring
 from .bias_correction import correct_biases
 from .calls import Call, find_difference, record_calls
+from .excluded import mark_float_chains_
 from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
@@ -163,9 +164,7 @@ def _try_quantizable(
     run.distinct_ranges = find_distinct_ranges(original, batch.map(Tensor.clone), run)
     copied = copy_module(model)
     compute_hooked_weights(copied)
-    prepared = make_quantizable_(
-        copied.train(will_train), settings.allow_float, will_train, run, settings.excluded
-    )
+    prepared = make_quantizable_(copied.train(will_train), settings.allow_float, will_train, run, settings.excluded)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     if not will_train:  # in training mode, a forward may call other modules
@@ -187,6 +186,7 @@ def _try_quantizable(
         except RuntimeError as error:
             where = describe(prepared.model, find_difference(original, prepared.model, batch))
             raise RuntimeError(f"{where}, {error}") from None
+    mark_float_chains_(prepared, batch)
     return prepared.train(will_train), calls
 
 

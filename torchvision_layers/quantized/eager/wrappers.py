@@ -45,7 +45,7 @@ class FloatFallback(nn.Module):
         super().__init__()
         self.dequant = DeQuantStub()
         self.module = module
-        self.quant = QuantStub()
+        self.quant = nn.Identity() if hasattr(module, "returns_float") else QuantStub()
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 

@@ -1,6 +1,6 @@
 """Errors of the modules of an int8 graph, measured beside the float graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..precision import in_float32
 from ..report_row import ReportRow
 from .model import QuantizableGraph
 from .nodes import is_dequantize, is_fused_into, is_quantize, module_class, module_path, operator_name
-from .report import graph_rows
+from .report import rows_with_nodes
 
 __all__ = ["measure"]
 
@@ -53,7 +53,7 @@ def measure(
 class _Unit:
     """A row, the nodes that compute its output, and the last of each call."""
 
-    def __init__(self, row: ReportRow, nodes: Sequence[fx.Node]) -> None:
+    def __init__(self, row: ReportRow, nodes: Sequence[fx.Node], fused: Container[fx.Node] = ()) -> None:
         self.row = row
         self.nodes = list(nodes)
         self.measurement = Measurement()
@@ -61,7 +61,7 @@ class _Unit:
         self.ends = [n for n in nodes if isinstance(n.meta.get("val"), Tensor) and not inside.issuperset(n.users)]
         for i, end in enumerate(self.ends):
             follower = next(iter(end.users))
-            if is_fused_into(follower, end):  # the same int8 kernel computes it
+            if follower in fused and is_fused_into(follower, end):  # the same int8 kernel computes it
                 self.nodes.append(follower)
                 self.ends[i] = follower
         arguments = [argument for node in self.nodes for argument in node.all_input_nodes]
@@ -75,8 +75,9 @@ class _Unit:
 
 def _units(int8: QuantizableGraph) -> list[_Unit]:
     """All rows of a graph, with those of inputs and of quantized values of modules without a row."""
-    rows = graph_rows(int8)
-    units = {row.path: _Unit(row, nodes) for row, nodes in rows if not row.fused_with}
+    rows = rows_with_nodes(int8)
+    fused = {node for row, nodes in rows if row.fused_with for node in nodes}
+    units = {row.path: _Unit(row, nodes, fused) for row, nodes in rows if not row.fused_with}
     covered = {node for unit in units.values() for node in unit.nodes}
     all_units = [
         units.get(row.path) or _Unit(row, [node for node in nodes if node not in covered]) for row, nodes in rows

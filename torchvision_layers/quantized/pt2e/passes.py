@@ -114,7 +114,8 @@ def _fusion_source(norm: fx.Node) -> fx.Node | None:
 def isolate_unfoldable_norms(module: fx.GraphModule, excluded: Mapping[str, str]) -> None:
     """Renames batch norms that must not be folded, because torchao folds them without a check.
 
-    A norm that is excluded from int8 must not be folded into a layer that is not. torchao also spends 12 seconds of a conversion on patterns if it finds a batch norm.
+    A norm that is excluded from int8 must not be folded into a layer that is not. torchao also spends 12 seconds of a
+    conversion on patterns if it finds a batch norm.
     """
     graph = module.graph
     norms = []

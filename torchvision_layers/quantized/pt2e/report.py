@@ -19,18 +19,20 @@ from .nodes import (
     operator_name,
 )
 
-__all__ = ["Rows", "graph_rows"]
-
-#: Rows, each with its nodes.
-Rows = list[tuple[ReportRow, list[fx.Node]]]
+__all__ = ["graph_rows", "rows_with_nodes"]
 
 
-def graph_rows(graph: QuantizableGraph) -> Rows:
+def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
     """A row for each module without children or with products in its own ``forward``, in the order of the model.
 
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for a
     module that does nothing in eval mode, and ``"-"`` for one that is never called.
     """
+    return [row for row, _ in rows_with_nodes(graph)]
+
+
+def rows_with_nodes(graph: QuantizableGraph) -> list[tuple[ReportRow, list[fx.Node]]]:
+    """The rows of :func:`graph_rows`, each with its nodes."""
     nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.classes_before}
     for node in graph.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None

@@ -223,8 +223,8 @@ def _add_float_fallbacks(
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
         ):
             if not is_in_float:
-                fallback = FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, call.outputs)
-                setattr(module, name, fallback)
+                outputs = None if hasattr(child, "returns_float") else call.outputs
+                setattr(module, name, FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, outputs))
         else:
             _add_float_fallbacks(child, backend, calls, is_in_float and not isinstance(child, Int8Child))
 
