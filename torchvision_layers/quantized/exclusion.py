@@ -29,7 +29,8 @@ def find_excluded(model: nn.Module, exclude: Iterable[Exclude]) -> dict[str, str
     modules = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if path]
     excluded: dict[str, str] = {}
     for entry in exclude:
-        paths = [path for path, module in modules if _matches(entry, path, module)]
+        matches = {module for path, module in modules if _matches(entry, path, module)}
+        paths = [path for path, module in modules if module in matches]  # with all places of a shared module
         if not paths:
             raise ValueError(
                 f"exclude must name modules of the model, {_named(entry)} matches none; {_hint(entry, modules)}"

@@ -108,15 +108,15 @@ class Report:
         if axes is None:
             _, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
         rows = [row for row in self.rows if row.accumulated_db is not None]
-        places = {row.path: i for i, row in enumerate(rows)}
         for label, values in (
             ("own, given exact inputs", [row.own_db for row in rows]),
             ("accumulated", [row.accumulated_db for row in rows]),
         ):
-            points = [(i, value) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
-            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+            points = {i: value for i, value in enumerate(values) if value is not None and math.isfinite(value)}
+            axes.plot(list(points), list(points.values()), marker=".", label=label)
         for row in self.worst():
-            axes.annotate(row.path, (places[row.path], row.own_db), textcoords="offset points", xytext=(0, -12))
+            place = rows.index(row), row.own_db
+            axes.annotate(row.path or "model", place, textcoords="offset points", xytext=(0, -12))
         axes.set_xlabel("module, in the order of the model")
         axes.set_ylabel("signal over error (dB)")
         axes.legend()

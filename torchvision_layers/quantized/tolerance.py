@@ -121,7 +121,8 @@ def keep_tolerance(
         int8 = quantize(names)
         share = sum(count for path, count in multiplications.items() if excluding_path(path, names))
         # A copy, because oneDNN caches kernels for the first sizes that it meets.
-        value = tolerance.value(copy.deepcopy(int8), model, batches())
+        copied = int8 if int8.backend == "qnnpack" else copy.deepcopy(int8)
+        value = tolerance.value(copied, model, batches())
         trials.append(Trial(tuple(left_out), value, share / max(sum(multiplications.values()), 1)))
         bar.update()
         bar.set_postfix_str(f"{len(left_out)} left out, {tolerance.describe(value)}")

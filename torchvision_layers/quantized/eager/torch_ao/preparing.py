@@ -206,8 +206,8 @@ def _add_float_fallbacks(
     module: nn.Module, backend: str, calls: dict[nn.Module, Call] | None, is_in_float: bool = False
 ) -> None:
     """Wraps each module below ``module`` that runs in float, unless the ``forward`` that calls it does too."""
-    for name, child in module.named_children():
-        if (is_unit(child) and not hasattr(child, "excluded_by")) or hasattr(child, "is_unused"):
+    for name, child in list(module._modules.items()):  # a module may have several names
+        if child is None or hasattr(child, "is_unused") or (is_unit(child) and not hasattr(child, "excluded_by")):
             continue
         if isinstance(child, (FloatFallback, MultipleFloatFallback)):  # below a module that is in several places
             continue
