@@ -14,6 +14,7 @@ from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
+from .onnx_rewriting import rewrite
 from .onnx_sizes import MESSAGE, add_size_checks
 from .program import export_subject, root_cause, rules_to_check
 
@@ -47,6 +48,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     _remove_traces(model)
     _name_axes(model, signature)
     add_size_checks(model.graph, rules_to_check(program, subject), inputs)
+    rewrite(model)
     _duplicate_zero_points(model)
     model.metadata_props.add(key=NAME, value=metadata)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)
