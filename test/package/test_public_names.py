@@ -124,15 +124,16 @@ QuantizablePositionalConv2d
 QuantizableSqueezeExcitation
 Report
 ReportRow
+Trial
 convert(model, *, check=True)
 freeze(model)
 fuse_model(model, is_qat=None)
 prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
-    dynamic_sizes=None, check=True)
+    dynamic_sizes=None, exclude=(), check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    progress=True, check=True)
-report(model)""",
+    progress=True, exclude=(), tolerance=None, drop=None, check=True)
+report(int8, batches=None, *, model=None, progress=True)""",
     )
 
 

@@ -50,7 +50,7 @@ def test_worst_module_is_left_out(engine: str) -> None:
     assert "2" in excluded(int8)
     assert next(row.why for row in report.rows if row.path == "2") == f"excluded by tolerance={least:g}"
     first, *_, last = report.trials
-    assert first.left_out == () and first.float_share == 0
+    assert (first.left_out, first.float_share) == ((), 0)
     assert first.value == pytest.approx(least - 3, abs=0.01)
     chosen = next(trial for trial in report.trials if set(trial.left_out) == excluded(int8))
     assert chosen.value >= least

@@ -26,7 +26,10 @@ def rows_with_modules(model: nn.Module) -> _Rows:
     is_converted = any(is_int8(module) for module in model.modules())
     rows: _Rows = []
     _add_rows(root, "", before, is_converted, False, rows)
-    return rows
+    in_float = {row.path for row, _ in rows if row.runs_in == "float"}
+    return [
+        (replace(row, runs_in="float") if in_float.intersection(row.fused_with) else row, module) for row, module in rows
+    ]
 
 
 def _add_rows(
