@@ -289,6 +289,8 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "vanishing": vanishing,
     "many outputs": ManyOutputs,
     "transformer": Transformer,
+    # Clamps and pools keep the step of the input, and the mean is small.
+    "clamped": lambda: nn.Sequential(nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5, bias=False)),
     "norms": lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)),
     "saturated": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-1e-3, 1e-3), nn.Softmax(1)),
 }
