@@ -124,11 +124,30 @@ def test_nothing_is_rounded_between_excluded_modules(engine: str) -> None:
 
 @engines
 def test_excluded_module_between_int8_modules_in_residual_blocks(engine: str) -> None:
-    """Its output is read by an int8 sum, so it is rounded there."""
+    """The sum runs in float too, so its output is the first value that is rounded."""
     model = net()
     int8 = quantized.quantize(model, [X], engine=engine, exclude=["blocks.0.conv2", "blocks.1.conv.2"])
+    rows = {row.path: row for row in quantized.report(int8, [X]).rows}
     with torch.no_grad():
         assert decibels(model(X), int8(X)) > 30
+    if engine == "eager":
+        assert rows["blocks.0.skip_add"].after == "FloatFallback(Addition)"
+        assert rows["blocks.0.skip_add"].why == "excluded by 'blocks.0.conv2'"
+        assert rows["blocks.0.conv2"].int8_range is None
+        assert rows["blocks.1.skip_add"].int8_range is not None
+
+
+@engines
+def test_input_of_an_excluded_module_is_not_rounded(engine: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    int8 = quantized.quantize(model, [X], engine=engine, exclude=["0"])
+    rows = {row.path: row for row in quantized.report(int8, [X]).rows}
+    assert "(input)" not in rows
+    assert rows["2"].runs_in == "int8"
+    again = quantized.quantize(model, [2 * X], engine=engine, exclude=["0"])
+    again.load_state_dict(int8.state_dict())
+    assert torch.equal(again(X), int8(X))
 
 
 @backends

@@ -52,7 +52,7 @@ def rows_of(report: quantized.Report) -> dict[str, quantized.ReportRow]:
 
 
 def eager_outputs(int8: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What each module of an eager int8 model returns."""
+    """The output of each module of an eager int8 model."""
     outputs: dict[str, Tensor] = {}
     for path, module in int8.model.named_modules():
         module.register_forward_hook(lambda m, args, output, path=path: outputs.update({path: output}))

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _Closed(BaseException):
-    """Ends a function whose values nobody wants any more."""
+    """Ends a function whose values the caller no longer reads."""
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def iterated(function: Callable[[Callable[[T], None]], object]) -> Iterator[Iter
     """An iterator over the values that ``function`` gives to its argument, for as long as the context lasts.
 
     The function runs in a thread, but only while the caller waits for the next value, so neither runs ahead of the
-    other. What it raises is raised from there.
+    other. The iterator raises its exceptions.
     """
     turns, values, is_closed = threading.Semaphore(0), SimpleQueue[Any](), threading.Event()
     end = object()

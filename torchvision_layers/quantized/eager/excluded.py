@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten
+from ..layers.observed import Addition, Multiplication, QuantStub
 from ..report_row import Int8Support
 from .support import int8_support
 
@@ -24,9 +25,10 @@ def exclude_(model: nn.Module, excluded: Mapping[str, str]) -> None:
 
 @torch.no_grad()
 def mark_float_chains_(model: nn.Module, inputs: Inputs) -> None:
-    """Marks, in place, each excluded module whose outputs may stay in float, as they are for a batch.
+    """Marks, in place, what else stays in float because of excluded modules, as far as one batch shows it.
 
-    Without that, all modules could be excluded and eight bits would still round every tensor between two of them.
+    Sums and products of their outputs run in float too. The outputs of all these, and the inputs of the model, stay in
+    float if only modules in float read them. Otherwise eight bits would still round every tensor between two of them.
 
     Args:
         model: fused, without observers.
@@ -35,49 +37,65 @@ def mark_float_chains_(model: nn.Module, inputs: Inputs) -> None:
     excluded = {module for module in model.modules() if hasattr(module, "excluded_by")}
     if not excluded:
         return
-    outermost = excluded - {child for module in excluded for child in module.modules() if child is not module}
-    fallbacks = {module for module in model.modules() if int8_support(module) is Int8Support.FLOAT_FALLBACK}
+    in_float = excluded - {child for module in excluded for child in module.modules() if child is not module}
+    takes_float = {module for module in model.modules() if int8_support(module) is Int8Support.FLOAT_FALLBACK}
+    stubs = {module for module in model.modules() if isinstance(module, QuantStub)}
+    arithmetic = {module for module in model.modules() if isinstance(module, (Addition, Multiplication))} - excluded
     reads = _Reads()
     handles = []
-    for module in outermost | fallbacks:
-        handles.append(module.register_forward_pre_hook(reads.enter))
+    for module in in_float | takes_float | stubs | arithmetic:
+        handles.append(module.register_forward_pre_hook(reads.enter, with_kwargs=True))
         handles.append(module.register_forward_hook(reads.leave, always_call=True))
     try:
         with reads:
-            inputs.run(model)
+            inputs.map(Tensor.clone).run(model)  # tensors get an attribute
     finally:
         for handle in handles:
             handle.remove()
-    for module in outermost & reads.called - reads.are_read:
-        module.returns_float = True  # type: ignore[assignment]  # a plain attribute
+    pending = True
+    while pending:
+        pending = False
+        for module in arithmetic - in_float:
+            source = next((source for source in in_float if module in reads.readers.get(source, ())), None)
+            if source is not None:
+                exclude_(module, {"": source.excluded_by})  # type: ignore[dict-item]  # a string
+                in_float.add(module)
+                pending = True
+    for module, readers in reads.readers.items():
+        if module in in_float | stubs and readers <= in_float | takes_float:
+            module.returns_float = True  # type: ignore[assignment]  # a plain attribute
 
 
 class _Reads(TorchFunctionMode):
-    """Records the modules whose outputs a function reads that none of these modules calls."""
+    """Records which of the modules with its hooks read the outputs of others."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.called: set[nn.Module] = set()
-        self.are_read: set[nn.Module] = set()
+        #: The readers of the outputs of each module; ``None`` stands for a function that none of the modules calls.
+        self.readers: dict[nn.Module, set[nn.Module | None]] = {}
         self._depth = 0
 
-    def enter(self, module: nn.Module, args: object) -> None:
+    def enter(self, module: nn.Module, args: object, kwargs: object) -> None:
+        if self._depth == 0:
+            self._read((args, kwargs), module)
         self._depth += 1
 
     def leave(self, module: nn.Module, args: object, output: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self.called.add(module)
+            self.readers.setdefault(module, set())
             for tensor in flatten(output)[0]:
                 tensor.returned_by = module
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         is_size = getattr(func, "__name__", "") in ("__get__", "dim", "size")
         if self._depth == 0 and not is_size:
-            for tensor in flatten((args, kwargs))[0]:
-                if isinstance(tensor, Tensor) and hasattr(tensor, "returned_by"):
-                    self.are_read.add(tensor.returned_by)
-        return func(*args, **kwargs)
+            self._read((args, kwargs or {}), None)
+        return func(*args, **(kwargs or {}))
+
+    def _read(self, values: object, reader: nn.Module | None) -> None:
+        for tensor in flatten(values)[0]:
+            if hasattr(tensor, "returned_by"):
+                self.readers[tensor.returned_by].add(reader)

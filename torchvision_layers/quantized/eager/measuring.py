@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten, map_tensors
+from ..layers.observed import QuantStub
 from ..lockstep import iterated
 from ..measurement import Int8Range, Measurement, OutputMeasurement
 from ..precision import in_float32
@@ -99,7 +100,7 @@ def measure(
 
 
 def _input_rows(int8: QuantizableModel) -> list[tuple[ReportRow, nn.Module]]:
-    stubs = [int8.quant, *int8.quants]
+    stubs = [stub for stub in (int8.quant, *int8.quants) if not isinstance(stub, QuantStub)]  # the others do nothing
     return [
         (ReportRow(f"(input {i})" if len(stubs) > 1 else "(input)", "", "Quantize", "int8", "is an input"), stub)
         for i, stub in enumerate(stubs)
@@ -148,7 +149,7 @@ class _Queue:
         for call in self._calls:
             if call.path == path:
                 return call
-            # The model goes on, and may write into these tensors.
+            # The model continues, and may write into these tensors.
             inputs, output = call.inputs.map(Tensor.clone), map_tensors(Tensor.clone, call.output)
             self._early[call.path].append(call._replace(inputs=inputs, output=output))
         raise ValueError(f"model must be the model that int8 was made from, it does not call {path} as often")
@@ -182,7 +183,7 @@ def _round_floats(int8_range: Int8Range, tensor: Tensor) -> Tensor:
 
 
 def _rounded_layer(module: Any, inputs: list[Tensor]) -> Tensor | None:
-    """What an int8 layer computes in float with its int8 weights; ``None`` for a module without int8 weights.
+    """The output of an int8 layer in float, with its int8 weights; ``None`` for a module without int8 weights.
 
     Rounding to the range of the output then computes ReLU and ReLU6.
     """

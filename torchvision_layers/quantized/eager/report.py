@@ -28,7 +28,8 @@ def rows_with_modules(model: nn.Module) -> _Rows:
     _add_rows(root, "", before, is_converted, False, rows)
     in_float = {row.path for row, _ in rows if row.runs_in == "float"}
     return [
-        (replace(row, runs_in="float") if in_float.intersection(row.fused_with) else row, module) for row, module in rows
+        (replace(row, runs_in="float") if in_float.intersection(row.fused_with) else row, module)
+        for row, module in rows
     ]
 
 

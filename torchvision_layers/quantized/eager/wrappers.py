@@ -12,6 +12,7 @@ from ..layers.observed import DeQuantStub, Observed, QuantStub
 from .weight_token import WeightToken
 
 __all__ = [
+    "FloatArithmetic",
     "FloatFallback",
     "FloatOperation",
     "Int8Child",
@@ -51,6 +52,13 @@ class FloatFallback(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.quant(self.module(self.dequant(input)))
+
+
+class FloatArithmetic(FloatFallback):
+    """A :class:`FloatFallback` for a sum or a product."""
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        return self.quant(self.module(self.dequant(input), self.dequant(other)))
 
 
 class MultipleFloatFallback(nn.Module):

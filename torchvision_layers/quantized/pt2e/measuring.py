@@ -164,7 +164,7 @@ class _PairedRun(fx.Interpreter):
         super().__init__(module)
         self.reference = reference
         self.units = {node: unit for unit in units for node in unit.nodes}
-        #: What the nodes of the present unit return for exact inputs.
+        #: The outputs of the nodes of the present unit for exact inputs.
         self.own: dict[fx.Node, Any] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -184,7 +184,7 @@ class _PairedRun(fx.Interpreter):
         return actual
 
     def _run_exact(self, unit: _Unit, node: fx.Node) -> Any:
-        """What a node returns for the values of the float graph, and for the weights of the int8 graph."""
+        """The output of a node for the values of the float graph, and for the weights of the int8 graph."""
         reference = self.reference.by_name[node.name]
 
         def value(argument: Any, original: Any) -> Any:

@@ -144,7 +144,7 @@ def module_path(node: fx.Node) -> str | None:
 
 
 def excluded_by(node: fx.Node, excluded: Mapping[str, str]) -> str | None:
-    """What excludes a node from int8: an entry for one of the modules whose ``forward`` runs it."""
+    """The entry that excludes a node from int8: that of one of the modules whose ``forward`` runs it."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = (path.split("@")[0] for path, _ in stack.values())
     return next((excluded[found] for path in paths if (found := excluding_path(path, excluded)) is not None), None)

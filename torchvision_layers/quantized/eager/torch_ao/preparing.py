@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.quantization_mappings import get_default_qat_module_mappings
 
 from ...._utils.modules import make_padding_numeric
-from ...layers.observed import Observed
+from ...layers.observed import Addition, Multiplication, Observed, QuantStub
 from ...range_search import FastRangeSearch
 from ...report_row import Int8Support
 from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
@@ -18,7 +18,7 @@ from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import becomes_int8, int8_support, is_unit
-from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
+from ..wrappers import FloatArithmetic, FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
@@ -172,6 +172,10 @@ def prepare(
     repeated = {module for module, call in (calls or {}).items() if call.count > 1}
     in_float, in_both = _modules_in_float(model)
     in_float.update(unused)
+    for stub in model.modules():
+        if isinstance(stub, QuantStub) and hasattr(stub, "returns_float"):
+            stub.qconfig = None  # type: ignore[assignment]
+            in_float.add(stub)
     for module in model.modules():
         # A forward in float around an int8 child has none, nor gives one to modules that others call in int8.
         if isinstance(module, Int8Child) or (module in in_both and becomes_int8(module) and module not in in_float):
@@ -223,10 +227,17 @@ def _add_float_fallbacks(
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
         ):
             if not is_in_float:
-                outputs = None if hasattr(child, "returns_float") else call.outputs
-                setattr(module, name, FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, outputs))
+                setattr(module, name, _float_fallback(child, call))
         else:
             _add_float_fallbacks(child, backend, calls, is_in_float and not isinstance(child, Int8Child))
+
+
+def _float_fallback(module: nn.Module, call: Call) -> nn.Module:
+    if isinstance(module, (Addition, Multiplication)):
+        return FloatArithmetic(module)
+    if call.is_plain:
+        return FloatFallback(module)
+    return MultipleFloatFallback(module, None if hasattr(module, "returns_float") else call.outputs)
 
 
 def _modules_in_float(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
