@@ -220,6 +220,19 @@ class Scaled(nn.Module):
         return self.head(F.relu(self.conv(x))) * self.scale + self.shift
 
 
+class MostlyZero(nn.Module):
+    """Writes zeros into a view, then pools. The mean is far below the range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x[:, :, 1:] = 0
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class ManyOutputs(nn.Module):
     """Indices, a mask, infinities, gates with fixed steps, and one number."""
 
@@ -287,6 +300,7 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "huge": lambda: Scaled(1e6),
     "tiny": lambda: Scaled(1e-5),
     "vanishing": vanishing,
+    "mostly zero": MostlyZero,
     "many outputs": ManyOutputs,
     "transformer": Transformer,
     # Clamps and pools keep the step of the input, and the mean is small.

@@ -116,8 +116,10 @@ class _Rounding(TorchDispatchMode):
                 tensor._base.is_unrounded = is_unrounded
             if keeps_step:
                 tensor.step = step
+            elif name in _POOLS:
+                self.round_(tensor, step or _step(inputs[0]))
             elif not is_unrounded:
-                self.round_(tensor, step if name in _POOLS else _FIXED_STEPS.get(name))
+                self.round_(tensor, _FIXED_STEPS.get(name))
         return output
 
     def round_(self, tensor: Any, step: float | None = None) -> None:
@@ -125,9 +127,7 @@ class _Rounding(TorchDispatchMode):
         tensor.is_unrounded, tensor.step = False, None
         if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() < 2:
             return
-        if step is None:
-            low, high = map(float, tensor.aminmax())
-            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
+        step = step or _step(tensor)
         if not step < float("inf"):  # a mask has infinities
             return
         tensor.step = step
@@ -136,3 +136,11 @@ class _Rounding(TorchDispatchMode):
         else:
             noise = torch.rand(tensor.shape, generator=self.generator) - 0.5
             tensor.add_(noise.to(tensor), alpha=step)
+
+
+def _step(tensor: Tensor) -> float:
+    """The step of the range of a tensor and zero."""
+    if not tensor.numel():
+        return SMALLEST_STEP
+    low, high = map(float, tensor.aminmax())
+    return max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
