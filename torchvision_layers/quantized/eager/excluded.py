@@ -71,7 +71,7 @@ class _Reads(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        #: The readers of the outputs of each module; ``None`` stands for a function that none of the modules calls.
+        #: The readers of the outputs of each module; ``None`` is a function that none of the modules calls.
         self.readers: dict[nn.Module, set[nn.Module | None]] = {}
         self._depth = 0
 

@@ -12,7 +12,7 @@ from ..measurement import Int8Range, Measurement, OutputMeasurement
 from ..precision import in_float32
 from ..report_row import ReportRow
 from .model import QuantizableGraph
-from .nodes import is_dequantize, is_fused_into, is_quantize, module_class, module_path, operator_name
+from .nodes import excluded_by, is_dequantize, is_fused_into, is_quantize, module_class, module_path, operator_name
 from .report import rows_with_nodes
 
 __all__ = ["measure"]
@@ -87,7 +87,9 @@ def _units(int8: QuantizableGraph) -> list[_Unit]:
     for node in int8.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None
         if path is not None and node not in covered and not is_dequantize(node) and _quantizer(node) is not None:
-            row = ReportRow(path, module_class(node), operator_name(node), "int8", "is quantized")
+            by = excluded_by(node, int8.settings.excluded)
+            runs_in, why = ("int8", "is quantized") if by is None else ("float", f"excluded by {by}")
+            row = ReportRow(path, module_class(node), operator_name(node), runs_in, why)
             all_units.insert(_end_of(all_units, path), _Unit(row, [node]))
     names = [f"(input {i})" if len(inputs) > 1 else "(input)" for i in range(len(inputs))]
     return [
