@@ -128,15 +128,16 @@ QuantizablePositionalConv2d
 QuantizableSqueezeExcitation
 Report
 ReportRow
+Trial
 convert(model, *, check=True)
 freeze(model)
 fuse_model(model, is_qat=None)
 prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
-    dynamic_sizes=None, per_channel=True, check=True)
+    dynamic_sizes=None, per_channel=True, exclude=(), check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    per_channel=True, progress=True, check=True)
-report(model)""",
+    per_channel=True, progress=True, exclude=(), tolerance=None, drop=None, check=True)
+report(int8, batches=None, *, model=None, progress=True)""",
     )
 
 

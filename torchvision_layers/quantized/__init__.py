@@ -18,6 +18,7 @@ from .layers.same_conv import QuantizableConv2dSame
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
 from .pt2e.model import QuantizableGraph
 from .report import Report, ReportRow, report
+from .trial import Trial
 
 __all__ = [
     "Addition",
@@ -45,6 +46,7 @@ __all__ = [
     "QuantizableSqueezeExcitation",
     "Report",
     "ReportRow",
+    "Trial",
     "convert",
     "freeze",
     "fuse_model",

@@ -1,20 +1,23 @@
 """From a float model to int8: the public functions check their arguments and pick the engine."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from .._utils.checks import check_bool, check_unwrapped
-from .._utils.inputs import Inputs, inputs_of
+from .._utils.inputs import inputs_of
+from .batches import iterate
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
+from .exclusion import Exclude, find_excluded
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
 from .settings import Settings
+from .tolerance import Tolerance, keep_tolerance
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
 
@@ -54,6 +57,9 @@ def quantize(
     dynamic_sizes: bool | None = None,
     per_channel: bool = True,
     progress: bool = True,
+    exclude: Sequence[Exclude] = (),
+    tolerance: float | Callable[[nn.Module], float] | None = None,
+    drop: float | None = None,
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
@@ -84,31 +90,66 @@ def quantize(
             for hardware that knows only that. :func:`deploy.equalize <torchvision_layers.deploy.equalize>` makes the
             channels of ``model`` similar first. Default: ``True``.
         progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
+        exclude: modules to leave in float, with all below them: paths such as ``"classifier.1"``, patterns of paths
+            such as ``"features.*.block"``, classes, and functions that get the path and the module. A batch norm and
+            an activation that are fused into an excluded convolution or linear layer run in float too. Default: none.
+        tolerance: the least signal over error of the outputs on ``batches`` in dB, or a function of a model that
+            returns its accuracy. Until it holds, convolutions and linear layers are left in float, those with the
+            largest error of their own first; each trial quantizes the model again. :func:`report` shows the trials.
+            Default: ``None``, all are int8.
+        drop: for a function as ``tolerance``: how much lower the accuracy of the int8 model may be than that of
+            ``model``, in the unit of the function. Default: ``None``.
         check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. With ``per_channel=False``, whose error
             has no such bound, the int8 model is only tried. Default: ``True``.
 
     Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite,
-    activations or outputs that are not finite, a module that no batch reaches, or a model that is scripted, compiled
-    or wrapped; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
+    activations or outputs that are not finite, a module that no batch reaches, an entry of ``exclude`` that matches no
+    module, a model that is scripted, compiled or wrapped, or a function as ``tolerance`` without ``drop``;
+    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
-    not installed.
+    results, if the int8 model cannot run, if rounding does not explain its error, or if ``tolerance`` cannot be kept,
+    with the nearest value; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(
-        workflow.choose_backend(backend), allow_float, dynamic_sizes, check_bool("per_channel", per_channel)
-    )
+    backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
-    inputs, widest = _inputs(batches, model, progress), WidestBatch()
-    with in_float32():
-        observed = widest.watch(inputs) if check else inputs
-        int8: QuantizableModel | QuantizableGraph = workflow.quantize(model, observed, settings)
-        trial = int8.take_trial()
-        if check and per_channel:
-            check_int8(trial, unwrapped(model), widest.inputs)
-    return int8
+    called = unwrapped(model)
+    settings = Settings(
+        backend, allow_float, dynamic_sizes, check_bool("per_channel", per_channel), find_excluded(called, exclude)
+    )
+
+    def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
+        inputs, widest = iterate(batches, called, progress, "calibrating"), WidestBatch()
+        with in_float32():
+            observed = widest.watch(inputs) if check else inputs
+            int8: QuantizableModel | QuantizableGraph = workflow.quantize(
+                model, observed, replace(settings, excluded=excluded)
+            )
+            trial = int8.take_trial()
+            if check and per_channel:
+                check_int8(trial, called, widest.inputs)
+        int8.set_source(model)
+        return int8
+
+    if tolerance is None:
+        if drop is not None:
+            raise ValueError(f"drop must be None without a function as tolerance, got {drop!r}")
+        return run(settings.excluded, progress)
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            "batches must be a list or a data loader if there is a tolerance: they are read for each trial"
+        )
+    return keep_tolerance(
+        Tolerance(tolerance, drop),
+        called,
+        lambda: iterate(batches, called, False, ""),
+        run,
+        lambda int8: workflow.measure(int8, model, iterate(batches, called, False, ""))[0],
+        settings.excluded,
+        progress,
+    )
 
 
 def prepare_qat(
@@ -120,6 +161,7 @@ def prepare_qat(
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
     per_channel: bool = True,
+    exclude: Sequence[Exclude] = (),
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
@@ -137,19 +179,20 @@ def prepare_qat(
         allow_float: as in :func:`quantize`.
         dynamic_sizes: as in :func:`quantize`.
         per_channel: as in :func:`quantize`.
+        exclude: as in :func:`quantize`.
         check: compares the prepared model, in eval mode and without fake quantization, with ``model`` on ``example``,
             if there is one. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, or a model that is already
-    prepared; ``TypeError`` for modules that would stay in float, as in :func:`quantizable`, and for parameters that are
-    not float32; ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the
-    engine is not installed.
+    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
+    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in
+    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if the prepared model computes
+    something else than ``model``; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(
-        workflow.choose_backend(backend), allow_float, dynamic_sizes, check_bool("per_channel", per_channel)
-    )
+    backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
+    excluded = find_excluded(unwrapped(model), exclude)
+    settings = Settings(backend, allow_float, dynamic_sizes, check_bool("per_channel", per_channel), excluded)
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
@@ -176,6 +219,7 @@ def convert(model: QuantizableModel | QuantizableGraph, *, check: bool = True) -
         trial = int8.take_trial()
         if check:
             check_converted(trial, model)
+    int8.set_source(model)
     return int8
 
 
@@ -193,19 +237,3 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
 def _check_prepared(model: nn.Module) -> None:
     if not isinstance(model, (QuantizableModel, QuantizableGraph)) or model.stage is not Stage.PREPARED:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")
-
-
-def _inputs(batches: Iterable[Any], model: nn.Module, progress: bool) -> Iterator[Inputs]:
-    if isinstance(batches, Tensor):
-        raise TypeError("batches must be an iterable of batches, got a Tensor: pass [batch]")
-    called = unwrapped(model)
-    total = len(batches) if isinstance(batches, Sized) else None
-    bar = None
-    for i, batch in enumerate(batches):
-        if i == 1 and progress:
-            bar = tqdm(desc="calibrating", total=total, initial=1, unit="batch", disable=None)  # None: off a terminal
-        yield inputs_of(f"the input in batch {i}", batch, called)
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.close()

@@ -7,6 +7,8 @@ from torch import nn
 
 from .._utils.inputs import Inputs
 from .eager.torch_ao import explain_missing_torch_ao
+from .measurement import OutputMeasurement
+from .report_row import ReportRow
 from .settings import Settings
 from .wrapper import QuantizableWrapper
 
@@ -32,6 +34,11 @@ class Engine(Protocol[Model]):
 
     def freeze(self, prepared: Model) -> None:
         """Stops batch statistics and ranges of a prepared model, in place."""
+
+    def measure(
+        self, int8: Model, model: nn.Module, batches: Iterator[Inputs]
+    ) -> tuple[list[ReportRow], OutputMeasurement]:
+        """Returns the rows of an int8 model with their errors against its source, and those of its outputs."""
 
 
 def load_engine(name: str) -> Engine[Any]:

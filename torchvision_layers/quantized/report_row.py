@@ -21,7 +21,8 @@ class Int8Support(Enum):
 class ReportRow:
     """One module: its path, its class before and after, ``"int8"`` or ``"float"``, why, and its fusion partners.
 
-    ``fused_with`` holds the paths of the modules that this one computes as well, or of the one that computes it.
+    ``fused_with`` holds the paths of the modules that this one computes as well, or of the one that computes it. The
+    other fields are ``None`` unless the report was made with batches, and for modules that another one computes.
     """
 
     path: str
@@ -30,6 +31,16 @@ class ReportRow:
     runs_in: str
     why: str
     fused_with: tuple[str, ...] = ()
+    #: Signal over error of the output for exact inputs, in dB; infinite if the module adds no error.
+    own_db: float | None = None
+    #: Signal over error of the output in the int8 model, in dB.
+    accumulated_db: float | None = None
+    #: The smallest and the largest value of the output in the float model.
+    observed_range: tuple[float, float] | None = None
+    #: The smallest and the largest value that int8 represents; ``None`` if the output stays in float.
+    int8_range: tuple[float, float] | None = None
+    #: Share of the values in the float model outside the int8 range.
+    clipped: float | None = None
 
 
 def link_fused(rows: list[ReportRow]) -> tuple[ReportRow, ...]:

@@ -1,6 +1,6 @@
 """The arguments of ``quantize`` and ``prepare_qat`` that the public functions hand to an engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Settings"]
 
@@ -14,9 +14,11 @@ class Settings:
         allow_float: as given.
         dynamic_sizes: as given.
         per_channel: as given.
+        excluded: the modules to leave in float by path, each with the entry of ``exclude`` that names it.
     """
 
     backend: str
     allow_float: bool = False
     dynamic_sizes: bool | None = None
     per_channel: bool = True
+    excluded: dict[str, str] = field(default_factory=dict)

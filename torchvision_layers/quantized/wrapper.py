@@ -1,14 +1,18 @@
 """The base class of the models of both engines: their stage, and a ``state_dict`` in the keys of the float model."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from enum import Enum
+from itertools import chain
 from typing import Any, ClassVar
 
 from torch import nn
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
+from .settings import Settings
+from .trial import Trial
 
 __all__ = ["QuantizableWrapper", "Stage"]
 
@@ -19,6 +23,24 @@ class Stage(str, Enum):
     FLOAT = "float"
     PREPARED = "prepared"
     INT8 = "int8"
+
+
+class _Source:
+    """The model that an int8 model was made from, as long as something else holds it and it does not change."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._state = self._state_of(model)
+
+    def get(self) -> nn.Module | None:
+        """The model; ``None`` if it was deleted or changed."""
+        model = self._model()
+        return model if model is not None and self._state == self._state_of(model) else None
+
+    @staticmethod
+    def _state_of(model: nn.Module) -> list[tuple[str, int, int]]:
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        return [(path, id(tensor), 0 if tensor.is_inference() else tensor._version) for path, tensor in tensors]
 
 
 class QuantizableWrapper(nn.Module):
@@ -43,6 +65,12 @@ class QuantizableWrapper(nn.Module):
         #: A few images of the last call of a prepared model, to compare it with the int8 model.
         self.sample: Inputs | None = None
         self._trial: list[Self] = []  # in a list, because it is no child
+        #: The arguments that it was prepared with.
+        self.settings = Settings("")
+        #: The trials of :func:`quantize` to keep a tolerance.
+        self.trials: tuple[Trial, ...] = ()
+        self._source: _Source | None = None
+        self.register_load_state_dict_post_hook(_forget_source)
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -76,6 +104,20 @@ class QuantizableWrapper(nn.Module):
         """The int8 copy from :meth:`set_trial`, or the model itself."""
         return self._trial.pop() if self._trial else self
 
+    def set_source(self, model: nn.Module) -> None:
+        """Refers to the model that this one was made from, without keeping it alive."""
+        self._source = _Source(model)
+
+    def source(self) -> nn.Module:
+        """The model of :meth:`set_source`; raises ``ValueError`` if there is none, or if it changed since."""
+        model = None if self._source is None else self._source.get()
+        if model is None:
+            raise ValueError(
+                "model must be the model that int8 was made from: int8 does not hold it, and it was deleted, or its "
+                "weights or those of int8 changed since"
+            )
+        return model
+
     def remember(self, inputs: Inputs) -> None:
         """Copies a few images for :attr:`sample`."""
         self.sample = self.first_images(inputs, 4).map(lambda tensor: tensor.detach().clone())
@@ -86,6 +128,10 @@ class QuantizableWrapper(nn.Module):
     def _freeze(self) -> None:
         """Stops batch statistics and observers."""
         raise NotImplementedError
+
+
+def _forget_source(module: QuantizableWrapper, incompatible_keys: object) -> None:
+    module._source = None
 
 
 def _strip_prefix(

@@ -81,12 +81,16 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
     for start, first in enumerate(modules):
         if isinstance(first, Addition) and start + 1 < len(names):
             _fuse_addition(parent, names[start], names[start + 1])
-        if type(first) not in BATCH_NORMS or has_hooks(first) or int8_support(first) is not Int8Support.CONVERTED:
+        is_excluded = hasattr(first, "excluded_by")  # the norm and the activation then run in float as well
+        is_convertible = is_excluded or int8_support(first) is Int8Support.CONVERTED
+        if type(first) not in BATCH_NORMS or has_hooks(first) or not is_convertible:
             continue
         group, can_take_norm = [start], True
         for i in range(start + 1, len(modules)):
             module = modules[i]
             if has_hooks(module) or hasattr(module, "fused_into"):
+                break
+            if hasattr(module, "excluded_by") and not is_excluded:
                 break
             if type(module) is nn.Identity:
                 continue
@@ -115,6 +119,9 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
         if isinstance(after, ChannelCap) and type(modules[group[-1]]) is nn.ReLU:
             # Int8 need not hold larger values, which the cap ends.
             parent.get_submodule(names[start]).largest_output = float(after.cap.max())  # type: ignore[assignment]
+        if is_excluded:
+            fused = parent.get_submodule(names[start])
+            fused.stays_in_float, fused.excluded_by = True, first.excluded_by  # type: ignore[assignment]
 
 
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:

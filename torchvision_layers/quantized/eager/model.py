@@ -21,6 +21,7 @@ from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
+from .excluded import exclude_
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
 from .float_forwards import mark_float_forwards
@@ -230,7 +231,11 @@ def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableMo
 
 
 def make_quantizable_(
-    model: nn.Module, allow_float: bool, will_train: bool, run: FirstRun | None = None
+    model: nn.Module,
+    allow_float: bool,
+    will_train: bool,
+    run: FirstRun | None = None,
+    excluded: Mapping[str, str] | None = None,
 ) -> QuantizableModel:
     """Like :func:`quantizable`, without the copy.
 
@@ -239,19 +244,23 @@ def make_quantizable_(
         allow_float: as in :func:`quantizable`.
         will_train: whether the result must hold in training mode as well as in eval mode.
         run: what ``model`` did on one batch, if a batch is known.
+        excluded: the modules to leave in float by path, each with what excludes it. Default: ``None``.
     """
+    excluded = excluded or {}
     for module in model.modules():
         # Left by FX mode or torch.ao, which would quantize what has one and skip what has None.
         module.__dict__.pop("qconfig", None)
     make_ordinary_(model)
     if isinstance(model, QuantizableModel):
         _make_plain_(model.model, will_train, run)
+        exclude_(model.model, excluded)
         return model
     check_not_lazy("model", model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     without_kernel = make_twins(wrapper.model)
     untrainable = _make_plain_(wrapper.model, will_train, run)
+    exclude_(wrapper.model, excluded)
     for path, module in wrapper.model.named_modules():
         if path not in paths and not is_unit(module):
             wrapper.classes_before[path] = type(module).__name__

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..._utils.chains import expand_chain
 from ..._utils.modules import has_hooks
@@ -18,7 +18,7 @@ from .patterns import BATCH_NORMS
 from .support import int8_support, is_unit
 from .wrappers import Int8Child
 
-__all__ = ["ACTIVATIONS", "PostOp", "find_post_ops", "select_worthwhile"]
+__all__ = ["ACTIVATIONS", "ConvolutionAndOperation", "PostOp", "find_post_ops", "select_worthwhile"]
 
 #: The oneDNN names of the activations that its convolutions compute. (ReLU has an int8 kernel on every backend.)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.SiLU: "swish"}
@@ -88,7 +88,7 @@ def _post_ops_below(model: nn.Module, path: str, shared: set[nn.Module | None], 
     candidates = [(chain[i], chain[:i]) for chain in chains for i in range(1, len(chain))]
     for name, before in [*candidates, *traced.pairs]:
         operation = module.get_submodule(name)
-        if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation):
+        if type(operation) not in (Addition, *ACTIVATIONS) or has_hooks(operation) or hasattr(operation, "excluded_by"):
             continue
         convolution = _last_convolution(module, before, trace)
         if convolution is None or child(convolution) == child(name):  # found in the child as well
@@ -117,6 +117,18 @@ def select_worthwhile(model: nn.Module, post_ops: list[PostOp], calls: dict[nn.M
     return list(filter(is_worthwhile, post_ops))
 
 
+class ConvolutionAndOperation(nn.Module):
+    """The float computation of a convolution with a post-operation."""
+
+    def __init__(self, convolution: nn.Module, operation: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.operation = operation
+
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
+        return self.operation(self.convolution(input), *others)
+
+
 def _last_convolution(module: nn.Module, names: list[str], trace: Trace) -> str | None:
     """The name of the convolution whose output leaves the chain unchanged."""
     return find_producer(
@@ -142,5 +154,5 @@ def _is_convolution(module: nn.Module) -> bool:
     """Whether the module is a plain convolution, or a convolution fused with a batch norm for training."""
     parts = [type(part) for part in module] if isinstance(module, nn.Sequential) and is_unit(module) else [type(module)]
     return parts in ([nn.Conv2d], [nn.Conv2d, nn.BatchNorm2d]) and (
-        len(parts) == 2 or int8_support(module) is Int8Support.CONVERTED
+        (len(parts) == 2 and not hasattr(module, "excluded_by")) or int8_support(module) is Int8Support.CONVERTED
     )

@@ -32,6 +32,7 @@ def raise_problems(
     """
     named = {m for layer in without_kernel for m in layer.modules()}.union(untrainable)
     modules = {path: model.get_submodule(path) for path in problems}
+    problems = {path: reason for path, reason in problems.items() if not _is_excluded(modules[path])}
     lines = [
         f"{describe(model, modules[path])}, whose forward {reason}; call a child such as nn.Conv2d or nn.Linear "
         "instead, or pass allow_float=True"
@@ -40,12 +41,15 @@ def raise_problems(
         and int8_support(modules[path]) is not Int8Support.FLOAT_FALLBACK
         and modules[path] not in named
     ]
-    lines += [f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items()]
+    lines += [
+        f"{describe(model, layer)}, {reason}" for layer, reason in without_kernel.items() if not _is_excluded(layer)
+    ]
     lines += [
         f"{describe(model, layer)}, which computes its weight in every forward or something else in training, so int8 "
         "can run it but not train it; train deploy.fold(model).requires_grad_() instead, or pass allow_float=True to "
         "leave it in float"
         for layer in untrainable
+        if not _is_excluded(layer)
     ]
     lines += [f"{describe(model, m)}, {reason}" for m, reason in _unsupported(model) if m not in named]
     if len(lines) == 1:
@@ -77,9 +81,13 @@ def _source_line(module: nn.Module) -> str:
     return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
+def _is_excluded(module: nn.Module) -> bool:
+    return hasattr(module, "excluded_by")
+
+
 def _unsupported(module: nn.Module) -> list[tuple[nn.Module, str]]:
     support = int8_support(module)
-    if is_unit(module) or type(module) is nn.MultiheadAttention:
+    if is_unit(module) or type(module) is nn.MultiheadAttention or _is_excluded(module):
         return []
     if support is Int8Support.UNKNOWN and isinstance(module, (*CONV_AND_LINEAR, nn.Bilinear, nn.MultiheadAttention)):
         return [(module, f"which int8 is not known to run; {_ALLOW_FLOAT}")]

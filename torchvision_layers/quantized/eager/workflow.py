@@ -26,10 +26,14 @@ from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..finite import calibrating
+from ..measurement import OutputMeasurement
+from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
+from . import measuring
 from .bias_correction import correct_biases
 from .calls import Call, find_difference, record_calls
+from .excluded import mark_float_chains_
 from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
@@ -41,7 +45,7 @@ from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
 
-__all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
+__all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
 _BACKENDS = ("x86", "onednn", "qnnpack")
 
@@ -75,13 +79,13 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     _check_float(model)
     first = first_of(batches)
     traces = TraceCache()
-    prepared, calls = _try_quantizable(model, first, settings.allow_float, False, traces)
+    prepared, calls = _try_quantizable(model, first, settings, False, traces)
     with torch.no_grad():
         if settings.backend == "onednn":
             post_ops = find_post_ops(prepared, calls, traces.__getitem__)
             prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
         preparing.prepare(prepared, settings, prepared.post_ops, is_qat=False, calls=calls)
-        prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
+        prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         with correct_biases(prepared):
@@ -100,15 +104,17 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
     _check_no_hooked_weights(model)
     calls, traces = None, TraceCache()
     if example is None:
-        prepared = make_quantizable_(copy_module(model).train(), settings.allow_float, will_train=True)
+        prepared = make_quantizable_(
+            copy_module(model).train(), settings.allow_float, will_train=True, excluded=settings.excluded
+        )
         fuse_children(prepared, is_qat=True, trace=traces.__getitem__)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
-        prepared, calls = _try_quantizable(model, example, settings.allow_float, True, traces)
+        prepared, calls = _try_quantizable(model, example, settings, True, traces)
     if settings.backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls, traces.__getitem__)
     preparing.prepare(prepared, settings, prepared.post_ops, is_qat=True, calls=calls)
-    prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
+    prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
     return prepared
 
 
@@ -123,6 +129,20 @@ def freeze(prepared: QuantizableModel) -> None:
         raise ValueError("model must have run on batches, or have loaded a state, before its ranges are frozen")
     prepared.is_frozen = True
     preparing.freeze(prepared)
+
+
+def measure(
+    int8: QuantizableModel, model: nn.Module, batches: Iterator[Inputs]
+) -> tuple[list[ReportRow], OutputMeasurement]:
+    """The rows of an int8 model with their errors, and the errors of its outputs."""
+    first = first_of(batches)
+    if isinstance(model, QuantizableModel) and model.stage is Stage.PREPARED:
+        prepared = copy_module(model)
+    else:
+        _check_float(model)
+        prepared, calls = _try_quantizable(model, first, int8.settings, False, TraceCache())
+        preparing.prepare(prepared, int8.settings, [], is_qat=False, calls=calls)
+    return measuring.measure(int8, measuring.make_reference_(prepared, int8), chain([first], batches))
 
 
 def _check_dynamic(dynamic_sizes: bool | None) -> None:
@@ -148,7 +168,7 @@ def _check_no_hooked_weights(model: nn.Module) -> None:
 
 
 def _try_quantizable(
-    model: nn.Module, batch: Inputs, allow_float: bool, will_train: bool, traces: TraceCache
+    model: nn.Module, batch: Inputs, settings: Settings, will_train: bool, traces: TraceCache
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
     """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
 
@@ -158,7 +178,7 @@ def _try_quantizable(
     expected, run = run_first(original, batch.map(Tensor.clone))
     copied = copy_module(model)
     compute_hooked_weights(copied)
-    prepared = make_quantizable_(copied.train(will_train), allow_float, will_train, run)
+    prepared = make_quantizable_(copied.train(will_train), settings.allow_float, will_train, run, settings.excluded)
     if not will_train and is_fused_for_training(prepared):
         raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
     if not will_train:  # in training mode, a forward may call other modules
@@ -180,6 +200,7 @@ def _try_quantizable(
         except RuntimeError as error:
             where = describe(prepared.model, find_difference(original, prepared.model, batch))
             raise RuntimeError(f"{where}, {error}") from None
+    mark_float_chains_(prepared, batch)
     return prepared.train(will_train), calls
 
 

@@ -12,6 +12,7 @@ from ..layers.observed import DeQuantStub, Observed, QuantStub
 from .weight_token import WeightToken
 
 __all__ = [
+    "FloatArithmetic",
     "FloatFallback",
     "FloatOperation",
     "Int8Child",
@@ -45,12 +46,19 @@ class FloatFallback(nn.Module):
         super().__init__()
         self.dequant = DeQuantStub()
         self.module = module
-        self.quant = QuantStub()
+        self.quant = nn.Identity() if hasattr(module, "returns_float") else QuantStub()
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.quant(self.module(self.dequant(input)))
+
+
+class FloatArithmetic(FloatFallback):
+    """A :class:`FloatFallback` for a sum or a product."""
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        return self.quant(self.module(self.dequant(input), self.dequant(other)))
 
 
 class MultipleFloatFallback(nn.Module):

@@ -1,11 +1,13 @@
 """Classes of operators in exported graphs, and queries on their nodes."""
 
 import operator
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from ..exclusion import excluding_path
 
 __all__ = [
     "ADDITIONS",
@@ -23,6 +25,7 @@ __all__ = [
     "WEIGHTED",
     "arguments",
     "conv_geometry",
+    "excluded_by",
     "float_operands",
     "is_call",
     "is_dequantize",
@@ -33,6 +36,7 @@ __all__ = [
     "module_class",
     "module_path",
     "operands",
+    "operator_name",
     "qparams",
     "set_qparams",
 ]
@@ -147,6 +151,18 @@ def module_path(node: fx.Node) -> str | None:
     """Path of the innermost module whose ``forward`` created the node; ``None`` if no module did."""
     stack = node.meta.get("nn_module_stack")
     return None if not stack else next(reversed(stack.values()))[0].split("@")[0]
+
+
+def excluded_by(node: fx.Node, excluded: Mapping[str, str]) -> str | None:
+    """The entry that excludes a node from int8: that of one of the modules whose ``forward`` runs it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = (path.split("@")[0] for path, _ in stack.values())
+    return next((excluded[found] for path in paths if (found := excluding_path(path, excluded)) is not None), None)
+
+
+def operator_name(node: fx.Node) -> str:
+    """The name of an operator, without those of its overload and of its form that writes into its input."""
+    return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
 
 
 def module_class(node: fx.Node) -> str:

@@ -1,14 +1,14 @@
 """Rewrites of exported graphs that torchao lacks, or supports in some cases only."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..norm_gains import scaling_factors
-from .nodes import ADDITIONS, BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, is_call, is_random
+from .nodes import ADDITIONS, BATCH_NORM, CONVS, LINEAR, UNFOLDABLE_NORM, excluded_by, is_call, is_random
 
 __all__ = [
     "fold_trained_norms",
@@ -112,13 +112,18 @@ def _fusion_source(norm: fx.Node) -> fx.Node | None:
     return source if same_channels and is_own and has_all else None
 
 
-def isolate_unfoldable_norms(module: fx.GraphModule) -> None:
+def isolate_unfoldable_norms(module: fx.GraphModule, excluded: Mapping[str, str]) -> None:
     """Renames batch norms that must not be folded, because torchao folds them without a check.
 
-    torchao also spends 12 seconds of a conversion on patterns if it finds a batch norm.
+    A norm that is excluded from int8 must not be folded into a layer that is not. torchao also spends 12 seconds of a
+    conversion on patterns if it finds a batch norm.
     """
     graph = module.graph
-    norms = [norm for norm in _norms(module) if _fusion_source(norm) is None]
+    norms = []
+    for norm in _norms(module):
+        source = _fusion_source(norm)
+        if source is None or (excluded_by(norm, excluded) is not None and excluded_by(source, excluded) is None):
+            norms.append(norm)
     for norm in norms:
         with graph.inserting_before(norm):
             norm_node = _call(graph, UNFOLDABLE_NORM, *norm.args[:8])

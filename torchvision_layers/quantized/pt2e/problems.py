@@ -1,9 +1,11 @@
 """Problems of a graph that is to run in int8 or to be trained: found before calibration, raised at once."""
 
+from collections.abc import Mapping
+
 from torch import fx
 
 from ..._utils.source_lines import source_line
-from .nodes import WEIGHTED, float_operands, is_call, module_class, module_path
+from .nodes import WEIGHTED, excluded_by, float_operands, is_call, module_class, module_path
 from .weights import constant_products, dynamic_weights
 
 __all__ = ["float_problems", "out_problems", "raise_problems", "random_problems", "weight_problems"]
@@ -36,21 +38,22 @@ def out_problems(graph: fx.Graph) -> list[str]:
     ]
 
 
-def weight_problems(graph: fx.Graph) -> list[str]:
+def weight_problems(graph: fx.Graph, excluded: Mapping[str, str]) -> list[str]:
     """Layers whose weight depends on the input."""
     return [
         f"{_describe(node)} computes its weight from the input of the model, or from buffers that it changes, and "
         f"int8 weights are constants; pass "
         "allow_float=True to keep it in float"
         for node in dynamic_weights(graph)
+        if excluded_by(node, excluded) is None
     ]
 
 
-def float_problems(graph: fx.Graph) -> list[str]:
+def float_problems(graph: fx.Graph, excluded: Mapping[str, str]) -> list[str]:
     """Layers, and products with a weight, that would stay in float, as products of activations do."""
     problems, products = [], set(constant_products(graph))
     for node in graph.nodes:
-        if is_call(node, WEIGHTED) or node in products:
+        if (is_call(node, WEIGHTED) or node in products) and excluded_by(node, excluded) is None:
             names = float_operands(node)
             if names:
                 problems.append(

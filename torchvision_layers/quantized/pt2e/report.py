@@ -9,6 +9,7 @@ from ..wrapper import Stage
 from .model import QuantizableGraph
 from .nodes import (
     COMPUTE_OPS,
+    excluded_by,
     is_call,
     is_dequantize,
     is_fused_into,
@@ -16,9 +17,10 @@ from .nodes import (
     is_zero_padding,
     module_path,
     operands,
+    operator_name,
 )
 
-__all__ = ["graph_rows"]
+__all__ = ["graph_rows", "rows_with_nodes"]
 
 
 def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
@@ -27,6 +29,11 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
     ``after`` names the operators; it is ``"folded"`` for a batch norm that went into weights, ``"identity"`` for a
     module that does nothing in eval mode, and ``"-"`` for one that is never called.
     """
+    return [row for row, _ in rows_with_nodes(graph)]
+
+
+def rows_with_nodes(graph: QuantizableGraph) -> list[tuple[ReportRow, list[fx.Node]]]:
+    """The rows of :func:`graph_rows`, each with its nodes."""
     nodes: dict[str, list[fx.Node]] = {path: [] for path in graph.classes_before}
     for node in graph.body.graph.nodes:
         path = module_path(node) if node.op == "call_function" else None
@@ -34,12 +41,12 @@ def graph_rows(graph: QuantizableGraph) -> list[ReportRow]:
         has_row = path in graph.leaves or is_call(node, COMPUTE_OPS)
         if path in nodes and has_row and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             nodes[path].append(node)
-    return [_row(graph, path, nodes) for path in nodes if path in graph.leaves or nodes[path]]
+    return [(_row(graph, path, nodes), nodes[path]) for path in nodes if path in graph.leaves or nodes[path]]
 
 
 def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.Node]]) -> ReportRow:
     before, nodes = graph.classes_before[path], nodes_by_path[path]
-    after = " ".join(dict.fromkeys(_operator(node) for node in nodes if node.target is not operator.getitem))
+    after = " ".join(dict.fromkeys(operator_name(node) for node in nodes if node.target is not operator.getitem))
     if not nodes and path not in graph.called_paths:
         return ReportRow(path, before, "-", "float", "is never called")
     if graph.stage is not Stage.INT8:
@@ -52,6 +59,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         if path in graph.weighted:
             return ReportRow(path, before, "-", "float", "its result is a constant or not used")
         return ReportRow(path, before, "identity", "int8", Int8Support.PASS_THROUGH.value)
+    by = next((by for node in nodes if (by := excluded_by(node, graph.settings.excluded)) is not None), None)
+    if by is not None:
+        return ReportRow(path, before, after, "float", f"excluded by {by}")
     if all(_is_int8(node) or (is_zero_padding(node) and _keeps_int8(node)) for node in nodes) and (
         len(nodes) > 1 or _is_int8(nodes[0])
     ):
@@ -62,13 +72,9 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
         return ReportRow(path, before, after, "int8", f"fused into {', '.join(targets)}", targets)
     if all(_keeps_int8(node) for node in nodes):
         return ReportRow(path, before, after, "int8", Int8Support.PASS_THROUGH.value)
-    int8_ops = " ".join(dict.fromkeys(_operator(node) for node in nodes if _is_int8(node)))
+    int8_ops = " ".join(dict.fromkeys(operator_name(node) for node in nodes if _is_int8(node)))
     why = Int8Support.FLOAT_FALLBACK.value + (f" for all operators but {int8_ops}" if int8_ops else "")
     return ReportRow(path, before, after, "float", why)
-
-
-def _operator(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
 
 
 def _is_int8(node: fx.Node) -> bool:

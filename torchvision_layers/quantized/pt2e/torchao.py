@@ -32,7 +32,7 @@ from .nodes import (
 )
 from .weights import constant_products
 
-__all__ = ["BACKENDS", "convert", "disable_observers", "is_observed", "keep_in_float", "prepare"]
+__all__ = ["BACKENDS", "convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
 
 BACKENDS = ("x86", "onnxruntime", "xnnpack")
 
@@ -53,6 +53,13 @@ def keep_in_float(nodes: list[fx.Node]) -> None:
     """Makes quantizers skip these nodes."""
     for node in nodes:
         node.meta[x86.QUANT_ANNOTATION_KEY] = x86._X86InductorQuantizationAnnotation(_annotated=True)
+
+
+def exclude(nodes: list[fx.Node]) -> None:
+    """Like :func:`keep_in_float`, with inputs and outputs in float on every backend."""
+    keep_in_float(nodes)
+    for node in nodes:
+        node.meta["is_excluded"] = True
 
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:
@@ -180,6 +187,8 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
         super().annotate(model)
         spec = self.global_config.input_activation
         for node in reversed(model.graph.nodes):
+            if "is_excluded" in node.meta:
+                continue
             if is_call(node, ADDITIONS | PRODUCTS):
                 terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
                 if len(terms) < 2:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,17 @@ from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
+from ..measurement import OutputMeasurement
+from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
-from . import torchao
+from . import measuring, torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs
 from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
+from .nodes import excluded_by
 from .passes import (
     fold_trained_norms,
     fuse_conv_bn_for_qat,
@@ -34,7 +38,7 @@ from .problems import float_problems, out_problems, raise_problems, random_probl
 from .weights import dynamic_weights
 from .writes import reread_after_writes
 
-__all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
+__all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
 #: Images that correct the biases of an int8 graph: outputs of all layers for a whole batch might not fit into memory.
 _IMAGES = 4
@@ -54,14 +58,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     model = _float_copy(model).eval()
     first = first_of(batches)
     with torch.no_grad():
-        exported = export(model, first, settings.dynamic_sizes)
-        torchao.keep_in_float(reread_after_writes(exported.graph_module))
-        remove_dropout(exported.graph_module)
-        fold_constants(exported.graph_module)  # erases what an unused dropout read
-        isolate_unfoldable_norms(exported.graph_module)
-        rejects_single = _differs_for_one(make_graph(exported, model), model, first)
-        prepared = _prepare(exported, model, settings, is_qat=False)
-        prepared.rejects_single = rejects_single
+        prepared = _prepare_to_calibrate(model, first, settings)
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
@@ -95,7 +92,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
     exported = export(model, example, settings.dynamic_sizes)
     graph_module = exported.graph_module
     torchao.keep_in_float(reread_after_writes(graph_module))
-    isolate_unfoldable_norms(graph_module)
+    isolate_unfoldable_norms(graph_module, settings.excluded)
     problems = random_problems(record_modes(graph_module))
     rejects_single = False
     if not problems:
@@ -123,6 +120,41 @@ def freeze(prepared: QuantizableGraph) -> None:
     prepared.train(prepared.training)
 
 
+def measure(
+    int8: QuantizableGraph, model: nn.Module, batches: Iterator[Inputs]
+) -> tuple[list[ReportRow], OutputMeasurement]:
+    """The rows of an int8 graph with their errors, and the errors of its outputs."""
+    first = first_of(batches)
+    with torch.no_grad():
+        if isinstance(model, QuantizableGraph) and model.stage is Stage.PREPARED:
+            reference = copy_module(model)
+            _simplify_trained_(reference)
+        else:
+            reference = _prepare_to_calibrate(_float_copy(model).eval(), first, int8.settings)
+    return measuring.measure(int8, reference, chain([first], batches))
+
+
+def _prepare_to_calibrate(model: nn.Module, first: Inputs, settings: Settings) -> QuantizableGraph:
+    """The graph of a model in eval mode, with observers."""
+    exported = export(model, first, settings.dynamic_sizes)
+    torchao.keep_in_float(reread_after_writes(exported.graph_module))
+    remove_dropout(exported.graph_module)
+    fold_constants(exported.graph_module)  # erases what an unused dropout read
+    isolate_unfoldable_norms(exported.graph_module, settings.excluded)
+    rejects_single = _differs_for_one(make_graph(exported, model), model, first)
+    prepared = _prepare(exported, model, settings, is_qat=False)
+    prepared.rejects_single = rejects_single
+    return prepared
+
+
+def _simplify_trained_(prepared: QuantizableGraph) -> None:
+    """Folds batch norms and constants of a trained graph, in place."""
+    prepared.cpu().eval()
+    fold_trained_norms(prepared.body)
+    fold_constants(prepared.body)
+    remove_dropout(prepared.body)
+
+
 def _prepare(
     exported: ExportedModel,
     model: nn.Module,
@@ -136,11 +168,13 @@ def _prepare(
     if settings.allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:
-        problems += weight_problems(body.graph)
+        problems += weight_problems(body.graph, settings.excluded)
     prepared = make_graph(exported, model)
+    prepared.settings = settings
     name_sources(body)
     if is_qat:
         fuse_conv_bn_for_qat(body)
+    torchao.exclude([node for node in body.graph.nodes if excluded_by(node, settings.excluded) is not None])
     try:
         prepared.body = torchao.prepare(body, settings, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers
@@ -151,7 +185,7 @@ def _prepare(
     prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
     prepared.allows_float = settings.allow_float
     if not settings.allow_float:
-        problems += float_problems(prepared.body.graph)
+        problems += float_problems(prepared.body.graph, settings.excluded)
     raise_problems(problems)
     return prepared
 
@@ -160,15 +194,12 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     """Converts ``prepared`` in place."""
     if not torchao.is_observed(prepared.body):
         raise ValueError("model must have run on some batches before it is converted, it has not")
-    prepared.cpu().eval()
-    fold_trained_norms(prepared.body)
-    fold_constants(prepared.body)
-    remove_dropout(prepared.body)
+    _simplify_trained_(prepared)
     prepared.body = torchao.convert(prepared.body)
     remove_unused_tensors(prepared.body)
     fit_biases(prepared.body)
     if not prepared.allows_float:
-        raise_problems(float_problems(prepared.body.graph))
+        raise_problems(float_problems(prepared.body.graph, prepared.settings.excluded))
     prepared.stage, prepared.sample = Stage.INT8, None
     prepared.requires_grad_(False)
     prepared.training = False

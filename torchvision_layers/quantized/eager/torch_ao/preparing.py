@@ -10,7 +10,7 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 
 from ...._utils.modules import make_padding_numeric
 from ...finite import FiniteValues
-from ...layers.observed import Observed
+from ...layers.observed import Addition, Multiplication, Observed, QuantStub
 from ...report_row import Int8Support
 from ...settings import Settings
 from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
@@ -19,7 +19,7 @@ from ..calls import Call
 from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import becomes_int8, int8_support, is_unit
-from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
+from ..wrappers import FloatArithmetic, FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
 from . import ignore_deprecations
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
@@ -181,6 +181,10 @@ def prepare(
     repeated = {module for module, call in (calls or {}).items() if call.count > 1}
     in_float, in_both = _modules_in_float(model)
     in_float.update(unused)
+    for stub in model.modules():
+        if isinstance(stub, QuantStub) and hasattr(stub, "returns_float"):
+            stub.qconfig = None  # type: ignore[assignment]
+            in_float.add(stub)
     for module in model.modules():
         # A forward in float around an int8 child has none, nor gives one to modules that others call in int8.
         if isinstance(module, Int8Child) or (module in in_both and becomes_int8(module) and module not in in_float):
@@ -218,8 +222,8 @@ def _add_float_fallbacks(
     module: nn.Module, backend: str, calls: dict[nn.Module, Call] | None, is_in_float: bool = False
 ) -> None:
     """Wraps each module below ``module`` that runs in float, unless the ``forward`` that calls it does too."""
-    for name, child in module.named_children():
-        if is_unit(child) or hasattr(child, "is_unused"):
+    for name, child in list(module._modules.items()):  # a module may have several names
+        if child is None or hasattr(child, "is_unused") or (is_unit(child) and not hasattr(child, "excluded_by")):
             continue
         if isinstance(child, (FloatFallback, MultipleFloatFallback)):  # below a module that is in several places
             continue
@@ -235,10 +239,17 @@ def _add_float_fallbacks(
             backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
         ):
             if not is_in_float:
-                fallback = FloatFallback(child) if call.is_plain else MultipleFloatFallback(child, call.outputs)
-                setattr(module, name, fallback)
+                setattr(module, name, _float_fallback(child, call))
         else:
             _add_float_fallbacks(child, backend, calls, is_in_float and not isinstance(child, Int8Child))
+
+
+def _float_fallback(module: nn.Module, call: Call) -> nn.Module:
+    if isinstance(module, (Addition, Multiplication)):
+        return FloatArithmetic(module)
+    if call.is_plain:
+        return FloatFallback(module)
+    return MultipleFloatFallback(module, None if hasattr(module, "returns_float") else call.outputs)
 
 
 def _modules_in_float(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
