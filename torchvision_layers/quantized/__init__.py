@@ -16,12 +16,14 @@ from .layers.positional_conv import QuantizablePositionalConv2d
 from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
 from .pt2e.model import QuantizableGraph
+from .ranges import Percentile
 from .report import Report, ReportRow, report
 
 __all__ = [
     "Addition",
     "Concatenation",
     "Multiplication",
+    "Percentile",
     "QuantizableBasicBlock",
     "QuantizableBottleneck",
     "QuantizableConv1dNormAct",

@@ -14,6 +14,7 @@ from .engine import load_engine
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
+from .ranges import Percentile, check_ranges
 from .settings import Settings
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
@@ -53,6 +54,8 @@ def quantize(
     engine: str = "eager",
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
+    ranges: str | Percentile = "histogram",
+    rounding: str = "nearest",
     progress: bool = True,
     check: bool = True,
 ) -> QuantizableModel | QuantizableGraph:
@@ -80,12 +83,21 @@ def quantize(
         dynamic_sizes: for ``engine="pt2e"``. ``True`` lets the graph take images of every size that the model takes,
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
             would take long to export. The eager engine never fixes it. Default: ``None``.
-        progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
+        ranges: how the range of an activation follows from the values that it had. ``"histogram"`` leaves out rare large
+            values as long as rounding the others gains from it; ``"minmax"`` holds all values; ``"percentile"`` holds
+            99.99 % of them, :class:`Percentile` another share; ``"mse"`` has the least squared error of rounding and
+            clipping. ``"auto"`` tries these for each activation on about 32 of the images and keeps what changes the
+            operators that read it the least. Default: ``"histogram"``.
+        rounding: how weights are rounded. ``"nearest"``, or ``"gptq"``, which rounds the weights of a layer one after
+            the other, so that later ones make up for the errors of earlier ones on the batches (`GPTQ
+            <https://arxiv.org/abs/2210.17323>`_). It is more accurate and takes longer. Default: ``"nearest"``.
+        progress: shows a progress bar from the second batch on, and one for GPTQ, if standard error is a terminal.
+            Default: ``True``.
         check: compares the int8 model with ``model`` on up to four images of the batch with the largest value, and
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite, outputs
+    Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty or not finite, outputs
     that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
     ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
@@ -93,7 +105,11 @@ def quantize(
     not installed.
     """
     workflow = load_engine(engine)
-    settings = Settings(workflow.choose_backend(backend), allow_float, dynamic_sizes)
+    if rounding not in ("nearest", "gptq"):
+        raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}")
+    settings = Settings(
+        workflow.choose_backend(backend), allow_float, dynamic_sizes, check_ranges(ranges), rounding, progress
+    )
     check_unwrapped("model", model)
     inputs, widest = _inputs(batches, model, progress), WidestBatch()
     with in_float32():

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .ranges import RangeRule
+
 __all__ = ["Settings"]
 
 
@@ -13,8 +15,14 @@ class Settings:
         backend: a backend of the engine, never ``"auto"``.
         allow_float: as given.
         dynamic_sizes: as given.
+        ranges: as given, ``"percentile"`` as an object.
+        rounding: as given.
+        progress: as given.
     """
 
     backend: str
     allow_float: bool = False
     dynamic_sizes: bool | None = None
+    ranges: RangeRule = "histogram"
+    rounding: str = "nearest"
+    progress: bool = False

@@ -19,9 +19,10 @@ from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
+from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..settings import Settings
 from ..wrapper import Stage
-from .bias_correction import correct_biases
+from .bias_correction import correct_biases, measure_inputs
 from .calls import Call, find_difference, record_calls
 from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
@@ -68,6 +69,9 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
     _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
+    sample = ImageSample()
+    if settings.ranges == "auto":
+        batches = sample.watch(batches)
     first = first_of(batches)
     traces = TraceCache()
     prepared, calls = _try_quantizable(model, first, settings.allow_float, False, traces)
@@ -76,15 +80,22 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
             prepared.post_ops = select_worthwhile(
                 prepared, find_post_ops(prepared, calls, traces.__getitem__), first, calls
             )
-        preparing.prepare(prepared, settings.backend, prepared.post_ops, is_qat=False, calls=calls)
+        preparing.prepare(
+            prepared, settings.backend, prepared.post_ops, is_qat=False, calls=calls, ranges=settings.ranges
+        )
         prepared.stage, prepared.backend = Stage.PREPARED, settings.backend
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
-        with correct_biases(prepared):
+        with measure_inputs(prepared, settings.rounding) as means:
             for batch in chain([first], batches):
                 batch.run(prepared)
         for handle in handles:
             handle.remove()
+        correct_biases(means, settings.progress)
+        if settings.ranges == "auto":
+            choose_ranges(prepared, sample.batches)
+        else:
+            set_ranges(prepared, settings.ranges)
     return _convert_(prepared)
 
 

@@ -10,11 +10,12 @@ from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
+from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..eager.model import QuantizableModel
 from ..settings import Settings
 from ..wrapper import Stage
 from . import torchao
-from .bias_correction import correct_biases, correct_int8_biases, float_outputs
+from .bias_correction import correct_biases, correct_int8_biases, float_outputs, measure_inputs
 from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
@@ -34,8 +35,8 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "prepare_qat", "quantize"]
 
-#: Images that correct the biases of an int8 graph: outputs of all layers for a whole batch might not fit into memory.
-_IMAGES = 4
+#: Images that correct the biases of an int8 graph.
+_IMAGES = 8
 
 
 def choose_backend(name: str) -> str:
@@ -50,6 +51,9 @@ def choose_backend(name: str) -> str:
 def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``."""
     model = _float_copy(model).eval()
+    sample = ImageSample()
+    if settings.ranges == "auto":
+        batches = sample.watch(batches)
     first = first_of(batches)
     with torch.no_grad():
         exported = export(model, first, settings.dynamic_sizes)
@@ -62,11 +66,17 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         prepared.rejects_single = rejects_single
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
-        with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
+        keeps_outputs = shapes == [image.shape for image in images]
+        with measure_inputs(prepared.body, settings.rounding, keeps_outputs) as (means, outputs):
             _check_same_results(prepared, model, first, "exporting")
             expected = outputs or float_outputs(prepared.body, images)
             for batch in batches:
                 prepared.call(batch)
+        correct_biases(prepared.body, means, settings.progress)
+        if settings.ranges == "auto":
+            choose_ranges(prepared, sample.batches)
+        else:
+            set_ranges(prepared, settings.ranges)
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8

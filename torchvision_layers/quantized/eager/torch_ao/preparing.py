@@ -11,11 +11,12 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 from ...._utils.modules import make_padding_numeric
 from ...layers.observed import Observed
 from ...range_search import FastRangeSearch
+from ...ranges import RangeRule
 from ...report_row import Int8Support
 from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps
 from ...wrapper import QuantizableWrapper
 from ..calls import Call
-from ..int8_modules import largest_pairs
+from ..pairs import PairLimits, largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import becomes_int8, int8_support, is_unit
 from ..wrappers import FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
@@ -65,10 +66,9 @@ class _LargestRange(taoq.MovingAverageMinMaxObserver):
 
 
 class _PairRange(taoq.PerChannelMinMaxObserver):
-    """Chooses the range of each channel so that no two weights that a kernel adds have magnitudes of more than 128.
+    """Chooses the range of each channel so that two weights of one sign that a kernel adds sum to at most 128.
 
-    The sum of two magnitudes becomes at most 127 steps, and at most 128 after both are rounded. An input is at most
-    255, so two products are at most ``255 * 128 = 32640``, and the largest integer of 16 bits is 32767.
+    They sum to at most 127 steps, and to at most 128 after both are rounded.
     """
 
     any_order = False
@@ -77,6 +77,10 @@ class _PairRange(taoq.PerChannelMinMaxObserver):
         pair = largest_pairs(x_orig.detach(), self.any_order)
         self.min_val, self.max_val = -pair, pair
         return x_orig
+
+    def limits(self, weight: Tensor) -> PairLimits:
+        """The bounds for a weight of this shape that is rounded column by column."""
+        return PairLimits(weight.shape[1], weight[0, 0].numel(), self.any_order)
 
 
 class _AnyPairRange(_PairRange):
@@ -110,10 +114,12 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     return _HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
-def _relu6_observer(is_qat: bool) -> object:
-    """Observes a range that ends at 6, or at the largest value if none reaches 6."""
+def _relu6_observer(is_qat: bool, ranges: RangeRule) -> object:
+    """Observes a range that ends at 6, or at the largest value if none reaches 6; or earlier, by other rules."""
     if is_qat:
         return taoq.FakeQuantize.with_args(observer=_UpToSix, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+    if ranges not in ("histogram", "minmax"):
+        return _activation_observer(is_qat)
     return taoq.MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
 
 
@@ -144,7 +150,12 @@ def _weight_observer(backend: str, is_qat: bool, any_order: bool = False) -> obj
 
 
 def prepare(
-    model: nn.Module, backend: str, post_ops: list[PostOp], is_qat: bool, calls: dict[nn.Module, Call] | None = None
+    model: nn.Module,
+    backend: str,
+    post_ops: list[PostOp],
+    is_qat: bool,
+    calls: dict[nn.Module, Call] | None = None,
+    ranges: RangeRule = "histogram",
 ) -> None:
     """Wraps modules without an int8 kernel as float fallbacks, and adds observers or fake quantization elsewhere.
 
@@ -179,7 +190,7 @@ def prepare(
         if module in repeated and module not in in_float and getattr(module, "qconfig", model.qconfig) is not None:
             module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
-            module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
+            module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat, ranges), weight=weight)  # type: ignore[assignment]
     for op in post_ops:  # nothing is rounded between the convolution and its post-operation
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
