@@ -15,16 +15,17 @@ from .bias_correction import InputMean
 
 __all__ = ["InputMoments", "Limits", "round_columns"]
 
-#: Returns the smallest and the largest step for a column, given the rounded columns before it; zeros follow them.
-#: Arguments: the columns, of shape (rows, columns), and the index of the column.
-Limits = Callable[[Tensor, int], tuple[Tensor | float, Tensor | float]]
+#: Returns the smallest and the largest number of steps in each row of a column. Arguments: the rounded columns, of shape
+#: (rows, columns), with zeros where they are not rounded yet; and the index of the column.
+Limits = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 #: Correlations between columns further apart are neglected, which bounds memory and time.
 _SPAN = 2048
 #: Columns whose errors are spread over all later columns at once.
 _BLOCK = 128
-#: What is added to the diagonal of the second moments, relative to its mean.
-_DAMPING = 0.01
+#: What is added to the diagonal of the second moments, relative to its mean. With the 0.01 of the paper, EfficientNet-Lite0
+#: on 64 images had an error of 30.5 dB on others, with 0.1 of 31.6 dB, with 1 of 30.4 dB.
+_DAMPING = 0.1
 #: Elements of patches that are in memory at once.
 _ELEMENTS = 2**24
 
@@ -109,7 +110,7 @@ class InputMoments(InputMean):
 
 
 def round_columns(weights: Tensor, moments: Sequence[Tensor], largest: int, limits: Limits | None = None) -> Tensor:
-    """Rounds matrices to whole numbers by GPTQ.
+    """Rounds matrices to whole numbers by GPTQ, the columns with the largest inputs first.
 
     Args:
         weights: the matrices, of shape (groups, rows, columns), in float64.
@@ -117,27 +118,26 @@ def round_columns(weights: Tensor, moments: Sequence[Tensor], largest: int, limi
         largest: the largest absolute value of the results.
         limits: further bounds. Default: ``None``.
     """
-    weights, rounded = weights.clone(), torch.zeros_like(weights)
-    start = 0
+    rounded, start = torch.zeros_like(weights), 0
     for span in moments:
-        factor = _inverse_factor(span)
-        end = start + span.shape[-1]
-        for first in range(start, end, _BLOCK):
-            last = min(first + _BLOCK, end)
-            errors = torch.empty_like(weights[..., first:last])
-            for column in range(first, last):
-                row = factor[:, column - start]
-                exact = weights[..., column]
-                value = exact.round().clamp(-largest, largest)
+        order = span.diagonal(dim1=-2, dim2=-1).sum(0).argsort(descending=True)
+        columns = (order + start).tolist()
+        factor = _inverse_factor(span[:, order][:, :, order])
+        exact, count = weights[..., columns], len(columns)
+        for first in range(0, count, _BLOCK):
+            last = min(first + _BLOCK, count)
+            errors = torch.empty_like(exact[..., first:last])
+            for i in range(first, last):
+                value = exact[..., i].round().clamp_(-largest, largest)
                 if limits is not None:
-                    low, high = limits(rounded.flatten(0, 1), column)
-                    value = value.flatten().clamp(torch.as_tensor(low), torch.as_tensor(high)).reshape(value.shape)
-                rounded[..., column] = value
-                error = (exact - value) / row[:, column - start, None]
-                weights[..., column:last] -= error[..., None] * row[:, None, column - start : last - start]
-                errors[..., column - first] = error
-            weights[..., last:end] -= errors @ factor[:, first - start : last - start, last - start :]
-        start = end
+                    low, high = limits(rounded.flatten(0, 1), columns[i])
+                    value = value.clamp(low.view_as(value), high.view_as(value))
+                rounded[..., columns[i]] = value
+                error = (exact[..., i] - value) / factor[:, i, i, None]
+                exact[..., i:last] -= error[..., None] * factor[:, i, None, i:last]
+                errors[..., i - first] = error
+            exact[..., last:] -= errors @ factor[:, first:last, last:]
+        start += count
     return rounded
 
 
