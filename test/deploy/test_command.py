@@ -219,7 +219,7 @@ def test_invalid_options(package: str, checkpoint: Path, tmp_path: Path, command
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 3, 8, 8), np.float32))
     assert "must end in .onnx, .pt, .pt2, .pte, or pass --format" in command_error(*start, tmp_path / "a.bin")
-    assert "--int8 needs --calibration FILE" in command_error(*start, tmp_path / "a.pt", "--int8")
+    assert "--int8 needs --calibration PATH" in command_error(*start, tmp_path / "a.pt", "--int8")
     assert "--format onnx-qdq needs --cal" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
     assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--calibration", images)
     assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--backend", "x86")

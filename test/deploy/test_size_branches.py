@@ -63,6 +63,38 @@ def test_refuses_sizes_of_another_branch(name: str, format: str, tmp_path: Path)
             session.run(None, {"input": torch.randn(other).numpy()})
 
 
+class Attention(nn.Module):
+    """torch.export leaves a guard against a batch of one: the layout of its tokens depends on the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        tokens = y.flatten(2).transpose(1, 2)
+        attended = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return (tokens + attended).transpose(1, 2).reshape(y.shape)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_layouts_that_depend_on_the_batch_size(format: str, tmp_path: Path) -> None:
+    model = Attention().eval()
+    loaded = deploy.load(deploy.export(model, torch.randn(4, 3, 8, 8), tmp_path / "model", format=format).path)
+    for shape in ((1, 3, 8, 8), (1, 3, 10, 6), (3, 3, 9, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_branches_on_a_single_image(format: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"inputs of shape \[1, 3, 18, 18\]"):
+        deploy.export(
+            Branching(lambda size: size[0] > 1).eval(), torch.randn(2, 3, 18, 18), tmp_path / "model", format=format
+        )
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
@@ -94,6 +126,20 @@ def test_int8_refuses_sizes_of_another_branch(tmp_path: Path) -> None:
     assert loaded(x).shape == (2, 4, 18, 18)
     with pytest.raises(ValueError, match=r"sizes with \(size\[2\] % 3\) == 0, got \[2, 3, 19, 18\]"):
         loaded(torch.randn(other))
+
+
+def test_checks_of_equal_and_of_long_rules() -> None:
+    """No two nodes may have the same name."""
+    helper, long = onnx.helper, " + ".join(["size[2]"] * 50)
+    values = [helper.make_tensor_value_info(name, 1, [None] * 4) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    add_size_checks(graph, [f"{long} > 50", f"{long} > 50", f"{long} > 100"], ["x"])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), QUIET, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": torch.zeros(1, 3, 3, 1).numpy()})[0].shape == (1, 3, 3, 1)
+    for size in (1, 2):
+        with pytest.raises(Exception, match="inputs must have sizes with"):
+            session.run(None, {"x": torch.zeros(1, 3, size, 1).numpy()})
 
 
 @pytest.mark.parametrize(

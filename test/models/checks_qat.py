@@ -33,7 +33,9 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
     outputs, gradients = _trained_once(silent.train(), inputs)
     if not is_random:
         check_close(outputs, expected[0], 1e-3, "prepared, without rounding, in training mode")
-        check_close(gradients, expected[1], 1e-2, "gradients without rounding")
+        # A norm that follows may make the gradient of one input zero, up to rounding.
+        floor = 1e-6 * max(float(gradient.abs().max()) for gradient in expected[1]) + 1e-12
+        check_close(gradients, expected[1], 1e-2, "gradients without rounding", floor)
     if next(prepared.parameters(), None) is None:
         raise RefusedError("nothing to train", "")
     optimizer = torch.optim.SGD(prepared.parameters(), 1e-3)

@@ -24,11 +24,13 @@ def check_equal(outputs: Sequence[Tensor], expected: Sequence[Tensor], what: str
             raise CheckError(f"{what}: output {i} differs by {_largest(output.double() - original.double()):.3g}")
 
 
-def check_close(outputs: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> None:
-    """Raises ``CheckError`` unless the largest difference is at most ``tolerance`` of the largest output."""
+def check_close(
+    outputs: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str, floor: float = 1e-12
+) -> None:
+    """Raises ``CheckError`` if a difference is above ``floor`` and ``tolerance`` of the largest output together."""
     _check_shapes(outputs, expected, what)
     for i, (output, original) in enumerate(zip(outputs, expected, strict=True)):
-        difference, allowed = _largest(output.double() - original.double()), tolerance * _largest(original) + 1e-12
+        difference, allowed = _largest(output.double() - original.double()), tolerance * _largest(original) + floor
         if not difference <= allowed:
             raise CheckError(f"{what}: output {i} differs by {difference:.3g}, allowed {allowed:.3g}")
 

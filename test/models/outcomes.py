@@ -14,6 +14,7 @@ REFUSALS = {
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
     "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': \w+: [^\n]{,150}$",
+    "batch norm without momentum in training": r"batch norms must have a number as momentum to be trained with",
     "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
 }
 #: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.

@@ -1,7 +1,8 @@
 """Models as programs of ``torch.export`` that accept every batch and image size the model accepts."""
 
+import inspect
 import io
-import re
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -53,9 +54,9 @@ def export_program(
 ) -> ExportedProgram:
     """Exports ``model`` for ``inputs``, a batch of two; ``sizes`` holds the dynamic dimensions of each tensor.
 
-    A program that rejects a single image is exported again, which takes as long as the first time. With
-    ``drops_batch_guards``, this is avoided if the module of the program is right without the guard; the symbols of the
-    program still exclude one image.
+    A program that rejects a single image is exported again, which takes as long as the first time. If that does not
+    help, it loses the guards that do, provided that its result for a single image is right. With
+    ``drops_batch_guards`` it loses them at once, to save time; the symbols of the program still exclude one image.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
@@ -70,14 +71,18 @@ def export_program(
         contexts = [nullcontext]
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
+        programs: list[ExportedProgram] = []
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
             with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
-                program = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes)
-            if context is contexts[-1] or _accepts_one(program, model, inputs, sizes, drops_batch_guards):
-                break
-        return program
+                programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
+            if len(contexts) == 1:
+                return programs[0]
+            single = _single_image(inputs, sizes)
+            if _accepts(programs[-1], single) or (drops_batch_guards and _drop_guards(programs[-1], model, single)):
+                return programs[-1]
+        return programs[0] if _drop_guards(programs[0], model, single) else programs[1]
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
@@ -111,35 +116,40 @@ def _reason(error: Exception, model: nn.Module) -> str:
     return f"torch.export raises {type(error).__name__} in {line}"
 
 
-def _accepts_one(
-    program: ExportedProgram, model: nn.Module, inputs: Inputs, sizes: Sequence[dict[int, Any]], drops_guards: bool
-) -> bool:
-    """Whether the program runs at batch size 1: some convolutions leave a guard because they choose a layout by it."""
+def _single_image(inputs: Inputs, sizes: Sequence[dict[int, Any]]) -> Inputs:
     dynamic = [bool(0 in dims) for dims in sizes]
     batch = next((len(tensor) for tensor, is_dynamic in zip(inputs.tensors(), dynamic, strict=True) if is_dynamic), 0)
     remaining = iter(dynamic)
-    single = inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
+    return inputs.map(lambda tensor: tensor[:1] if next(remaining) and len(tensor) == batch else tensor)
+
+
+def _accepts(program: ExportedProgram, single: Inputs) -> bool:
+    """Whether the program runs for a single image: some operators leave a guard because they choose a layout by it."""
     with torch.no_grad():
         try:
-            single.run(program.module())
+            single.map(torch.clone).run(program.module())
         except AssertionError:
-            return drops_guards and _drop_batch_guards(program, model, single)
+            return False
     return True
 
 
-def _drop_batch_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> bool:
-    """Drops guards against a batch of one if the program then gives the results of the model for such a batch."""
+def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> bool:
+    """Drops the guards against a single image if the program then gives the results of the model for it."""
     guards = program._guards_code
-    program._guards_code = [
-        code for code in guards if not re.fullmatch(r"(1 < )?L\S+\.size\(\)\[0\]( > 1| != 1)?", code)
-    ]
-    try:
-        outputs = flatten(single.map(torch.clone).run(program.module()))[0]
-    except AssertionError:
-        program._guards_code = guards
-        return False
-    expected = flatten(single.map(torch.clone).run(model))[0]
-    return len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
+    arguments = inspect.signature(model.forward).bind(*single.args, **single.kwargs).arguments
+    names = {"L": arguments, "torch": torch, "math": math}
+    program._guards_code = [code for code in guards if eval(code, names)]
+    with torch.no_grad():
+        try:
+            outputs = flatten(single.map(torch.clone).run(program.module()))[0]
+            expected = flatten(single.map(torch.clone).run(model))[0]
+        except Exception:  # operators of the graph, or a forward, may not take a single image
+            program._guards_code = guards
+            return False
+    if len(outputs) == len(expected) and all(map(_is_close, outputs, expected)):
+        return True
+    program._guards_code = guards
+    return False
 
 
 def _is_close(output: Tensor, expected: Tensor) -> bool:

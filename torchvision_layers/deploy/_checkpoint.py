@@ -1,5 +1,6 @@
 """The files that the command reads: a checkpoint with the weights of a model, and calibration inputs."""
 
+import importlib
 import inspect
 import pickle
 import zipfile
@@ -77,7 +78,7 @@ def _join(items: Sequence[str], separator: str) -> str:
 
 def load_checkpoint(path: str) -> Checkpoint:
     """Errors: ``ValueError`` for a file that is damaged or not a float checkpoint; ``OSError`` if it cannot be read."""
-    content = _load(path, "a checkpoint")
+    content: Any = _load_safetensors(path) if path.endswith(".safetensors") else _load(path, "a checkpoint")
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         kind = content.get("kind", "float")
         if kind != "float":
@@ -111,6 +112,22 @@ def load_calibration(path: str, channels: int) -> Tensor:
     if inputs.dim() != 4 or inputs.shape[1] != channels or inputs.numel() == 0:
         raise ValueError(f"{path} must contain inputs of shape N×{channels}×H×W, got {list(inputs.shape)}")
     return inputs
+
+
+def _load_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        library = importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs safetensors, which cannot be imported here ({error}): pip install safetensors"
+        ) from error
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        tensors: dict[str, Tensor] = library.load(content)
+    except Exception as error:  # of a library in Rust, with types of its own
+        raise ValueError(f"{path} is not a file of safetensors, or is damaged: {error}") from error
+    return tensors
 
 
 def _load(path: str, expected: str) -> Any:

@@ -3,17 +3,19 @@
 import textwrap
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import deploy, quantized
 from .._utils.command import exit_status
-from .._utils.importing import factory
 from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
 from ._example import check_example
+from ._named_model import named_function, usual_preprocessing
+from ._photographs import PRESETS, Preprocessing, load_photographs
 from .formats.table import FORMATS, Format, default_format, find_format
 
 __all__ = ["main"]
@@ -37,15 +39,16 @@ examples:
     %(prog)s torchvision.models:resnet18 resnet18.pth --output resnet18.pt --image-size 224 \\
         --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 
-  int8, for servers and for phones; inputs.npy contains about 100 normalized images, N×3×H×W:
+  int8, calibrated with about 100 photographs in a folder, or with normalized images, N×3×H×W, in one file:
+    %(prog)s torchvision.models:resnet18 resnet18.pth --output resnet18.onnx --int8 --calibration photos/
+    %(prog)s timm:mobilenetv3_large_100 model.safetensors --output model.onnx --int8 --calibration photos/
     %(prog)s model.py:build weights.pth --output model.pt --int8 --calibration inputs.npy
-    %(prog)s model.py:build weights.pth --output model.pte --int8 --calibration inputs.npy
 
 Exit status: 0, or 2 with one line that describes the error, or 130 when interrupted.
 """
 
 _BATCH_SIZE = 32
-_DEFAULT_IMAGE_SIZE = 224
+_PHOTOGRAPHS = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,13 +67,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="FILE.py:FUNCTION or package.module:FUNCTION; the function returns the model, and is called with "
-        "num_classes=N and model_arguments if the checkpoint contains them",
+        help="FILE.py:FUNCTION, package.module:FUNCTION or timm:NAME; the function returns the model, and is called "
+        "with num_classes=N and model_arguments if the checkpoint contains them",
     )
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a model.pth or checkpoint.pth of references/classification/train.py, or a state_dict saved by torch.save",
+        help="a model.pth or checkpoint.pth of references/classification/train.py, or a state_dict saved by torch.save "
+        "or by safetensors",
     )
     parser.add_argument("--output", metavar="PATH", required=True, help="the file to write")
     parser.add_argument("--format", choices=tuple(FORMATS), help="see below; default: chosen by the suffix of --output")
@@ -81,7 +85,7 @@ def _parser() -> ArgumentParser:
         nargs="+",
         metavar="PIXELS",
         help="height and width, or one number for both, to test the file with; default: that of the calibration, of "
-        f"the checkpoint, or {_DEFAULT_IMAGE_SIZE}",
+        "the checkpoint, or of the preset",
     )
     inputs.add_argument("--channels", type=_positive, default=3, metavar="N", help="default: 3")
     inputs.add_argument(
@@ -97,8 +101,14 @@ def _parser() -> ArgumentParser:
             nargs="+",
             default=(),
             metavar="X",
-            help=f"{meaning}, for the metadata; the file does not do it",
+            help=f"{meaning}, in photographs for the calibration and in the metadata; the file does not do it",
         )
+    inputs.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="size, mean and std of photographs; default: those of the published weights of a model of timm or "
+        "torchvision, or imagenet",
+    )
     conversion = parser.add_argument_group("conversion")
     conversion.add_argument(
         "--no-fold", dest="fold", action="store_false", help="keep the layers as they are, including batch norms"
@@ -106,10 +116,11 @@ def _parser() -> ArgumentParser:
     conversion.add_argument("--int8", action="store_true", help="quantize the model; needs --calibration")
     conversion.add_argument(
         "--calibration",
-        metavar="FILE",
-        help="inputs to calibrate int8 ranges with: one float32 tensor N×C×H×W, saved by torch.save, or by numpy.save "
-        "as .npy",
+        metavar="PATH",
+        help=f"inputs to calibrate int8 ranges with: a folder with photographs (up to {_PHOTOGRAPHS} are read), or one "
+        "float32 tensor N×C×H×W, saved by torch.save, or by numpy.save as .npy",
     )
+    conversion.add_argument("--report", action="store_true", help="print what became of each module in int8")
     conversion.add_argument(
         "--backend",
         metavar="NAME",
@@ -143,10 +154,11 @@ def _run(args: Namespace) -> None:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output must be in an existing folder, got {output}")
     checkpoint = load_checkpoint(args.checkpoint)
-    calibration = load_calibration(args.calibration, args.channels) if is_int8 else None
-    example = _example(args, checkpoint, calibration)
-    with factory(args.model) as function:
+    with named_function(args.model) as function:
         model = checkpoint.build_model(function, args.model, args.num_classes)
+        preprocessing = _preprocessing(args, checkpoint, model)
+        calibration = _calibration(args, preprocessing) if is_int8 else None
+        example = _example(args, preprocessing, calibration)
         try:
             check_example(example, model)
         except TypeError as error:
@@ -162,14 +174,17 @@ def _run(args: Namespace) -> None:
             batches = list(calibration.split(_BATCH_SIZE))
             model = quantized.quantize(model, batches, backend=backend, engine=format.engine)
             print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)
+            if args.report:
+                print(quantized.report(model), flush=True)
+        is_known = args.preset is not None or (is_int8 and Path(args.calibration).is_dir())
         exported = deploy.export(
             model,
             example,
             output,
             format=format.name,
             classes=checkpoint.classes,
-            mean=args.mean,
-            std=args.std,
+            mean=preprocessing.mean if is_known else args.mean,
+            std=preprocessing.std if is_known else args.std,
             about=checkpoint.about,
         )
     shapes = ", ".join("×".join(map(str, shape)) for shape in exported.shapes)
@@ -196,24 +211,38 @@ def _check_options(args: Namespace, format: Format, is_int8: bool) -> None:
     if is_int8 and args.calibration is None:
         option = "--int8" if args.int8 else f"--format {format.name}"
         raise ValueError(
-            f"{option} needs --calibration FILE: about 100 typical, normalized inputs in one float32 tensor N×C×H×W, "
-            "saved by torch.save or numpy.save"
+            f"{option} needs --calibration PATH: a folder with about 100 typical photographs, or normalized inputs in "
+            "one float32 tensor N×C×H×W, saved by torch.save or numpy.save"
         )
     if args.image_size is not None and len(args.image_size) > 2:
         raise ValueError(f"--image-size must be one or two numbers, got {len(args.image_size)}")
-    for option in ("calibration", "backend"):
-        if not is_int8 and getattr(args, option) is not None:
+    for option in ("calibration", "backend", "report"):
+        if not is_int8 and getattr(args, option):
             raise ValueError(f"--{option} is for int8 models: pass --int8 too")
 
 
-def _example(args: Namespace, checkpoint: Checkpoint, calibration: Tensor | None) -> Tensor:
+def _preprocessing(args: Namespace, checkpoint: Checkpoint, model: nn.Module) -> Preprocessing:
+    """The preset with the size, mean and std of the command line, or else with the size of the checkpoint."""
+    preset = PRESETS[args.preset] if args.preset else usual_preprocessing(args.model, model)
+    size = args.image_size or ([checkpoint.image_size] if checkpoint.image_size else preset.size)
+    return replace(preset, size=(size[0], size[-1]), mean=args.mean or preset.mean, std=args.std or preset.std)
+
+
+def _calibration(args: Namespace, preprocessing: Preprocessing) -> Tensor:
+    folder = Path(args.calibration)
+    if not folder.is_dir():
+        return load_calibration(args.calibration, args.channels)
+    inputs = load_photographs(folder, preprocessing, args.channels, _PHOTOGRAPHS)
+    print(f"calibration: {len(inputs)} photographs, {preprocessing}", flush=True)
+    return inputs
+
+
+def _example(args: Namespace, preprocessing: Preprocessing, calibration: Tensor | None) -> Tensor:
     """Two inputs of the size that the model is for: calibration inputs, or random ones."""
-    size = None if args.image_size is None else [args.image_size[0], args.image_size[-1]]
-    if calibration is not None:
-        calibration_size = list(calibration.shape[2:])
-        if size is not None and size != calibration_size:
-            raise ValueError(f"--image-size must equal that of the calibration, {calibration_size}, got {size}")
-        return calibration[:2].clone()
-    if size is None:
-        size = [checkpoint.image_size or _DEFAULT_IMAGE_SIZE] * 2
-    return torch.randn(2, args.channels, *size, generator=torch.Generator().manual_seed(0))
+    if calibration is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(2, args.channels, *preprocessing.size, generator=generator)
+    size = list(calibration.shape[2:])
+    if args.image_size is not None and list(preprocessing.size) != size:
+        raise ValueError(f"--image-size must equal that of the calibration, {size}, got {list(preprocessing.size)}")
+    return calibration[:2].clone()

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
+from .onnx_pools import pool_translations
+from .onnx_rewriting import rewrite
 from .onnx_sizes import MESSAGE, add_size_checks
 from .program import export_subject, root_cause, rules_to_check
 
@@ -29,13 +29,14 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     signature = subject.signature
     inputs = [spec.name for spec in signature.inputs]
     program = export_subject(subject, has_flat_output=True)
-    _check_pools(program)
+    translations = pool_translations(program.graph)
     try:
         exported = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             optimize=True,
+            custom_translation_table=translations or None,
             input_names=[f"{_MARK}{name}" for name in inputs],
             output_names=[f"{_MARK}{name}" for name in signature.outputs],
         )
@@ -47,27 +48,11 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     _remove_traces(model)
     _name_axes(model, signature)
     add_size_checks(model.graph, rules_to_check(program, subject), inputs)
+    rewrite(model)
     _duplicate_zero_points(model)
     model.metadata_props.add(key=NAME, value=metadata)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)
     return model.SerializeToString()
-
-
-def _check_pools(program: ExportedProgram) -> None:
-    """Raises ``RuntimeError`` for an adaptive pool that is neither global nor an ordinary pool for every size."""
-    for node in program.graph.nodes:
-        operator = re.match(r"aten\.(adaptive_\w+_pool\d)d", str(node.target))
-        if operator is None:
-            continue
-        sizes = node.args[0].meta["val"].shape[-len(node.args[1]) :]
-        if not all(
-            target == 1 or (is_concrete_int(size) and int(size) % target == 0)
-            for size, target in zip(sizes, node.args[1], strict=True)
-        ):
-            raise RuntimeError(
-                f"ONNX has no operator for {operator[1]}d to {list(node.args[1])} pixels, from images of every size: "
-                "use format='pt2' or 'aoti', or 'torchscript' for a float model"
-            )
 
 
 def _rename_values(graph: Any, names: set[str]) -> None:

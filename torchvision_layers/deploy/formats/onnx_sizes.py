@@ -35,13 +35,16 @@ def add_size_checks(graph: Any, rules: Sequence[str], names: Sequence[str]) -> N
         return
     first = next(value for value in graph.input if value.name == names[0])
     checks = _Nodes(names)
-    current = first.name
-    for rule in rules:
+    current, used = first.name, set[str]()
+    for i, rule in enumerate(dict.fromkeys(rules)):
         is_broken = checks.add(
             "Cast", [checks.add("Not", [checks.value(ast.parse(rule, mode="eval").body)])], to=_INT64
         )
         sizes = checks.add("Add", [checks.add("Shape", [current]), is_broken])
-        current = checks.add("Reshape", [current, sizes], name=f"{MESSAGE}{rule}"[:_LONGEST_NAME])
+        name = f"{MESSAGE}{rule}"[:_LONGEST_NAME]
+        name = f"{name} ({i})" if name in used else name
+        used.add(name)
+        current = checks.add("Reshape", [current, sizes], name=name)
     for node in graph.node:
         node.input[:] = [current if name == first.name else name for name in node.input]
         for attribute in node.attribute:
