@@ -103,6 +103,7 @@ def test_quantized() -> None:
 Addition
 Concatenation
 Multiplication
+Percentile
 QuantizableBasicBlock
 QuantizableBottleneck
 QuantizableConv1dNormAct
@@ -131,7 +132,7 @@ prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=
     dynamic_sizes=None, check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    progress=True, check=True)
+    ranges='histogram', rounding='nearest', progress=True, check=True)
 report(model)""",
     )
 

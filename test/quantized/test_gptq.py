@@ -53,7 +53,7 @@ def test_rounding_is_that_of_the_paper(block: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_error_is_between_the_nearest_and_the_best() -> None:
-    """Of the weights rounded up or down, all 2 ** 6 are tried."""
+    """The best is found by trying all 2 ** 6 ways to round a row up or down."""
     moments = moments_of(samples(6, 100))[0]
     weights = 9 * torch.randn(30, 6, dtype=torch.double, generator=torch.Generator().manual_seed(2))
 
@@ -133,9 +133,7 @@ def test_learned_weights_have_less_error(name: str, engine: str, backend: str) -
         )
         error = int8_weight(int8) - layer.weight.detach()
         groups = getattr(layer, "groups", 1)
-        shifts = torch.stack(
-            [e.flatten(1) @ r for e, r in zip(error.chunk(groups), rows.chunk(groups), strict=True)]
-        )
+        shifts = torch.stack([e.flatten(1) @ r for e, r in zip(error.chunk(groups), rows.chunk(groups), strict=True)])
         errors[rounding] = float(shifts.var(-1).sum())
     assert errors["gptq"] < 0.8 * errors["nearest"]
 
@@ -173,7 +171,7 @@ def test_weights_of_many_inputs_are_rounded_in_spans(monkeypatch: pytest.MonkeyP
     spans(batch)
     assert [moments.shape[-1] for moments in spans._moments] == [16, 16, 8]
     covariance, errors = torch.cov(batch.T.double()), []
-    for rounded in (weights[0].round(), spans.rounded(weights[0], torch.ones(10), 127)):
+    for rounded in (weights[0].round(), spans.round_steps(weights[0], 127)):
         errors.append(float(torch.einsum("ri,ij,rj->", rounded - weights[0], covariance, rounded - weights[0])))
     assert errors[1] < 0.5 * errors[0]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import quantized
+from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized import range_choice
 from torchvision_layers.quantized.range_choice import choose_ranges
 from torchvision_layers.quantized.range_search import FastRangeSearch
 from torchvision_layers.quantized.ranges import RULES
-from torchvision_layers._utils.inputs import Inputs
 
 torch_ao = pytest.importorskip("torch.ao.quantization")
 
@@ -53,7 +53,7 @@ def test_percentile_is_that_of_numpy(name: str, percent: float) -> None:
     ends = observed(x, quantized.Percentile(percent))._non_linear_param_search()
     width, one = 2 * float(x.max() - x.min()) / 2048 + 1e-30, 100 / len(x)
     for end, share in zip(map(float, ends), ((100 - percent) / 2, 100 - (100 - percent) / 2), strict=True):
-        # Bins are spread anew whenever the range grows, and between two values any number is their percentile.
+        # Bins are spread again whenever the range grows, and between two values any number is their percentile.
         shares = np.clip([share - one, share + one], 0, 100)
         lowest, highest = np.percentile(x.double().numpy(), shares)
         assert lowest - width <= end <= highest + width
@@ -143,9 +143,7 @@ def test_auto_is_as_good_as_the_best_rule(engine: str, backend: str) -> None:
     model, x = Net().eval(), torch.randn(8, 3, 16, 16)
     with torch.no_grad():
         results = {
-            ranges: decibels(
-                quantized.quantize(model, [x], engine=engine, backend=backend, ranges=ranges)(x), model(x)
-            )
+            ranges: decibels(quantized.quantize(model, [x], engine=engine, backend=backend, ranges=ranges)(x), model(x))
             for ranges in ("auto", "histogram", "minmax", "percentile", "mse")
         }
     assert results["auto"] >= max(results.values()) - 0.3, results
@@ -163,7 +161,7 @@ def test_ranges_reach_the_int8_model(engine: str) -> None:
         state = int8.state_dict()
         return float(state["activation_scales"][0] if engine == "pt2e" else int8.quant.scale)
 
-    low, high = np.percentile(x.numpy(), [25, 75])
+    high = np.percentile(x.numpy(), 75)
     assert first_step(ranges=quantized.Percentile(50), check=False) == pytest.approx(high / 255, rel=1e-2)
     assert first_step(ranges="minmax") == pytest.approx(float(x.max()) / 255, rel=1e-6)
     assert first_step() == first_step(ranges="histogram")

@@ -83,11 +83,11 @@ def quantize(
         dynamic_sizes: for ``engine="pt2e"``. ``True`` lets the graph take images of every size that the model takes,
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
             would take long to export. The eager engine never fixes it. Default: ``None``.
-        ranges: how the range of an activation follows from the values that it had. ``"histogram"`` leaves out rare large
-            values as long as rounding the others gains from it; ``"minmax"`` holds all values; ``"percentile"`` holds
-            99.99 % of them, :class:`Percentile` another share; ``"mse"`` has the least squared error of rounding and
-            clipping. ``"auto"`` tries these for each activation on about 32 of the images and keeps what changes the
-            operators that read it the least. Default: ``"histogram"``.
+        ranges: how the range of an activation follows from its values. ``"histogram"`` leaves out rare large values as
+            long as rounding the others gains from it; ``"minmax"`` holds all values; ``"percentile"`` holds 99.99 % of
+            them, a :class:`Percentile` another share; ``"mse"`` has the least squared error of rounding and clipping.
+            ``"auto"`` tries these for each activation on about 32 of the images and keeps the one that adds the least
+            error to the operators that read the activation. Default: ``"histogram"``.
         rounding: how weights are rounded. ``"nearest"``, or ``"gptq"``, which rounds the weights of a layer one after
             the other, so that later ones make up for the errors of earlier ones on the batches (`GPTQ
             <https://arxiv.org/abs/2210.17323>`_). It is more accurate and takes longer. Default: ``"nearest"``.
@@ -97,9 +97,9 @@ def quantize(
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty or not finite, outputs
-    that are not finite, a module that no batch reaches, or a model that is scripted, compiled or wrapped;
-    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
+    Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty
+    or not finite, outputs that are not finite, a module that no batch reaches, or a model that is scripted, compiled or
+    wrapped; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
     results, if the int8 model cannot run, or if rounding does not explain its error; ``ImportError`` if the engine is
     not installed.

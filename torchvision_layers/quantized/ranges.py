@@ -61,7 +61,9 @@ def find_range(rule: RangeRule, histogram: Tensor, low: Tensor, high: Tensor) ->
     if rule == "minmax" or bool(low >= high):
         return low, high
     counts = histogram.double()
-    ends = _percentiles(rule, counts) if isinstance(rule, Percentile) else _least_squares(counts, float(low), float(high))
+    ends = (
+        _percentiles(rule, counts) if isinstance(rule, Percentile) else _least_squares(counts, float(low), float(high))
+    )
     width = (high.double() - low.double()) / len(counts)
     return (low + ends[0] * width).to(low), (low + ends[1] * width).to(high)
 

@@ -164,7 +164,7 @@ def test_float_outputs_come_from_the_first_run(images: int, monkeypatch: pytest.
 
 
 def test_positions_of_an_image_count_once() -> None:
-    """Two images, each shifted as a whole, say little about the mean; a correction by their pixels would follow them."""
+    """Two images, each shifted as a whole, say little about the mean."""
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 16, 16, 3), nn.ReLU6()) for i in range(4)]
     model, levels = nn.Sequential(*layers, nn.Conv2d(16, 8, 1)).eval(), 3 * torch.randn(64, 3, 1, 1)

@@ -21,8 +21,9 @@ def measure_inputs(model: nn.Module, rounding: str = "nearest") -> Iterator[dict
 
     A shared module has one weight and one bias, for all of its calls.
     """
+    cls = InputMoments if rounding == "gptq" else InputMean
     means = {
-        module: _input_mean(module, InputMoments if rounding == "gptq" else InputMean)
+        module: cls(*_geometry(module))
         for module in model.modules()
         if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) and getattr(module, "qconfig", None) is not None
     }
@@ -42,24 +43,20 @@ def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
     disable = None if progress and is_learned else True
     for module, mean in tqdm(means.items(), desc="rounding", unit="layer", disable=disable):
         weight, observer = module.weight.detach(), module.qconfig.weight()
-        error = rounding_error(weight, observer)
         if isinstance(mean, InputMoments):
-            steps = observer.calculate_qparams()[0]
-            limits = observer.limits(weight) if hasattr(observer, "limits") else None
-            in_steps = mean.rounded(weight, steps, observer.quant_max, limits).to(weight)
-            rounded = in_steps * steps.reshape(-1, *[1] * (weight.dim() - 1)).to(weight)
-            error = rounded - weight
+            rounded, steps = mean.rounded(weight, observer)
             set_rounded_weight(module, rounded, steps)
-        shift = mean.shift(error, getattr(module, "groups", 1))
+            shift = mean.shift(rounded - weight)
+        else:
+            shift = mean.shift(rounding_error(weight, observer))
         if shift is not None:
             module.bias = nn.Parameter(-shift if module.bias is None else module.bias.detach() - shift)
 
 
-def _input_mean(module: Any, cls: type[InputMean]) -> InputMean:
+def _geometry(module: Any) -> tuple[Any, ...]:
     if isinstance(module, nn.Linear):
-        return cls()
-    geometry = module.kernel_size, module.stride, module.padding, module.dilation
-    return InputMoments(*geometry, module.groups) if cls is InputMoments else cls(*geometry)
+        return ()
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.groups
 
 
 def _update(mean: InputMean, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Bounds on the weights that x86 without VNNI instructions multiplies and adds in pairs.
 
-It adds two products of eight bits in sixteen. An input is at most 255, so two products with weights of the same sign are
-at most ``255 * 128 = 32640`` if the weights sum to at most 128. The largest integer of 16 bits is 32767. Products with
-weights of different signs cancel: each weight may have 127 steps.
+It adds two products of eight bits in sixteen. An input is at most 255, so two products with weights of the same sign
+are at most ``255 * 128 = 32640`` if the weights sum to at most 128. The largest integer of 16 bits is 32767. Products
+with weights of different signs cancel: each weight may have 127 steps.
 """
 
 from dataclasses import dataclass

@@ -31,10 +31,8 @@ def measure_inputs(
     """
     outputs: Outputs = {}
     cls = InputMoments if rounding == "gptq" else InputMean
-    means = {node: _input_mean(module, node, cls) for node in module.graph.nodes if _is_observed(module, node)}
-    recorders = [
-        _add_recorder(module, node, mean, outputs if keeps_outputs else None) for node, mean in means.items()
-    ]
+    means = {node: cls(*_geometry(module, node)) for node in module.graph.nodes if _is_observed(module, node)}
+    recorders = [_add_recorder(module, node, mean, outputs if keeps_outputs else None) for node, mean in means.items()]
     module.recompile()
     yield means, outputs
     for recorder in recorders:
@@ -51,10 +49,10 @@ def correct_biases(module: fx.GraphModule, means: Means, progress: bool = False)
     errors = _round_weights(module, means, progress)
     readers = _readers(module.graph)
     for node, mean in means.items():
-        error = errors.get(str(node.args[1].args[0].target))
+        error = errors.get(_weight_path(node))
         if error is None:
             error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
-        shift = mean.shift(error, _groups(node))
+        shift = mean.shift(error)
         if shift is not None:
             _shift_bias(module, node, -shift, readers)
     module.recompile()
@@ -68,27 +66,28 @@ def _round_weights(module: fx.GraphModule, means: Means, progress: bool) -> dict
     layers: dict[str, list[fx.Node]] = {}
     for node, mean in means.items():
         if isinstance(mean, InputMoments):
-            layers.setdefault(str(node.args[1].args[0].target), []).append(node)
+            layers.setdefault(_weight_path(node), []).append(node)
     readers, errors = _readers(module.graph), dict[str, Tensor]()
     disable = None if progress and layers else True
     for path, nodes in tqdm(layers.items(), desc="rounding", unit="layer", disable=disable):
-        observers = {node.args[1] for node in nodes}
-        is_shared = len({_groups(node) for node in nodes}) > 1 or any(len(o.users) > len(nodes) for o in observers)
-        if is_shared or readers[path] != len(observers):
+        observers, moments = {node.args[1] for node in nodes}, [means[node] for node in nodes]
+        has_other_readers = any(len(observer.users) > len(nodes) for observer in observers)
+        if has_other_readers or readers[path] != len(observers) or len({mean.groups for mean in moments}) > 1:
             continue
-        moments, weight = means[nodes[0]], _weight(module, nodes[0])
-        assert isinstance(moments, InputMoments)
-        for node in nodes[1:]:
-            moments.add(means[node])
-        observer = module.get_submodule(str(nodes[0].args[1].target))
-        observer(weight)
-        steps = observer.calculate_qparams()[0]
-        in_steps = moments.rounded(weight, steps, observer.quant_max).to(weight)
-        rounded = in_steps * steps.reshape(-1, *[1] * (weight.dim() - 1)).to(weight)
+        weight = _weight(module, nodes[0])
+        total: Any = moments[0]
+        for mean in moments[1:]:
+            total.add(mean)
+        rounded, _ = total.rounded(weight, module.get_submodule(str(nodes[0].args[1].target)))
         errors[path] = rounded - weight
         parent, _, name = path.rpartition(".")
         _set_tensor(module.get_submodule(parent), name, rounded)
     return errors
+
+
+def _weight_path(node: Any) -> str:
+    """The path of the weight of a layer, behind its observer."""
+    return str(node.args[1].args[0].target)
 
 
 def _set_tensor(parent: nn.Module, name: str, value: Tensor) -> None:
@@ -97,10 +96,6 @@ def _set_tensor(parent: nn.Module, name: str, value: Tensor) -> None:
         parent.register_buffer(name, value, name not in parent._non_persistent_buffers_set)
     else:
         parent.register_parameter(name, nn.Parameter(value, requires_grad=False))
-
-
-def _groups(node: fx.Node) -> int:
-    return int(arguments(node)[-1]) if node.target in CONVS else 1
 
 
 def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -117,11 +112,10 @@ def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
     return has_scales and weight.args[0].op == "get_attr" and is_plain
 
 
-def _input_mean(module: fx.GraphModule, node: fx.Node, cls: type[InputMean]) -> InputMean:
+def _geometry(module: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
     if node.target not in CONVS:
-        return cls()
-    geometry = _weight(module, node).shape[2:], *conv_geometry(node)
-    return InputMoments(*geometry, _groups(node)) if cls is InputMoments else cls(*geometry)
+        return ()
+    return _weight(module, node).shape[2:], *conv_geometry(node), arguments(node)[-1]
 
 
 class _Recorder(nn.Module):
@@ -180,7 +174,7 @@ def _shift_bias(module: fx.GraphModule, node: fx.Node, shift: Tensor, readers: d
 
 
 def float_outputs(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Outputs:
-    """What the layers of a prepared graph return whose biases can be corrected, by name: means, and the channel axis."""
+    """Means of what the layers with correctable biases in a prepared graph return, and their channel axis, by name."""
     run = _FloatRun(module)
     run.run(*[tensor.clone() for tensor in tensors])  # a forward may write into its input
     return run.outputs

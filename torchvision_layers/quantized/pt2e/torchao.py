@@ -32,7 +32,11 @@ def prepare(graph: fx.GraphModule, backend: str, is_qat: bool) -> fx.GraphModule
     """
     quantizer = _quantizer(backend, is_qat)
     with _ignore_warnings():
-        return prepare_pt2e(graph, quantizer)
+        prepared = prepare_pt2e(graph, quantizer)
+    for module in prepared.modules():
+        if type(module) is pt2e.HistogramObserver:  # from the quantizer of executorch
+            module.__class__ = _HistogramObserver
+    return prepared
 
 
 def keep_in_float(nodes: list[fx.Node]) -> None:

@@ -10,8 +10,8 @@ from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
-from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..eager.model import QuantizableModel
+from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..settings import Settings
 from ..wrapper import Stage
 from . import torchao

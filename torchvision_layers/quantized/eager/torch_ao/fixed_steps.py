@@ -21,9 +21,7 @@ class _FixedSteps(taoq.PerChannelMinMaxObserver):
 
 def set_rounded_weight(module: nn.Module, weight: Tensor, steps: Tensor) -> None:
     """Gives a prepared module a weight of whole steps, which the conversion keeps."""
-    observer = _FixedSteps(
-        dtype=torch.qint8, quant_min=-127, quant_max=127, qscheme=torch.per_channel_symmetric
-    )
+    observer = _FixedSteps(dtype=torch.qint8, quant_min=-127, quant_max=127, qscheme=torch.per_channel_symmetric)
     observer.steps = steps
     module.weight = nn.Parameter(weight)
-    module.qconfig = module.qconfig._replace(weight=lambda: observer)  # type: ignore[union-attr, operator, assignment]
+    module.qconfig = module.qconfig._replace(weight=lambda: observer)  # type: ignore[union-attr, operator]
