@@ -220,6 +220,19 @@ class Scaled(nn.Module):
         return self.head(F.relu(self.conv(x))) * self.scale + self.shift
 
 
+class MostlyZero(nn.Module):
+    """Writes zeros into a view, then pools. The mean is far below the range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x[:, :, 1:] = 0
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class ManyOutputs(nn.Module):
     """Indices, a mask, infinities, gates with fixed steps, and one number."""
 
@@ -287,8 +300,11 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "huge": lambda: Scaled(1e6),
     "tiny": lambda: Scaled(1e-5),
     "vanishing": vanishing,
+    "mostly zero": MostlyZero,
     "many outputs": ManyOutputs,
     "transformer": Transformer,
+    # Clamps and pools keep the step of the input, and the mean is small.
+    "clamped": lambda: nn.Sequential(nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5, bias=False)),
     "norms": lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)),
     "saturated": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-1e-3, 1e-3), nn.Softmax(1)),
 }

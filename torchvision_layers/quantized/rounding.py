@@ -19,7 +19,8 @@ _WEIGHTED = {"addmm", "baddbmm", "bmm", "convolution", "mm"}
 _FUSED = {"clamp", "clamp_max", "clamp_min", "hardtanh", "relu"}
 #: Operators whose results others divide by; no engine rounds them to zero.
 _SIZES = {"linalg_vector_norm", "norm", "std", "var"}
-#: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
+#: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller. So do
+#: those of ``_FUSED`` if no layer computes them.
 _POOLS = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "avg_pool2d", "avg_pool3d", "mean"}
 #: Operators whose int8 kernels have a fixed step.
 _FIXED_STEPS = {"hardsigmoid": 1 / 256, "sigmoid": 1 / 256, "tanh": 1 / 128}
@@ -51,17 +52,19 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
             change if they were rounded. Default: ``None``, values are rounded.
     """
 
-    def mark(tensor: Tensor) -> Tensor:
+    rounding = _Rounding(generator)
+
+    def rounded(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
-        tensor.is_unrounded = True  # type: ignore[attr-defined]
+        rounding.round_(tensor)
         return tensor
 
-    rounding = _Rounding(generator)
+    inputs = inputs.map(rounded)
     with rounding, _without_fast_attention():
-        outputs = flatten(inputs.map(mark).run(model))[0]
+        outputs = flatten(inputs.run(model))[0]
     for output in outputs:
         if getattr(output, "is_unrounded", False):
-            rounding.round_(output, output)
+            rounding.round_(output)
     return outputs
 
 
@@ -79,7 +82,8 @@ def _without_fast_attention() -> Iterator[None]:
 class _Rounding(TorchDispatchMode):
     """Rounds tensors that depend on the inputs: they have an attribute that says whether they must still be rounded.
 
-    The result of a layer is rounded when an operator reads it that cannot be fused, any other result at once.
+    The result of a layer is rounded when an operator reads it that cannot be fused, any other result at once. A second
+    attribute of rounded tensors has the step.
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
@@ -100,28 +104,43 @@ class _Rounding(TorchDispatchMode):
         elif not is_fused:
             for tensor in inputs:
                 if tensor.is_unrounded and not (name == "div" and tensor is args[1]):
-                    self.round_(tensor, tensor)
+                    self.round_(tensor)
+        step = getattr(inputs[0], "step", None) if not inputs[0].is_unrounded else None
+        if name in _FUSED and step is not None:
+            is_unrounded = False
+        keeps_step = is_view or (name in _FUSED and not is_unrounded)
         output = func(*args, **kwargs)
         for tensor in flatten(output)[0]:
             tensor.is_unrounded = is_unrounded
             if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
                 tensor._base.is_unrounded = is_unrounded
-            if not (is_view or is_unrounded):
-                self.round_(tensor, inputs[0] if name in _POOLS else tensor, _FIXED_STEPS.get(name))
+            if keeps_step:
+                tensor.step = step
+            elif name in _POOLS:
+                self.round_(tensor, step or _step(inputs[0]))
+            elif not is_unrounded:
+                self.round_(tensor, _FIXED_STEPS.get(name))
         return output
 
-    def round_(self, tensor: Any, ranged: Tensor, step: float | None = None) -> None:
-        """Rounds in place, to the steps of the range of ``ranged`` unless there is a ``step``."""
-        tensor.is_unrounded = False
+    def round_(self, tensor: Any, step: float | None = None) -> None:
+        """Rounds in place, to the steps of its range unless there is a ``step``."""
+        tensor.is_unrounded, tensor.step = False, None
         if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() < 2:
             return
-        if step is None:
-            low, high = map(float, ranged.aminmax())
-            step = max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
+        step = step or _step(tensor)
         if not step < float("inf"):  # a mask has infinities
             return
+        tensor.step = step
         if self.generator is None:
             tensor.div_(step).round_().mul_(step)
         else:
             noise = torch.rand(tensor.shape, generator=self.generator) - 0.5
             tensor.add_(noise.to(tensor), alpha=step)
+
+
+def _step(tensor: Tensor) -> float:
+    """The step of the range of a tensor and zero."""
+    if not tensor.numel():
+        return SMALLEST_STEP
+    low, high = map(float, tensor.aminmax())
+    return max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
