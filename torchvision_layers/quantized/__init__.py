@@ -17,6 +17,7 @@ from .layers.residual import QuantizableBasicBlock, QuantizableBottleneck
 from .layers.same_conv import QuantizableConv2dSame
 from .layers.squeeze_excitation import QuantizableSqueezeExcitation
 from .pt2e.model import QuantizableGraph
+from .ranges import Percentile
 from .report import Report, ReportRow, report
 from .trial import Trial
 
@@ -24,6 +25,7 @@ __all__ = [
     "Addition",
     "Concatenation",
     "Multiplication",
+    "Percentile",
     "QuantizableBasicBlock",
     "QuantizableBottleneck",
     "QuantizableConv1dNormAct",

@@ -16,6 +16,7 @@ from .exclusion import Exclude, find_excluded
 from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
+from .ranges import Percentile, check_ranges
 from .settings import Settings
 from .tolerance import Tolerance, keep_tolerance
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
@@ -56,6 +57,8 @@ def quantize(
     allow_float: bool = False,
     dynamic_sizes: bool | None = None,
     per_channel: bool = True,
+    ranges: str | Percentile = "histogram",
+    rounding: str = "nearest",
     progress: bool = True,
     exclude: Sequence[Exclude] = (),
     tolerance: float | Callable[[nn.Module], float] | None = None,
@@ -89,7 +92,16 @@ def quantize(
         per_channel: ``True`` gives each output channel of a weight a scale of its own, ``False`` all of them the same,
             for hardware that knows only that. :func:`deploy.equalize <torchvision_layers.deploy.equalize>` makes the
             channels of ``model`` similar first. Default: ``True``.
-        progress: shows a progress bar from the second batch on, if standard error is a terminal. Default: ``True``.
+        ranges: how the range of an activation follows from its values. ``"histogram"`` leaves out rare large values as
+            long as rounding the others gains from it; ``"minmax"`` holds all values; ``"percentile"`` holds 99.99 % of
+            them, a :class:`Percentile` another share; ``"mse"`` has the least squared error of rounding and clipping.
+            ``"auto"`` tries these for each activation on about 32 of the images and keeps the one that adds the least
+            error to the operators that read the activation. Default: ``"histogram"``.
+        rounding: how weights are rounded. ``"nearest"``, or ``"gptq"``, which rounds the weights of a layer one after
+            the other, so that later ones make up for the errors of earlier ones on the batches (`GPTQ
+            <https://arxiv.org/abs/2210.17323>`_). It is more accurate and takes longer. Default: ``"nearest"``.
+        progress: shows a progress bar from the second batch on, and one for GPTQ, if standard error is a terminal.
+            Default: ``True``.
         exclude: modules to leave in float, with all below them: paths such as ``"classifier.1"``, patterns of paths
             such as ``"features.*.block"``, classes, and functions that get the path and the module. A batch norm and
             an activation that are fused into an excluded convolution or linear layer run in float too. Default: none.
@@ -104,20 +116,28 @@ def quantize(
             ``model`` and what its operators return, each to its own range. With ``per_channel=False``, whose error
             has no such bound, the int8 model is only tried. Default: ``True``.
 
-    Errors: ``ValueError`` for an unknown backend or engine, no batches, a batch that is empty or not finite,
-    activations or outputs that are not finite, a module that no batch reaches, an entry of ``exclude`` that matches no
-    module, a model that is scripted, compiled or wrapped, or a function as ``tolerance`` without ``drop``;
-    ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
+    Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty
+    or not finite, activations or outputs that are not finite, a module that no batch reaches, an entry of ``exclude``
+    that matches no module, a model that is scripted, compiled or wrapped, or a function as ``tolerance`` without
+    ``drop``; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
     :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
     results, if the int8 model cannot run, if rounding does not explain its error, or if ``tolerance`` cannot be kept,
     with the nearest value; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
+    if rounding not in ("nearest", "gptq"):
+        raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}")
     check_unwrapped("model", model)
     called = unwrapped(model)
     settings = Settings(
-        backend, allow_float, dynamic_sizes, check_bool("per_channel", per_channel), find_excluded(called, exclude)
+        backend,
+        allow_float,
+        dynamic_sizes,
+        per_channel=check_bool("per_channel", per_channel),
+        excluded=find_excluded(called, exclude),
+        ranges=check_ranges(ranges),
+        rounding=rounding,
     )
 
     def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
@@ -125,7 +145,7 @@ def quantize(
         with in_float32():
             observed = widest.watch(inputs) if check else inputs
             int8: QuantizableModel | QuantizableGraph = workflow.quantize(
-                model, observed, replace(settings, excluded=excluded)
+                model, observed, replace(settings, excluded=excluded, progress=progress)
             )
             trial = int8.take_trial()
             if check and per_channel:

@@ -42,6 +42,7 @@ class InputMean(nn.Module):
         stride: stride of the convolution in each of these dimensions.
         padding: zeros on both sides.
         dilation: distance between the elements of the kernel.
+        groups: number of groups of channels.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class InputMean(nn.Module):
         stride: Sequence[int] = (),
         padding: Sequence[int] = (),
         dilation: Sequence[int] = (),
+        groups: int = 1,
     ) -> None:
         super().__init__()
+        self.groups = groups
         self._dims = list(zip(kernel_size, stride, padding, dilation, strict=True))
         self._total: Tensor | None = None
         self._images = 0
@@ -71,11 +74,11 @@ class InputMean(nn.Module):
         self._total = total if self._total is None else self._total + total
         self._images += len(input)
 
-    def shift(self, error: Tensor, groups: int = 1) -> Tensor | None:
+    def shift(self, error: Tensor) -> Tensor | None:
         """How much this error of the weights shifts the mean of each output channel; ``None`` if there was no input."""
         if self._total is None:
             return None
-        mean = self._total / self._images
+        mean, groups = self._total / self._images, self.groups
         return (error.reshape(groups, len(error) // groups, -1) * mean.reshape(groups, 1, -1)).sum(2).flatten()
 
 

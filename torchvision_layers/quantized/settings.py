@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from .ranges import RangeRule
+
 __all__ = ["Settings"]
 
 
@@ -15,6 +17,9 @@ class Settings:
         dynamic_sizes: as given.
         per_channel: as given.
         excluded: the modules to leave in float by path, each with the entry of ``exclude`` that names it.
+        ranges: as given, ``"percentile"`` as an object.
+        rounding: as given.
+        progress: as given.
     """
 
     backend: str
@@ -22,3 +27,6 @@ class Settings:
     dynamic_sizes: bool | None = None
     per_channel: bool = True
     excluded: dict[str, str] = field(default_factory=dict)
+    ranges: RangeRule = "histogram"
+    rounding: str = "nearest"
+    progress: bool = False

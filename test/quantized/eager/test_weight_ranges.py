@@ -62,7 +62,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
 @pytest.mark.parametrize("name", [*LAYERS, "conv3d"])
 def test_weights_do_not_overflow_on_x86(name: str, is_qat: bool) -> None:
-    """Without VNNI, kernels add two uint8-int8 products in 16 bits, so a pair of weights may sum to 128."""
+    """Without VNNI, kernels add two uint8-int8 products in 16 bits, so two weights of one sign may sum to 128."""
     build, shape = LAYERS.get(name, CONV3D)
     for weight in weights(int8(build(), torch.randn(shape), "x86", is_qat)).values():
         largest = [largest_sum(channel) for channel in weight.int_repr()]
@@ -71,11 +71,15 @@ def test_weights_do_not_overflow_on_x86(name: str, is_qat: bool) -> None:
 
 
 def largest_sum(channel: Tensor, any_order: bool = False) -> int:
-    """The largest sum of the magnitudes of two weights that a kernel adds, in plain Python."""
-    magnitudes = channel.int().abs().movedim(0, -1).flatten().tolist()  # positions, then input channels
-    if any_order:
-        return sum(sorted(magnitudes)[-2:])
-    return max(sum(magnitudes[i : i + 2]) for i in range(0, len(magnitudes), 2))
+    """The largest magnitude of the sum of two weights of one sign that a kernel adds, in plain Python."""
+    row = channel.int().movedim(0, -1).flatten().tolist()  # positions, then input channels
+    sums = []
+    for sign in (1, -1):
+        side = [max(sign * weight, 0) for weight in row]
+        if any_order:
+            side.sort(reverse=True)
+        sums += [sum(side[i : i + 2]) for i in range(0, len(side), 2)]
+    return max(sums)
 
 
 @pytest.mark.parametrize("is_qat", [False, True], ids=["calibrated", "trained"])
@@ -115,12 +119,23 @@ GEOMETRIES = [
 @pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="needs an x86 CPU")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_weights_at_the_bound_are_exact(geometry: tuple[int, ...], instructions: str) -> None:
-    """Inputs of 255 times pairs of 64 and 64, or of 127 and 1: the bias takes off the exact sum, so nothing is left."""
+    """Inputs of 255 times pairs of 64 and 64, 127 and 1, or 127 and -127: the bias takes off the exact sum."""
     inputs, outputs, size, groups = geometry
     channels = inputs // groups
     length = channels * size * size
-    patterns = torch.tensor([[64, 64, 64, 64], [127, 1, 1, 127], [1, 127, 127, 1], [-64, -64, -127, -1]])
-    rows = patterns.repeat(-(-outputs // 4), -(-length // 4))[:outputs, :length]
+    patterns = torch.tensor(
+        [
+            [64, 64, 64, 64],
+            [127, 1, 1, 127],
+            [127, -127, 127, -127],
+            [-64, -64, -127, -1],
+            [-127, 127, -127, 127],
+            [1, 127, 127, 1],
+            [127, -127, -127, 127],
+            [-64, -64, 64, 64],
+        ]
+    )
+    rows = patterns.repeat(-(-outputs // 8), -(-length // 4))[:outputs, :length]
     weight = rows.view(outputs, size, size, channels).movedim(3, 1)
     assert max(map(largest_sum, weight)) == 128
     x = torch.full((1, inputs, 7, 7), 255)
@@ -217,7 +232,7 @@ def test_loading_overflowing_weights_raises(name: str) -> None:
         if (isinstance(value, Tensor) and value.dtype is torch.qint8) or isinstance(value, tuple)
     )
     pair = torch.zeros_like(weight.int_repr())
-    pair[:, 0], pair[:, 1] = 64, -65
+    pair[:, 0], pair[:, 1] = -64, -65
     scales, zeros = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
     bad = torch._make_per_channel_quantized_tensor(pair, scales, zeros, 0)
     state[key] = bad if isinstance(state[key], Tensor) else (bad, state[key][1])

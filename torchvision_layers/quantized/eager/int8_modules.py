@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from ..._utils.row_blocks import row_blocks
 
 __all__ = [
     "Int8ConvActivation2d",
@@ -16,7 +13,6 @@ __all__ = [
     "Int8ELU",
     "Int8Linear",
     "Int8Module",
-    "largest_pairs",
     "use_backend",
 ]
 
@@ -34,27 +30,6 @@ def use_backend(backend: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.quantized.engine = previous
-
-
-def largest_pairs(weight: Tensor, any_order: bool) -> Tensor:
-    """The largest sum of two magnitudes of each channel that x86 without VNNI adds in sixteen bits.
-
-    Args:
-        weight: of a convolution or linear layer.
-        any_order: whether a kernel may add any two weights. Kernels of FBGEMM have the weights of a channel in the
-            order of their positions, each with all input channels, and add the first two, the next two, and so on.
-    """
-    return torch.cat([_largest_pairs(rows, any_order) for rows in row_blocks(weight)])
-
-
-def _largest_pairs(weight: Tensor, any_order: bool) -> Tensor:
-    magnitudes = weight.abs().unsqueeze(-1).flatten(2)
-    magnitudes = (magnitudes if any_order else magnitudes.mT).flatten(1)
-    if not any_order:
-        return magnitudes[:, ::2].add(F.pad(magnitudes[:, 1::2], (0, magnitudes.shape[1] % 2))).amax(1)
-    largest, index = magnitudes.max(1, keepdim=True)
-    second = magnitudes.scatter_(1, index, 0).amax(1, keepdim=True)  # faster than topk
-    return (largest + second).squeeze(1)
 
 
 class Int8Module(nn.Module):

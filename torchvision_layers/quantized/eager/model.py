@@ -25,7 +25,8 @@ from .excluded import exclude_
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
 from .float_forwards import mark_float_forwards
-from .int8_modules import largest_pairs, use_backend
+from .int8_modules import use_backend
+from .pairs import largest_pairs
 from .post_ops import PostOp
 from .problems import raise_problems
 from .repeated_calls import unsplit_modules

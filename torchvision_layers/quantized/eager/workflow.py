@@ -27,11 +27,12 @@ from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..finite import calibrating
 from ..measurement import OutputMeasurement
+from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
 from . import measuring
-from .bias_correction import correct_biases
+from .bias_correction import correct_biases, measure_inputs
 from .calls import Call, find_difference, record_calls
 from .excluded import mark_float_chains_
 from .first_run import run_first, running_module
@@ -77,6 +78,9 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
     _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
+    sample = ImageSample()
+    if settings.ranges == "auto":
+        batches = sample.watch(batches)
     first = first_of(batches)
     traces = TraceCache()
     prepared, calls = _try_quantizable(model, first, settings, False, traces)
@@ -88,12 +92,17 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
-        with correct_biases(prepared):
+        with measure_inputs(prepared, settings.rounding) as means:
             for i, batch in enumerate(chain([first], batches)):
                 with calibrating(unwrapped(model), batch, i):
                     batch.run(prepared)
         for handle in handles:
             handle.remove()
+        correct_biases(means, settings.progress)
+        if settings.ranges == "auto":
+            choose_ranges(prepared, sample.batches)
+        else:
+            set_ranges(prepared, settings.ranges)
     return _convert_(prepared)
 
 

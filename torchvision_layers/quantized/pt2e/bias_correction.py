@@ -6,36 +6,96 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
+from tqdm import tqdm
 
 from ..bias_correction import InputMean, rounding_error, significant_mean
+from ..gptq import InputMoments
 from .constants import add_parameter
 from .nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
 
-__all__ = ["correct_biases", "correct_int8_biases", "float_outputs"]
+__all__ = ["correct_biases", "correct_int8_biases", "float_outputs", "measure_inputs"]
 
 Outputs = dict[str, tuple[Tensor, int]]
+#: Means of the inputs of layers, or second moments too.
+Means = dict[Any, InputMean]
 
 
 @contextmanager
-def correct_biases(module: fx.GraphModule, keeps_outputs: bool = False) -> Iterator[Outputs]:
-    """Measures the inputs that a prepared graph runs on within the context, then corrects its biases.
+def measure_inputs(
+    module: fx.GraphModule, rounding: str = "nearest", keeps_outputs: bool = False
+) -> Iterator[tuple[Means, Outputs]]:
+    """Measures the inputs that the layers of a prepared graph get within the context.
 
-    A bias with several readers, or none, becomes a parameter of its own for each layer. Yields a dict, which
-    ``keeps_outputs`` fills in the first run with what :func:`float_outputs` returns for the same inputs.
+    Yields them by node, and a dict which ``keeps_outputs`` fills in the first run with what :func:`float_outputs`
+    returns for the same inputs.
     """
     outputs: Outputs = {}
-    layers = [node for node in module.graph.nodes if _is_observed(module, node)]
-    recorders = [_add_recorder(module, node, outputs if keeps_outputs else None) for node in layers]
+    cls = InputMoments if rounding == "gptq" else InputMean
+    means = {node: cls(*_geometry(module, node)) for node in module.graph.nodes if _is_observed(module, node)}
+    recorders = [_add_recorder(module, node, mean, outputs if keeps_outputs else None) for node, mean in means.items()]
     module.recompile()
-    yield outputs
-    means = [_remove_recorder(module, recorder) for recorder in recorders]
+    yield means, outputs
+    for recorder in recorders:
+        module.graph.erase_node(recorder)
+        module.delete_submodule(str(recorder.target))
+    module.recompile()
+
+
+def correct_biases(module: fx.GraphModule, means: Means, progress: bool = False) -> None:
+    """Rounds weights if second moments of their inputs were measured, and corrects the biases of all layers.
+
+    A bias with several readers, or none, becomes a parameter of its own for each layer.
+    """
+    errors = _round_weights(module, means, progress)
     readers = _readers(module.graph)
-    for node, mean in zip(layers, means, strict=True):
-        error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
-        shift = mean.shift(error, arguments(node)[-1] if node.target in CONVS else 1)
+    for node, mean in means.items():
+        error = errors.get(_weight_path(node))
+        if error is None:
+            error = rounding_error(_weight(module, node), module.get_submodule(node.args[1].target))
+        shift = mean.shift(error)
         if shift is not None:
             _shift_bias(module, node, -shift, readers)
     module.recompile()
+
+
+def _round_weights(module: fx.GraphModule, means: Means, progress: bool) -> dict[str, Tensor]:
+    """Rounds weights in place for the moments of their inputs; returns the errors by the paths of the weights.
+
+    A weight that something else reads as well is left alone.
+    """
+    layers: dict[str, list[fx.Node]] = {}
+    for node, mean in means.items():
+        if isinstance(mean, InputMoments):
+            layers.setdefault(_weight_path(node), []).append(node)
+    readers, errors = _readers(module.graph), dict[str, Tensor]()
+    disable = None if progress and layers else True
+    for path, nodes in tqdm(layers.items(), desc="rounding", unit="layer", disable=disable):
+        observers, moments = {node.args[1] for node in nodes}, [means[node] for node in nodes]
+        has_other_readers = any(len(observer.users) > len(nodes) for observer in observers)
+        if has_other_readers or readers[path] != len(observers) or len({mean.groups for mean in moments}) > 1:
+            continue
+        weight = _weight(module, nodes[0])
+        total: Any = moments[0]
+        for mean in moments[1:]:
+            total.add(mean)
+        rounded, _ = total.rounded(weight, module.get_submodule(str(nodes[0].args[1].target)))
+        errors[path] = rounded - weight
+        parent, _, name = path.rpartition(".")
+        _set_tensor(module.get_submodule(parent), name, rounded)
+    return errors
+
+
+def _weight_path(node: Any) -> str:
+    """The path of the weight of a layer, behind its observer."""
+    return str(node.args[1].args[0].target)
+
+
+def _set_tensor(parent: nn.Module, name: str, value: Tensor) -> None:
+    """Replaces a parameter or buffer: the old one may have other names."""
+    if name in parent._buffers:
+        parent.register_buffer(name, value, name not in parent._non_persistent_buffers_set)
+    else:
+        parent.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -52,14 +112,14 @@ def _is_observed(module: fx.GraphModule, node: fx.Node) -> bool:
     return has_scales and weight.args[0].op == "get_attr" and is_plain
 
 
-def _input_mean(module: fx.GraphModule, node: fx.Node) -> InputMean:
+def _geometry(module: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
     if node.target not in CONVS:
-        return InputMean()
-    return InputMean(_weight(module, node).shape[2:], *conv_geometry(node))
+        return ()
+    return _weight(module, node).shape[2:], *conv_geometry(node), arguments(node)[-1]
 
 
 class _Recorder(nn.Module):
-    """Measures the inputs of a layer, and keeps its first output if there is a dict to hold it."""
+    """Measures the inputs of a layer, and the means of its first output if there is a dict to hold them."""
 
     def __init__(self, mean: InputMean, name: str, axis: int, outputs: Outputs | None) -> None:
         super().__init__()
@@ -69,22 +129,14 @@ class _Recorder(nn.Module):
     def forward(self, input: Tensor, output: Tensor) -> None:
         self.mean(input)
         if self.outputs is not None and self.name not in self.outputs:
-            self.outputs[self.name] = output.clone(), self.axis  # an activation may overwrite it
+            self.outputs[self.name] = _image_means(output, self.axis), self.axis
 
 
-def _add_recorder(module: fx.GraphModule, node: fx.Node, outputs: Outputs | None) -> fx.Node:
+def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean, outputs: Outputs | None) -> fx.Node:
     name = f"_recorder_of_{node.name}"
-    module.add_submodule(name, _Recorder(_input_mean(module, node), node.name, _channel_axis(module, node), outputs))
+    module.add_submodule(name, _Recorder(mean, node.name, _channel_axis(module, node), outputs))
     with module.graph.inserting_after(node):
         return module.graph.call_module(name, (node.args[0], node))
-
-
-def _remove_recorder(module: fx.GraphModule, node: fx.Node) -> InputMean:
-    recorder = module.get_submodule(str(node.target))
-    assert isinstance(recorder, _Recorder)
-    module.graph.erase_node(node)
-    module.delete_submodule(str(node.target))
-    return recorder.mean
 
 
 def _channel_axis(module: nn.Module, node: fx.Node) -> int:
@@ -122,7 +174,7 @@ def _shift_bias(module: fx.GraphModule, node: fx.Node, shift: Tensor, readers: d
 
 
 def float_outputs(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Outputs:
-    """Outputs of the layers of a prepared graph whose biases can be corrected, with the axis of channels, by name."""
+    """Means of what the layers with correctable biases in a prepared graph return, and their channel axis, by name."""
     run = _FloatRun(module)
     run.run(*[tensor.clone() for tensor in tensors])  # a forward may write into its input
     return run.outputs
@@ -136,6 +188,12 @@ def correct_int8_biases(module: fx.GraphModule, expected: Outputs, tensors: Sequ
     _CorrectingRun(module, expected).run(*[tensor.clone() for tensor in tensors])
 
 
+def _image_means(output: Tensor, axis: int) -> Tensor:
+    """The mean of each channel in each image; the positions of an image are too much alike to count separately."""
+    values = output.movedim(axis, -1)
+    return values.clone() if values.dim() < 3 else values.mean(tuple(range(1, values.dim() - 1)))
+
+
 class _Run(fx.Interpreter):
     """Runs a graph without the modules that only look at its tensors: observers, and guards of the export."""
 
@@ -144,7 +202,7 @@ class _Run(fx.Interpreter):
 
 
 class _FloatRun(_Run):
-    """Collects the outputs of the layers of a prepared graph."""
+    """Collects the means of the channels in the layers of a prepared graph."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -154,7 +212,8 @@ class _FloatRun(_Run):
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if n in self.layers:
-            self.outputs[n.name] = output.clone(), _channel_axis(self.module, n)
+            axis = _channel_axis(self.module, n)
+            self.outputs[n.name] = _image_means(output, axis), axis
         return output
 
 
@@ -169,7 +228,7 @@ class _CorrectingRun(_Run):
         output = super().run_node(n)
         if n.name in self.expected:
             expected, axis = self.expected[n.name]
-            shift = significant_mean((expected - output).movedim(axis, -1))
+            shift = significant_mean(expected - _image_means(output, axis))
             _tensor(self.module, n.args[2]).add_(shift)
             output = output + shift.reshape([-1, *[1] * (-1 - axis)])
         return output

@@ -46,7 +46,11 @@ def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.Graph
     """
     quantizer = _quantizer(settings, is_qat)
     with _ignore_warnings():
-        return prepare_pt2e(graph, quantizer)
+        prepared = prepare_pt2e(graph, quantizer)
+    for module in prepared.modules():
+        if type(module) is pt2e.HistogramObserver:  # from the quantizer of executorch
+            module.__class__ = _HistogramObserver
+    return prepared
 
 
 def keep_in_float(nodes: list[fx.Node]) -> None:

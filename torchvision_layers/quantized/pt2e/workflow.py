@@ -15,11 +15,12 @@ from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
 from ..measurement import OutputMeasurement
+from ..range_choice import ImageSample, choose_ranges, set_ranges
 from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
 from . import measuring, torchao
-from .bias_correction import correct_biases, correct_int8_biases, float_outputs
+from .bias_correction import correct_biases, correct_int8_biases, float_outputs, measure_inputs
 from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
@@ -40,8 +41,8 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
-#: Images that correct the biases of an int8 graph: outputs of all layers for a whole batch might not fit into memory.
-_IMAGES = 4
+#: Images that correct the biases of an int8 graph.
+_IMAGES = 8
 
 
 def choose_backend(name: str) -> str:
@@ -56,18 +57,27 @@ def choose_backend(name: str) -> str:
 def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``."""
     model = _float_copy(model).eval()
+    sample = ImageSample()
+    if settings.ranges == "auto":
+        batches = sample.watch(batches)
     first = first_of(batches)
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
-        with correct_biases(prepared.body, keeps_outputs=shapes == [image.shape for image in images]) as outputs:
+        keeps_outputs = shapes == [image.shape for image in images]
+        with measure_inputs(prepared.body, settings.rounding, keeps_outputs) as (means, outputs):
             with calibrating(model, first, 0):
                 _check_same_results(prepared, model, first, "exporting")
             expected = outputs or float_outputs(prepared.body, images)
             for i, batch in enumerate(batches, 1):
                 with calibrating(model, batch, i):
                     prepared.call(batch)
+        correct_biases(prepared.body, means, settings.progress)
+        if settings.ranges == "auto":
+            choose_ranges(prepared, sample.batches)
+        else:
+            set_ranges(prepared, settings.ranges)
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8

@@ -11,12 +11,12 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 from ...._utils.modules import make_padding_numeric
 from ...finite import FiniteValues
 from ...layers.observed import Addition, Multiplication, Observed, QuantStub
+from ...ranges import RangeRule
 from ...report_row import Int8Support
 from ...settings import Settings
-from ...steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
+from ...steps import SMALLEST_STEP, FineSteps
 from ...wrapper import QuantizableWrapper
 from ..calls import Call
-from ..int8_modules import largest_pairs
 from ..post_ops import ACTIVATIONS, PostOp
 from ..support import becomes_int8, int8_support, is_unit
 from ..wrappers import FloatArithmetic, FloatFallback, Int8Child, MultipleFloatFallback, ObservedActivation
@@ -25,6 +25,7 @@ from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
 from .histograms import HistogramObserver, limited_observer
 from .training_norms import FUSED_WITH_NORM
+from .weight_ranges import PairRange, weight_observer
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
@@ -65,42 +66,6 @@ class _LargestRange(taoq.MovingAverageMinMaxObserver):
         return x_orig
 
 
-class _PairRange(taoq.PerChannelMinMaxObserver):
-    """Chooses the range of each channel so that no two weights that a kernel adds have magnitudes of more than 128.
-
-    The sum of two magnitudes becomes at most 127 steps, and at most 128 after both are rounded. An input is at most
-    255, so two products are at most ``255 * 128 = 32640``, and the largest integer of 16 bits is 32767.
-    """
-
-    any_order = False
-
-    def forward(self, x_orig: Tensor) -> Tensor:
-        pair = largest_pairs(x_orig.detach(), self.any_order)
-        self.min_val, self.max_val = -pair, pair
-        return x_orig
-
-
-class _AnyPairRange(_PairRange):
-    """For kernels that may add any two weights."""
-
-    any_order = True
-
-
-class _BoundedSteps(taoq.MovingAveragePerChannelMinMaxObserver):
-    """Keeps the steps of all channels near that of the largest, for qnnpack.
-
-    Its biases are 32-bit integers, in steps of the input times those of the channel. If the weights of a channel are
-    almost zero, as after pruning by the gains of batch norms, their own step would let the bias overflow. The bound
-    applies to weights that are a thousandth of the largest.
-    """
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # like torch itself
-        scales, zero_points = super().calculate_qparams()
-        largest = scales.max()
-        largest = torch.where(largest > self.eps, largest, 1.0)  # all weights are zero
-        return scales.maximum(largest * 2**-10), zero_points
-
-
 def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     """Observes the range of an activation, for all eight bits."""
     if is_qat and is_repeated:
@@ -111,40 +76,14 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     return HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
-def _relu6_observer(is_qat: bool) -> object:
-    """Observes a range that ends at 6, or at the largest value if none reaches 6."""
+def _relu6_observer(is_qat: bool, ranges: RangeRule) -> object:
+    """Observes a range that ends at 6, or at the largest value if none reaches 6; or earlier, by other rules."""
     if is_qat:
         observer = taoq.MovingAverageMinMaxObserver
         return _UpToSix.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
+    if ranges not in ("histogram", "minmax"):
+        return _activation_observer(is_qat)
     return _MinMaxObserver.with_args(dtype=torch.quint8, eps=SMALLEST_STEP)
-
-
-def _weight_observer(backend: str, is_qat: bool, per_channel: bool, any_order: bool = False) -> object:
-    """One scale per channel, on x86 such that no sum of two products overflows.
-
-    Without VNNI instructions x86 adds two eight-bit products in sixteen bits, which can overflow. torch prevents that
-    by reducing activations to seven bits. Bounding pairs of weights prevents it too (255 * 128 < 2 ** 15), loses less,
-    and keeps saturation at 255, which makes ReLU6 exact. The onednn backend assumes VNNI and needs neither.
-    ``any_order`` bounds any two weights, not only those that FBGEMM adds. Unless ``per_channel``, all scales are equal.
-
-    The range has as many steps below zero as above. torch's default has one more below, so the largest weight of each
-    channel falls between two steps and is always rounded down, which shifts all outputs to one side.
-    """
-    shared: dict[str, object] = {"quant_min": -127, "quant_max": 127, "eps": SMALLEST_WEIGHT_STEP}
-    shared |= {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric}
-    observer: type[taoq.ObserverBase]
-    if backend == "x86":
-        observer = _AnyPairRange if any_order else _PairRange
-    elif backend == "qnnpack":
-        observer = _BoundedSteps
-    else:
-        observer = taoq.MovingAveragePerChannelMinMaxObserver if is_qat else taoq.PerChannelMinMaxObserver
-    if not per_channel:
-        observer = with_one_step(observer)
-    # Fake quantization that is not fused: the fused kernel trains with other steps than the conversion uses.
-    if is_qat and backend != "x86":
-        shared["averaging_constant"] = 1.0  # the range of the present weights, which is also that of the conversion
-    return taoq.FakeQuantize.with_args(observer=observer, **shared) if is_qat else observer.with_args(**shared)
 
 
 def prepare(
@@ -175,7 +114,7 @@ def prepare(
     paths = {module: path for path, module in model.named_modules()}
     post_ops[:] = [op._replace(parent=paths[parent]) for op, parent in zip(post_ops, parents, strict=True)]
     make_padding_numeric(model)  # int8 convolutions accept nothing else
-    weight = _weight_observer(backend, is_qat, settings.per_channel)
+    weight = weight_observer(backend, is_qat, settings.per_channel)
     model.qconfig = taoq.QConfig(activation=_activation_observer(is_qat), weight=weight)  # type: ignore[assignment]
     of_repeated = taoq.QConfig(activation=_activation_observer(is_qat, is_repeated=True), weight=weight)
     repeated = {module for module, call in (calls or {}).items() if call.count > 1}
@@ -192,7 +131,8 @@ def prepare(
         if module in repeated and module not in in_float and getattr(module, "qconfig", model.qconfig) is not None:
             module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
-            module.qconfig = taoq.QConfig(activation=_relu6_observer(is_qat), weight=weight)  # type: ignore[assignment]
+            relu6 = _relu6_observer(is_qat, settings.ranges)
+            module.qconfig = taoq.QConfig(activation=relu6, weight=weight)  # type: ignore[assignment]
         elif hasattr(module, "largest_output") and module not in in_float:
             limited = limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
             module.qconfig = taoq.QConfig(activation=limited, weight=weight)  # type: ignore[assignment]
@@ -200,7 +140,7 @@ def prepare(
         conv = model.get_submodule(op.parent).get_submodule(op.convolution)
         conv.qconfig = taoq.QConfig(taoq.NoopObserver, weight)  # type: ignore[assignment]
     if backend == "x86":
-        any_order = _weight_observer(backend, is_qat, settings.per_channel, any_order=True)
+        any_order = weight_observer(backend, is_qat, settings.per_channel, any_order=True)
         for module in filter(moves_to_onednn, set(model.modules()) - in_float):
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
     with ignore_deprecations():
@@ -278,7 +218,7 @@ def freeze(model: nn.Module) -> None:
     model.apply(taoq.disable_observer)
     for module in model.modules():
         # Ranges of weights depend on the weights alone, which are still trained, and x86 relies on them.
-        if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, _PairRange):
+        if isinstance(module, taoq.FakeQuantizeBase) and isinstance(module.activation_post_process, PairRange):
             module.enable_observer()
 
 

@@ -1,0 +1,206 @@
+"""Chooses a rule for the range of each observer by the error that it causes, in both engines."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .._utils.inputs import Inputs
+from .._utils.outputs import outputs_of
+from .._utils.structure import flatten, rebuild
+from .range_search import FastRangeSearch
+from .ranges import RULES, RangeRule
+
+__all__ = ["ImageSample", "choose_ranges", "set_ranges"]
+
+#: Operators that only move values, so that rounding can as well happen after them.
+_MOVES = {"_unsafe_view", "clone", "constant_pad_nd"}
+
+
+def set_ranges(model: nn.Module, rule: RangeRule) -> None:
+    """Gives all observers of a prepared model the same rule, in place."""
+    for module in model.modules():
+        if isinstance(module, FastRangeSearch):
+            module.rule = rule
+
+
+class ImageSample:
+    """Remembers the first batches until they have enough images: the outputs for more would hardly differ."""
+
+    def __init__(self, images: int = 32) -> None:
+        self.batches: list[Inputs] = []
+        self._missing = images
+
+    def watch(self, batches: Iterator[Inputs]) -> Iterator[Inputs]:
+        """The same batches."""
+        for batch in batches:
+            if self._missing > 0:
+                self.batches.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
+                self._missing -= next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
+            yield batch
+
+
+@torch.no_grad()
+def choose_ranges(model: nn.Module, batches: Sequence[Inputs]) -> None:
+    """Gives each observer of a prepared model the rule with the least error, in place.
+
+    The error is that of the operators that read the rounded tensor, so clipped values count by what they do there. The
+    choices are then rounded all at once. If a single rule for all observers has less error at the outputs of the model,
+    that one stays.
+
+    Args:
+        model: a model in eval mode that has run on the batches of the calibration.
+        batches: some of these batches.
+    """
+    observers = [module for module in model.modules() if isinstance(module, FastRangeSearch)]
+    places = {id(observer): _Place(observer) for observer in observers if bool(observer.min_val.isfinite().all())}
+    comparison = _Comparison(places)
+    with _probing(observers, comparison.mark):
+        expected = []
+        for batch in batches:
+            with comparison:
+                expected.append(outputs_of(model, batch))
+            for output in expected[-1]:
+                comparison.read(output)
+    comparison.unmark()
+    best = {key: place.best() for key, place in places.items()}
+    choices = [best, *(dict.fromkeys(places, i) for i in range(len(RULES)))]
+    errors = [_error(model, batches, expected, observers, places, choice) for choice in choices]
+    chosen = choices[errors.index(min(errors))]
+    for key, i in chosen.items():
+        places[key].observer.rule = RULES[i]
+
+
+class _Place:
+    """An observer, the steps that each rule gives it, and the errors that they cause."""
+
+    def __init__(self, observer: Any) -> None:
+        self.observer = observer
+        self.qparams: list[tuple[float, int]] = []
+        rule = observer.rule
+        for observer.rule in RULES:
+            scale, zero_point = observer.calculate_qparams()
+            self.qparams.append((float(scale), int(zero_point)))
+        observer.rule = rule
+        #: The errors of the operators that read the tensor.
+        self.errors = dict.fromkeys(self.qparams, 0.0)
+
+    def rounded(self, tensor: Tensor, qparams: tuple[float, int]) -> Tensor:
+        scale, zero_point = qparams
+        ends = self.observer.quant_min - zero_point, self.observer.quant_max - zero_point
+        return tensor.mul(1 / scale).round_().clamp_(*ends).mul_(scale)  # faster than torch.fake_quantize
+
+    def best(self) -> int:
+        """The index of the best rule."""
+        return min(range(len(RULES)), key=lambda i: self.errors[self.qparams[i]])
+
+
+class _Comparison(TorchDispatchMode):
+    """Runs each operator that reads an observed tensor again with this tensor rounded by each rule."""
+
+    def __init__(self, places: dict[int, _Place]) -> None:
+        super().__init__()
+        self.places = places
+        self._marked: list[ref[Tensor]] = []
+
+    def mark(self, observer: Any, tensor: Tensor) -> Tensor:
+        """Called in place of an observer."""
+        place = self.places.get(id(observer))
+        if place is not None and tensor.numel():
+            self._mark(tensor, {*getattr(tensor, "read_places", ()), place})
+        return tensor
+
+    def read(self, output: Any) -> None:
+        """Compares an output of the model, which its caller reads."""
+        for place in getattr(output, "read_places", ()):
+            for qparams in place.errors:
+                place.errors[qparams] += _relative_error(place.rounded(output, qparams), output)
+
+    def _mark(self, tensor: Any, places: set[_Place]) -> None:
+        tensor.read_places = places
+        self._marked.append(ref(tensor))
+
+    def unmark(self) -> None:
+        """Forgets all tensors, some of which may be parameters."""
+        for marked in self._marked:
+            tensor: Any = marked()
+            if tensor is not None:
+                tensor.read_places = set()
+        self._marked.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        tensors, template = flatten((args, kwargs or {}))
+        marked = [(i, place) for i, tensor in enumerate(tensors) for place in getattr(tensor, "read_places", ())]
+        if not marked:
+            return func(*args, **(kwargs or {}))
+        is_move = func.is_view or func._schema.name.partition("::")[2] in _MOVES
+        writes = func._schema.is_mutable
+        results = []
+        for i, place in [] if is_move else marked:
+            for qparams in place.errors:
+                changed = [tensor.clone() for tensor in tensors] if writes else list(tensors)
+                changed[i] = place.rounded(tensors[i], qparams)
+                changed_args, changed_kwargs = rebuild(template, changed)
+                results.append((place, qparams, flatten(func(*changed_args, **changed_kwargs))[0]))
+        output = func(*args, **(kwargs or {}))
+        outputs = flatten(output)[0]
+        for place, qparams, result in results:
+            if outputs and outputs[0].is_floating_point() and result[0].shape == outputs[0].shape:
+                place.errors[qparams] += _relative_error(result[0], outputs[0])
+        if writes:  # the values are others now
+            for i, _ in marked:
+                tensors[i].read_places = set()
+        elif is_move:
+            for tensor in outputs:
+                self._mark(tensor, {place for _, place in marked})
+        return output
+
+
+@contextmanager
+def _probing(observers: Sequence[Any], probe: Any) -> Iterator[None]:
+    for observer in observers:
+        observer.probe = probe
+    try:
+        yield
+    finally:
+        for observer in observers:
+            observer.probe = None
+
+
+def _error(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    expected: Sequence[Sequence[Tensor]],
+    observers: Sequence[Any],
+    places: dict[int, _Place],
+    choice: dict[int, int],
+) -> float:
+    """The error at the outputs of the model if all tensors are rounded, each by the rule of its observer."""
+
+    def rounded(observer: Any, tensor: Tensor) -> Tensor:
+        place = places.get(id(observer))
+        if place is None or not tensor.numel():
+            return tensor
+        return place.rounded(tensor, place.qparams[choice[id(observer)]])
+
+    error = 0.0
+    with _probing(observers, rounded):
+        for batch, outputs in zip(batches, expected, strict=True):
+            for output, original in zip(outputs_of(model, batch), outputs, strict=False):
+                if original.is_floating_point() and output.shape == original.shape:
+                    error += _relative_error(output, original)
+    return error if math.isfinite(error) else math.inf
+
+
+def _relative_error(tensor: Tensor, expected: Tensor) -> float:
+    power = float(torch.linalg.vector_norm(expected)) ** 2
+    if not math.isfinite(power):  # a mask has infinities
+        is_finite = expected.isfinite()
+        tensor, expected = tensor[is_finite], expected[is_finite]
+        power = float(torch.linalg.vector_norm(expected.double())) ** 2
+    return float(torch.linalg.vector_norm(tensor - expected)) ** 2 / power if power else 0.0
