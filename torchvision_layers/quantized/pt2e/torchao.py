@@ -19,6 +19,7 @@ from ..settings import Settings
 from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
 from .nodes import (
     ADDITIONS,
+    AVERAGES,
     CLAMPS,
     CONVS,
     KEEP_RANGE,
@@ -155,6 +156,9 @@ class _X86Quantizer(x86.X86InductorQuantizer):
         for node in reversed(model.graph.nodes):
             if is_zero_padding(node):
                 self._annotate_padding(node)
+            elif is_call(node, AVERAGES) and _reads_int8(node) and not all(u.op == "output" for u in node.users):
+                # Their ranges are often far smaller than those of their inputs.
+                node.meta[x86.QUANT_ANNOTATION_KEY].output_qspec = self.global_config.input_activation
         return model
 
     def _annotate_padding(self, node: fx.Node) -> None:
