@@ -64,6 +64,7 @@ def quantize(
     tolerance: float | Callable[[nn.Module], float] | None = None,
     drop: float | None = None,
     check: bool = True,
+    vnni: bool = False,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
@@ -183,6 +184,7 @@ def prepare_qat(
     per_channel: bool = True,
     exclude: Sequence[Exclude] = (),
     check: bool = True,
+    vnni: bool = False,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
