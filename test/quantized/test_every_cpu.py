@@ -142,6 +142,21 @@ def test_weights_for_onnxruntime_are_bounded(options: dict[str, Any], tmp_path: 
     assert deploy.load(tmp_path / "model.onnx").metadata["quantization"]["needs_vnni"] is False
 
 
+def test_choosing_ranges_leaves_rounded_weights_alone(tmp_path: Path) -> None:
+    """The choice runs the model after GPTQ has rounded a pair to 128 steps, one more than the range had."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 3)).eval()
+    x = torch.randn(16, 1, 9, 9) + 0.3 * torch.randn(16, 8, 9, 9)
+    weights = {}
+    for ranges in ("minmax", "auto"):
+        int8 = quantized.quantize(
+            model, [x], engine="pt2e", backend="onnxruntime", rounding="gptq", ranges=ranges, check=False
+        )
+        (weights[ranges],) = weights_in_file(int8, x, tmp_path)
+    assert largest_sums([weights["minmax"]]) == [128]
+    assert np.array_equal(weights["minmax"], weights["auto"])
+
+
 def test_vnni_uses_the_whole_range(tmp_path: Path) -> None:
     model, x = network()
     kwargs: dict[str, Any] = {"engine": "pt2e", "backend": "onnxruntime"}

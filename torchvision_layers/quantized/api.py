@@ -116,17 +116,17 @@ def quantize(
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. With ``per_channel=False``, whose error
             has no such bound, the int8 model is only tried. Default: ``True``.
-        vnni: for ``backend="onnxruntime"``, whether every x86 CPU that runs the file has VNNI instructions. ``True``
-            uses the whole range of each weight. ``False`` bounds weights in pairs, because products overflow on other
-            CPUs; it costs 0.4 to 0.8 dB. Default: ``False``.
+        vnni: for ``backend="onnxruntime"``, whether every x86 CPU that runs the file has VNNI instructions. Without
+            them, products of unbounded weights overflow, so ``False`` bounds weights in pairs. ``True`` gives them the
+            whole range, which gained 0.4 to 0.8 dB. Default: ``False``.
 
-    Errors: ``ValueError`` for ``vnni`` with another backend, an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty
+    Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty
     or not finite, activations or outputs that are not finite, a module that no batch reaches, an entry of ``exclude``
-    that matches no module, a model that is scripted, compiled or wrapped, or a function as ``tolerance`` without
-    ``drop``; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, if the int8 model cannot run, if rounding does not explain its error, or if ``tolerance`` cannot be kept,
-    with the nearest value; ``ImportError`` if the engine is not installed.
+    that matches no module, a model that is scripted, compiled or wrapped, a function as ``tolerance`` without ``drop``,
+    or ``vnni=True`` with another backend; ``TypeError`` for inputs that ``forward`` does not accept, for modules that
+    would stay in float, as in :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing
+    or exporting changed the results, if the int8 model cannot run, if rounding does not explain its error, or if
+    ``tolerance`` cannot be kept, with the nearest value; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
@@ -210,10 +210,11 @@ def prepare_qat(
             if there is one. Default: ``True``.
         vnni: as in :func:`quantize`.
 
-    Errors: ``ValueError`` for ``vnni`` with another backend, an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
-    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if the prepared model computes
-    something else than ``model``; ``ImportError`` if the engine is not installed.
+    Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
+    matches no module, a model that is already prepared, or ``vnni=True`` with another backend; ``TypeError`` for
+    modules that would stay in float, as in :func:`quantizable`, and for parameters that are not float32;
+    ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the engine is not
+    installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
