@@ -139,11 +139,6 @@ def _parser() -> ArgumentParser:
         help="backend for int8: x86, or for torchscript also onednn and qnnpack; default: x86, but onnxruntime for "
         "onnx-qdq and xnnpack for executorch",
     )
-    conversion.add_argument(
-        "--vnni",
-        action="store_true",
-        help="for int8 in onnx-qdq: every x86 CPU that runs the file has VNNI instructions; a little more accurate",
-    )
     return parser
 
 
@@ -189,7 +184,7 @@ def _run(args: Namespace) -> None:
             assert format.engine is not None
             backend = args.backend or format.backend
             batches = list(calibration.split(_BATCH_SIZE))
-            model = quantized.quantize(model, batches, backend=backend, engine=format.engine, vnni=args.vnni)
+            model = quantized.quantize(model, batches, backend=backend, engine=format.engine)
             print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)
             if args.report:
                 print(quantized.report(model), flush=True)
@@ -242,7 +237,7 @@ def _check_options(args: Namespace, format: Format, is_int8: bool) -> None:
         )
     if args.image_size is not None and len(args.image_size) > 2:
         raise ValueError(f"--image-size must be one or two numbers, got {len(args.image_size)}")
-    for option in ("calibration", "backend", "report", "vnni"):
+    for option in ("calibration", "backend", "report"):
         if not is_int8 and getattr(args, option):
             raise ValueError(f"--{option} is for int8 models: pass --int8 too")
 
