@@ -15,7 +15,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-all fuzz table docs upstream bench bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
 
+# Without the weights and photographs, the demo leaves out its third part.
 demo: .venv/demo.stamp
+	@$(MAKE) --no-print-directory .venv/photographs.stamp || true
 	$(VENV_PYTHON) references/classification/demo.py --output-dir outputs
 
 test: .venv/test.stamp

@@ -44,6 +44,7 @@ setup(
     extras_require={
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],
+        "photographs": [*PHOTOGRAPHS, PRETRAINED[0]],
         "pretrained": PRETRAINED,
         "pt2e": PT2E,
         "onnx": ONNX,

@@ -29,12 +29,12 @@ Build = Callable[[nn.Module, Sequence[Tensor]], Int8]
 
 def eager(model: nn.Module, batches: Sequence[Tensor], backend: str, rounding: str) -> Int8:
     int8 = quantized.quantize(model, batches, backend=backend, rounding=rounding, progress=False)
-    return Int8(int8, state_size(int8))
+    return Int8(int8, size_of(int8.state_dict()))
 
 
 def pt2e(model: nn.Module, batches: Sequence[Tensor], rounding: str) -> Int8:
     int8 = quantized.quantize(model, batches, engine="pt2e", backend="x86", rounding=rounding, progress=False)
-    return Int8(lowered(int8, batches[0]), state_size(int8))
+    return Int8(lowered(int8, batches[0]), size_of(int8.state_dict()))
 
 
 def onnx_qdq(model: nn.Module, batches: Sequence[Tensor], rounding: str) -> Int8:
@@ -93,7 +93,7 @@ def fx_mode(model: nn.Module, batches: Sequence[Tensor], backend: str) -> Int8:
     for batch in batches:
         prepared(batch)
     int8 = convert_fx(prepared)
-    return Int8(int8, state_size(int8))
+    return Int8(int8, size_of(int8.state_dict()))
 
 
 def use_torchao(model: nn.Module, batches: Sequence[Tensor]) -> Int8:
@@ -106,7 +106,8 @@ def use_torchao(model: nn.Module, batches: Sequence[Tensor]) -> Int8:
     for batch in batches:
         prepared(batch)
     int8 = convert_pt2e(prepared)
-    size = state_size(int8)
+    read = {node.target for node in int8.graph.nodes if node.op == "get_attr"}  # the state also has the float weights
+    size = size_of({name: value for name, value in int8.state_dict().items() if name in read})
     torch._inductor.config.freezing = True  # read on the first call
     return Int8(torch.compile(int8, dynamic=False), size)
 
@@ -130,9 +131,9 @@ def use_nncf(model: nn.Module, batches: Sequence[Tensor], **options: Any) -> Int
     return Int8(lambda x: torch.from_numpy(program(x.numpy())[0]), size)
 
 
-def state_size(model: nn.Module) -> int:
+def size_of(state: dict[str, Any]) -> int:
     buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
+    torch.save(state, buffer)
     return buffer.tell()
 
 

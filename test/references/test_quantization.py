@@ -227,11 +227,13 @@ def test_demo_fails_if_an_export_fails(
     failed = FileRow("resnet18", "onnx", problem="the file gives other values")
     missing = FileRow("resnet18", "executorch", problem="pip install executorch", is_missing=True)
     monkeypatch.setattr(demo, "run", lambda *_: (ROW, [failed, missing]))
+    monkeypatch.setattr(demo, "classify_photographs", lambda folder: f"all agree in {folder.name}")
     args = demo.get_parser().parse_args(["--models", "resnet18", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="^resnet18 was not written as onnx$"):
         demo.main(args)
     out = capsys.readouterr().out
     assert demo.table([ROW]) in out
+    assert "all agree in efficientnet_lite0_imagenet" in out
     assert files_table([failed, missing]) in out
     monkeypatch.setattr(demo, "run", lambda *_: (ROW, [missing]))
     assert demo.main(args) == [ROW]
