@@ -1,5 +1,6 @@
 """The part of the demo that classifies photographs, on a small model with random weights."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_it_writes_a_file_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_a_file_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "torch")  # as demo.py does
     line = pretrained_demo.classify_photographs(tmp_path / "lite0")
     noise = float(line.partition("int8: ")[2].partition(" dB")[0])
     assert 20 < noise < 60
