@@ -137,8 +137,8 @@ prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=
     dynamic_sizes=None, per_channel=True, exclude=(), check=True)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
-    per_channel=True, ranges='histogram', rounding='nearest', progress=True, exclude=(), tolerance=None,
-    drop=None, check=True)
+    per_channel=True, ranges='histogram', rounding='nearest', progress=True, exclude=(),
+    tolerance=None, drop=None, check=True)
 report(int8, batches=None, *, model=None, progress=True)""",
     )
 

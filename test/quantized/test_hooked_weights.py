@@ -59,8 +59,8 @@ def test_fold(name: str, tmp_path: Path) -> None:
     assert list(model.state_dict()) == keys
     assert torch.equal(model(X), expected)
     with pytest.raises(RuntimeError, match=r"0 computes its weight by a parametrization or a hook: call deploy.fold"):
-        deploy.export(model, X, tmp_path / "model.pt")
-    deploy.export(folded, X, tmp_path / "model.pt")
+        deploy.export(model, X, tmp_path / "model.pt", format="torchscript")
+    deploy.export(folded, X, tmp_path / "model.pt", format="torchscript")
     deploy.export(model, X, tmp_path / "model.pt2", format="pt2")
 
 

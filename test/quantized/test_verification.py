@@ -19,7 +19,7 @@ from torchvision_layers.quantized.eager import workflow as eager
 from torchvision_layers.quantized.eager.first_run import FirstRun
 from torchvision_layers.quantized.eager.in_place import Memory
 from torchvision_layers.quantized.eager.int8_arithmetic import Int8Concatenation
-from torchvision_layers.quantized.eager.torch_ao import preparing
+from torchvision_layers.quantized.eager.torch_ao import preparing, weight_ranges
 from torchvision_layers.quantized.pt2e import workflow as pt2e
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str, tuple[object, str, ob
         channel_without_weights,
         "eager",
         "qnnpack",
-        (preparing, "_BoundedSteps", taoq.MovingAveragePerChannelMinMaxObserver),
+        (weight_ranges, "_BoundedSteps", taoq.MovingAveragePerChannelMinMaxObserver),
     ),
     "W4": (InPlaceActivation, "eager", "x86", (rewriting, "_memory", lambda model, run: Memory(set(), set()))),
     "W5": (SharedActivation, "eager", "x86", (FirstRun, "distinct_below", lambda run, path: set())),

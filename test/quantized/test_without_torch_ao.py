@@ -83,6 +83,7 @@ FLOAT = """
     twins = [
         quantized.QuantizableConvNormAct(3, 4), quantized.QuantizableConv1dNormAct(3, 4),
         quantized.QuantizableConv3dNormAct(3, 4), quantized.QuantizableConvNeXtBlock(4),
+        quantized.QuantizableConv2dSame(3, 4, 3),
         quantized.QuantizableDepthwiseSeparableConv(3, 4), quantized.QuantizableInvertedResidual(4, 4, 1, 2),
         quantized.QuantizableLayerNorm2d(4), quantized.QuantizableLayerScale(4),
         quantized.QuantizableLinearDropoutAct(4, 4), quantized.QuantizableMBConv(4, 4),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers._utils.plain.padding import SamePadding
+from torchvision_layers.layers.channel_cap import ChannelCap
 from torchvision_layers.layers.positional_conv import PositionMap
 from torchvision_layers.quantized.eager.support import _CONVERTED, _FLOAT_FALLBACKS, _PASS_THROUGH
 
@@ -70,6 +71,7 @@ ARGUMENTS = {
     nn.ZeroPad3d: (1,),
     torchvision.ops.FrozenBatchNorm2d: (8,),
     torchvision.ops.Permute: ([0, 2, 3, 1],),
+    ChannelCap: (torch.linspace(0.5, 2, 8), 2),
     torchvision.ops.StochasticDepth: (0.3, "row"),
 }
 
