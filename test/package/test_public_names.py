@@ -134,11 +134,11 @@ convert(model, *, check=True)
 freeze(model)
 fuse_model(model, is_qat=None)
 prepare_qat(model, example=None, *, backend='auto', engine='eager', allow_float=False,
-    dynamic_sizes=None, per_channel=True, exclude=(), check=True)
+    dynamic_sizes=None, per_channel=True, exclude=(), check=True, vnni=False)
 quantizable(model, *, allow_float=False)
 quantize(model, batches, *, backend='auto', engine='eager', allow_float=False, dynamic_sizes=None,
     per_channel=True, ranges='histogram', rounding='nearest', progress=True, exclude=(),
-    tolerance=None, drop=None, check=True)
+    tolerance=None, drop=None, check=True, vnni=False)
 report(int8, batches=None, *, model=None, progress=True)""",
     )
 

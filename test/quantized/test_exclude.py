@@ -60,6 +60,7 @@ def is_last(path: str, module: nn.Module) -> bool:
 def test_forms(engine: str, entry: Any, by: str) -> None:
     int8 = quantized.quantize(net(), [X], engine=engine, exclude=[entry])
     rows = {row.path: row for row in quantized.report(int8).rows}
+    assert not int8(X).requires_grad
     assert excluded_paths(int8) == {"classifier.1": f"excluded by {by}"}
     assert rows["classifier.1"].runs_in == "float"
     assert by in str(quantized.report(int8))

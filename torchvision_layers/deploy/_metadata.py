@@ -36,7 +36,7 @@ def describe(
             "mean": [float(value) for value in mean],
             "std": [float(value) for value in std],
             **subject.signature.to_json(),
-            "quantization": _quantization(subject),
+            "quantization": _quantization(subject, format),
             "about": dict(about),
         },
         allow_nan=False,
@@ -50,11 +50,16 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _quantization(subject: Subject) -> dict[str, object] | None:
+def _quantization(subject: Subject, format: str) -> dict[str, object] | None:
     if subject.int8_part is None:
         return None
-    rows = [asdict(row) for row in report(subject.int8_part).rows]
-    return {"engine": subject.engine, "backend": subject.backend, "report": rows}
+    modules = report(subject.int8_part)
+    if subject.engine == "eager":
+        needs_vnni = subject.backend == "onednn"
+    else:
+        needs_vnni = bool(modules.needs_vnni) or format in ("pt2", "aoti")  # oneDNN's kernels add any two products
+    rows = [asdict(row) for row in modules.rows]
+    return {"engine": subject.engine, "backend": subject.backend, "needs_vnni": needs_vnni, "report": rows}
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:

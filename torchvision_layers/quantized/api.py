@@ -64,6 +64,7 @@ def quantize(
     tolerance: float | Callable[[nn.Module], float] | None = None,
     drop: float | None = None,
     check: bool = True,
+    vnni: bool = False,
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
@@ -115,14 +116,17 @@ def quantize(
             raises if the error is ten times what rounding to int8 explains. The estimate rounds the weights of
             ``model`` and what its operators return, each to its own range. With ``per_channel=False``, whose error
             has no such bound, the int8 model is only tried. Default: ``True``.
+        vnni: for ``backend="onnxruntime"``, whether every x86 CPU that runs the file has VNNI instructions. Without
+            them, products of unbounded weights overflow, so ``False`` bounds weights in pairs. ``True`` gives them the
+            whole range, which gained 0.4 to 0.8 dB. Default: ``False``.
 
     Errors: ``ValueError`` for an unknown backend, engine, rule of ranges or rounding, no batches, a batch that is empty
     or not finite, activations or outputs that are not finite, a module that no batch reaches, an entry of ``exclude``
-    that matches no module, a model that is scripted, compiled or wrapped, or a function as ``tolerance`` without
-    ``drop``; ``TypeError`` for inputs that ``forward`` does not accept, for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing or exporting changed the
-    results, if the int8 model cannot run, if rounding does not explain its error, or if ``tolerance`` cannot be kept,
-    with the nearest value; ``ImportError`` if the engine is not installed.
+    that matches no module, a model that is scripted, compiled or wrapped, a function as ``tolerance`` without ``drop``,
+    or ``vnni=True`` with another backend; ``TypeError`` for inputs that ``forward`` does not accept, for modules that
+    would stay in float, as in :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if fusing
+    or exporting changed the results, if the int8 model cannot run, if rounding does not explain its error, or if
+    ``tolerance`` cannot be kept, with the nearest value; ``ImportError`` if the engine is not installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
@@ -138,6 +142,7 @@ def quantize(
         excluded=find_excluded(called, exclude),
         ranges=check_ranges(ranges),
         rounding=rounding,
+        vnni=_check_vnni(vnni, engine, backend),
     )
 
     def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
@@ -183,6 +188,7 @@ def prepare_qat(
     per_channel: bool = True,
     exclude: Sequence[Exclude] = (),
     check: bool = True,
+    vnni: bool = False,
 ) -> QuantizableModel | QuantizableGraph:
     """A copy of ``model`` for quantization-aware training: fused, in training mode, with fake quantization.
 
@@ -202,17 +208,26 @@ def prepare_qat(
         exclude: as in :func:`quantize`.
         check: compares the prepared model, in eval mode and without fake quantization, with ``model`` on ``example``,
             if there is one. Default: ``True``.
+        vnni: as in :func:`quantize`.
 
     Errors: ``ValueError`` for an unknown backend or engine, no example if one is needed, an entry of ``exclude`` that
-    matches no module, or a model that is already prepared; ``TypeError`` for modules that would stay in float, as in
-    :func:`quantizable`, and for parameters that are not float32; ``RuntimeError`` if the prepared model computes
-    something else than ``model``; ``ImportError`` if the engine is not installed.
+    matches no module, a model that is already prepared, or ``vnni=True`` with another backend; ``TypeError`` for
+    modules that would stay in float, as in :func:`quantizable`, and for parameters that are not float32;
+    ``RuntimeError`` if the prepared model computes something else than ``model``; ``ImportError`` if the engine is not
+    installed.
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
     check_unwrapped("model", model)
     excluded = find_excluded(unwrapped(model), exclude)
-    settings = Settings(backend, allow_float, dynamic_sizes, check_bool("per_channel", per_channel), excluded)
+    settings = Settings(
+        backend,
+        allow_float,
+        dynamic_sizes,
+        per_channel=check_bool("per_channel", per_channel),
+        excluded=excluded,
+        vnni=_check_vnni(vnni, engine, backend),
+    )
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
     with in_float32():
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
@@ -252,6 +267,15 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     """
     _check_prepared(model)
     load_engine(model.engine).freeze(model)
+
+
+def _check_vnni(vnni: bool, engine: str, backend: str) -> bool:
+    if check_bool("vnni", vnni) and (engine, backend) != ("pt2e", "onnxruntime"):
+        raise ValueError(
+            "vnni must be False except for engine='pt2e' with backend='onnxruntime', because other backends either "
+            f"always or never need VNNI, got True with engine={engine!r} and backend={backend!r}"
+        )
+    return vnni
 
 
 def _check_prepared(model: nn.Module) -> None:

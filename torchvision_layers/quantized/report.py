@@ -18,6 +18,7 @@ from .eager.report import module_rows
 from .engine import load_engine
 from .pt2e.model import QuantizableGraph
 from .pt2e.report import graph_rows
+from .pt2e.weights import has_overflowing_products
 from .report_row import ReportRow, link_fused
 from .trial import Trial
 from .wrapper import QuantizableWrapper, Stage
@@ -37,6 +38,8 @@ class Report:
     agreement: float | None = None
     #: The int8 models that :func:`quantize` made to keep a tolerance, in order; empty if there was none.
     trials: tuple[Trial, ...] = ()
+    #: For graphs, whether products overflow on x86 without VNNI instructions; ``None`` for other models.
+    needs_vnni: bool | None = None
 
     def __str__(self) -> str:
         rows = [_cells(row, self.db is not None) for row in self.rows]
@@ -44,7 +47,7 @@ class Report:
         table = [header + _ERRORS * (self.db is not None), *rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-        return "\n".join([*lines, *self._summary(), *self._path()])
+        return "\n".join([*lines, *self._summary(), *self._path(), *self._target()])
 
     def worst(self, count: int = 3) -> list[ReportRow]:
         """The modules with the largest errors of their own, the largest first.
@@ -65,6 +68,7 @@ class Report:
             "agreement": self.agreement,
             "rows": [asdict(row) for row in self.rows],
             "trials": [asdict(trial) for trial in self.trials],
+            "needs_vnni": self.needs_vnni,
         }
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
@@ -146,6 +150,9 @@ class Report:
         ]
         return ["", "trials to keep the tolerance:", *lines]
 
+    def _target(self) -> list[str]:
+        return ["", "needs VNNI on x86, where products overflow otherwise"] if self.needs_vnni else []
+
 
 _ERRORS = ["own dB", "accumulated dB", "observed range", "int8 range", "clipped"]
 
@@ -197,10 +204,16 @@ def report(
         if model is not None:
             raise ValueError("batches must hold batches if there is a model, got None")
         rows = graph_rows(int8) if isinstance(int8, QuantizableGraph) else module_rows(int8)
-        return Report(link_fused(rows), trials=trials)
+        return Report(link_fused(rows), trials=trials, needs_vnni=_needs_vnni(int8))
     if not isinstance(int8, QuantizableWrapper) or int8.stage is not Stage.INT8:
         raise ValueError(f"int8 must be an int8 model from quantize or convert, got a {type(int8).__name__}")
     source = int8.source() if model is None else check_module("model", model)
     called = unwrapped(source)
     rows, outputs = load_engine(int8.engine).measure(int8, source, iterate(batches, called, progress, "measuring"))
-    return Report(link_fused(rows), outputs.decibels(), outputs.agreement(), trials)
+    return Report(link_fused(rows), outputs.decibels(), outputs.agreement(), trials, _needs_vnni(int8))
+
+
+def _needs_vnni(int8: nn.Module) -> bool | None:
+    if not isinstance(int8, QuantizableGraph) or int8.stage is not Stage.INT8:
+        return None
+    return int8.backend == "x86" or (int8.backend == "onnxruntime" and has_overflowing_products(int8.body))

@@ -20,6 +20,7 @@ class Settings:
         ranges: as given, ``"percentile"`` as an object.
         rounding: as given.
         progress: as given.
+        vnni: as given.
     """
 
     backend: str
@@ -30,3 +31,4 @@ class Settings:
     ranges: RangeRule = "histogram"
     rounding: str = "nearest"
     progress: bool = False
+    vnni: bool = False

@@ -120,14 +120,17 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait in a loop take the cores from torch's threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not has_vnni():
-        # Without VNNI, two products are added in 16 bits, which overflows unless weights are made unsigned.
-        options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map.get(NAME)
     if metadata is None:
         raise ValueError(f"{path} was not written by deploy.export: it has no {NAME}")
-    signature = Signature.from_json(parse(metadata, path))
+    facts = parse(metadata, path)
+    quantization = facts["quantization"]
+    if quantization is not None and quantization.get("needs_vnni", True) and not has_vnni():
+        # Two products are added in 16 bits, which overflows unless weights are made unsigned.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    signature = Signature.from_json(facts)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = Inputs(args, kwargs).tensors()

@@ -19,6 +19,7 @@ from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
+from ..pairs import overflows
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .excluded import exclude_
@@ -26,7 +27,6 @@ from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
 from .float_forwards import mark_float_forwards
 from .int8_modules import use_backend
-from .pairs import largest_pairs
 from .post_ops import PostOp
 from .problems import raise_problems
 from .repeated_calls import unsplit_modules
@@ -172,7 +172,10 @@ class QuantizableModel(QuantizableWrapper):
             for key, value in state_dict.items():
                 weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
                 module = modules.get(key.rpartition(".")[0])
-                if isinstance(weight, Tensor) and weight.dtype is torch.qint8 and _overflows(weight, module):
+                if not isinstance(weight, Tensor) or weight.dtype is not torch.qint8:
+                    continue
+                is_packed_for_onednn = hasattr(module, "kernel_class")
+                if overflows(weight.int_repr(), is_packed_for_onednn):
                     raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
         with self._packing():
             keys = super().load_state_dict(state_dict, strict, assign)
@@ -199,12 +202,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _is_empty(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and len(tensor) == 0
-
-
-def _overflows(weight: Tensor, module: nn.Module | None) -> bool:
-    """Whether the products of two weights of a channel of ``module`` can overflow on x86 without VNNI."""
-    is_packed_for_onednn = hasattr(module, "kernel_class")
-    return int(largest_pairs(weight.int_repr().to(torch.int16), is_packed_for_onednn).max()) > 128
 
 
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:

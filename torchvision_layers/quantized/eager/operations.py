@@ -72,14 +72,14 @@ _POOLS: dict[Target, Callable[..., nn.Module]] = {
     F.max_pool2d: nn.MaxPool2d,
 }
 
-#: Operations that move, select or average values: their int8 kernels keep scale and zero point.
+#: Operations that move, select or average values: their int8 kernels keep scale and zero point. So does that of a mean,
+#: whose range is often far smaller, and most backends compute it in float.
 _KEEP_SCALE: set[Target] = {
     F.adaptive_avg_pool3d,
     F.pixel_shuffle,
     F.pixel_unshuffle,
     torch.clone,
     torch.flatten,
-    torch.mean,
     torch.movedim,
     torch.permute,
     torch.reshape,
@@ -87,7 +87,7 @@ _KEEP_SCALE: set[Target] = {
     torch.transpose,
     torch.unflatten,
     torch.unsqueeze,
-    *("clone", "contiguous", "detach", "expand", "expand_as", "flatten", "mean", "movedim", "permute", "reshape"),
+    *("clone", "contiguous", "detach", "expand", "expand_as", "flatten", "movedim", "permute", "reshape"),
     *("squeeze", "transpose", "unflatten", "unsqueeze"),
 }
 _SPLITS: set[Target] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
@@ -281,8 +281,6 @@ def _keeps_scale(node: torch.fx.Node) -> bool:
     if node.target is F.pad:  # ranges contain zero
         bound |= zip(("", "", "mode", "value"), node.args, strict=False)
         return bound.get("mode", "constant") == "constant" and bound.get("value") in (None, 0)
-    if node.target in ("mean", torch.mean):  # qnnpack's kernel ignores the dtype
-        return bound.get("dtype") is None
     if node.target in _VIEWS:
         node.target = _VIEWS[node.target]
         return True

@@ -228,6 +228,7 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     model.cpu().eval()
     converting.convert(model, model.backend, model.post_ops)
     model.stage, model.sample = Stage.INT8, None
+    model.requires_grad_(False)  # of layers in float
     # If there are none, no batch ran since it was prepared: its state was loaded.
     trial = None if model.trial_inputs is None else _try(model, model.trial_inputs)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..bias_correction import InputMean, rounding_error, significant_mean
 from ..gptq import InputMoments
+from ..pairs import PairRange
 from .constants import add_parameter
 from .nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
 
@@ -79,6 +80,10 @@ def _round_weights(module: fx.GraphModule, means: Means, progress: bool) -> dict
         for mean in moments[1:]:
             total.add(mean)
         rounded, _ = total.rounded(weight, module.get_submodule(str(nodes[0].args[1].target)))
+        for node in observers:
+            observer = module.get_submodule(str(node.target))
+            if isinstance(observer, PairRange):
+                observer.is_fixed = True
         errors[path] = rounded - weight
         parent, _, name = path.rpartition(".")
         _set_tensor(module.get_submodule(parent), name, rounded)

@@ -11,6 +11,7 @@ from ..exclusion import excluding_path
 
 __all__ = [
     "ADDITIONS",
+    "AVERAGES",
     "BATCH_NORM",
     "CLAMPS",
     "COMPUTE_OPS",
@@ -116,6 +117,8 @@ KEEP_RANGE = {
     _aten.upsample_nearest2d.vec,
     _aten.view.default,
 }
+
+AVERAGES = {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default}
 
 #: Sums and products of two tensors, in place or not.
 ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}

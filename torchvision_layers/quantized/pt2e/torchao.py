@@ -14,11 +14,13 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer, S
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..finite import FiniteValues
+from ..pairs import PairRange
 from ..range_search import FastRangeSearch
 from ..settings import Settings
 from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
 from .nodes import (
     ADDITIONS,
+    AVERAGES,
     CLAMPS,
     CONVS,
     KEEP_RANGE,
@@ -73,10 +75,10 @@ def convert(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def disable_observers(graph: fx.GraphModule) -> None:
-    """Freezes all ranges."""
+    """Freezes all ranges, except those of weights that are still trained and must not overflow."""
     for module in graph.modules():
         if isinstance(module, pt2e.FakeQuantizeBase):
-            module.disable_observer()
+            module.enable_observer(isinstance(module.activation_post_process, PairRange))
 
 
 def is_observed(graph: fx.GraphModule) -> bool:
@@ -90,7 +92,7 @@ def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
     if backend in ("x86", "onnxruntime"):
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
         quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
-        return quantizer.set_global(_own_configuration(config, is_qat, settings.per_channel))
+        return quantizer.set_global(_own_configuration(config, is_qat, settings))
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -108,19 +110,26 @@ class _FineFakeQuantize(FineSteps, pt2e.FusedMovingAvgObsFakeQuantize):
     """Rounds activations in training, with the steps of the conversion."""
 
 
-def _own_configuration(config: QuantizationConfig, is_qat: bool, per_channel: bool) -> QuantizationConfig:
+class _PairRange(PairRange, pt2e.PerChannelMinMaxObserver):
+    """For the kernels of onnxruntime."""
+
+
+def _own_configuration(config: QuantizationConfig, is_qat: bool, settings: Settings) -> QuantizationConfig:
     """The configuration with a symmetric range of weights, small steps, and training that uses the scales of int8.
 
     torch's default has one more step below, so the largest weight of each channel falls between two steps and is always
     rounded down, which shifts all outputs to one side. For training, the fused kernel of the default also shifts the
     zero point of a channel whose weights all have one sign, which the conversion does not.
     """
+    is_bounded = settings.backend == "onnxruntime" and not settings.vnni
     observer = pt2e.MovingAveragePerChannelMinMaxObserver if is_qat else pt2e.PerChannelMinMaxObserver
-    if not per_channel:
+    if is_bounded:
+        observer = _PairRange
+    if not settings.per_channel:
         observer = with_one_step(observer)
     if is_qat:
         # The range of the present weights, which is also that of the conversion.
-        range_of_weights = observer.with_args(averaging_constant=1.0)
+        range_of_weights = observer if is_bounded else observer.with_args(averaging_constant=1.0)
         for_weights = pt2e.FakeQuantize.with_args(observer=range_of_weights, eps=SMALLEST_WEIGHT_STEP)
         for_activations = _FineFakeQuantize.with_args(eps=SMALLEST_STEP)
     else:
@@ -155,6 +164,9 @@ class _X86Quantizer(x86.X86InductorQuantizer):
         for node in reversed(model.graph.nodes):
             if is_zero_padding(node):
                 self._annotate_padding(node)
+            elif is_call(node, AVERAGES) and _reads_int8(node) and not all(u.op == "output" for u in node.users):
+                # Their ranges are often far smaller than those of their inputs.
+                node.meta[x86.QUANT_ANNOTATION_KEY].output_qspec = self.global_config.input_activation
         return model
 
     def _annotate_padding(self, node: fx.Node) -> None:

@@ -1,12 +1,15 @@
 """Padding and weights of convolutions and linear layers."""
 
+import operator
+
 import torch
 from torch import fx
 
+from ..pairs import overflows
 from .constants import constant_nodes
-from .nodes import EINSUM, MATMULS, NAMED_PADDING, WEIGHTED, arguments, is_call, operands
+from .nodes import CONVS, EINSUM, LINEAR, MATMULS, NAMED_PADDING, WEIGHTED, arguments, is_call, is_dequantize, operands
 
-__all__ = ["constant_products", "dynamic_weights", "make_padding_numeric"]
+__all__ = ["constant_products", "dynamic_weights", "has_overflowing_products", "make_padding_numeric"]
 
 _pad = torch.ops.aten.constant_pad_nd.default
 
@@ -53,3 +56,11 @@ def constant_products(graph: fx.Graph) -> list[fx.Node]:
         for node in graph.nodes
         if is_call(node, MATMULS | EINSUM) and node not in constants and not constants.isdisjoint(operands(node))
     ]
+
+
+def has_overflowing_products(module: fx.GraphModule) -> bool:
+    """Whether sums of two products with int8 weights can overflow in onnxruntime on x86 without VNNI."""
+    weights = {node.args[1] for node in module.graph.nodes if is_call(node, CONVS | LINEAR)}
+    values = {weight.args[0] for weight in weights if isinstance(weight, fx.Node) and is_dequantize(weight)}
+    names = [str(value.target) for value in values if isinstance(value, fx.Node) and value.op == "get_attr"]
+    return any(overflows(operator.attrgetter(name)(module), any_order=False) for name in names)

@@ -11,6 +11,7 @@ from torch.ao.quantization.quantization_mappings import get_default_qat_module_m
 from ...._utils.modules import make_padding_numeric
 from ...finite import FiniteValues
 from ...layers.observed import Addition, Multiplication, Observed, QuantStub
+from ...pairs import PairRange
 from ...ranges import RangeRule
 from ...report_row import Int8Support
 from ...settings import Settings
@@ -25,7 +26,7 @@ from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import moves_to_onednn
 from .histograms import HistogramObserver, limited_observer
 from .training_norms import FUSED_WITH_NORM
-from .weight_ranges import PairRange, weight_observer
+from .weight_ranges import weight_observer
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 

@@ -4,31 +4,17 @@ import torch
 import torch.ao.quantization as taoq
 from torch import Tensor
 
+from ...pairs import PairRange
 from ...steps import SMALLEST_WEIGHT_STEP, with_one_step
-from ..pairs import PairLimits, largest_pairs
 
-__all__ = ["PairRange", "weight_observer"]
-
-
-class PairRange(taoq.PerChannelMinMaxObserver):
-    """Chooses the range of each channel so that two weights of one sign that a kernel adds sum to at most 128.
-
-    They sum to at most 127 steps, and to at most 128 after both are rounded.
-    """
-
-    any_order = False
-
-    def forward(self, x_orig: Tensor) -> Tensor:
-        pair = largest_pairs(x_orig.detach(), self.any_order)
-        self.min_val, self.max_val = -pair, pair
-        return x_orig
-
-    def limits(self, weight: Tensor) -> PairLimits:
-        """The bounds for a weight of this shape that is rounded column by column."""
-        return PairLimits(weight.shape[1], weight[0, 0].numel(), self.any_order)
+__all__ = ["weight_observer"]
 
 
-class _AnyPairRange(PairRange):
+class _PairRange(PairRange, taoq.PerChannelMinMaxObserver):
+    """For kernels of FBGEMM."""
+
+
+class _AnyPairRange(_PairRange):
     """For kernels that may add any two weights."""
 
     any_order = True
@@ -64,7 +50,7 @@ def weight_observer(backend: str, is_qat: bool, per_channel: bool, any_order: bo
     shared |= {"dtype": torch.qint8, "qscheme": torch.per_channel_symmetric}
     observer: type[taoq.ObserverBase]
     if backend == "x86":
-        observer = _AnyPairRange if any_order else PairRange
+        observer = _AnyPairRange if any_order else _PairRange
     elif backend == "qnnpack":
         observer = _BoundedSteps
     else:
