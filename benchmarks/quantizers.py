@@ -37,9 +37,10 @@ def pt2e(model: nn.Module, batches: Sequence[Tensor], rounding: str) -> Int8:
     return Int8(lowered(int8, batches[0]), size_of(int8.state_dict()))
 
 
-def onnx_qdq(model: nn.Module, batches: Sequence[Tensor], rounding: str) -> Int8:
+def onnx_qdq(model: nn.Module, batches: Sequence[Tensor], rounding: str, vnni: bool = False) -> Int8:
     """Quantized by this package, in a file that runs in onnxruntime."""
-    int8 = quantized.quantize(model, batches, engine="pt2e", backend="onnxruntime", rounding=rounding, progress=False)
+    options = {"backend": "onnxruntime", "rounding": rounding, "vnni": vnni}
+    int8 = quantized.quantize(model, batches, engine="pt2e", progress=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         exported = deploy.export(int8, batches[0], Path(folder) / "model.onnx", format="onnx-qdq")
         return Int8(deploy.load(exported.path), exported.size)
@@ -153,6 +154,8 @@ QUANTIZERS: dict[str, Build] = {
     "pt2e x86, gptq": partial(pt2e, rounding="gptq"),
     "onnx-qdq": partial(onnx_qdq, rounding="nearest"),
     "onnx-qdq, gptq": partial(onnx_qdq, rounding="gptq"),
+    "onnx-qdq, VNNI": partial(onnx_qdq, rounding="nearest", vnni=True),
+    "onnx-qdq, VNNI, gptq": partial(onnx_qdq, rounding="gptq", vnni=True),
     "onnxruntime, MinMax": partial(use_onnxruntime, method="MinMax"),
     "onnxruntime, Percentile": partial(use_onnxruntime, method="Percentile"),
     "FX onednn": partial(fx_mode, backend="onednn"),

@@ -44,7 +44,7 @@ def test_each_tool_quantizes(name: str) -> None:
     expected = net(batches[0])
     with int8.running_on("x86" if "x86" in name else "onednn"):
         result = quantizers.QUANTIZERS[name](net, batches)
-        assert 20 < bench.compare(expected, result.call(batches[0]))["decibels"] < 60
+        assert 20 < bench.compare(expected, result.call(batches[0]))["decibels"] < 100  # 200 means equal
     assert 500 < result.size < 20_000
     assert net(batches[0]).equal(expected), "the tool changed the model"
 
