@@ -25,6 +25,8 @@ MYPY = ["mypy>=1.11"]
 TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX, PRETRAINED[0]]
 LINT = ["pre-commit>=3.5", *HYPOTHESIS, *MYPY, *STANDALONE]  # with the types of hypothesis for mypy
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
+# Photographs.
+PHOTOGRAPHS = ["matplotlib>=3.7.5", "scikit-image>=0.22", "scikit-learn>=1.3.2"]
 # timm: moving.rst compares its layers with ours.
 DOCS = ["pydata-sphinx-theme>=0.15", "sphinx>=7.2", "timm>=1.0"]
 
@@ -42,6 +44,7 @@ setup(
     extras_require={
         "references": REFERENCES,
         "demo": [*REFERENCES, *PT2E, *ONNX],
+        "photographs": [*PHOTOGRAPHS, PRETRAINED[0]],
         "pretrained": PRETRAINED,
         "pt2e": PT2E,
         "onnx": ONNX,
@@ -50,6 +53,8 @@ setup(
         "docs": DOCS,
         "lint": LINT,
         "bench": BENCH,
+        "accuracy": [*BENCH, *PHOTOGRAPHS, *PRETRAINED],
+        "nncf": ["nncf>=2.14", "openvino>=2024.6"],
         "dist": ["build>=1.2"],
     },
     classifiers=[

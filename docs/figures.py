@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from measure import Ratio
 
-__all__ = ["layers", "load", "models", "runtimes"]
+__all__ = ["accuracy", "layers", "load", "models", "runtimes"]
 
 NONE = "–"
 
@@ -69,6 +69,33 @@ def runtimes(report: dict[str, Any]) -> str:
         lines += [f"Images: {images} of {size} × {size}, threads: {threads}", ""]
         lines += _list_table(["runtime", *(f"``{model}``" for model in models)], cells)
     return "\n".join(lines)
+
+
+def accuracy(record: dict[str, Any]) -> str:
+    """For each model, one row per tool; then the reasons of those without figures, and the conditions."""
+    head = ["tool", "dB", "agreement", "divergence", "MB", "time", "s"]
+    lines: list[str] = []
+    conditions: dict[str, list[str]] = {}
+    for model, cells in record.items():
+        rows = [(_tool(name), *_accuracies(cell)) for name, cell in cells.items() if "reason" not in cell]
+        lines += [f"``{model}``", "~" * (len(model) + 4), "", *_list_table(head, rows)]
+        for name, cell in cells.items():
+            if "reason" in cell:
+                lines += [f"* no figures of {_tool(name)}: ``{cell['reason'].replace('`', chr(39))}``", ""]
+            text = "; ".join(f"{key}: {value}" for key, value in cell["conditions"].items())
+            conditions.setdefault(text, []).append(model)
+    lines += [f"* {', '.join(dict.fromkeys(models))}: {text}" for text, models in conditions.items()]
+    return "\n".join([*lines, ""])
+
+
+def _tool(name: str) -> str:
+    """The column of our own tools in bold."""
+    return f"**{name}**" if name.startswith(("eager ", "pt2e ", "onnx-qdq")) else name
+
+
+def _accuracies(cell: dict[str, Any]) -> tuple[str, ...]:
+    accuracy = f"{cell['decibels']:.1f}", f"{cell['agreement']:.1%}", f"{cell['divergence']:.4f}"
+    return *accuracy, f"{cell['megabytes']:.1f}", _ratio(cell["time"]), f"{cell['seconds']:.0f}"
 
 
 def _figures(row: dict[str, Any] | None) -> str:

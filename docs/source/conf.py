@@ -60,9 +60,10 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
     measured = figures.load(SOURCE / f"benchmarks_{name}.json")
     (GENERATED / f"benchmarks_{name}.txt").write_text(make(measured), encoding="utf-8")
 # These take hours to record.
-runtimes = SOURCE / "benchmarks_runtimes.json"
-table_of_runtimes = figures.runtimes(figures.load(runtimes)) if runtimes.exists() else "No figures are recorded yet.\n"
-(GENERATED / "benchmarks_runtimes.txt").write_text(table_of_runtimes, encoding="utf-8")
+for name, render in (("runtimes", figures.runtimes), ("accuracy", figures.accuracy)):
+    path = SOURCE / f"benchmarks_{name}.json"
+    text = render(figures.load(path)) if path.exists() else "No figures are recorded yet.\n"
+    (GENERATED / f"benchmarks_{name}.txt").write_text(text, encoding="utf-8")
 
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")

@@ -11,7 +11,13 @@ FILES = sorted(SCRIPTS.rglob("*.py"))
 SCRIPT_FILES = sorted(SCRIPTS.glob("*.py"))
 SCRIPT_NAMES = {path.stem for path in SCRIPT_FILES}
 # These modules import torchvision_layers, directly or through models; evaluate_exported.py must run without them.
-WITH_PACKAGE = {"common.exporting", "common.quantization", "common.runs.restore", "common.training.run"}
+WITH_PACKAGE = {
+    "common.exporting",
+    "common.pretrained_demo",
+    "common.quantization",
+    "common.runs.restore",
+    "common.training.run",
+}
 
 
 def module_name(path: Path) -> str:

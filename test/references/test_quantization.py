@@ -1,5 +1,6 @@
 """train_quantization.py, evaluate_exported.py and the parts of demo.py, on a small model."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -221,20 +222,27 @@ def test_demo_names_broken_promises(change: dict[str, float], promise: str) -> N
 
 
 def test_demo_fails_if_an_export_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The tables come first. A missing package does not fail the demo."""
+    caplog.set_level(logging.WARNING, "torch")  # restored after the test; the demo silences it
     failed = FileRow("resnet18", "onnx", problem="the file gives other values")
     missing = FileRow("resnet18", "executorch", problem="pip install executorch", is_missing=True)
     monkeypatch.setattr(demo, "run", lambda *_: (ROW, [failed, missing]))
+    monkeypatch.setattr(demo, "classify_photographs", lambda folder: f"all agree in {folder.name}")
     args = demo.get_parser().parse_args(["--models", "resnet18", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="^resnet18 was not written as onnx$"):
         demo.main(args)
     out = capsys.readouterr().out
     assert demo.table([ROW]) in out
+    assert "all agree in efficientnet_lite0_imagenet" in out
     assert files_table([failed, missing]) in out
     monkeypatch.setattr(demo, "run", lambda *_: (ROW, [missing]))
     assert demo.main(args) == [ROW]
+    assert not logging.getLogger("torch").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--models", "resnet19"), ("--files", "tflite")])
