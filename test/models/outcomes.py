@@ -15,6 +15,7 @@ REFUSALS = {
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
     "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': \w+: [^\n]{,150}$",
     "batch norm without momentum in training": r"batch norms must have a number as momentum to be trained with",
+    "weight whose norm changes in training": r"weights must be computed from parameters alone to be trained with",
     "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
 }
 #: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.
