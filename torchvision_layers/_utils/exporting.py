@@ -74,6 +74,7 @@ def export_program(
     try:
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         programs: list[ExportedProgram] = []
+        single = _single_image(inputs, sizes)
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
@@ -81,7 +82,6 @@ def export_program(
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
                 return programs[0]
-            single = _single_image(inputs, sizes)
             if _accepts(programs[-1], single) or (drops_batch_guards and _drop_guards(programs[-1], model, single)):
                 return programs[-1]
         return programs[0] if _drop_guards(programs[0], model, single) else programs[1]
@@ -145,13 +145,12 @@ def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> 
         try:
             outputs = flatten(single.map(torch.clone).run(program.module()))[0]
             expected = flatten(single.map(torch.clone).run(model))[0]
+            is_right = len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
         except Exception:  # operators of the graph, or a forward, may not take a single image
-            program._guards_code = guards
-            return False
-    if len(outputs) == len(expected) and all(map(_is_close, outputs, expected)):
-        return True
-    program._guards_code = guards
-    return False
+            is_right = False
+    if not is_right:
+        program._guards_code = guards
+    return is_right
 
 
 def _is_close(output: Tensor, expected: Tensor) -> bool:

@@ -88,7 +88,7 @@ def _parser() -> ArgumentParser:
         "--lowered",
         action=BooleanOptionalAction,
         help="for pt2: write a program of oneDNN's kernels, which is fast on CPUs without a compiler, or the operators "
-        "of the model; default: lowered, unless --format is passed",
+        "of the model; the default is lowered, except with --format",
     )
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument(

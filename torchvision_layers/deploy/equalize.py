@@ -28,8 +28,8 @@ def equalize(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) ->
     them may be ReLU, leaky ReLU and PReLU, pooling, padding, upsampling, flattening, and whatever does nothing in eval
     mode. The cap of a ReLU6 moves with the channels: it becomes a ReLU and a largest value for each channel. Two layers
     are left alone if anything else is between them, such as another activation, or if their result is also read
-    elsewhere, as by a residual connection. The order of modules is found as in :func:`fold`, which also applies to
-    what the copy keeps.
+    elsewhere, as by a residual connection. The order of modules is found as in :func:`fold`, and the
+    copy follows the same rules.
 
     Args:
         model: any float model in any mode; it stays unchanged.

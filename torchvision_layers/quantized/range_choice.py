@@ -16,33 +16,39 @@ from .._utils.structure import flatten, rebuild
 from .range_search import FastRangeSearch
 from .ranges import RULES, RangeRule
 
-__all__ = ["ImageSample", "choose_ranges", "set_ranges"]
+__all__ = ["CalibrationRanges", "choose_ranges"]
+
+#: Images that ``"auto"`` tries its rules on: the outputs for more would hardly differ.
+_IMAGES = 32
 
 #: Operators that only move values, so that rounding can as well happen after them.
 _MOVES = {"_unsafe_view", "clone", "constant_pad_nd"}
 
 
-def set_ranges(model: nn.Module, rule: RangeRule) -> None:
-    """Gives all observers of a prepared model the same rule, in place."""
-    for module in model.modules():
-        if isinstance(module, FastRangeSearch):
-            module.rule = rule
+class CalibrationRanges:
+    """The rule of the ranges in one calibration, with the first batches if it is ``"auto"``."""
 
-
-class ImageSample:
-    """Remembers the first batches until they have enough images: the outputs for more would hardly differ."""
-
-    def __init__(self, images: int = 32) -> None:
-        self.batches: list[Inputs] = []
-        self._missing = images
+    def __init__(self, rule: RangeRule) -> None:
+        self._rule = rule
+        self._batches: list[Inputs] = []
+        self._missing = _IMAGES if rule == "auto" else 0
 
     def watch(self, batches: Iterator[Inputs]) -> Iterator[Inputs]:
         """The same batches."""
         for batch in batches:
             if self._missing > 0:
-                self.batches.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
+                self._batches.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
                 self._missing -= next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
             yield batch
+
+    def apply(self, model: nn.Module) -> None:
+        """Gives the observers of a prepared model, which has run on the batches, their rules, in place."""
+        if self._rule == "auto":
+            choose_ranges(model, self._batches)
+            return
+        for module in model.modules():
+            if isinstance(module, FastRangeSearch):
+                module.rule = self._rule
 
 
 @torch.no_grad()

@@ -53,7 +53,6 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
         generator: draws noise of up to half a step, which is added instead of rounding: multiples of a step would not
             change if they were rounded. Default: ``None``, values are rounded.
     """
-
     rounding = _Rounding(generator)
 
     def rounded(tensor: Tensor) -> Tensor:
@@ -108,15 +107,14 @@ class _Rounding(TorchDispatchMode):
                 if tensor.is_unrounded and not (name == "div" and tensor is args[1]):
                     self.round_(tensor)
         step = getattr(inputs[0], "step", None) if not inputs[0].is_unrounded else None
-        if name in _FUSED and step is not None:
-            is_unrounded = False
-        keeps_step = is_view or (name in _FUSED and not is_unrounded)
+        clamps_rounded = name in _FUSED and step is not None
+        is_unrounded = is_unrounded and not clamps_rounded
         output = func(*args, **kwargs)
         for tensor in flatten(output)[0]:
             tensor.is_unrounded = is_unrounded
             if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
                 tensor._base.is_unrounded = is_unrounded
-            if keeps_step:
+            if is_view or clamps_rounded:
                 tensor.step = step
             elif name in _POOLS:
                 self.round_(tensor, step or _step(inputs[0]))

@@ -27,7 +27,7 @@ from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..finite import calibrating
 from ..measurement import OutputMeasurement
-from ..range_choice import ImageSample, choose_ranges, set_ranges
+from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
@@ -78,9 +78,8 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     """An int8 copy of ``model``, with ranges observed and biases corrected on ``batches``."""
     _check_dynamic(settings.dynamic_sizes)
     _check_float(model)
-    sample = ImageSample()
-    if settings.ranges == "auto":
-        batches = sample.watch(batches)
+    ranges = CalibrationRanges(settings.ranges)
+    batches = ranges.watch(batches)
     first = first_of(batches)
     traces = TraceCache()
     prepared, calls = _try_quantizable(model, first, settings, False, traces)
@@ -99,10 +98,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         for handle in handles:
             handle.remove()
         correct_biases(means, settings.progress)
-        if settings.ranges == "auto":
-            choose_ranges(prepared, sample.batches)
-        else:
-            set_ranges(prepared, settings.ranges)
+        ranges.apply(prepared)
     return _convert_(prepared)
 
 

@@ -15,7 +15,7 @@ from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
 from ..measurement import OutputMeasurement
-from ..range_choice import ImageSample, choose_ranges, set_ranges
+from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
 from ..settings import Settings
 from ..wrapper import Stage
@@ -57,9 +57,8 @@ def choose_backend(name: str) -> str:
 def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) -> QuantizableGraph:
     """An int8 graph of ``model``, with ranges observed and biases corrected on ``batches``."""
     model = _float_copy(model).eval()
-    sample = ImageSample()
-    if settings.ranges == "auto":
-        batches = sample.watch(batches)
+    ranges = CalibrationRanges(settings.ranges)
+    batches = ranges.watch(batches)
     first = first_of(batches)
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
@@ -74,10 +73,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
                 with calibrating(model, batch, i):
                     prepared.call(batch)
         correct_biases(prepared.body, means, settings.progress)
-        if settings.ranges == "auto":
-            choose_ranges(prepared, sample.batches)
-        else:
-            set_ranges(prepared, settings.ranges)
+        ranges.apply(prepared)
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
