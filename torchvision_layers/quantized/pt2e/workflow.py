@@ -62,6 +62,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     first = first_of(batches)
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
+        ranges.model = prepared
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         keeps_outputs = shapes == [image.shape for image in images]
@@ -73,7 +74,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
                 with calibrating(model, batch, i):
                     prepared.call(batch)
         correct_biases(prepared.body, means, settings.progress)
-        ranges.apply(prepared)
+        ranges.apply()
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
