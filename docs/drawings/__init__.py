@@ -7,10 +7,12 @@ from typing import NamedTuple
 from torch import nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
 
 from .blocks import draw_block
 from .diagrams import draw_fusing, draw_packages
 from .figures import draw_activations, draw_attention_window, draw_coordinates
+from .staged import draw_rep_conv, draw_responses
 from .svg import Sheet
 
 __all__ = ["DRAWINGS", "Drawing"]
@@ -82,5 +84,21 @@ DRAWINGS: dict[str, Drawing] = {
         "ConvNeXtBlock of 96 channels: a depthwise 7×7 convolution, a change to channels last, layer norm, a "
         "linear layer to 384, GELU, a linear layer back to 96, a change to channels first, layer scale; added to the "
         "input.",
+    ),
+    "RepConv": Drawing(
+        draw_rep_conv,
+        "RepConv of 64 channels in training: a 3×3 convolution and a 1×1 convolution, each with batch norm, and a "
+        "batch norm of the input, added; a ReLU. Folded: one 3×3 convolution with bias and a ReLU.",
+    ),
+    "UniversalInvertedBottleneck": Drawing(
+        _block(partial(enn.UniversalInvertedBottleneck, 96, 96, 3, 5)),
+        "UniversalInvertedBottleneck of 96 channels: a depthwise 3×3 convolution with batch norm, a 1×1 convolution to "
+        "384 and a depthwise 5×5 convolution, each with batch norm and ReLU, a 1×1 convolution back to 96 with batch "
+        "norm alone; added to the input.",
+    ),
+    "GlobalResponseNorm": Drawing(
+        draw_responses,
+        "The norms of six channels over the image and, with γ = 1, the gains of these channels: 1 plus the norm over "
+        "the mean norm. A silent channel has gain 1, one of norm 4 has gain 3.7.",
     ),
 }

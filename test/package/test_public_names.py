@@ -61,7 +61,8 @@ Conv3dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, 
     norm_layer=BatchNorm3d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv3d, device=None, dtype=None)
 ConvNeXtBlock(dim, *, kernel_size=7, expansion=4, layer_scale=1e-06, stochastic_depth=0.0,
-    norm_layer=None, activation_layer=GELU, conv_layer=Conv2d, device=None, dtype=None)
+    norm_layer=None, activation_layer=GELU, hidden_norm_layer=None, conv_layer=Conv2d, device=None,
+    dtype=None)
 ConvNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv2d, device=None, dtype=None)
@@ -168,15 +169,22 @@ CLayerNorm(channels, dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
 CoordConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, with_r=False, device=None, dtype=None)
 Flatten(start_dim=1, end_dim=-1)
+GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
 Mish(inplace=False)
 MultiHeadedSpatialAttention(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
     groups=1, bias=True, *, device=None, dtype=None)
 PFLayerNorm(dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+RepConv(in_channels, out_channels, kernel_size=3, stride=1, dilation=1, groups=1,
+    padding_mode='zeros', *, branches=1, pointwise=True, identity=True, norm_layer=BatchNorm2d,
+    activation_layer=ReLU, se_layer=None, device=None, dtype=None)
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
 SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
     dtype=None)
 Swish(inplace=False)
+UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
+    stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
+    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, device=None, dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
     )

@@ -11,7 +11,10 @@ from . import (
     mobilenet,
     mobilenet_v1,
     mobilenet_v3,
+    mobilenet_v4,
+    mobileone,
     nf_resnet,
+    repvgg,
     resnet,
     sasa_resnet,
 )
@@ -20,6 +23,7 @@ __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
+    "convnextv2_atto": convnext.convnextv2_atto,
     "efficientnet_b0": efficientnet.efficientnet_b0,
     "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
     "efficientnet_lite1": efficientnet_lite.efficientnet_lite1,
@@ -32,7 +36,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2_half": mobilenet.mobilenet_v2_half,
     "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
+    "mobilenet_v4_conv_small": mobilenet_v4.mobilenet_v4_conv_small,
+    "mobileone_s0": mobileone.mobileone_s0,
     "nf_resnet50": nf_resnet.nf_resnet50,
+    "repvgg_a0": repvgg.repvgg_a0,
     "resnet18": resnet.resnet18,
     "resnet26_sasa": sasa_resnet.resnet26_sasa,
     "resnet34": resnet.resnet34,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..._utils.folded_forms import join_branches
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import lacks
@@ -132,7 +133,7 @@ def pt2e_ptq(case: Case) -> None:
 
     layer, model, batches = _int8(case)
     report = quantized.report(model)
-    _assert_is_int8(layer, model, report)
+    _assert_is_int8(join_branches(layer, ()), model, report)
     bound = _bound(report, model.body.graph)
     x = torch.cat(batches)
     assert_close(model(x), layer(x), bound, "to float")
