@@ -38,7 +38,7 @@ def _linear(x: Array, weights: Weights, prefix: str) -> Array:
 
 
 def patch_embedding(
-    x: Array, weights: Weights, training: bool, *, stride: int, padding: int = 0, norm: bool = False, grid: bool = False
+    x: Array, weights: Weights, training: bool, *, stride: int, padding: int = 0, norm: bool = False
 ) -> Array:
     """arXiv 2010.11929, eq. 1: each patch, flattened, times a matrix; rows of patches from top to bottom."""
     filters, bias = weights["proj.weight"], weights.get("proj.bias")
@@ -52,7 +52,7 @@ def patch_embedding(
         out[n, i, j] = matrix @ patch.reshape(-1) + (0.0 if bias is None else bias)
     if norm:
         out = _layer_norm(out, _under(weights, "norm."), 1e-5)
-    return out if grid else out.reshape(x.shape[0], rows * columns, -1)
+    return out.reshape(x.shape[0], rows * columns, -1)
 
 
 def attention(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from torchvision_layers import nn as tnn
@@ -47,7 +48,6 @@ def _tokens(channels: int) -> tuple[BadInput, ...]:
         BadInput(InvalidInput.WIDTH, (2, 5, 1), ValueError, rf"size {channels} in dimension 2, got shape \[2, 5, 1\]"),
         BadInput(InvalidInput.WIDTH, (2, channels, 5), ValueError, f"size {channels} in dimension 2, got shape"),
         *invalid_inputs.no_tensors(),
-        *invalid_inputs.types_of_torch((2, 5, channels)),
     )
 
 
@@ -71,14 +71,6 @@ SPECS = (
                 partial(ref.patch_embedding, stride=2, padding=1, norm=True),
                 reads_mode=False,
             ),
-            Sample(
-                "grid",
-                {"in_channels": 4, "embed_dim": 5, "patch_size": 2, "flatten": False},
-                (3, 4, 6, 8),
-                partial(ref.patch_embedding, stride=2, grid=True),
-                reads_mode=False,
-                dynamic_dims=(0,),
-            ),
         ),
         (
             *invalid_inputs.channels("in_channels", "embed_dim"),
@@ -88,7 +80,7 @@ SPECS = (
             BadArguments(
                 InvalidInput.WINDOW, {"padding": 3}, ValueError, "padding must be less than patch_size=3, got 3"
             ),
-            *_flags("bias", "flatten"),
+            *_flags("bias"),
             *invalid_inputs.norms(5),
             *_token_norms("norm_layer"),
         ),
@@ -153,7 +145,7 @@ SPECS = (
             *invalid_inputs.layers("qk_norm_layer"),
             *_token_norms("qk_norm_layer"),
         ),
-        _tokens(6),
+        (*_tokens(6), *invalid_inputs.types_of_torch((2, 5, 6))),
         shape_strategy=token_shape_strategies.attention(),
     ),
     LayerSpec(
@@ -210,6 +202,7 @@ SPECS = (
         ),
         (
             *_tokens(6),
+            *invalid_inputs.types((2, 5, 6)),
             BadInput(
                 InvalidInput.RESIDUAL,
                 (2, 5, 6),
@@ -318,7 +311,10 @@ SPECS = (
         ),
         (
             *invalid_inputs.shapes(6, (4, 5)),
-            *invalid_inputs.types_of_torch((2, 6, 4, 5)),
+            *invalid_inputs.not_floating((2, 6, 4, 5)),
+            BadInput(
+                InvalidInput.DTYPE, torch.zeros(2, 6, 4, 5, dtype=torch.float64), RuntimeError, r"[Dd]ouble.*[Ff]loat\b"
+            ),
             BadInput(InvalidInput.NO_PIXELS, (2, 6, 0, 5), ValueError, r"at least one pixel, got shape \[2, 6, 0, 5\]"),
             BadInput(
                 InvalidInput.CHOICE,

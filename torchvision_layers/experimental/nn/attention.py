@@ -1,5 +1,7 @@
 """Self-attention over tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,7 +122,7 @@ class MultiHeadSelfAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}" + (f", dropout={self.dropout}" if self.dropout else "")
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for key in ("weight", "bias"):  # nn.MultiheadAttention has parameters where this layer has a linear layer
             if f"{prefix}in_proj_{key}" in state_dict:
                 state_dict[f"{prefix}in_proj.{key}"] = state_dict.pop(f"{prefix}in_proj_{key}")

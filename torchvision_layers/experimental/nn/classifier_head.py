@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..._utils.checks import check_bool, check_input, check_int, check_probability, is_tensor
+from ..._utils.checks import check_bool, check_floating, check_input, check_int, check_probability, is_tensor
 from ..._utils.construct import Builder, LayerArgument
 
 __all__ = ["ClassifierHead"]
@@ -69,6 +69,7 @@ class ClassifierHead(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if self.pool is not None:
             check_input(input, 4, self.in_channels, needs_pixels=True)
+            check_floating(input)
             input = self.pool(input).flatten(1)
             self._check_pooled(input)
         else:

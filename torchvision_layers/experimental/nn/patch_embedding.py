@@ -1,5 +1,7 @@
 """Image patches as tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,6 @@ class PatchEmbedding(nn.Module):
         padding: zeros around the image, fewer than ``patch_size``. Default: ``0``.
         bias: whether each channel of a token has a learned bias. Default: ``True``.
         norm_layer: normalizes each token, called with ``embed_dim``; ``None`` for none. Default: ``None``.
-        flatten: ``False`` keeps the grid of patches, :math:`(N, H', W', D)`. Default: ``True``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -56,7 +57,6 @@ class PatchEmbedding(nn.Module):
         padding: int = 0,
         bias: bool = True,
         norm_layer: LayerArgument | None = None,
-        flatten: bool = True,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,7 +70,6 @@ class PatchEmbedding(nn.Module):
         self.padding = check_int("padding", padding, minimum=0)
         if padding >= patch_size:
             raise ValueError(f"padding must be less than patch_size={patch_size}, got {padding}")
-        self.flatten = check_bool("flatten", flatten)
         self.out_channels, self.reduction = embed_dim, self.stride
         self.proj = nn.Conv2d(
             in_channels,
@@ -89,9 +88,7 @@ class PatchEmbedding(nn.Module):
         if is_tensor(input):
             self._check_side("height", input.shape[2])
             self._check_side("width", input.shape[3])
-        grid = self.proj(input)
-        tokens = grid.flatten(2).transpose(1, 2) if self.flatten else grid.permute(0, 2, 3, 1)
-        return self.norm(tokens)
+        return self.norm(self.proj(input).flatten(2).transpose(1, 2))
 
     def _check_side(self, name: str, size: int) -> None:
         """Raises unless each pixel along a side is in a patch."""
@@ -107,13 +104,8 @@ class PatchEmbedding(nn.Module):
                 f"padding={self.padding} cover, got {size}: resize or pad the images"
             )
 
-    def extra_repr(self) -> str:
-        return "" if self.flatten else "flatten=False"
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object
-    ) -> None:  # a convolution in place of this layer has the keys weight and bias
-        for key in ("weight", "bias"):
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for key in ("weight", "bias"):  # a convolution in place of this layer has these keys
             if prefix + key in state_dict:
                 state_dict[f"{prefix}proj.{key}"] = state_dict.pop(prefix + key)
         super()._load_from_state_dict(state_dict, prefix, *args)

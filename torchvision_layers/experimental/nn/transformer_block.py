@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..._utils.checks import check_int, check_number, check_probability, check_same_shape
+from ..._utils.checks import check_dtype, check_int, check_number, check_probability, check_same_shape
 from ..._utils.construct import Builder, LayerArgument
 from ...layers.layer_norm import LayerScale
 from ...layers.mlp import MLP
@@ -106,6 +106,9 @@ class TransformerEncoderBlock(nn.Module):
 
     def forward(self, input: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         check_tokens(input, self.hidden_dim)
+        if not torch.jit.is_scripting():
+            weight = getattr(self.ln_1, "weight", None)
+            check_dtype(input, weight if isinstance(weight, Tensor) else None)  # torch's own error names no dtype
         tokens = self.ln_1(input)
         branch = self.self_attention(tokens) if attn_mask is None else self.self_attention(tokens, attn_mask)
         branch = self.dropout(branch)
