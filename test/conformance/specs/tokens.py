@@ -119,9 +119,9 @@ SPECS = (
             ),
             Sample(
                 "norms without biases",
-                {"embed_dim": 12, "num_heads": 3, "bias": False, "out_bias": False, "qk_norm_layer": nn.LayerNorm},
-                (3, 7, 12),
-                partial(ref.attention, heads=3, qk_norm=True),
+                {"embed_dim": 12, "num_heads": 2, "bias": False, "out_bias": False, "qk_norm_layer": nn.LayerNorm},
+                (3, 5, 12),
+                partial(ref.attention, heads=2, qk_norm=True),
                 reads_mode=True,
                 dynamic_dims=(0, 1),
             ),
@@ -234,9 +234,10 @@ SPECS = (
             Sample(
                 "GEGLU without biases",
                 {"in_channels": 5, "hidden_channels": (7, 3), "activation_layer": nn.GELU, "bias": False},
-                (4, 5),
+                (4, 2, 5),
                 partial(ref.gated_mlp, activation=numpy_reference.gelu),
                 reads_mode=True,
+                dynamic_dims=(0, 1),
             ),
             Sample(
                 "norm and dropout",
@@ -289,7 +290,7 @@ SPECS = (
             Sample(
                 "norm",
                 {"in_channels": 6, "num_classes": 3, "norm_layer": nn.LayerNorm, "bias": False},
-                (2, 6, 4, 5),
+                (4, 6, 2, 3),
                 partial(ref.classifier_head, norm=True),
                 reads_mode=True,
             ),
