@@ -166,17 +166,26 @@ def test_experimental() -> None:
         signatures(enn),
         """\
 CLayerNorm(channels, dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+ClassifierHead(in_channels, num_classes, *, pool_layer=functools.partial(<class
+    'torch.nn.modules.pooling.AdaptiveAvgPool2d'>, 1), norm_layer=None, dropout=0.0, bias=True,
+    device=None, dtype=None)
 CoordConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, with_r=False, device=None, dtype=None)
 Flatten(start_dim=1, end_dim=-1)
 GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
+GatedMLP(in_channels, hidden_channels, norm_layer=None, activation_layer=SiLU, bias=True,
+    dropout=0.0, *, device=None, dtype=None)
 Mish(inplace=False)
+MultiHeadSelfAttention(embed_dim, num_heads, dropout=0.0, bias=True, *, out_bias=True,
+    qk_norm_layer=None, device=None, dtype=None)
 MultiHeadedSpatialAttention(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
     groups=1, bias=True, *, device=None, dtype=None)
 PFLayerNorm(dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
 RepConv(in_channels, out_channels, kernel_size=3, stride=1, dilation=1, groups=1,
     padding_mode='zeros', *, branches=1, pointwise=True, identity=True, norm_layer=BatchNorm2d,
     activation_layer=ReLU, se_layer=None, device=None, dtype=None)
+PatchEmbedding(in_channels, embed_dim, patch_size, *, stride=None, padding=0, bias=True,
+    norm_layer=None, device=None, dtype=None)
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
 SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
@@ -185,6 +194,10 @@ Swish(inplace=False)
 UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
     stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
     conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, device=None, dtype=None)
+TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_dropout=0.0,
+    norm_layer=functools.partial(<class 'torch.nn.modules.normalization.LayerNorm'>, eps=1e-06), *,
+    attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None, stochastic_depth=0.0,
+    device=None, dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
     )

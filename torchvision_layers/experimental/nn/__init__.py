@@ -3,27 +3,37 @@
 from torch.nn import Flatten, Mish
 from torch.nn import SiLU as Swish
 
+from .attention import MultiHeadSelfAttention
+from .classifier_head import ClassifierHead
 from .coord_conv import CoordConv2d
+from .gated_mlp import GatedMLP
 from .global_response_norm import GlobalResponseNorm
 from .layer_norm import CLayerNorm, PFLayerNorm
+from .patch_embedding import PatchEmbedding
 from .rep_conv import RepConv
 from .se_block import SEBlock
 from .spatial_attention import MultiHeadedSpatialAttention
+from .transformer_block import TransformerEncoderBlock
 from .universal_inverted_bottleneck import UniversalInvertedBottleneck
 from .weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = [
     "CLayerNorm",
+    "ClassifierHead",
     "CoordConv2d",
     "Flatten",
+    "GatedMLP",
     "GlobalResponseNorm",
     "Mish",
+    "MultiHeadSelfAttention",
     "MultiHeadedSpatialAttention",
     "PFLayerNorm",
+    "PatchEmbedding",
     "RepConv",
     "SEBlock",
     "SWSConv2d",
     "Swish",
+    "TransformerEncoderBlock",
     "UniversalInvertedBottleneck",
     "WSConv2d",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..._utils.folded_forms import join_branches
+from ..._utils.inputs import takes_one_input
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import lacks
@@ -153,7 +154,9 @@ def pt2e_io(case: Case) -> None:
     assert_copies_are_equal(model, quantized.quantize(case.layer(), [3 * x[:4]], engine="pt2e"), x)
 
     program = io.BytesIO()
-    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=case.dynamic_shapes), program)
+    # The graph of a forward with several arguments takes any number of them.
+    shapes = case.dynamic_shapes if takes_one_input(case.layer()) else (case.dynamic_shapes,)
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=shapes), program)
     program.seek(0)
     loaded = torch.export.load(program).module()
     for input in (x, case.other_input(7)):
