@@ -28,6 +28,8 @@ from . import (
     staged_bottlenecks,
     staged_convs,
     staged_norms,
+    staged_positions,
+    staged_windows,
     tokens,
 )
 
@@ -47,6 +49,8 @@ FAMILIES = (
     staged_bottlenecks,
     staged_convs,
     staged_norms,
+    staged_positions,
+    staged_windows,
     tokens,
 )
 
