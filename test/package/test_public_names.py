@@ -165,12 +165,19 @@ def test_experimental() -> None:
     assert_expected_inline(
         signatures(enn),
         """\
+ASPP(in_channels, atrous_rates, out_channels=256, *, norm_layer=BatchNorm2d, activation_layer=ReLU,
+    dropout=0.5, device=None, dtype=None)
 CLayerNorm(channels, dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
 ClassifierHead(in_channels, num_classes, *, pool_layer=functools.partial(<class
     'torch.nn.modules.pooling.AdaptiveAvgPool2d'>, 1), norm_layer=None, dropout=0.0, bias=True,
     device=None, dtype=None)
+CSPBlock(in_channels, out_channels, block=BasicBlock, *, depth=1, aggregates=False,
+    hidden_channels=None, norm_layer=BatchNorm2d, activation_layer=SiLU, device=None, dtype=None)
+Concatenation(dim=1)
 CoordConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, with_r=False, device=None, dtype=None)
+FeaturePyramid(in_channels_list, out_channels, extra_blocks=None, norm_layer=None, *, device=None,
+    dtype=None)
 Flatten(start_dim=1, end_dim=-1)
 GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
 GatedMLP(in_channels, hidden_channels, norm_layer=None, activation_layer=SiLU, bias=True,
@@ -186,7 +193,11 @@ RepConv(in_channels, out_channels, kernel_size=3, stride=1, dilation=1, groups=1
     activation_layer=ReLU, se_layer=None, device=None, dtype=None)
 PatchEmbedding(in_channels, embed_dim, patch_size, *, stride=None, padding=0, bias=True,
     norm_layer=None, device=None, dtype=None)
+PathAggregation(channels, levels, *, norm_layer=None, activation_layer=ReLU, device=None,
+    dtype=None)
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
+SPPF(in_channels, out_channels, kernel_size=5, *, pools=3, hidden_channels=None,
+    norm_layer=BatchNorm2d, activation_layer=SiLU, device=None, dtype=None)
 SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
     dtype=None)
@@ -198,6 +209,8 @@ TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_d
     norm_layer=functools.partial(<class 'torch.nn.modules.normalization.LayerNorm'>, eps=1e-06), *,
     attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None, stochastic_depth=0.0,
     device=None, dtype=None)
+UpBlock(in_channels, skip_channels, out_channels, *, up_layer=None, mode='nearest',
+    norm_layer=BatchNorm2d, activation_layer=ReLU, device=None, dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
     )

@@ -44,7 +44,7 @@ class Case:
 
     def fresh(self) -> nn.Module:
         """The layer as its constructor leaves it, in the mode of the variant. A lazy layer is materialized."""
-        layer = self.spec.cls(**self.kwargs())
+        layer = self.sample.adapt(self.spec.cls(**self.kwargs()))
         if any(is_lazy(tensor) for tensor in [*layer.parameters(), *layer.buffers()]):
             with torch.no_grad():
                 layer.eval()(torch.zeros(self.sample.shape))  # in eval mode, so that statistics do not count it

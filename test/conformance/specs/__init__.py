@@ -2,19 +2,6 @@
 
 from torchvision_layers.testing import LayerSpec, Sample
 
-    attention,
-    conv,
-    convnext,
-    inverted,
-    lazy,
-    linear,
-    norms,
-    plain,
-    residual,
-    staged_bottlenecks,
-    staged_convs,
-    staged_norms,
-)
 from . import (
     attention,
     conv,
@@ -27,6 +14,7 @@ from . import (
     residual,
     staged_bottlenecks,
     staged_convs,
+    staged_necks,
     staged_norms,
     staged_positions,
     staged_windows,
@@ -48,6 +36,7 @@ FAMILIES = (
     plain,
     staged_bottlenecks,
     staged_convs,
+    staged_necks,
     staged_norms,
     staged_positions,
     staged_windows,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.tracing import check_items
 from ..layers.observed import Addition, Concatenation, Multiplication
 from ..report_row import Int8Support
 from .first_run import WEIGHTED, Arguments
@@ -96,6 +97,7 @@ _SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
 _VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
 #: Questions about a tensor.
 _QUERIES: set[Target] = {
+    check_items,
     torch.numel,
     "dim",
     "is_contiguous",

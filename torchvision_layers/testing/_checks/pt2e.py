@@ -74,7 +74,11 @@ NOTHING_TO_QUANTIZE = NotApplicable("has no convolution and no linear layer", _h
 COMPUTED_WEIGHT = NotApplicable(
     "computes the weight of a convolution, which must be folded before quantization", _computes_weights
 )
-_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
+TRANSPOSED = NotApplicable(
+    "has a transposed convolution, which torchao does not quantize",
+    lambda case: any(isinstance(module, nn.modules.conv._ConvTransposeNd) for module in case.fresh().modules()),
+)
+_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT, TRANSPOSED)
 
 
 @PerLayerCache
