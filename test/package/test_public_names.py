@@ -92,7 +92,8 @@ MLP(in_channels, hidden_channels, norm_layer=None, activation_layer=ReLU, inplac
 Permute(dims, *, device=None, dtype=None)
 SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
     device=None, dtype=None)
-StochasticDepth(p, mode, *, device=None, dtype=None)""",
+StochasticDepth(p, mode, *, device=None, dtype=None)
+replace(model, old, new, *, inplace=False)""",
     )
 
 
