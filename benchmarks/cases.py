@@ -236,6 +236,24 @@ def layer_norm(layer: type[tnn.LayerNorm2d], shape: Sequence[int]) -> Candidates
     return {"torchvision": Candidate(with_weights_of(ours, peer)), "ours": Candidate(ours)}
 
 
+def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: float) -> Candidates:
+    """Training with stochastic depth whose dropped rows are not computed."""
+    ours = layer(shape[1], layer_scale=1.0, stochastic_depth=rate, kept_rows_only=True)
+    peer = convnext.CNBlock(shape[1], 1.0, rate)
+    candidates = {
+        "torchvision": Candidate(with_weights_of(ours, peer)),
+        "ours": Candidate(ours),
+        "all rows": Candidate(with_weights_of(ours, layer(shape[1], layer_scale=1.0, stochastic_depth=rate))),
+    }
+    if importlib.util.find_spec("timm"):
+        from timm.models.convnext import ConvNeXtBlock
+
+        timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
+        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        candidates["timm"] = Candidate(timm)
+    return candidates
+
+
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
@@ -259,4 +277,6 @@ CASES = [
     Case(tnn.FrozenBatchNorm2d, EARLY, frozen_batch_norm, Target(1.0, 0.7)),
     Case(tnn.MLP, (8, 196, 256), mlp, Target(1.0, 0.98)),
     Case(tnn.LayerNorm2d, EARLY, layer_norm),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 0.7), {"rate": 0.5}),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 1.02), {"rate": 0.1}),
 ]

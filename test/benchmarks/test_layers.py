@@ -87,6 +87,14 @@ def layer_norm(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
     return output * w["weight"].view(-1, 1, 1) + w["bias"].view(-1, 1, 1)
 
 
+def convnext_block(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = F.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+    y = (y * w["block.2.weight"] + w["block.2.bias"]) @ w["block.3.weight"].T + w["block.3.bias"]
+    y = y * (1 + torch.erf(y / math.sqrt(2))) / 2 @ w["block.5.weight"].T + w["block.5.bias"]
+    return x + w["layer_scale"] * y.permute(0, 3, 1, 2)
+
+
 FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "WSConv2d": standardized_conv,
     "SWSConv2d": standardized_conv,
@@ -101,6 +109,7 @@ FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "FrozenBatchNorm2d": frozen_batch_norm,
     "MLP": mlp,
     "LayerNorm2d": layer_norm,
+    "ConvNeXtBlock": convnext_block,
 }
 
 
