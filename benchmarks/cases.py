@@ -323,6 +323,24 @@ def universal_inverted_bottleneck(
     return candidates
 
 
+def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: float) -> Candidates:
+    """Training with stochastic depth whose dropped rows are not computed."""
+    ours = layer(shape[1], layer_scale=1.0, stochastic_depth=rate, kept_rows_only=True)
+    peer = convnext.CNBlock(shape[1], 1.0, rate)
+    candidates = {
+        "torchvision": Candidate(with_weights_of(ours, peer)),
+        "ours": Candidate(ours),
+        "all rows": Candidate(with_weights_of(ours, layer(shape[1], layer_scale=1.0, stochastic_depth=rate))),
+    }
+    if importlib.util.find_spec("timm"):
+        from timm.models.convnext import ConvNeXtBlock
+
+        timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
+        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        candidates["timm"] = Candidate(timm)
+    return candidates
+
+
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
@@ -357,4 +375,6 @@ CASES = [
         {"start": 3, "middle": 5},
     ),
     Case(tnn.LayerNorm2d, EARLY, layer_norm),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 0.7), {"rate": 0.5}),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 1.02), {"rate": 0.1}),
 ]

@@ -111,6 +111,14 @@ def universal_inverted_bottleneck(x: Tensor, w: Weights, ours: nn.Module) -> Ten
     return x + normalized_conv(y, w["block.project.0.weight"])
 
 
+def convnext_block(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = F.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+    y = (y * w["block.2.weight"] + w["block.2.bias"]) @ w["block.3.weight"].T + w["block.3.bias"]
+    y = y * (1 + torch.erf(y / math.sqrt(2))) / 2 @ w["block.5.weight"].T + w["block.5.bias"]
+    return x + w["layer_scale"] * y.permute(0, 3, 1, 2)
+
+
 FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "WSConv2d": standardized_conv,
     "SWSConv2d": standardized_conv,
@@ -128,6 +136,7 @@ FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "RepConv": rep_conv,
     "GlobalResponseNorm": global_response_norm,
     "UniversalInvertedBottleneck": universal_inverted_bottleneck,
+    "ConvNeXtBlock": convnext_block,
 }
 
 

@@ -48,10 +48,10 @@ def test_nn() -> None:
         """\
 BasicBlock(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
     norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
-    stochastic_depth=0.0, device=None, dtype=None)
+    stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
 Bottleneck(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
     norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
-    stochastic_depth=0.0, device=None, dtype=None)
+    stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
 Conv1dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm1d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv1d, device=None, dtype=None)
@@ -62,6 +62,7 @@ Conv3dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, 
     conv_layer=Conv3d, device=None, dtype=None)
 ConvNeXtBlock(dim, *, kernel_size=7, expansion=4, layer_scale=1e-06, stochastic_depth=0.0,
     norm_layer=None, activation_layer=GELU, hidden_norm_layer=None, conv_layer=Conv2d, device=None,
+    kept_rows_only=False, norm_layer=None, activation_layer=GELU, conv_layer=Conv2d, device=None,
     dtype=None)
 ConvNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
@@ -72,10 +73,10 @@ DepthwiseSeparableConv(in_channels, out_channels, kernel_size=3, stride=1, paddi
 FrozenBatchNorm2d(num_features, eps=1e-05, *, device=None, dtype=None)
 FusedMBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=4,
     norm_layer=BatchNorm2d, activation_layer=SiLU, *, conv_layer=Conv2d, stochastic_depth=0.0,
-    device=None, dtype=None)
+    kept_rows_only=False, device=None, dtype=None)
 InvertedResidual(inp, oup, stride, expand_ratio, norm_layer=None, *, kernel_size=3, dilation=1,
-    activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0, device=None,
-    dtype=None)
+    activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0,
+    kept_rows_only=False, device=None, dtype=None)
 LayerNorm2d(num_channels, eps=1e-06, elementwise_affine=True, *, device=None, dtype=None)
 LayerScale(dim, init_value=1e-06, channels_dim=1, *, device=None, dtype=None)
 LazyConvNormAct(out_channels, kernel_size=3, stride=1, padding=None, groups=1,
@@ -87,13 +88,14 @@ LinearDropoutAct(in_features, out_features, bias=True, dropout=0.0, activation_l
     inplace=None, *, norm_layer=None, device=None, dtype=None)
 MBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=6, norm_layer=BatchNorm2d,
     activation_layer=SiLU, *, se_layer=SqueezeExcitation, conv_layer=Conv2d, stochastic_depth=0.0,
-    device=None, dtype=None)
+    kept_rows_only=False, device=None, dtype=None)
 MLP(in_channels, hidden_channels, norm_layer=None, activation_layer=ReLU, inplace=None, bias=True,
     dropout=0.0, *, device=None, dtype=None)
 Permute(dims, *, device=None, dtype=None)
 SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
     device=None, dtype=None)
-StochasticDepth(p, mode, *, device=None, dtype=None)""",
+StochasticDepth(p, mode, *, kept_rows_only=False, device=None, dtype=None)
+replace(model, old, new, *, inplace=False)""",
     )
 
 

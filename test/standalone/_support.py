@@ -64,6 +64,7 @@ SLOW_MODELS = {
     *("mobilenet_v2_half", "mobilenet_v3_large", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
     *("se_resnet18", "wide_resnet50_2"),
 }
+LAYERS = [name for name in tnn.__all__ if isinstance(getattr(tnn, name), type)]
 LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None and spec.name in tnn.__all__}
 
 
