@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
-from ._not_applicable import lacks
+from ._not_applicable import CPU_ONLY, lacks
 from ._quantization import (
     WEIGHTED,
     assert_close,
@@ -72,7 +72,7 @@ NOTHING_TO_QUANTIZE = NotApplicable("has no convolution and no linear layer", _h
 COMPUTED_WEIGHT = NotApplicable(
     "computes the weight of a convolution, which must be folded before quantization", _computes_weights
 )
-_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
+_NOT_APPLICABLE = (CPU_ONLY, NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
 
 
 @PerLayerCache
