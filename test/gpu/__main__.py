@@ -9,6 +9,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
+#: Tests of other folders that take the device.
+RUNS = FOLDER.parent / "references" / "test_interruptions.py"
+OTHER_TESTS = [f"{RUNS}::{name}" for name in ("test_kill_while_writing", "test_kill_of_a_compiled_run")]
+
 #: Packages without which the tests cannot be collected. Others are optional: their tests are skipped.
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "pytest", "hypothesis")
 
@@ -31,7 +35,7 @@ def main(arguments: list[str]) -> int:
     print(f"test-gpu: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     # Other versions of CUDA, cuDNN and Triton have warnings of their own.
     options = ["--device", "cuda", "--write-matrix", "-p", "no:cacheprovider", "-W", "default"]
-    return int(pytest.main([str(FOLDER), *options, *arguments]))
+    return int(pytest.main([str(FOLDER), *OTHER_TESTS, *options, *arguments]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .__main__ import FOLDER, main
+from .__main__ import FOLDER, OTHER_TESTS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,11 @@ def test_with_a_gpu_it_runs_this_folder(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["-k", "fold"]) == 1
     ((folder, *options),) = calls
     assert folder == str(FOLDER)
-    assert options[:2] == ["--device", "cuda"]
+    assert options[: len(OTHER_TESTS)] == OTHER_TESTS
+    for test in OTHER_TESTS:
+        file, name = test.split("::")
+        assert f"def {name}(" in Path(file).read_text(encoding="utf-8")
+    assert options[len(OTHER_TESTS) :][:2] == ["--device", "cuda"]
     assert options[-2:] == ["-k", "fold"]
     assert capsys.readouterr().out == f"test-gpu: A GPU, torch {torch.__version__}\n"
 
