@@ -14,7 +14,7 @@ from ..._utils.folded_forms import join_branches
 from ..._utils.inputs import takes_one_input
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
-from ._not_applicable import lacks
+from ._not_applicable import CPU_ONLY, lacks
 from ._quantization import (
     WEIGHTED,
     assert_close,
@@ -78,7 +78,7 @@ TRANSPOSED = NotApplicable(
     "has a transposed convolution, which torchao does not quantize",
     lambda case: any(isinstance(module, nn.modules.conv._ConvTransposeNd) for module in case.fresh().modules()),
 )
-_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT, TRANSPOSED)
+_NOT_APPLICABLE = (CPU_ONLY, NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT, TRANSPOSED)
 
 
 @PerLayerCache
