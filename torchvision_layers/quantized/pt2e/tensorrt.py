@@ -84,6 +84,8 @@ class _Placing:
 
     def _place(self, node: fx.Node) -> Placement | None:
         """The placement of a node without a weight, if only int8 reads its result."""
+        if not _is_float(node):
+            return None
         if is_call(node, ADDITIONS | PRODUCTS):
             terms = self._tensors(node)
             if len(terms) < 2 or self._activated(node) is not None:
@@ -97,7 +99,7 @@ class _Placing:
         if is_call(node, MAX_POOLS):
             return Placement((node.args[0],), has_one_scale=True, rounds_output=_is_read(node))  # type: ignore[arg-type]
         if is_call(node, AVERAGES) or _is_global_mean(node):
-            return Placement(self._tensors(node), rounds_output=_is_read(node))
+            return Placement((node.args[0],), rounds_output=_is_read(node))  # type: ignore[arg-type]
         return None
 
     def _tensors(self, node: fx.Node) -> tuple[fx.Node, ...]:
