@@ -55,7 +55,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     _remove_traces(model)
     _name_axes(model, signature)
     add_size_checks(model.graph, rules_to_check(program, subject), inputs)
-    rewrite(model)
+    rewrite(model, has_integer_biases=subject.backend != "tensorrt")
     _duplicate_zero_points(model)
     model.metadata_props.add(key=NAME, value=metadata)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)

@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .._subject import Subject
+from torch import nn
+
+from .._subject import Subject, int8_engine
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
 from . import aoti, executorch, lowered, onnx, pt2, torchscript
@@ -44,6 +46,8 @@ class Format:
     #: The default backend of int8 models, and whether it is the only one.
     backend: str = "x86"
     is_backend_fixed: bool = False
+    #: Backends whose int8 models it would run in float.
+    float_backends: tuple[str, ...] = ()
     #: Whether int8 runs on other kernels than the model's, which may round differently.
     has_int8_kernels: bool = False
     is_suffix_required: bool = False
@@ -59,7 +63,8 @@ class Format:
         """Whether it supports float models, for ``engine=None``, or int8 models of an engine and a backend."""
         if engine is None:
             return self.supports_float
-        return engine == self.engine and (backend == self.backend or not self.is_backend_fixed)
+        is_supported = backend == self.backend if self.is_backend_fixed else backend not in self.float_backends
+        return engine == self.engine and is_supported
 
     def tolerance(self, subject: Subject) -> float:
         """The largest difference that rounding can cause, relative to the largest output."""
@@ -123,6 +128,7 @@ FORMATS = {
             aoti.serialize,
             aoti.deserialize,
             engine="pt2e",
+            float_backends=("tensorrt", "xnnpack"),
             has_int8_kernels=True,
             is_suffix_required=True,  # by the loader of torch
             marker="data/aotinductor/",
@@ -163,6 +169,7 @@ LOWERED = replace(
     serialize=lowered.serialize,
     deserialize=lowered.deserialize,
     restrict=lowered.restrict,
+    float_backends=("tensorrt", "xnnpack"),
     has_int8_kernels=True,
     marker=lowered.MARKER,
 )
@@ -201,9 +208,9 @@ def format_of(content: bytes, path: Path) -> Format:
     raise ValueError(f"{path} was not written by deploy.export: it matches none of the formats {', '.join(FORMATS)}")
 
 
-def check_support(format: Format, subject: Subject) -> None:
+def check_support(format: Format, model: nn.Module) -> None:
     """Errors: ``TypeError`` for a model that ``format`` does not support; ``ValueError`` for one that is too large."""
-    engine, backend = subject.engine, subject.backend
+    engine, backend = int8_engine(model)
     if not format.supports(engine, backend):
         kind = "float" if engine is None else f"int8 of engine={engine!r} and backend={backend!r}"
         others = [repr(other.name) for other in FORMATS.values() if other.supports(engine, backend)]
@@ -212,8 +219,9 @@ def check_support(format: Format, subject: Subject) -> None:
             remedy += (
                 f", or call quantized.quantize(model, batches, engine={format.engine!r}, backend={format.backend!r})"
             )
-        raise TypeError(f"format={format.name!r} does not support a model that is {kind}: {remedy}")
-    size = sum(tensor.nbytes for tensor in (*subject.model.parameters(), *subject.model.buffers()))
+        name = f"format={format.name!r}{' with lowered=True' if format is LOWERED else ''}"
+        raise TypeError(f"{name} does not support a model that is {kind}: {remedy}")
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if format.max_weight_bytes is not None and size > format.max_weight_bytes:
         raise ValueError(
             f"format={format.name!r} holds at most {format.max_weight_bytes / 1e9:.1f} GB of weights, model has "
