@@ -331,6 +331,7 @@ norm.weight (8,)
 norm.bias (8,)
 fc.weight (3, 8)
 fc.bias (3,)""",
+    )
 
 
 @golden(enn.Concatenation)
