@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_float32, check_shape
+from .._utils.checks import check_float32, check_int, check_shape
 from .._utils.inputs import Inputs
 from .._utils.structure import map_tensors
 from ._metadata import parse
@@ -79,15 +79,23 @@ def _is_empty(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and len(tensor) == 0
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path, *, threads: int | None = None) -> Loaded:
     """The model in a file of :func:`export`; the name of the file does not matter.
 
     The checksum of the file is verified before anything else in it is read. This finds damage, not malice: the guide to
     deployment describes what each format can do when it is loaded.
 
+    Args:
+        path: the file.
+        threads: for runtimes with threads of their own, those of ONNX and OpenVINO, how many to use. Default: ``None``,
+            as many as torch uses now.
+
     Errors: ``FileNotFoundError`` if there is no file; ``ValueError`` for a file that is cut off, altered, made for
-    another processor, or not written by :func:`export`; ``ImportError`` if its format needs a missing package.
+    another processor, or not written by :func:`export`, and for ``threads`` if the file runs on the threads of torch;
+    ``ImportError`` if its format needs a missing package.
     """
+    if threads is not None:
+        check_int("threads", threads)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
@@ -97,7 +105,7 @@ def load(path: str | Path) -> Loaded:
         content = read_verified(path)
         format = format_of(content, path)
         format.require(format.reader_packages)
-        call, text = format.deserialize(content, path)
+        call, text = format.read(content, path, threads)
         metadata = parse(text, path)
     except (ImportError, OSError):
         raise
