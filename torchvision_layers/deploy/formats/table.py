@@ -1,6 +1,6 @@
 """The table of file formats, and the lookups in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +39,7 @@ class Format:
     #: The bytes of a file without checksum, for a model and its metadata, and those of the files beside it.
     serialize: Callable[[Subject, str], bytes | tuple[bytes, ...]]
     #: The model in the bytes of a file, and its metadata; the path is for error messages and for the files beside it.
-    #: With ``has_threads``, it also takes the number of threads.
+    #: With ``has_threads``, it also takes the number of threads, and with ``has_providers``, those.
     deserialize: Callable[..., tuple[Callable[..., Any], str]]
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
@@ -56,6 +56,8 @@ class Format:
     beside: tuple[str, ...] = ()
     #: Whether its runtime has threads of its own.
     has_threads: bool = False
+    #: Whether its runtime has providers, which run operators on other devices.
+    has_providers: bool = False
     max_weight_bytes: int | None = None
     #: How the names of the records of a zip file begin by which the format is recognized.
     marker: str = ""
@@ -77,19 +79,26 @@ class Format:
             return _FLOAT_TOLERANCE
         return _INT8_KERNEL_TOLERANCE if self.has_int8_kernels else _INT8_GRAPH_TOLERANCE[subject.engine]
 
-    def read(self, content: bytes, path: Path, threads: int | None = None) -> tuple[Callable[..., Any], str]:
+    def read(
+        self, content: bytes, path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
+    ) -> tuple[Callable[..., Any], str]:
         """The model in a file, and its metadata.
 
-        Errors: ``ValueError`` for ``threads`` if the format runs on the threads of torch.
+        Errors: ``ValueError`` for ``threads`` if the format runs on the threads of torch, and for ``providers`` if its
+        runtime has none.
         """
-        if threads is None:
-            return self.deserialize(content, path)
-        if not self.has_threads:
+        if providers is not None and not self.has_providers:
+            names = [format.name for format in FORMATS.values() if format.has_providers]
+            raise ValueError(
+                f"providers must be None for {path} in format {self.name!r}: they are for {' and '.join(names)}"
+            )
+        if threads is not None and not self.has_threads:
             raise ValueError(
                 f"threads must be None for {path} in format {self.name!r}, which runs on the threads of torch: call "
                 f"torch.set_num_threads({threads})"
             )
-        return self.deserialize(content, path, threads)
+        options = {"threads": threads, "providers": providers}
+        return self.deserialize(content, path, **{name: value for name, value in options.items() if value is not None})
 
     def require(self, packages: Iterable[str]) -> None:
         """Errors: ``ImportError`` if one of ``packages`` is not installed."""
@@ -111,6 +120,7 @@ _ONNX = Format(
     reader_packages=("onnxruntime",),
     install='pip install "torchvision_layers[onnx]"',
     has_threads=True,
+    has_providers=True,
 )
 
 FORMATS = {
