@@ -1,6 +1,6 @@
 """The table of file formats, and the lookups in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from .._subject import Subject, int8_engine
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
-from . import aoti, executorch, lowered, onnx, pt2, torchscript
+from . import aoti, executorch, lowered, onnx, openvino, pt2, torchscript
 
 __all__ = ["FORMATS", "LOWERED", "Format", "check_support", "default_format", "find_format", "format_of"]
 
@@ -36,10 +36,11 @@ class Format:
     container: Container
     #: Adds the program of a model, and fixes the sizes that a file for it cannot leave variable.
     restrict: Callable[[Subject], Subject]
-    #: The bytes of a file without checksum, for a model and its metadata.
-    serialize: Callable[[Subject, str], bytes]
-    #: The model in the bytes of a file, and its metadata; the path is for error messages.
-    deserialize: Callable[[bytes, Path], tuple[Callable[..., Any], str]]
+    #: The bytes of a file without checksum, for a model and its metadata, and those of the files beside it.
+    serialize: Callable[[Subject, str], bytes | tuple[bytes, ...]]
+    #: The model in the bytes of a file, and its metadata; the path is for error messages and for the files beside it.
+    #: With ``has_threads``, it also takes the number of threads, and with ``has_providers``, those.
+    deserialize: Callable[..., tuple[Callable[..., Any], str]]
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
     engine: str | None = None
@@ -51,6 +52,12 @@ class Format:
     #: Whether int8 runs on other kernels than the model's, which may round differently.
     has_int8_kernels: bool = False
     is_suffix_required: bool = False
+    #: The suffixes of further files beside the first.
+    beside: tuple[str, ...] = ()
+    #: Whether its runtime has threads of its own.
+    has_threads: bool = False
+    #: Whether its runtime has providers, which run operators on other devices.
+    has_providers: bool = False
     max_weight_bytes: int | None = None
     #: How the names of the records of a zip file begin by which the format is recognized.
     marker: str = ""
@@ -72,6 +79,27 @@ class Format:
             return _FLOAT_TOLERANCE
         return _INT8_KERNEL_TOLERANCE if self.has_int8_kernels else _INT8_GRAPH_TOLERANCE[subject.engine]
 
+    def read(
+        self, content: bytes, path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
+    ) -> tuple[Callable[..., Any], str]:
+        """The model in a file, and its metadata.
+
+        Errors: ``ValueError`` for ``threads`` if the format runs on the threads of torch, and for ``providers`` if its
+        runtime has none.
+        """
+        if providers is not None and not self.has_providers:
+            names = [format.name for format in FORMATS.values() if format.has_providers]
+            raise ValueError(
+                f"providers must be None for {path} in format {self.name!r}: they are for {' and '.join(names)}"
+            )
+        if threads is not None and not self.has_threads:
+            raise ValueError(
+                f"threads must be None for {path} in format {self.name!r}, which runs on the threads of torch: call "
+                f"torch.set_num_threads({threads})"
+            )
+        options = {"threads": threads, "providers": providers}
+        return self.deserialize(content, path, **{name: value for name, value in options.items() if value is not None})
+
     def require(self, packages: Iterable[str]) -> None:
         """Errors: ``ImportError`` if one of ``packages`` is not installed."""
         for package in packages:
@@ -91,6 +119,8 @@ _ONNX = Format(
     writer_packages=("onnx", "onnxscript"),
     reader_packages=("onnxruntime",),
     install='pip install "torchvision_layers[onnx]"',
+    has_threads=True,
+    has_providers=True,
 )
 
 FORMATS = {
@@ -142,6 +172,25 @@ FORMATS = {
             engine="pt2e",
             backend="onnxruntime",
             has_int8_kernels=True,
+        ),
+        Format(
+            "openvino",
+            ".xml",
+            "float or int8, in two files: the weights in .bin. Loads with OpenVINO.",
+            Container.XML,
+            onnx.restrict,
+            openvino.serialize,
+            openvino.deserialize,
+            engine="pt2e",
+            backend="onnxruntime",
+            has_int8_kernels=True,
+            is_suffix_required=True,
+            beside=(openvino.WEIGHTS,),
+            has_threads=True,
+            max_weight_bytes=onnx.MAX_WEIGHT_BYTES,
+            writer_packages=("onnx", "onnxscript"),
+            reader_packages=("openvino",),
+            install='pip install "torchvision_layers[openvino]"',
         ),
         Format(
             "executorch",
