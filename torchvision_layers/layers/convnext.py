@@ -141,7 +141,9 @@ class ConvNeXtBlock(nn.Module):
         return self._scale(self.block(input))
 
     def _scale(self, branch: Tensor) -> Tensor:
-        return branch if self.layer_scale is None else self.layer_scale * branch
+        if self.layer_scale is None:  # TorchScript skips a branch of a statement, not of an expression
+            return branch
+        return self.layer_scale * branch
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         check_same_shape("the output of conv_layer", branch, skip, "the input")
