@@ -60,8 +60,8 @@ DRAWINGS: dict[str, Drawing] = {
     ),
     "PatchEmbedding": Drawing(
         draw_patches,
-        "The number of patches that contain each pixel of an 8×8 image. With patches of 4×4 and stride 4 each pixel is in "
-        "one of 4 patches; with stride 2 the pixels in the corners are in one of 9 patches, others in two or four.",
+        "The number of patches that contain each pixel of an 8×8 image. With patches of 4×4 and stride 4, each pixel "
+        "is in one of 4 patches; with stride 2, pixels in the corners are in one of 9 patches, others in two or four.",
     ),
     "MultiHeadSelfAttention": Drawing(
         draw_self_attention,

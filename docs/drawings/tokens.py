@@ -72,7 +72,9 @@ def draw_patches() -> Sheet:
         for i in range(0, side, 4):  # the patches of the first panel, and some of those of the second
             for j in range(0, side, 4):
                 x, y = left + j * cell, 42 + i * cell
-                sheet.line([(x, y), (x + 4 * cell, y), (x + 4 * cell, y + 4 * cell), (x, y + 4 * cell), (x, y)], width=3)
+                sheet.line(
+                    [(x, y), (x + 4 * cell, y), (x + 4 * cell, y + 4 * cell), (x, y + 4 * cell), (x, y)], width=3
+                )
         sheet.words(left + side * cell / 2, side * cell + 64, f"{tokens.shape[1]} tokens")
     return sheet
 

@@ -105,7 +105,9 @@ fc2.bias (32,)""",
 
 @golden(enn.PatchEmbedding)
 def test_patch_embedding() -> None:
-    assert_expected_inline(described(enn.PatchEmbedding(3, 8, 4, norm_layer=nn.LayerNorm)), """\
+    assert_expected_inline(
+        described(enn.PatchEmbedding(3, 8, 4, norm_layer=nn.LayerNorm)),
+        """\
 PatchEmbedding(
   (proj): Conv2d(3, 8, kernel_size=(4, 4), stride=(4, 4))
   (norm): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
@@ -113,12 +115,15 @@ PatchEmbedding(
 proj.weight (8, 3, 4, 4)
 proj.bias (8,)
 norm.weight (8,)
-norm.bias (8,)""")
+norm.bias (8,)""",
+    )
 
 
 @golden(enn.MultiHeadSelfAttention)
 def test_multi_head_self_attention() -> None:
-    assert_expected_inline(described(enn.MultiHeadSelfAttention(8, 2, 0.1, qk_norm_layer=nn.RMSNorm)), """\
+    assert_expected_inline(
+        described(enn.MultiHeadSelfAttention(8, 2, 0.1, qk_norm_layer=nn.RMSNorm)),
+        """\
 MultiHeadSelfAttention(
   8, num_heads=2, dropout=0.1
   (in_proj): Linear(in_features=8, out_features=24, bias=True)
@@ -131,12 +136,15 @@ in_proj.bias (24,)
 q_norm.weight (4,)
 k_norm.weight (4,)
 out_proj.weight (8, 8)
-out_proj.bias (8,)""")
+out_proj.bias (8,)""",
+    )
 
 
 @golden(enn.TransformerEncoderBlock)
 def test_transformer_encoder_block() -> None:
-    assert_expected_inline(described(enn.TransformerEncoderBlock(2, 8, 16, layer_scale=1e-5)), """\
+    assert_expected_inline(
+        described(enn.TransformerEncoderBlock(2, 8, 16, layer_scale=1e-5)),
+        """\
 TransformerEncoderBlock(
   (ln_1): LayerNorm((8,), eps=1e-06, elementwise_affine=True)
   (self_attention): MultiHeadSelfAttention(
@@ -171,12 +179,15 @@ mlp.0.bias (16,)
 mlp.3.weight (8, 16)
 mlp.3.bias (8,)
 layer_scale_1.weight (8,)
-layer_scale_2.weight (8,)""")
+layer_scale_2.weight (8,)""",
+    )
 
 
 @golden(enn.GatedMLP)
 def test_gated_mlp() -> None:
-    assert_expected_inline(described(enn.GatedMLP(4, [8, 6])), """\
+    assert_expected_inline(
+        described(enn.GatedMLP(4, [8, 6])),
+        """\
 GatedMLP(
   (fc1): Linear(in_features=4, out_features=16, bias=True)
   (activation): SiLU()
@@ -187,12 +198,15 @@ GatedMLP(
 fc1.weight (16, 4)
 fc1.bias (16,)
 fc2.weight (6, 8)
-fc2.bias (6,)""")
+fc2.bias (6,)""",
+    )
 
 
 @golden(enn.ClassifierHead)
 def test_classifier_head() -> None:
-    assert_expected_inline(described(enn.ClassifierHead(8, 3, norm_layer=nn.LayerNorm)), """\
+    assert_expected_inline(
+        described(enn.ClassifierHead(8, 3, norm_layer=nn.LayerNorm)),
+        """\
 ClassifierHead(
   (pool): AdaptiveAvgPool2d(output_size=1)
   (norm): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
@@ -202,4 +216,5 @@ ClassifierHead(
 norm.weight (8,)
 norm.bias (8,)
 fc.weight (3, 8)
-fc.bias (3,)""")
+fc.bias (3,)""",
+    )

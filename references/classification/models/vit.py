@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 @torch.fx.wrap  # stays one node in a traced graph, so that the choice between sizes survives
 def resampled(embedding: Tensor, grid: int, rows: int, columns: int) -> Tensor:
     """The position embedding for another grid of patches; that of the class token stays."""
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript would compile a condition joined by "and"
         if not torch.compiler.is_compiling() and rows == grid and columns == grid:
             return embedding
     # A graph for all sizes has no branch. Resampling to the same size changes nothing.

@@ -138,7 +138,10 @@ SPECS = (
         (
             *invalid_inputs.channels("embed_dim", "num_heads"),
             BadArguments(
-                InvalidInput.HEADS, {"num_heads": 4}, ValueError, "embed_dim must be divisible by num_heads, got 6 and 4"
+                InvalidInput.HEADS,
+                {"num_heads": 4},
+                ValueError,
+                "embed_dim must be divisible by num_heads, got 6 and 4",
             ),
             *invalid_inputs.probability("dropout"),
             *_flags("bias", "out_bias"),
@@ -284,9 +287,7 @@ SPECS = (
     LayerSpec(
         enn.ClassifierHead,
         (
-            Sample(
-                "default", {"in_channels": 6, "num_classes": 3}, (2, 6, 4, 5), ref.classifier_head, reads_mode=True
-            ),
+            Sample("default", {"in_channels": 6, "num_classes": 3}, (2, 6, 4, 5), ref.classifier_head, reads_mode=True),
             Sample(
                 "norm",
                 {"in_channels": 6, "num_classes": 3, "norm_layer": nn.LayerNorm, "bias": False},
@@ -321,7 +322,7 @@ SPECS = (
                 InvalidInput.CHOICE,
                 (2, 6, 4, 5),
                 ValueError,
-                "pool_layer must return one value for each of 6 channels, got 120 values",
+                "pool_layer must return one value for each of 6 channels, got 120",
                 {"pool_layer": nn.Identity},
             ),
             BadInput(
