@@ -14,6 +14,7 @@ from .diagrams import draw_fusing, draw_packages
 from .figures import draw_activations, draw_attention_window, draw_coordinates
 from .staged import draw_rep_conv, draw_responses
 from .svg import Sheet
+from .tokens import draw_classifier_head, draw_encoder_block, draw_gated_mlp, draw_patches, draw_self_attention
 
 __all__ = ["DRAWINGS", "Drawing"]
 
@@ -58,6 +59,30 @@ DRAWINGS: dict[str, Drawing] = {
         draw_coordinates,
         "The added channels on an image of 5×5: i ranges from -1 in the first row to 1 in the last, j from -1 in the "
         "first column to 1 in the last, r is 0 in the centre and 1.4 in the corners.",
+    ),
+    "PatchEmbedding": Drawing(
+        draw_patches,
+        "The number of patches that contain each pixel of an 8×8 image. With patches of 4×4 and stride 4, each pixel "
+        "is in one of 4 patches; with stride 2, pixels in the corners are in one of 9 patches, others in two or four.",
+    ),
+    "MultiHeadSelfAttention": Drawing(
+        draw_self_attention,
+        "MultiHeadSelfAttention of 192 channels with 3 heads: a linear layer to 576 features, which are split into "
+        "query, key and value, each of 3 heads with 64 channels; scaled dot product attention; a linear layer to 192.",
+    ),
+    "TransformerEncoderBlock": Drawing(
+        draw_encoder_block,
+        "TransformerEncoderBlock of 192 channels: layer norm and self-attention with 3 heads, added to the input; "
+        "then layer norm and an MLP from 192 to 768 and back with GELU, added to that sum.",
+    ),
+    "GatedMLP": Drawing(
+        draw_gated_mlp,
+        "GatedMLP of 192 channels: a linear layer to 1,024 features; the first 512 pass through SiLU and multiply the "
+        "other 512; a linear layer back to 192.",
+    ),
+    "ClassifierHead": Drawing(
+        draw_classifier_head,
+        "ClassifierHead of 192 channels and 10 classes: a global average pool, layer norm, dropout, a linear layer.",
     ),
     "BasicBlock": Drawing(
         _block(partial(tnn.BasicBlock, 64, 128, stride=2)),

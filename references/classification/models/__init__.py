@@ -17,6 +17,7 @@ from . import (
     repvgg,
     resnet,
     sasa_resnet,
+    vit,
 )
 
 __all__ = ["MODELS", "build_model"]
@@ -50,6 +51,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
+    "vit_b_16": vit.vit_b_16,
+    "vit_b_32": vit.vit_b_32,
+    "vit_tiny": vit.vit_tiny,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 

@@ -322,7 +322,7 @@ SPECS = (
                 InvalidInput.CHOICE,
                 (2, 6, 4, 5),
                 ValueError,
-                "pool_layer must return one value for each of 6 channels, got 120 values",
+                "pool_layer must return one value for each of 6 channels, got 120",
                 {"pool_layer": nn.Identity},
             ),
             BadInput(

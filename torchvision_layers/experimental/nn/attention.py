@@ -92,7 +92,7 @@ class MultiHeadSelfAttention(nn.Module):
         check_tokens(input, self.embed_dim)
         if attn_mask is not None:
             self._check_mask(input, attn_mask)
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript would compile a condition joined by "and"
             if attn_mask is None and self._runs_native_kernel(input):
                 return native_attention(input, self.num_heads, self.in_proj, self.out_proj)
         # Tokens first, as in nn.MultiheadAttention, because the order of rows changes the rounding of products.

@@ -10,6 +10,8 @@ from ..._utils.construct import Builder, LayerArgument
 
 __all__ = ["ClassifierHead"]
 
+_GLOBAL_AVERAGE = partial(nn.AdaptiveAvgPool2d, 1)
+
 
 class ClassifierHead(nn.Module):
     r"""Global pooling, normalization, dropout and a linear classifier: :math:`y = W d(n(\mathrm{pool}(x))) + b`.
@@ -48,7 +50,7 @@ class ClassifierHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        pool_layer: LayerArgument | None = partial(nn.AdaptiveAvgPool2d, 1),
+        pool_layer: LayerArgument | None = _GLOBAL_AVERAGE,
         norm_layer: LayerArgument | None = None,
         dropout: float = 0.0,
         bias: bool = True,
@@ -79,5 +81,5 @@ class ClassifierHead(nn.Module):
     def _check_pooled(self, vector: Tensor) -> None:
         if is_tensor(vector) and vector.shape[1] != self.in_channels:
             raise ValueError(
-                f"pool_layer must return one value for each of {self.in_channels} channels, got {vector.shape[1]} values"
+                f"pool_layer must return one value for each of {self.in_channels} channels, got {vector.shape[1]}"
             )

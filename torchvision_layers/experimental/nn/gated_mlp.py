@@ -13,7 +13,7 @@ __all__ = ["GatedMLP"]
 
 
 class GatedMLP(nn.Module):
-    r"""Two linear layers, the first of which gives a value and its gate: :math:`y = W_2 (a(W x) \odot V x)`.
+    r"""A linear layer for values and their gates, and another for the products: :math:`y = W_2 (a(W x) \odot V x)`.
 
     From `GLU Variants Improve Transformer <https://arxiv.org/abs/2002.05202>`_ (eq. 5 and 6): SwiGLU with
     ``activation_layer=nn.SiLU``, GEGLU with ``nn.GELU``, and its other variants with ``nn.Sigmoid``, ``nn.ReLU`` and

@@ -36,8 +36,8 @@ class PatchEmbedding(nn.Module):
     ``ValueError`` for a number out of range, or an image with another number of dimensions or channels or with rows or
     columns that belong to no patch: without overlap, height and width must be multiples of ``patch_size``.
 
-    Shape: input :math:`(N, C, H, W)`, output :math:`(N, L, D)`, where :math:`D` is ``embed_dim`` and
-    :math:`L = H' W'` with :math:`H' = \lfloor (H + 2\,\text{padding} - \text{patch\_size}) / \text{stride} \rfloor + 1`.
+    Shape: input :math:`(N, C, H, W)`, output :math:`(N, H' W', D)`, where :math:`D` is ``embed_dim`` and
+    :math:`H' = \lfloor (H + 2\,\text{padding} - \text{patch\_size}) / \text{stride} \rfloor + 1`.
 
     Examples::
 

@@ -32,10 +32,10 @@ class TransformerEncoderBlock(nn.Module):
         mlp_dim: features of the hidden layer of the MLP.
         dropout: probability of zeroing a value of the attention's output or in the MLP, in [0, 1]. Default: ``0.0``.
         attention_dropout: probability of zeroing an attention weight, in [0, 1]. Default: ``0.0``.
-        norm_layer: normalizes each token, called with ``hidden_dim``; ``None`` for none. Default: ``nn.LayerNorm`` with
-            ``eps=1e-6``.
-        attention_layer: called with ``hidden_dim``, ``num_heads`` and, if above 0, ``dropout=attention_dropout``. Default:
-            :class:`MultiHeadSelfAttention`.
+        norm_layer: normalizes each token, called with ``hidden_dim``. Default: ``None``, ``nn.LayerNorm`` with
+            ``eps=1e-6`` as in torchvision.
+        attention_layer: called with ``hidden_dim``, ``num_heads`` and, if above 0, ``dropout=attention_dropout``.
+            Default: :class:`MultiHeadSelfAttention`.
         mlp_layer: called like :class:`~torchvision_layers.nn.MLP`, with ``hidden_dim``, ``[mlp_dim, hidden_dim]`` and,
             if above 0, ``dropout``; :class:`GatedMLP` is another choice. Default: ``None``, an ``MLP`` with GELU.
         layer_scale: initial value of the learned scale of each channel of both branches; ``None`` for no scale.
@@ -44,10 +44,11 @@ class TransformerEncoderBlock(nn.Module):
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    The call takes an optional ``attn_mask``, which the attention layer receives. A layer argument is a constructor, or a
-    module that is copied. Errors: ``TypeError`` for an argument of the wrong type or a norm over another dimension than
-    the last; ``ValueError`` for a number out of range, ``num_heads`` that do not divide ``hidden_dim``, an input with
-    another number of dimensions or channels, or a branch whose output has another shape than its input.
+    The call takes an optional ``attn_mask``, which the attention layer receives. A layer argument is a constructor, or
+    a module that is copied. Errors: ``TypeError`` for an argument of the wrong type, a norm over another dimension than
+    the last, or an input of another dtype than the norm's; ``ValueError`` for a number out of range, ``num_heads`` that
+    do not divide ``hidden_dim``, an input with another number of dimensions or channels, or a branch whose output has
+    another shape than its input.
 
     Shape: input and output are both :math:`(N, L, C)`, where :math:`C` is ``hidden_dim``.
 
@@ -65,7 +66,7 @@ class TransformerEncoderBlock(nn.Module):
         mlp_dim: int,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        norm_layer: LayerArgument | None = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: LayerArgument | None = None,
         *,
         attention_layer: LayerArgument = MultiHeadSelfAttention,
         mlp_layer: LayerArgument | None = None,
@@ -85,6 +86,7 @@ class TransformerEncoderBlock(nn.Module):
         check_probability("stochastic_depth", stochastic_depth)
         self.out_channels, self.reduction = hidden_dim, 1
         build = Builder(device, dtype)
+        norm_layer = partial(nn.LayerNorm, eps=1e-6) if norm_layer is None else norm_layer
         self.ln_1 = build_token_norm(build, "norm_layer", norm_layer, hidden_dim)
         self.self_attention = build.module(
             "attention_layer", attention_layer, hidden_dim, num_heads, **_above_zero(attention_dropout)
