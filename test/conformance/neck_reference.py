@@ -107,7 +107,7 @@ def transposed_conv(x: Array, weight: Array, bias: Array) -> Array:
 def up_block(
     x: Array, weights: Weights, training: bool, *, in_channels: int, up: str = "transposed", norm: str = "batch"
 ) -> Array:
-    """arXiv 1505.04597, figure 1, with padding; the first channels at half the size are the input, the others the skip."""
+    """arXiv 1505.04597, figure 1, with padding, on the first channels at half the size; the others are the skip."""
     weights = below(weights, "layer.")
     skip, x = x[:, in_channels:], x[:, :in_channels, ::2, ::2]
     if up == "transposed":

@@ -18,6 +18,7 @@ from .weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = [
     "ASPP",
+    "SPPF",
     "CLayerNorm",
     "CSPBlock",
     "Concatenation",
@@ -29,7 +30,6 @@ __all__ = [
     "PFLayerNorm",
     "PathAggregation",
     "SEBlock",
-    "SPPF",
     "SWSConv2d",
     "Swish",
     "UpBlock",
