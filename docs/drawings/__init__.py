@@ -99,12 +99,12 @@ DRAWINGS: dict[str, Drawing] = {
     ),
     "Concatenation": Drawing(
         _flow(enn.Concatenation, ("first", "second", "third"), call=lambda layer, a, b, c: layer([a, b, c])),
-        "Three tensors side by side in one.",
+        "Concatenation: three tensors side by side in one output.",
     ),
     "ASPP": Drawing(
         _flow(partial(enn.ASPP, 960, (12, 24, 36))),
-        "ASPP of 960 to 256 channels: the input goes through a 1×1 convolution, three 3×3 convolutions with dilations "
-        "12, 24 and 36, and the mean of the image with a 1×1 convolution; their outputs are concatenated, and a 1×1 "
+        "ASPP of 960 to 256 channels: a 1×1 convolution, three 3×3 convolutions with dilations 12, 24 and 36, and a 1×1 "
+        "convolution of the mean of the image, all of the same input; their outputs are concatenated, and a 1×1 "
         "convolution with batch norm, ReLU and dropout follows.",
     ),
     "UpBlock": Drawing(
@@ -123,8 +123,8 @@ DRAWINGS: dict[str, Drawing] = {
     ),
     "CSPBlock": Drawing(
         _flow(partial(enn.CSPBlock, 64, 64, depth=2, aggregates=True)),
-        "CSPBlock of 64 channels that aggregates: a 1×1 convolution gives two halves, one of which goes through two "
-        "basic blocks; both halves and the outputs of both blocks are concatenated, and a 1×1 convolution follows.",
+        "CSPBlock of 64 channels that aggregates: a 1×1 convolution gives two halves; two basic blocks follow on one "
+        "of them; both halves and the outputs of both blocks are concatenated, and a 1×1 convolution follows.",
     ),
     "FeaturePyramid": Drawing(
         _flow(

@@ -46,7 +46,7 @@ def draw_flow(
         layer: the layer.
         inputs: names of its inputs, at most three.
         outputs: names of its outputs.
-        call: calls the layer with three tensors, of which it takes the first ones.
+        call: calls the layer with the first of three tensors.
     """
     graph = _Tracer().trace(_Calls(layer.eval(), call))
     modules = dict(_Calls(layer, call).named_modules())

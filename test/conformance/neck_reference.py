@@ -40,7 +40,7 @@ def bilinear(x: Array, rows: int, columns: int) -> Array:
 
 
 def concatenation(x: Array, weights: Weights, training: bool, *, dim: int = 1) -> Array:
-    """Of the input and its double."""
+    """The input beside its double."""
     out = np.empty([2 * size if axis == dim % x.ndim else size for axis, size in enumerate(x.shape)])
     first, second = (np.moveaxis(out, dim, 0)[half] for half in (slice(x.shape[dim]), slice(x.shape[dim], None)))
     first[...], second[...] = np.moveaxis(x, dim, 0), 2 * np.moveaxis(x, dim, 0)
