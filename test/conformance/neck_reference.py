@@ -40,7 +40,7 @@ def bilinear(x: Array, rows: int, columns: int) -> Array:
 
 
 def concatenation(x: Array, weights: Weights, training: bool, *, dim: int = 1) -> Array:
-    """Of the input and its double."""
+    """The input beside its double."""
     out = np.empty([2 * size if axis == dim % x.ndim else size for axis, size in enumerate(x.shape)])
     first, second = (np.moveaxis(out, dim, 0)[half] for half in (slice(x.shape[dim]), slice(x.shape[dim], None)))
     first[...], second[...] = np.moveaxis(x, dim, 0), 2 * np.moveaxis(x, dim, 0)
@@ -107,7 +107,7 @@ def transposed_conv(x: Array, weight: Array, bias: Array) -> Array:
 def up_block(
     x: Array, weights: Weights, training: bool, *, in_channels: int, up: str = "transposed", norm: str = "batch"
 ) -> Array:
-    """arXiv 1505.04597, figure 1, with padding; the first channels at half the size are the input, the others the skip."""
+    """arXiv 1505.04597, figure 1, with padding, on the first channels at half the size; the others are the skip."""
     weights = below(weights, "layer.")
     skip, x = x[:, in_channels:], x[:, :in_channels, ::2, ::2]
     if up == "transposed":

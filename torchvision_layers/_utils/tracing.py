@@ -3,6 +3,7 @@
 import copy
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ __all__ = [
 
 
 #: The class of a container of tensors, and its keys or indices.
-Container = tuple[type, tuple[Any, ...]]
+Container = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: Returns how a ``forward`` uses the modules below it.
 Trace = Callable[[nn.Module], ForwardTrace]
@@ -71,8 +72,13 @@ class _ShallowTracer(torch.fx.Tracer):
             return argument
         kind, keys = self.containers[str(argument.node.target)]
         self.create_proxy("call_function", check_items, (argument.node.target, argument, list(keys)), {})
-        items = [argument[key] for key in keys]
-        return kind(zip(keys, items, strict=True)) if issubclass(kind, dict) else kind(items)
+        items = [self.create_proxy("call_function", operator.getitem, (argument, key), {}) for key in keys]
+        return kind(zip(keys, items, strict=True) if kind in (dict, OrderedDict) else items)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is OrderedDict:  # a graph would return a dict
+            return self.create_node("call_function", OrderedDict, (super().create_arg(list(a.items())),), {})
+        return super().create_arg(a)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> torch.fx.Node:
         if kind.startswith("call"):

@@ -44,9 +44,8 @@ def level_names(input: Levels) -> list[str]:
     """The names of the levels; numbers if they have none."""
     if isinstance(input, list):
         return [str(i) for i in range(len(input))]
-    if not torch.jit.is_scripting():
-        if isinstance(input, tuple):
-            return [str(i) for i in range(len(input))]
+    if not torch.jit.is_scripting() and isinstance(input, tuple):
+        return [str(i) for i in range(len(input))]
     return list(input.keys())
 
 

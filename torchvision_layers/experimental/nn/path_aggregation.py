@@ -1,7 +1,7 @@
 """Path aggregation network."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..._utils.checks import check_int
 from ..._utils.construct import LayerArgument
@@ -75,6 +75,6 @@ class PathAggregation(nn.Module):
     def forward(self, input: Levels) -> Levels:
         levels = check_levels(input, self.in_channels)
         outputs = levels[:1]
-        for i, (down, fuse) in enumerate(zip(self.down, self.fuse)):
+        for i, (down, fuse) in enumerate(zip(self.down, self.fuse)):  # noqa: B905  # TorchScript has no strict=
             outputs.append(fuse(levels[i + 1] + resize(down(outputs[i]), levels[i + 1])))
         return with_names(input, level_names(input), outputs)

@@ -15,8 +15,8 @@ class UpBlock(nn.Module):
     r"""Upsampling, concatenation with a skip, two 3×3 convolutions: :math:`y = c_2(c_1([s, u(x)]))`.
 
     From `U-Net <https://arxiv.org/abs/1505.04597>`_ (figure 1), with padding, so that the output has the size of the
-    skip :math:`s`. The input is interpolated to that size, which need not be the double: an image of 15 rows has 7 after
-    pooling. For a transposed convolution before that, which neither engine computes in int8, pass
+    skip :math:`s`. The input is interpolated to that size, which need not be the double: an image of 15 rows has 7
+    after pooling. For a transposed convolution before that, which neither engine computes in int8, pass
     ``up_layer=partial(nn.ConvTranspose2d, kernel_size=2, stride=2)``.
 
     Args:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -168,8 +169,8 @@ def _is_query(node: torch.fx.Node) -> bool:
 
 
 def _is_container(target: Target) -> bool:
-    """Whether ``target`` is the class of a named tuple or dataclass, which holds tensors as they are."""
-    return isinstance(target, type) and (issubclass(target, tuple) or dataclasses.is_dataclass(target))
+    """Whether ``target`` is the class of an object that holds tensors as they are."""
+    return isinstance(target, type) and (issubclass(target, (OrderedDict, tuple)) or dataclasses.is_dataclass(target))
 
 
 def _name(node: torch.fx.Node) -> str:
