@@ -6,6 +6,7 @@ from torch import nn
 
 from . import (
     convnext,
+    densenet,
     efficientnet,
     efficientnet_lite,
     mobilenet,
@@ -14,12 +15,14 @@ from . import (
     nf_resnet,
     resnet,
     sasa_resnet,
+    shufflenet,
 )
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
+    "densenet121": densenet.densenet121,
     "efficientnet_b0": efficientnet.efficientnet_b0,
     "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
     "efficientnet_lite1": efficientnet_lite.efficientnet_lite1,
@@ -43,6 +46,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
+    "shufflenet_v2_x1_0": shufflenet.shufflenet_v2_x1_0,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 
