@@ -15,6 +15,7 @@ NARROW, SHALLOW = {"width_mult": 0.25}, {"width_mult": 0.125, "depth_mult": 0.25
 SIZES: dict[str, dict[str, float]] = {
     "convnext_tiny": {"width_mult": 0.125, "depth_mult": 1 / 3},
     "convnextv2_atto": {"width_mult": 0.25, "depth_mult": 1 / 3},
+    "densenet121": {"width_mult": 0.25, "depth_mult": 0.25},
     "efficientnet_b0": {"width_mult": 0.25, "depth_mult": 0.5},
     "efficientnet_lite0": {"width_mult": 0.25, "depth_mult": 0.5},
     "mobilenet_v1": {"width_mult": 0.25, "depth_mult": 0.5},
@@ -29,6 +30,7 @@ SIZES: dict[str, dict[str, float]] = {
     "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels per head
     "resnet50_gn_ws": SHALLOW,
     "se_resnet50": SHALLOW,
+    "shufflenet_v2_x1_0": {"width_mult": 0.25, "depth_mult": 0.25},
     "vit_tiny": {"width_mult": 0.25, "depth_mult": 0.25},
 }
 # These differ only in depth, channels or groups from the models above or from torchvision's.
