@@ -1,12 +1,14 @@
 """The layer benchmark on a GPU, as far as it runs without one: on meta, and with stand-ins for ``torch.cuda``."""
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +20,7 @@ from .test_layers import BENCHMARKS, cases, layers, measure
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    devices = importlib.import_module("devices")
+    devices, throughput = (importlib.import_module(name) for name in ("devices", "throughput"))
 CUDA, META = torch.device("cuda", 1), torch.device("meta")
 
 
@@ -192,3 +194,44 @@ def test_conditions_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     conditions = devices.conditions(CUDA)
     assert (conditions["GPU"], conditions["clocks before"]) == ("A GPU", "fast")
     assert devices.conditions(torch.device("cpu")) == {}
+
+
+def test_images_per_second(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiny(name: str, device: torch.device) -> dict[str, nn.Module]:
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000)
+        return {peer: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *head) for peer in ("ours", "timm")}
+
+    monkeypatch.setattr(throughput, "build", tiny)
+    monkeypatch.setattr(
+        throughput, "interleave", lambda calls, rounds, timer: {n: [timed(c)] for n, c in calls.items()}
+    )
+    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    options = [
+        "--only",
+        "mobilenet_v3_large",
+        "--batch-size",
+        "2",
+        "--image-size",
+        "32",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    throughput.main(options)
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = tuned
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "mobilenet_v3_large, eager: ours 4 / 4; timm 4 / 4"
+    (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert row["images per second"] == {peer: [4, 4] for peer in ("ours", "timm")}
+
+
+def timed(call: Callable[[], object]) -> float:
+    call()
+    return 0.5
+
+
+@pytest.mark.parametrize("name", throughput.NAMES)
+def test_the_models_have_equal_sizes(name: str) -> None:
+    sizes = {peer: sum(p.numel() for p in model.parameters()) for peer, model in throughput.build(name, META).items()}
+    assert sizes["ours"] == sizes["torchvision"]
+    assert sizes.get("timm", sizes["ours"]) == pytest.approx(sizes["ours"], rel=0.01)
