@@ -207,10 +207,10 @@ ShapeExample
 Status
 Tier
 XFail
-cases_of(spec, check)
+cases_of(spec, check, device='cpu')
 check(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
-    per_layer=False, ignored_warnings=())
+    per_layer=False, reads_values=True, ignored_warnings=())
 check_layer(cls, samples, *, bad_arguments=(), bad_inputs=(), twin=None, geometries=None,
-    expected_failures=None, rows=None, slow=False, raise_on_error=True)
+    expected_failures=None, rows=None, slow=False, device='cpu', raise_on_error=True)
 run_case(check, case)""",
     )
