@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-gpu fuzz table docs upstream bench bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
+.PHONY: demo test test-all test-gpu fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
 
 # Without the weights and photographs, the demo leaves out its third part.
 demo: .venv/demo.stamp
@@ -54,6 +54,10 @@ upstream: .venv/test.stamp
 # Times the layers relative to their peers. More rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
+
+# Times the layers on a GPU, with the Python of test-gpu, and installs nothing.
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/layers.py --device cuda $(BENCH)
 
 # Times int8 models relative to torchvision's.
 bench-int8: .venv/bench.stamp

@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -70,6 +71,17 @@ class Formula(nn.Module):
         return self.function(input)
 
 
+class Scaling(nn.Module):
+    """Multiplies each channel of each image by a factor."""
+
+    def __init__(self, images: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(images, channels, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale
+
+
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization that always stays in eval mode."""
 
@@ -85,8 +97,9 @@ class ConcatenatedCoordConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         images, _, rows, columns = input.shape
-        i = torch.linspace(-1, 1, rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
-        j = torch.linspace(-1, 1, columns).expand(images, 1, rows, columns)
+        line = partial(torch.linspace, -1, 1, device=input.device, dtype=input.dtype)
+        i = line(rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
+        j = line(columns).expand(images, 1, rows, columns)
         return super().forward(torch.cat([input, i, j], 1))
 
 
@@ -183,9 +196,7 @@ def squeeze_excitation(layer: type[tnn.SqueezeExcitation], shape: Sequence[int])
     channels, squeeze = shape[1], shape[1] // 16
     ours = layer(channels) if layer is enn.SEBlock else layer(channels, squeeze)
     activation = type(ours.activation)
-    scale = nn.Parameter(torch.rand(shape[0], channels, 1, 1))
-    product = Formula(lambda x: x * scale, nn.ParameterList([scale]))
-    candidates = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
+    candidates = {"x · scale": Candidate(Scaling(shape[0], channels), is_equal=False), "ours": Candidate(ours)}
     peer = torchvision.ops.SqueezeExcitation(channels, squeeze, activation)
     candidates["torchvision"] = Candidate(with_weights_of(ours, peer))
     if timm := timm_layers():

@@ -145,8 +145,8 @@ DRAWINGS: dict[str, Drawing] = {
     ),
     "ASPP": Drawing(
         _flow(partial(enn.ASPP, 960, (12, 24, 36))),
-        "ASPP of 960 to 256 channels: a 1×1 convolution, three 3×3 convolutions with dilations 12, 24 and 36, and a 1×1 "
-        "convolution of the mean of the image, all of the same input; their outputs are concatenated, and a 1×1 "
+        "ASPP of 960 to 256 channels: a 1×1 convolution, three 3×3 convolutions with dilations 12, 24 and 36, and a "
+        "1×1 convolution of the mean of the image, all of the same input; their outputs are concatenated, and a 1×1 "
         "convolution with batch norm, ReLU and dropout follows.",
     ),
     "UpBlock": Drawing(

