@@ -18,6 +18,9 @@ OLDEST_TORCH = {
     "experimental/test_spatial_attention.py::test_an_exported_program_accepts_sizes_of_every_remainder[{'stride': 2": (
         "the exported program requires more pixels before its last blocks than sizes of any remainder have"
     ),
+    "deploy/lowering/test_networks.py::test_torchvision[shufflenet_v2_x0_5": (
+        "torch.export of this version accepts the max pool for sizes of one remainder only, which is refused by name"
+    ),
     "quantized/pt2e/test_quantize.py::test_equal_to_torchao_workflow": "torchao leaves the model in float",
     "quantized/pt2e/test_report.py::test_torchao_workflow_fails_on_reused_relu": "torchao leaves the model in float",
 }
