@@ -212,7 +212,7 @@ class RepConv(nn.Module):
 
 
 def _scale_and_shift(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies each channel by and then adds, in float64.
+    """The factor and the term that a norm applies to each channel, in float64.
 
     The norm is run, because many classes compute this.
 
