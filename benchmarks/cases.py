@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -70,6 +71,17 @@ class Formula(nn.Module):
         return self.function(input)
 
 
+class Scaling(nn.Module):
+    """Multiplies each channel of each image by a factor."""
+
+    def __init__(self, images: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(images, channels, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale
+
+
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization that always stays in eval mode."""
 
@@ -85,8 +97,9 @@ class ConcatenatedCoordConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         images, _, rows, columns = input.shape
-        i = torch.linspace(-1, 1, rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
-        j = torch.linspace(-1, 1, columns).expand(images, 1, rows, columns)
+        line = partial(torch.linspace, -1, 1, device=input.device, dtype=input.dtype)
+        i = line(rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
+        j = line(columns).expand(images, 1, rows, columns)
         return super().forward(torch.cat([input, i, j], 1))
 
 
@@ -183,9 +196,7 @@ def squeeze_excitation(layer: type[tnn.SqueezeExcitation], shape: Sequence[int])
     channels, squeeze = shape[1], shape[1] // 16
     ours = layer(channels) if layer is enn.SEBlock else layer(channels, squeeze)
     activation = type(ours.activation)
-    scale = nn.Parameter(torch.rand(shape[0], channels, 1, 1))
-    product = Formula(lambda x: x * scale, nn.ParameterList([scale]))
-    candidates = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
+    candidates = {"x · scale": Candidate(Scaling(shape[0], channels), is_equal=False), "ours": Candidate(ours)}
     peer = torchvision.ops.SqueezeExcitation(channels, squeeze, activation)
     candidates["torchvision"] = Candidate(with_weights_of(ours, peer))
     if timm := timm_layers():
@@ -323,6 +334,24 @@ def universal_inverted_bottleneck(
     return candidates
 
 
+def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: float) -> Candidates:
+    """Training with stochastic depth whose dropped rows are not computed."""
+    ours = layer(shape[1], layer_scale=1.0, stochastic_depth=rate, kept_rows_only=True)
+    peer = convnext.CNBlock(shape[1], 1.0, rate)
+    candidates = {
+        "torchvision": Candidate(with_weights_of(ours, peer)),
+        "ours": Candidate(ours),
+        "all rows": Candidate(with_weights_of(ours, layer(shape[1], layer_scale=1.0, stochastic_depth=rate))),
+    }
+    if importlib.util.find_spec("timm"):
+        from timm.models.convnext import ConvNeXtBlock
+
+        timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
+        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        candidates["timm"] = Candidate(timm)
+    return candidates
+
+
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
@@ -357,4 +386,6 @@ CASES = [
         {"start": 3, "middle": 5},
     ),
     Case(tnn.LayerNorm2d, EARLY, layer_norm),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 0.7), {"rate": 0.5}),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 1.02), {"rate": 0.1}),
 ]

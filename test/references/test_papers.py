@@ -36,6 +36,7 @@ def parameters(model: nn.Module) -> int:
         ("efficientnet_lite2", 1.0, 6.1),
         ("efficientnet_lite3", 1.0, 8.2),
         ("efficientnet_lite4", 1.0, 13.0),
+        ("vit_tiny", 1.0, 5.7),  # table 1 of arXiv 2012.12877 rounds to 5; 5.7 in the README of the authors' code
     ],
 )
 def test_parameters(name: str, width_mult: float, millions: float) -> None:

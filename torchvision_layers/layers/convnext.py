@@ -6,7 +6,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_number, check_odd, check_probability, check_same_shape
+from .._utils.checks import (
+    check_bool,
+    check_input,
+    check_int,
+    check_number,
+    check_odd,
+    check_probability,
+    check_same_shape,
+)
 from .._utils.construct import Builder, LayerArgument
 from .._utils.scaling import scale_outputs
 from .permute import Permute
@@ -28,6 +36,8 @@ class ConvNeXtBlock(nn.Module):
         layer_scale: initial value of the learned scale of each channel of the branch; ``None`` for no scale. Default:
             ``1e-6``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         norm_layer: called with ``dim``; its input is :math:`(N, H, W, C)`. Default: ``None``, ``nn.LayerNorm`` with
             ``eps=1e-6`` as in torchvision.
         activation_layer: activation of the MLP; ``None`` for none. Default: ``nn.GELU``.
@@ -57,6 +67,7 @@ class ConvNeXtBlock(nn.Module):
         expansion: int = 4,
         layer_scale: float | None = 1e-6,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         norm_layer: LayerArgument | None = None,
         activation_layer: LayerArgument | None = nn.GELU,
         hidden_norm_layer: LayerArgument | None = None,
@@ -71,6 +82,7 @@ class ConvNeXtBlock(nn.Module):
         check_probability("stochastic_depth", stochastic_depth)
         if layer_scale is not None:
             check_number("layer_scale", layer_scale)
+        check_bool("kept_rows_only", kept_rows_only)
         build = Builder(device, dtype)
         padding = kernel_size // 2
         layers: list[nn.Module] = [
@@ -101,11 +113,19 @@ class ConvNeXtBlock(nn.Module):
         self.adds_in_place = layer_scale is not None
         if layer_scale is not None:
             self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), float(layer_scale), device=device, dtype=dtype))
-        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        self.stochastic_depth = (
+            StochasticDepth(stochastic_depth, "row", kept_rows_only=kept_rows_only) if stochastic_depth > 0 else None
+        )
+        self.out_channels = dim
+        self.reduction = 1
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.dim)
-        branch = self._scale(self.block(input))
+        if not torch.jit.is_scripting():  # TorchScript cannot pass methods
+            drop = self.stochastic_depth
+            if drop is not None and drop.kept_rows_only:
+                return self._add_skip(drop.run_branch(self._branch, input, [self.block]), input)
+        branch = self._branch(input)
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
         return self._add_skip(branch, input)
@@ -118,6 +138,9 @@ class ConvNeXtBlock(nn.Module):
             scale_outputs(linear, block.layer_scale.flatten())
             block.layer_scale = None
         return block
+
+    def _branch(self, input: Tensor) -> Tensor:
+        return self._scale(self.block(input))
 
     def _scale(self, branch: Tensor) -> Tensor:
         if self.layer_scale is None:  # TorchScript skips a branch of a statement, not of an expression

@@ -6,6 +6,7 @@ from torch import nn
 
 from . import (
     convnext,
+    densenet,
     efficientnet,
     efficientnet_lite,
     mobilenet,
@@ -17,6 +18,8 @@ from . import (
     repvgg,
     resnet,
     sasa_resnet,
+    shufflenet,
+    vit,
 )
 
 __all__ = ["MODELS", "build_model"]
@@ -24,6 +27,7 @@ __all__ = ["MODELS", "build_model"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
     "convnextv2_atto": convnext.convnextv2_atto,
+    "densenet121": densenet.densenet121,
     "efficientnet_b0": efficientnet.efficientnet_b0,
     "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
     "efficientnet_lite1": efficientnet_lite.efficientnet_lite1,
@@ -50,6 +54,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
+    "shufflenet_v2_x1_0": shufflenet.shufflenet_v2_x1_0,
+    "vit_b_16": vit.vit_b_16,
+    "vit_b_32": vit.vit_b_32,
+    "vit_tiny": vit.vit_tiny,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 

@@ -43,6 +43,16 @@ SPECS = (
                 reads_mode=False,
                 islands=(nn.LayerNorm, nn.GELU),
             ),
+            Sample(
+                "kept rows",
+                {"dim": 3, "layer_scale": 0.5, "activation_layer": nn.ReLU}
+                | {"stochastic_depth": 0.4, "kept_rows_only": True},
+                (2, 3, 8, 9),
+                partial(ref.convnext_block, activation=ref.relu),
+                is_random=True,
+                reads_mode=True,
+                islands=(nn.LayerNorm,),
+            ),
         ),
         (
             *invalid_inputs.channels("dim", "expansion"),
@@ -51,7 +61,7 @@ SPECS = (
                 InvalidInput.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
             ),
             BadArguments(InvalidInput.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
-            *invalid_inputs.probability("stochastic_depth"),
+            *invalid_inputs.stochastic_depth(),
             *invalid_inputs.norms(3),
             *invalid_inputs.layers("activation_layer", "conv_layer", "hidden_norm_layer"),
             BadArguments(

@@ -90,6 +90,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
             post_ops = find_post_ops(prepared, calls, traces.__getitem__)
             prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
         preparing.prepare(prepared, settings, prepared.post_ops, is_qat=False, calls=calls)
+        ranges.model = prepared
         prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
@@ -100,7 +101,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         for handle in handles:
             handle.remove()
         correct_biases(means, settings.progress)
-        ranges.apply(prepared)
+        ranges.apply()
     return _convert_(prepared)
 
 

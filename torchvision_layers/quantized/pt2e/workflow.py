@@ -64,6 +64,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     model = joined(model, first, settings.excluded)
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
+        ranges.model = prepared
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         keeps_outputs = shapes == [image.shape for image in images]
@@ -75,7 +76,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
                 with calibrating(model, batch, i):
                     prepared.call(batch)
         correct_biases(prepared.body, means, settings.progress)
-        ranges.apply(prepared)
+        ranges.apply()
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
@@ -87,7 +88,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
     if settings.backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
         raise ValueError(
-            "backend must be x86 or onnxruntime to train with this engine, got 'xnnpack', to calibrate only"
+            "backend must be x86, onnxruntime or tensorrt to train with this engine, got 'xnnpack', to calibrate only"
         )
     model = _float_copy(model).train()
     _check_momentum(model)
