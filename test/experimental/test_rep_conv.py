@@ -154,6 +154,20 @@ def test_tolerance_leaves_joined_convolutions_in_float() -> None:
     assert sorted(rows.values()) == ["float", "int8"]
 
 
+def test_a_layer_whose_parts_are_used_is_not_joined() -> None:
+    class FirstBranch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rep = enn.RepConv(3, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rep.convs[0](x)
+
+    torch.manual_seed(0)
+    model, x = stirred(FirstBranch()), torch.randn(8, 3, 12, 12)
+    assert decibels(model(x), quantized.quantize(model, [x])(x)) >= 30
+
+
 def test_a_folded_that_computes_something_else_is_found() -> None:
     class Wrong(enn.RepConv):
         def folded(self) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Container
 from torch import nn
 
 from .modules import copy_module, has_hooks, replace_module_
+from .plain.model import find_entered
 from .scaling import CONV_AND_LINEAR
 
 __all__ = ["fold_itself", "join_branches"]
@@ -22,8 +23,8 @@ def fold_itself(module: nn.Module, path: str) -> bool:
 def join_branches(model: nn.Module, fixed: Container[str]) -> nn.Module:
     """A copy of ``model`` in eval mode whose parallel convolutions are joined, or ``model`` if it has none.
 
-    A layer is replaced by its ``folded()`` if that has fewer convolutions and linear layers. Layers with hooks, or with
-    a module inside whose path is in ``fixed``, are not replaced.
+    A layer is replaced by its ``folded()`` if that has fewer convolutions and linear layers. Layers with hooks, layers
+    whose parts a ``forward`` above them uses, and those with a module inside whose path is in ``fixed`` stay.
     """
     forms: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -35,6 +36,8 @@ def join_branches(model: nn.Module, fixed: Container[str]) -> nn.Module:
         form = _folded(copy_module(module).eval(), path or "model")
         if _count(form) < _count(module):
             forms[path] = form
+    entered = find_entered(model) if forms else set()  # takes a while
+    forms = {path: form for path, form in forms.items() if model.get_submodule(path) not in entered}
     if not forms:
         return model
     joined = copy_module(model).eval()

@@ -109,6 +109,8 @@ class ConvNeXtBlock(nn.Module):
         layers.append(Permute([0, 3, 1, 2]))
         self.block = nn.Sequential(*layers)
         self.layer_scale: nn.Parameter | None = None
+        # Without the scale the branch is a view, into which TorchScript cannot write if it has gradients.
+        self.adds_in_place = layer_scale is not None
         if layer_scale is not None:
             self.layer_scale = nn.Parameter(torch.full((dim, 1, 1), float(layer_scale), device=device, dtype=dtype))
         self.stochastic_depth = (
@@ -147,5 +149,7 @@ class ConvNeXtBlock(nn.Module):
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         check_same_shape("the output of conv_layer", branch, skip, "the input")
+        if not self.adds_in_place:
+            return branch + skip
         branch += skip
         return branch

@@ -69,10 +69,10 @@ def quantize(
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
-    Parallel convolutions that a layer joins by its method ``folded()``, as
-    :class:`~torchvision_layers.experimental.nn.RepConv` does, become one. Both engines also correct biases for the
-    shift that rounding the weights adds to the mean of each channel. The PT2E
-    engine then corrects them for what rounding the activations adds, on up to four images of the first batch.
+    Parallel convolutions become one if their layer has a method ``folded()`` that joins them, as
+    :class:`~torchvision_layers.experimental.nn.RepConv` has. Both engines also correct biases for the shift that
+    rounding the weights adds to the mean of each channel. The PT2E engine then corrects them for what rounding the
+    activations adds, on up to four images of the first batch.
 
     Args:
         model: float or :func:`quantizable`, fused or not; it is not changed.

@@ -8,7 +8,7 @@ from .activations import plain_activation
 from .keys import hide_name
 from .layers import plain_form
 
-__all__ = ["make_plain_"]
+__all__ = ["find_entered", "make_plain_"]
 
 _STAGED = "torchvision_layers.experimental."
 
@@ -40,7 +40,7 @@ def make_plain_(
         form = plain_activation(module, will_train) or plain_form(module)
         if form is None:
             continue
-        entered = _entered(model) if entered is None else entered
+        entered = find_entered(model) if entered is None else entered
         if module in entered:
             continue
         if isinstance(form, nn.Module):
@@ -66,7 +66,7 @@ def _is_candidate(module: nn.Module, splits_padding: bool) -> bool:
     return not is_known and type(module).forward is not nn.Module.forward
 
 
-def _entered(model: nn.Module) -> set[nn.Module]:
+def find_entered(model: nn.Module) -> set[nn.Module]:
     """Modules whose parts or parameters a ``forward`` above them uses directly."""
     parents = [m for m in model.modules() if m._modules and type(m).forward is not nn.Module.forward]
     return {parent.get_submodule(part) for parent in parents for part in trace_forward(parent).parts}

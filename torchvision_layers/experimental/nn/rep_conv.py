@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -100,14 +100,14 @@ class RepConv(nn.Module):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd to keep height and width, got {kernel_size}")
         self.reduction = check_int("stride", stride)
-        dilation = check_sizes("dilation", dilation, 2)
+        spacing = check_sizes("dilation", dilation, 2)
         self.groups = check_groups(groups, in_channels=in_channels, out_channels=out_channels)
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
         self.padding_mode = padding_mode
         check_int("branches", branches)
         build = Builder(device, dtype)
-        conv = partial(
+        conv: Callable[..., nn.Module] = partial(
             ConvNormAct,
             in_channels,
             out_channels,
@@ -118,9 +118,9 @@ class RepConv(nn.Module):
             device=device,
             dtype=dtype,
         )
-        conv_layer = partial(nn.Conv2d, padding_mode=padding_mode)
+        conv_layer: Callable[..., nn.Module] = partial(nn.Conv2d, padding_mode=padding_mode)  # type: ignore[arg-type]
         self.convs = nn.ModuleList(
-            conv(kernel_size=kernel, dilation=dilation, conv_layer=conv_layer) for _ in range(branches)
+            conv(kernel_size=kernel, dilation=spacing, conv_layer=conv_layer) for _ in range(branches)
         )
         has_pointwise = check_bool("pointwise", pointwise) and kernel != (1, 1)
         self.pointwise = conv(kernel_size=1) if has_pointwise else None
@@ -205,13 +205,14 @@ class RepConv(nn.Module):
     def _branches(self) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
         """Each convolution and its norm."""
         for branch in self.convs if self.pointwise is None else (*self.convs, self.pointwise):
-            conv, norm, *_ = [*branch.children(), nn.Identity()]
+            assert isinstance(branch, nn.Sequential)
+            conv = branch[0]
             assert isinstance(conv, nn.Conv2d)
-            yield conv, norm
+            yield conv, branch[1] if len(branch) > 1 else nn.Identity()
 
 
 def _scale_and_shift(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies each channel by and then adds, in float64.
+    """The factor and the term that a norm applies to each channel, in float64.
 
     The norm is run, because many classes compute this.
 
