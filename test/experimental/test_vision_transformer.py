@@ -97,6 +97,22 @@ def test_masks_of_other_shapes_raise(shape: tuple[int, ...]) -> None:
         layer(torch.randn(3, 7, 24), torch.ones(shape))
 
 
+def test_masks_of_integers_raise() -> None:
+    with pytest.raises(TypeError, match=r"attn_mask must be boolean or floating-point, got torch.int64"):
+        enn.MultiHeadSelfAttention(24, 4)(torch.randn(3, 7, 24), torch.ones(7, 7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_inference_in_other_dtypes_and_layouts(dtype: torch.dtype) -> None:
+    """The kernel for inference gives the values of ``scaled_dot_product_attention``."""
+    layer, x = stirred(enn.MultiHeadSelfAttention(16, 4)).to(dtype), torch.randn(5, 3, 16, dtype=dtype).transpose(0, 1)
+    with torch.no_grad():
+        tolerance = 10 * torch.finfo(dtype).eps
+        torch.testing.assert_close(layer(x), without_kernel(lambda: layer(x)), rtol=tolerance, atol=tolerance)
+        assert layer(x[:0]).shape == (0, 5, 16)
+        assert layer(x[:, :0]).shape == (3, 0, 16)
+
+
 def test_block_passes_the_mask_to_its_attention() -> None:
     block, x = stirred(enn.TransformerEncoderBlock(2, 8, 16)), torch.randn(2, 6, 8)
     causal = torch.ones(6, 6, dtype=torch.bool).tril()
