@@ -14,6 +14,8 @@ from ._support.pairs import fill
 NARROW, SHALLOW = {"width_mult": 0.25}, {"width_mult": 0.125, "depth_mult": 0.25}
 SIZES: dict[str, dict[str, float]] = {
     "convnext_tiny": {"width_mult": 0.125, "depth_mult": 1 / 3},
+    "convnextv2_atto": {"width_mult": 0.25, "depth_mult": 1 / 3},
+    "densenet121": {"width_mult": 0.25, "depth_mult": 0.25},
     "efficientnet_b0": {"width_mult": 0.25, "depth_mult": 0.5},
     "efficientnet_lite0": {"width_mult": 0.25, "depth_mult": 0.5},
     "mobilenet_v1": {"width_mult": 0.25, "depth_mult": 0.5},
@@ -21,10 +23,14 @@ SIZES: dict[str, dict[str, float]] = {
     "mobilenet_v2_coord": {"width_mult": 0.25, "depth_mult": 0.25},
     "mobilenet_v3_large": NARROW,
     "mobilenet_v3_small": NARROW,
+    "mobilenet_v4_conv_small": NARROW,
+    "mobileone_s0": {"width_mult": 0.25, "depth_mult": 0.25},
     "nf_resnet50": SHALLOW,
+    "repvgg_a0": {"width_mult": 0.125, "depth_mult": 0.25},
     "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels per head
     "resnet50_gn_ws": SHALLOW,
     "se_resnet50": SHALLOW,
+    "shufflenet_v2_x1_0": {"width_mult": 0.25, "depth_mult": 0.25},
     "vit_tiny": {"width_mult": 0.25, "depth_mult": 0.25},
 }
 # These differ only in depth, channels or groups from the models above or from torchvision's.
@@ -84,7 +90,8 @@ def test_quantized(name: str, backend: str) -> None:
     model, x = small(name), torch.randn(8, 3, 64, 64)
     int8 = quantized.quantize(fold_unsupported(model), [x], backend=backend)
     rows = [row for row in quantized.report(int8).rows if row.before in ("Conv2d", "Linear")]
-    compute_ops = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    # Folding joins parallel convolutions, as quantize does.
+    compute_ops = [module for module in deploy.fold(model).modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert [row.runs_in for row in rows] == ["int8"] * len(compute_ops)
     assert_close_to_float(int8, model, x)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._support.pairs import SHARED, SMALL, fill, image_size, pair
 
 # Full size; the smallest models have fast tests as well.
-FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18")
+FAST = ("densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x1_0")
 FULL_SIZE = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SHARED]
 SIZES = [(name, True) for name in SHARED] + [pytest.param(name, False, marks=pytest.mark.slow) for name in SHARED]
 # Gradients that are mathematically zero, such as of a scale before a batch norm, are this large because of rounding.
@@ -28,6 +28,7 @@ def test_all_shared_models_are_compared() -> None:
     names = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"}
     names |= {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
     names |= {"vit_b_16", "vit_b_32"}
+    names |= {"densenet121", "shufflenet_v2_x1_0"}
     assert set(SHARED) == names == set(SMALL)
     assert names <= set(torchvision.models.list_models(torchvision.models))
 

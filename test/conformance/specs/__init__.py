@@ -12,8 +12,12 @@ from . import (
     norms,
     plain,
     residual,
+    staged_bottlenecks,
     staged_convs,
+    staged_necks,
     staged_norms,
+    staged_positions,
+    staged_windows,
     tokens,
 )
 
@@ -30,8 +34,12 @@ FAMILIES = (
     convnext,
     norms,
     plain,
+    staged_bottlenecks,
     staged_convs,
+    staged_necks,
     staged_norms,
+    staged_positions,
+    staged_windows,
     tokens,
 )
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..._utils.folded_forms import join_branches
 from ..._utils.inputs import takes_one_input
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
-from ._not_applicable import lacks
+from ._not_applicable import CPU_ONLY, lacks
 from ._quantization import (
     WEIGHTED,
     assert_close,
@@ -73,7 +74,11 @@ NOTHING_TO_QUANTIZE = NotApplicable("has no convolution and no linear layer", _h
 COMPUTED_WEIGHT = NotApplicable(
     "computes the weight of a convolution, which must be folded before quantization", _computes_weights
 )
-_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
+TRANSPOSED = NotApplicable(
+    "has a transposed convolution, which torchao does not quantize",
+    lambda case: any(isinstance(module, nn.modules.conv._ConvTransposeNd) for module in case.fresh().modules()),
+)
+_NOT_APPLICABLE = (CPU_ONLY, NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT, TRANSPOSED)
 
 
 @PerLayerCache
@@ -133,7 +138,7 @@ def pt2e_ptq(case: Case) -> None:
 
     layer, model, batches = _int8(case)
     report = quantized.report(model)
-    _assert_is_int8(layer, model, report)
+    _assert_is_int8(join_branches(layer, ()), model, report)
     bound = _bound(report, model.body.graph)
     x = torch.cat(batches)
     assert_close(model(x), layer(x), bound, "to float")
