@@ -264,6 +264,27 @@ def test_stochastic_depth_drops_branches_of_samples() -> None:
     assert skipped.float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
+def test_kept_rows_only_computes_the_same() -> None:
+    """With the same seed, outputs and gradients equal those of the plain form, and only kept samples are computed."""
+    blocks = [
+        enn.TransformerEncoderBlock(2, 8, 16, stochastic_depth=0.5, kept_rows_only=kept) for kept in (False, True)
+    ]
+    blocks[1].load_state_dict(stirred(blocks[0]).state_dict())
+    x, results, rows = torch.randn(16, 5, 8), [], []
+    blocks[1].mlp.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    for block in blocks:
+        torch.manual_seed(4)
+        output = block.train()(x)
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in block.parameters())])
+    for plain, kept in zip(*results, strict=True):
+        torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-4)
+    assert 0 < rows[0] < 16
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    assert blocks[1](x, causal).shape == x.shape
+    assert rows[1:] == [16]
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, tnn.LayerNorm2d, nn.Identity])
 def test_any_norm(norm: type[nn.Module]) -> None:
     """Except one over another dimension, which raises an error."""
