@@ -97,6 +97,22 @@ def test_masks_of_other_shapes_raise(shape: tuple[int, ...]) -> None:
         layer(torch.randn(3, 7, 24), torch.ones(shape))
 
 
+def test_masks_of_integers_raise() -> None:
+    with pytest.raises(TypeError, match=r"attn_mask must be boolean or floating-point, got torch.int64"):
+        enn.MultiHeadSelfAttention(24, 4)(torch.randn(3, 7, 24), torch.ones(7, 7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_inference_in_other_dtypes_and_layouts(dtype: torch.dtype) -> None:
+    """The kernel for inference gives the values of ``scaled_dot_product_attention``."""
+    layer, x = stirred(enn.MultiHeadSelfAttention(16, 4)).to(dtype), torch.randn(5, 3, 16, dtype=dtype).transpose(0, 1)
+    with torch.no_grad():
+        tolerance = 10 * torch.finfo(dtype).eps
+        torch.testing.assert_close(layer(x), without_kernel(lambda: layer(x)), rtol=tolerance, atol=tolerance)
+        assert layer(x[:0]).shape == (0, 5, 16)
+        assert layer(x[:, :0]).shape == (3, 0, 16)
+
+
 def test_block_passes_the_mask_to_its_attention() -> None:
     block, x = stirred(enn.TransformerEncoderBlock(2, 8, 16)), torch.randn(2, 6, 8)
     causal = torch.ones(6, 6, dtype=torch.bool).tril()
@@ -246,6 +262,27 @@ def test_stochastic_depth_drops_branches_of_samples() -> None:
     with torch.no_grad():
         skipped = (block.train()(x) == x).flatten(1).all(1)
     assert skipped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_kept_rows_only_computes_the_same() -> None:
+    """With the same seed, outputs and gradients equal those of the plain form, and only kept samples are computed."""
+    blocks = [
+        enn.TransformerEncoderBlock(2, 8, 16, stochastic_depth=0.5, kept_rows_only=kept) for kept in (False, True)
+    ]
+    blocks[1].load_state_dict(stirred(blocks[0]).state_dict())
+    x, results, rows = torch.randn(16, 5, 8), [], []
+    blocks[1].mlp.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    for block in blocks:
+        torch.manual_seed(4)
+        output = block.train()(x)
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in block.parameters())])
+    for plain, kept in zip(*results, strict=True):
+        torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-4)
+    assert 0 < rows[0] < 16
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    assert blocks[1](x, causal).shape == x.shape
+    assert rows[1:] == [16]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, tnn.LayerNorm2d, nn.Identity])

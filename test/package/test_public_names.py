@@ -211,7 +211,7 @@ SwinBlock(dim, num_heads, window_size, shift_size=0, *, mlp_ratio=4.0, dropout=0
 Swish(inplace=False)
 TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_dropout=0.0,
     norm_layer=None, *, attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None,
-    stochastic_depth=0.0, device=None, dtype=None)
+    stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
 UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
     stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
     conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, kept_rows_only=False, device=None,

@@ -195,6 +195,7 @@ SPECS = (
                 for name in ("dropout", "attention_dropout", "stochastic_depth")
                 for bad in invalid_inputs.probability(name)
             ),
+            *_flags("kept_rows_only"),
             *invalid_inputs.norms(6),
             *_token_norms("norm_layer"),
             *invalid_inputs.layers("attention_layer", "mlp_layer"),

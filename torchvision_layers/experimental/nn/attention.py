@@ -38,9 +38,9 @@ class MultiHeadSelfAttention(nn.Module):
     ``True`` where a query sees a key, or numbers added to the attention scores. Its shape broadcasts to
     :math:`(N, heads, L, L)`. The ``attn_mask`` of ``nn.MultiheadAttention`` has the opposite booleans.
 
-    Errors: ``TypeError`` for an argument of the wrong type or a norm over another dimension than the last;
-    ``ValueError`` for a number out of range, ``num_heads`` that do not divide ``embed_dim``, an input with another
-    number of dimensions or channels, or a mask of another shape.
+    Errors: ``TypeError`` for an argument of the wrong type, a norm over another dimension than the last, or a mask of
+    integers; ``ValueError`` for a number out of range, ``num_heads`` that do not divide ``embed_dim``, an input with
+    another number of dimensions or channels, or a mask of another shape.
 
     Shape: input and output are both :math:`(N, L, E)`, where :math:`E` is ``embed_dim``.
 
@@ -108,9 +108,11 @@ class MultiHeadSelfAttention(nn.Module):
         return is_plain and is_native_attention_usable(input, self.num_heads, self.in_proj, self.out_proj)
 
     def _check_mask(self, input: Tensor, attn_mask: Tensor) -> None:
-        """Raises unless the mask broadcasts to (N, heads, L, L)."""
+        """Raises unless the mask holds booleans or numbers and broadcasts to (N, heads, L, L)."""
         if not is_tensor(input):
             return
+        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+            raise TypeError(f"attn_mask must be boolean or floating-point, got {attn_mask.dtype}")
         full = [input.shape[0], self.num_heads, input.shape[1], input.shape[1]]
         sizes = list(attn_mask.shape)
         fits = 2 <= len(sizes) <= 4

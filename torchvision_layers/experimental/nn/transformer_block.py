@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..._utils.checks import check_dtype, check_int, check_number, check_probability, check_same_shape
+from ..._utils.checks import check_bool, check_dtype, check_int, check_number, check_probability, check_same_shape
 from ..._utils.construct import Builder, LayerArgument
 from ...layers.layer_norm import LayerScale
 from ...layers.mlp import MLP
@@ -41,6 +41,8 @@ class TransformerEncoderBlock(nn.Module):
         layer_scale: initial value of the learned scale of each channel of both branches; ``None`` for no scale.
             Default: ``None``.
         stochastic_depth: probability of dropping a branch of a sample in training. Default: ``0.0``.
+        kept_rows_only: whether training computes a branch only for the samples that keep it, which saves time; not with
+            a mask. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -72,6 +74,7 @@ class TransformerEncoderBlock(nn.Module):
         mlp_layer: LayerArgument | None = None,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class TransformerEncoderBlock(nn.Module):
         check_probability("dropout", dropout)
         check_probability("attention_dropout", attention_dropout)
         check_probability("stochastic_depth", stochastic_depth)
+        check_bool("kept_rows_only", kept_rows_only)
         self.out_channels, self.reduction = hidden_dim, 1
         build = Builder(device, dtype)
         norm_layer = partial(nn.LayerNorm, eps=1e-6) if norm_layer is None else norm_layer
@@ -97,7 +101,9 @@ class TransformerEncoderBlock(nn.Module):
         self.mlp = build.module("mlp_layer", mlp_layer, hidden_dim, [mlp_dim, hidden_dim], **_above_zero(dropout))
         self.layer_scale_1 = self._build_scale(layer_scale, device, dtype)
         self.layer_scale_2 = self._build_scale(layer_scale, device, dtype)
-        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        self.stochastic_depth = (
+            StochasticDepth(stochastic_depth, "row", kept_rows_only=kept_rows_only) if stochastic_depth > 0 else None
+        )
 
     def _build_scale(
         self, value: float | None, device: torch.device | str | int | None, dtype: torch.dtype | None
@@ -111,22 +117,38 @@ class TransformerEncoderBlock(nn.Module):
         if not torch.jit.is_scripting():
             weight = getattr(self.ln_1, "weight", None)
             check_dtype(input, weight if isinstance(weight, Tensor) else None)  # torch's own error names no dtype
+        if not torch.jit.is_scripting():  # TorchScript cannot pass methods
+            drop = self.stochastic_depth
+            if drop is not None and drop.kept_rows_only and attn_mask is None:
+                layers = [self.ln_1, self.self_attention]
+                middle = self._add_skip(drop.run_branch(self._attend, input, layers), input)
+                return self._add_skip(drop.run_branch(self._transform, middle, [self.ln_2, self.mlp]), middle)
+        branch = self._attend(input, attn_mask)
+        if self.stochastic_depth is not None:
+            branch = self.stochastic_depth(branch)
+        middle = self._add_skip(branch, input)
+        branch = self._transform(middle)
+        if self.stochastic_depth is not None:
+            branch = self.stochastic_depth(branch)
+        return self._add_skip(branch, middle)
+
+    def _attend(self, input: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """The first branch."""
         tokens = self.ln_1(input)
         branch = self.self_attention(tokens) if attn_mask is None else self.self_attention(tokens, attn_mask)
         branch = self.dropout(branch)
         check_same_shape("the output of attention_layer", branch, input, "the input")
         if self.layer_scale_1 is not None:
             branch = self.layer_scale_1(branch)
-        if self.stochastic_depth is not None:
-            branch = self.stochastic_depth(branch)
-        middle = self._add_skip(branch, input)
-        branch = self.mlp(self.ln_2(middle))
-        check_same_shape("the output of mlp_layer", branch, middle, "the input")
+        return branch
+
+    def _transform(self, input: Tensor) -> Tensor:
+        """The second branch."""
+        branch = self.mlp(self.ln_2(input))
+        check_same_shape("the output of mlp_layer", branch, input, "the input")
         if self.layer_scale_2 is not None:
             branch = self.layer_scale_2(branch)
-        if self.stochastic_depth is not None:
-            branch = self.stochastic_depth(branch)
-        return self._add_skip(branch, middle)
+        return branch
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return branch + skip
