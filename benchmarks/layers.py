@@ -28,6 +28,7 @@ import torch
 from cases import CASES, Case
 from folded_cases import FOLDED_CASES
 from measure import Ratio, conditions, inference_ratios, saved_bytes, training_ratios
+from window_cases import WINDOW_CASES
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
     args = parser.parse_args(arguments)
     try:
-        cases = FOLDED_CASES if args.folded else CASES
+        cases = FOLDED_CASES if args.folded else [*CASES, *WINDOW_CASES]
         cases = cases if args.only is None else choose(args.only, cases)
     except ValueError as error:
         parser.error(f"--only: {error}")

@@ -172,13 +172,22 @@ Mish(inplace=False)
 MultiHeadedSpatialAttention(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
     groups=1, bias=True, *, device=None, dtype=None)
 PFLayerNorm(dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+PatchMerging(dim, norm_layer=LayerNorm, *, version=1, device=None, dtype=None)
+PositionEmbedding2d(channels, grid_size, *, device=None, dtype=None)
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
 SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
     dtype=None)
+SinePositionEmbedding2d(channels, temperature=10000.0, normalize=True, *, device=None, dtype=None)
+SwinBlock(dim, num_heads, window_size, shift_size=0, *, mlp_ratio=4.0, dropout=0.0,
+    attention_dropout=0.0, stochastic_depth=0.0, norm_layer=LayerNorm, activation_layer=GELU,
+    version=1, device=None, dtype=None)
 Swish(inplace=False)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
-    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
+    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)
+WindowAttention(dim, num_heads, window_size, shift_size=0, *, qkv_bias=True, proj_bias=True,
+    attention_dropout=0.0, dropout=0.0, version=1, device=None, dtype=None)
+stochastic_depth_schedule(rate, depths)""",
     )
 
 

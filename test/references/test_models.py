@@ -25,6 +25,8 @@ SIZES: dict[str, dict[str, float]] = {
     "resnet26_sasa": {"width_mult": 0.25, "depth_mult": 0.25},  # two channels per head
     "resnet50_gn_ws": SHALLOW,
     "se_resnet50": SHALLOW,
+    "swin_t": {"width_mult": 0.125, "depth_mult": 0.5},
+    "swin_v2_t": {"width_mult": 0.125, "depth_mult": 0.5},
 }
 # These differ only in depth, channels or groups from the models above or from torchvision's.
 VARIANTS = {"mobilenet_v2_half", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}

@@ -26,6 +26,7 @@ def test_all_shared_models_are_compared() -> None:
     """``SHARED`` lists the models of the same name, and no other attribute of torchvision.models."""
     names = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"}
     names |= {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
+    names |= {"swin_t", "swin_v2_t"}
     assert set(SHARED) == names == set(SMALL)
     assert names <= set(torchvision.models.list_models(torchvision.models))
 

@@ -49,6 +49,8 @@ MODELS = {
     "resnext50_32x4d": "resnet",
     "se_resnet18": "resnet",
     "se_resnet50": "resnet",
+    "swin_t": "swin",
+    "swin_v2_t": "swin",
     "wide_resnet50_2": "resnet",
 }
 #: Models that contain a layer without a twin, which must be folded first.

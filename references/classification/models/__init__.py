@@ -14,6 +14,7 @@ from . import (
     nf_resnet,
     resnet,
     sasa_resnet,
+    swin,
 )
 
 __all__ = ["MODELS", "build_model"]
@@ -43,6 +44,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
+    "swin_t": swin.swin_t,
+    "swin_v2_t": swin.swin_v2_t,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 

@@ -57,7 +57,9 @@ SPECS = (
     LayerSpec(
         enn.SinePositionEmbedding2d,
         (
-            Sample("default", {"channels": 8}, (2, 8, 7, 9), window_reference.sine_position_embedding, reads_mode=False),
+            Sample(
+                "default", {"channels": 8}, (2, 8, 7, 9), window_reference.sine_position_embedding, reads_mode=False
+            ),
             Sample(
                 "absolute",
                 {"channels": 12, "temperature": 20.0, "normalize": False},
@@ -73,9 +75,7 @@ SPECS = (
             BadArguments(
                 InvalidInput.CHANNELS, {"temperature": invalid_inputs.NAN}, ValueError, "temperature must be finite"
             ),
-            BadArguments(
-                InvalidInput.CHANNELS, {"normalize": 1}, TypeError, "normalize must be True or False, got 1"
-            ),
+            BadArguments(InvalidInput.CHANNELS, {"normalize": 1}, TypeError, "normalize must be True or False, got 1"),
         ),
         (*invalid_inputs.shapes(8, (7, 9)), *invalid_inputs.not_floating((2, 8, 7, 9)), *_no_pixels(8)),
         shape_strategy=_embedded(is_learned=False),

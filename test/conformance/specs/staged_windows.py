@@ -34,9 +34,7 @@ _WINDOWS = (
     BadArguments(InvalidInput.HEADS, {"num_heads": 4}, ValueError, "dim must be divisible by num_heads, got 6 and 4"),
     BadArguments(InvalidInput.HEADS, {"num_heads": 7}, ValueError, "dim must be divisible by num_heads, got 6 and 7"),
     *invalid_inputs.numbers_each(2, "window_size"),
-    BadArguments(
-        InvalidInput.WINDOW, {"shift_size": -1}, ValueError, "shift_size must be at least 0, got -1"
-    ),
+    BadArguments(InvalidInput.WINDOW, {"shift_size": -1}, ValueError, "shift_size must be at least 0, got -1"),
     BadArguments(
         InvalidInput.WINDOW,
         {"shift_size": (1, 4)},
@@ -53,7 +51,9 @@ def _merged(draw: st.DrawFn) -> ShapeExample:
     kwargs = {"dim": dim, "version": draw(st.integers(1, 2))}
     batch, channels, (height, breadth) = draw(BATCH), draw(width(dim)), draw(IMAGE)
     out = (batch, 2 * dim, (height + 1) // 2, (breadth + 1) // 2)
-    return ShapeExample(kwargs, (batch, channels, height, breadth), out if channels == dim and min(out[2:]) > 0 else None)
+    return ShapeExample(
+        kwargs, (batch, channels, height, breadth), out if channels == dim and min(out[2:]) > 0 else None
+    )
 
 
 @st.composite
@@ -117,7 +117,9 @@ SPECS = (
             *invalid_inputs.probability("dropout"),
             *_VERSION,
             BadArguments(InvalidInput.CHOICE, {"qkv_bias": 1}, TypeError, "qkv_bias must be True or False, got 1"),
-            BadArguments(InvalidInput.CHOICE, {"proj_bias": "no"}, TypeError, "proj_bias must be True or False, got 'no'"),
+            BadArguments(
+                InvalidInput.CHOICE, {"proj_bias": "no"}, TypeError, "proj_bias must be True or False, got 'no'"
+            ),
         ),
         (*invalid_inputs.shapes(6, (7, 9)), *invalid_inputs.types((2, 6, 7, 9)), *_no_pixels(6)),
         shape_strategy=_attended(),

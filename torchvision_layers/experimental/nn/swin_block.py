@@ -107,28 +107,24 @@ class SwinBlock(nn.Module):
         for linear in (module for module in self.mlp if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.normal_(linear.bias, std=1e-6)
-        self.stochastic_depth1 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
-        self.stochastic_depth2 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        self.stochastic_depth1 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else nn.Identity()
+        self.stochastic_depth2 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.dim, needs_pixels=True)
         check_dtype(input, self.attn.proj.weight)
         x = input.permute(0, 2, 3, 1)
         if self.version == 1:
-            x = x + self._drop1(self._attend(self.norm1(x)), x)
-            x = x + self._drop2(self.mlp(self.norm2(x)), x)
+            x = self._add(x, self.stochastic_depth1(self._attend(self.norm1(x))))
+            x = self._add(x, self.stochastic_depth2(self.mlp(self.norm2(x))))
         else:
-            x = x + self._drop1(self.norm1(self._attend(x)), x)
-            x = x + self._drop2(self.norm2(self.mlp(x)), x)
+            x = self._add(x, self.stochastic_depth1(self.norm1(self._attend(x))))
+            x = self._add(x, self.stochastic_depth2(self.norm2(self.mlp(x))))
         return x.permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
         return self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def _drop1(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add(self, skip: Tensor, branch: Tensor) -> Tensor:
         check_same_shape("norm_layer", branch, skip, "the input")
-        return branch if self.stochastic_depth1 is None else self.stochastic_depth1(branch)
-
-    def _drop2(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("norm_layer", branch, skip, "the input")
-        return branch if self.stochastic_depth2 is None else self.stochastic_depth2(branch)
+        return skip + branch

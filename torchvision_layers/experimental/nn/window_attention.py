@@ -14,8 +14,11 @@ from ._windows import at_least_float32, cosines, merge_windows, softmax_in_windo
 __all__ = ["WindowAttention"]
 
 # Their branches on sizes and dtypes need values, so each stays one node in a traced graph.
-for _function in ("at_least_float32", "cosines", "merge_windows", "softmax_in_windows", "split_windows"):
-    torch.fx.wrap(_function)
+torch.fx.wrap("at_least_float32")
+torch.fx.wrap("cosines")
+torch.fx.wrap("merge_windows")
+torch.fx.wrap("softmax_in_windows")
+torch.fx.wrap("split_windows")
 
 
 class WindowAttention(nn.Module):
