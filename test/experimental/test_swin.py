@@ -178,6 +178,25 @@ def test_blocks_state_their_channels_and_stride() -> None:
         assert output.shape == (1, layer.out_channels, 8 // layer.reduction, 12 // layer.reduction)
 
 
+@each_version
+def test_work_for_dropped_samples_is_left_out(version: int) -> None:
+    """With the same seed, the same samples are dropped as in the plain form."""
+    plain = enn.SwinBlock(8, 2, 4, 2, stochastic_depth=0.5, version=version)
+    saving = enn.SwinBlock(8, 2, 4, 2, stochastic_depth=0.5, version=version, kept_rows_only=True)
+    saving.load_state_dict(plain.state_dict())
+    x, outputs, rows = torch.randn(16, 8, 6, 8), [], []
+    saving.mlp.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    for block in (plain, saving):
+        torch.manual_seed(0)
+        outputs.append(block(x))
+    torch.testing.assert_close(*outputs)
+    assert 0 < rows[0] < 16
+    with pytest.raises(ValueError, match="kept_rows_only must be False for a branch with batch statistics"):
+        enn.SwinBlock(
+            8, 2, 4, stochastic_depth=0.5, kept_rows_only=True, norm_layer=lambda _: nn.Sequential(nn.BatchNorm2d(6))
+        )(torch.randn(2, 8, 6, 6))
+
+
 def test_stochastic_depth_schedule() -> None:
     """As in torchvision's models: in proportion to the number of the block."""
     rates = enn.stochastic_depth_schedule(0.2, (2, 2, 6, 2))
