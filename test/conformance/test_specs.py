@@ -43,14 +43,19 @@ def has_state(spec: LayerSpec) -> bool:
 
 
 def needs_pixels(spec: LayerSpec) -> bool:
-    """Convolves, pools the image, or computes statistics of the batch."""
+    """Convolves, pools the image, computes statistics of the batch, or has a step for each window or position."""
     kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd)
     kinds += (nn.modules.batchnorm._BatchNorm, enn.CLayerNorm, enn.PFLayerNorm)
+    kinds += (enn.PatchMerging, enn.WindowAttention, enn.PositionEmbedding2d, enn.SinePositionEmbedding2d)
     return any(isinstance(module, kinds) for module in modules(spec))
 
 
 def always(spec: LayerSpec) -> bool:
     return True
+
+
+def knows_its_width(spec: LayerSpec) -> bool:
+    return has_state(spec) or named("^channels$")(spec)
 
 
 def divides_the_image(spec: LayerSpec) -> bool:
@@ -67,15 +72,15 @@ RULES: dict[InvalidInput, Rule] = {
     InvalidInput.PROBABILITY: named(r"^p$|^drop|stochastic_depth"),
     InvalidInput.BLOCK_SIZE: named("block_size"),
     InvalidInput.RANK: always,
-    InvalidInput.WIDTH: has_state,
+    InvalidInput.WIDTH: knows_its_width,
     InvalidInput.HEADS: named("heads"),
     InvalidInput.EVEN_KERNEL: keeps_the_size,
     InvalidInput.DIVISIBILITY: divides_the_image,
-    InvalidInput.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims)$|affine|_dim$"),
+    InvalidInput.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims|version)$|affine|_dim$"),
     InvalidInput.DTYPE: always,
     InvalidInput.RESIDUAL: named("downsample|stochastic_depth"),
     InvalidInput.EPS: named(r"^eps$|layer_scale|init_value"),
-    InvalidInput.WINDOW: named("kernel_size|stride|dilation"),
+    InvalidInput.WINDOW: named("kernel_size|stride|dilation|shift_size|grid_size"),
     InvalidInput.NO_PIXELS: needs_pixels,
     InvalidInput.KEYWORD: always,
 }
