@@ -117,7 +117,8 @@ def draw_swin_blocks() -> Sheet:
                 sheet.line([(x, y), (x, y + 16)], arrow=True)
                 sheet.box(x - _WIDTH / 2, y + 16, _WIDTH, _HEIGHT, fill)
                 sheet.words(x, y + 16 + _HEIGHT / 2 - (8 if detail else 0), title, bold=bool(detail))
-                sheet.words(x, y + 16 + _HEIGHT / 2 + 9, detail, size=12)
+                if detail:
+                    sheet.words(x, y + 16 + _HEIGHT / 2 + 9, detail, size=12)
                 y += 16 + _HEIGHT
             sheet.line([(x, y), (x, joint - 14)], arrow=True)
             sheet.circle(x, joint, 14)
