@@ -60,14 +60,14 @@ def draw_shifted_windows() -> Sheet:
 
 
 def draw_merged_patches() -> Sheet:
-    """Where the channels of each square of pixels go."""
+    """The place of the channels of each square of pixels."""
     cell = 40
     layer = enn.PatchMerging(1, nn.Identity)
     image = torch.arange(1.0, 17).view(1, 1, 4, 4)
     features: list[Tensor] = []
     layer.norm.register_forward_hook(lambda _module, _inputs, output: features.append(output))
     layer(image)
-    sheet = Sheet(24 + 4 * cell + 60 + 4 * cell + 24, 4 * cell + 96)
+    sheet = Sheet(24 + 4 * cell + 60 + 4 * cell + 64, 4 * cell + 96)
     shades = (CONV, NORM, ACTIVATION, PLAIN)
     order = features[0][0, 0, 0].int().tolist()
     sheet.words(24 + 2 * cell, 24, "image, 4×4 pixels", bold=True)
