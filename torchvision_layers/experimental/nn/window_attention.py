@@ -63,6 +63,8 @@ class WindowAttention(nn.Module):
         torch.Size([2, 32, 20, 15])
     """
 
+    relative_position_index: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -137,7 +139,9 @@ class WindowAttention(nn.Module):
     def position_bias(self) -> Tensor:
         """The bias of each pair of pixels in a window, of shape (1, heads, pixels, pixels)."""
         if self.cpb_mlp is None:
-            return self._of_pairs(self.relative_position_bias_table)
+            table = self.relative_position_bias_table
+            assert table is not None
+            return self._of_pairs(table)
         # In half precision, a value near 16 would have an error of a hundredth.
         return 16 * at_least_float32(self._of_pairs(self.cpb_mlp(self.relative_coords_table).flatten(0, 2))).sigmoid()
 
