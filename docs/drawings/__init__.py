@@ -16,6 +16,13 @@ from .flows import draw_flow
 from .staged import draw_rep_conv, draw_responses
 from .svg import Sheet
 from .tokens import draw_classifier_head, draw_encoder_block, draw_gated_mlp, draw_patches, draw_self_attention
+from .windows import (
+    draw_learned_positions,
+    draw_merged_patches,
+    draw_shifted_windows,
+    draw_sine_positions,
+    draw_swin_blocks,
+)
 
 __all__ = ["DRAWINGS", "Drawing"]
 
@@ -72,6 +79,32 @@ DRAWINGS: dict[str, Drawing] = {
         draw_coordinates,
         "The added channels on an image of 5×5: i ranges from -1 in the first row to 1 in the last, j from -1 in the "
         "first column to 1 in the last, r is 0 in the centre and 1.4 in the corners.",
+    ),
+    "SwinBlock": Drawing(
+        draw_swin_blocks,
+        "SwinBlock of 96 channels. Version 1: layer norm and attention with 3 heads in windows of 7×7, added to the "
+        "input; then layer norm and an MLP from 96 to 384 and back, added to that sum. Version 2 has each layer norm "
+        "after the attention or the MLP, before the sum.",
+    ),
+    "WindowAttention": Drawing(
+        draw_shifted_windows,
+        "The pixels that a query sees in an image of 8×8 with windows of 4×4. Without a shift, and inside an image "
+        "with windows shifted by 2, these are the 16 pixels of its window; at the border only the 8 on its side.",
+    ),
+    "PatchMerging": Drawing(
+        draw_merged_patches,
+        "An image of 4×4 numbered pixels and the 2×2 pixels after merging: the first has the channels of pixels 1, 5, "
+        "2 and 6, column by column. Layer norm and a linear layer from 4C to 2C channels follow, in version 2 in the "
+        "other order.",
+    ),
+    "PositionEmbedding2d": Drawing(
+        draw_learned_positions,
+        "One channel of a learned embedding: 5×5 values as trained, and the same pattern at 8×8 and at 5×10.",
+    ),
+    "SinePositionEmbedding2d": Drawing(
+        draw_sine_positions,
+        "Four channels of the embedding of a 10×10 image: two change with the row, two with the column, the second of "
+        "each pair more slowly.",
     ),
     "PatchEmbedding": Drawing(
         draw_patches,

@@ -43,14 +43,24 @@ def has_state(spec: LayerSpec) -> bool:
 
 
 def needs_pixels(spec: LayerSpec) -> bool:
-    """Convolves, pools the image, or computes statistics of the batch."""
+    """Convolves, pools the image, computes statistics of the batch, or has a step for each window or position."""
     kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.modules.pooling._AdaptiveAvgPoolNd)
     kinds += (nn.modules.batchnorm._BatchNorm, enn.CLayerNorm, enn.PFLayerNorm)
+    kinds += (enn.PatchMerging, enn.WindowAttention, enn.PositionEmbedding2d, enn.SinePositionEmbedding2d)
     return any(isinstance(module, kinds) for module in modules(spec))
 
 
 def always(spec: LayerSpec) -> bool:
     return True
+
+
+def knows_its_width(spec: LayerSpec) -> bool:
+    return has_state(spec) or named("^channels$")(spec)
+
+
+def divides_the_image(spec: LayerSpec) -> bool:
+    """Accepts only multiples of a patch or window. The layers of Swin Transformers pad the image."""
+    return named("(patch|window)_size|scale_factor")(spec) and not named("shift_size")(spec)
 
 
 #: The layers that each kind of invalid input concerns.
@@ -62,15 +72,15 @@ RULES: dict[InvalidInput, Rule] = {
     InvalidInput.PROBABILITY: named(r"^p$|^drop|stochastic_depth"),
     InvalidInput.BLOCK_SIZE: named("block_size"),
     InvalidInput.RANK: always,
-    InvalidInput.WIDTH: has_state,
+    InvalidInput.WIDTH: knows_its_width,
     InvalidInput.HEADS: named("heads"),
     InvalidInput.EVEN_KERNEL: keeps_the_size,
-    InvalidInput.DIVISIBILITY: named("(patch|window)_size|scale_factor"),
-    InvalidInput.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims)$|affine|_dim$"),
+    InvalidInput.DIVISIBILITY: divides_the_image,
+    InvalidInput.CHOICE: named(r"_layer$|activation$|^(mode|padding|bias|dims|version)$|affine|_dim$"),
     InvalidInput.DTYPE: always,
     InvalidInput.RESIDUAL: named("downsample|stochastic_depth"),
     InvalidInput.EPS: named(r"^eps$|layer_scale|init_value"),
-    InvalidInput.WINDOW: named("kernel_size|stride|dilation"),
+    InvalidInput.WINDOW: named("kernel_size|stride|dilation|shift_size|grid_size"),
     InvalidInput.NO_PIXELS: needs_pixels,
     InvalidInput.KEYWORD: always,
 }
@@ -88,17 +98,17 @@ def specified(spec: LayerSpec) -> set[InvalidInput]:
 
 #: Classes of ``torch.nn`` under earlier names.
 FROM_TORCH = {"Flatten", "Mish", "Swish"}
+STAGED = {name for name in enn.__all__ if isinstance(getattr(enn, name), type)} - FROM_TORCH  # without functions
 STABLE = [name for name in tnn.__all__ if isinstance(getattr(tnn, name), type)]
 
 
 def test_every_public_layer_has_one_spec() -> None:
-    staged = [name for name in enn.__all__ if name not in FROM_TORCH]
-    assert Counter(spec.name for spec in SPECS) == Counter([*STABLE, *staged])
-    assert all(spec.cls is getattr(enn if spec.name in staged else tnn, spec.name) for spec in SPECS)
+    assert Counter(spec.name for spec in SPECS) == Counter([*STABLE, *STAGED])
+    assert all(spec.cls is getattr(enn if spec.name in STAGED else tnn, spec.name) for spec in SPECS)
 
 
 def test_the_package_determines_the_status() -> None:
-    assert {spec.name for spec in SPECS if spec.status == "experimental"} == set(enn.__all__) - FROM_TORCH
+    assert {spec.name for spec in SPECS if spec.status == "experimental"} == STAGED
     assert {spec.name for spec in SPECS if spec.status == "stable"} == set(STABLE)
 
 

@@ -1,4 +1,4 @@
-"""The layers of Swin Transformers and position embeddings in NumPy and plain loops, from the equations of the papers."""
+"""Swin Transformers and position embeddings in NumPy and plain loops, from the equations of their papers."""
 
 import math
 from itertools import product

@@ -559,3 +559,108 @@ down.0.0.bias (3,)
 fuse.0.0.weight (3, 3, 3, 3)
 fuse.0.0.bias (3,)""",
     )
+
+
+@golden(enn.PatchMerging)
+def test_patch_merging() -> None:
+    assert_expected_inline(
+        described(enn.PatchMerging(4, version=2)),
+        """\
+PatchMerging(
+  4, version=2
+  (linear): Linear(in_features=16, out_features=8, bias=False)
+  (norm): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
+)
+linear.weight (8, 16)
+norm.weight (8,)
+norm.bias (8,)""",
+    )
+
+
+@golden(enn.WindowAttention)
+def test_window_attention() -> None:
+    assert_expected_inline(
+        described(enn.WindowAttention(6, 3, (3, 4), (1, 2))),
+        """\
+WindowAttention(
+  6, num_heads=3, window_size=(3, 4), shift_size=(1, 2), version=1
+  (qkv): Linear(in_features=6, out_features=18, bias=True)
+  (proj): Linear(in_features=6, out_features=6, bias=True)
+  (attention_dropout): Identity()
+  (dropout): Identity()
+)
+relative_position_bias_table (35, 3)
+relative_position_index (144,)
+qkv.weight (18, 6)
+qkv.bias (18,)
+proj.weight (6, 6)
+proj.bias (6,)""",
+    )
+
+
+@golden(enn.SwinBlock)
+def test_swin_block() -> None:
+    assert_expected_inline(
+        described(enn.SwinBlock(6, 3, 4, 2, stochastic_depth=0.1, version=2)),
+        """\
+SwinBlock(
+  (norm1): LayerNorm((6,), eps=1e-05, elementwise_affine=True)
+  (attn): WindowAttention(
+    6, num_heads=3, window_size=(4, 4), shift_size=(2, 2), version=2
+    (qkv): KeyUnbiasedLinear(in_features=6, out_features=18, bias=True)
+    (proj): Linear(in_features=6, out_features=6, bias=True)
+    (attention_dropout): Identity()
+    (dropout): Identity()
+    (cpb_mlp): Sequential(
+      (0): Linear(in_features=2, out_features=512, bias=True)
+      (1): ReLU(inplace=True)
+      (2): Linear(in_features=512, out_features=3, bias=False)
+    )
+  )
+  (norm2): LayerNorm((6,), eps=1e-05, elementwise_affine=True)
+  (mlp): MLP(
+    (0): Linear(in_features=6, out_features=24, bias=True)
+    (1): GELU(approximate='none')
+    (2): Identity()
+    (3): Linear(in_features=24, out_features=6, bias=True)
+    (4): Identity()
+  )
+  (stochastic_depth1): StochasticDepth(p=0.1, mode=row)
+  (stochastic_depth2): StochasticDepth(p=0.1, mode=row)
+)
+norm1.weight (6,)
+norm1.bias (6,)
+attn.logit_scale (3, 1, 1)
+attn.relative_coords_table (1, 7, 7, 2)
+attn.relative_position_index (256,)
+attn.qkv.weight (18, 6)
+attn.qkv.bias (18,)
+attn.proj.weight (6, 6)
+attn.proj.bias (6,)
+attn.cpb_mlp.0.weight (512, 2)
+attn.cpb_mlp.0.bias (512,)
+attn.cpb_mlp.2.weight (3, 512)
+norm2.weight (6,)
+norm2.bias (6,)
+mlp.0.weight (24, 6)
+mlp.0.bias (24,)
+mlp.3.weight (6, 24)
+mlp.3.bias (6,)""",
+    )
+
+
+@golden(enn.PositionEmbedding2d)
+def test_position_embedding_2d() -> None:
+    assert_expected_inline(
+        described(enn.PositionEmbedding2d(4, (7, 9))),
+        """\
+PositionEmbedding2d(4, grid_size=(7, 9))
+weight (1, 4, 7, 9)""",
+    )
+
+
+@golden(enn.SinePositionEmbedding2d)
+def test_sine_position_embedding_2d() -> None:
+    assert_expected_inline(
+        described(enn.SinePositionEmbedding2d(8)), """SinePositionEmbedding2d(8, temperature=10000.0, normalize=True)"""
+    )

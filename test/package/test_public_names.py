@@ -206,8 +206,8 @@ SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=
     dtype=None)
 SinePositionEmbedding2d(channels, temperature=10000.0, normalize=True, *, device=None, dtype=None)
 SwinBlock(dim, num_heads, window_size, shift_size=0, *, mlp_ratio=4.0, dropout=0.0,
-    attention_dropout=0.0, stochastic_depth=0.0, norm_layer=LayerNorm, activation_layer=GELU,
-    version=1, device=None, dtype=None)
+    attention_dropout=0.0, stochastic_depth=0.0, kept_rows_only=False, norm_layer=LayerNorm,
+    activation_layer=GELU, version=1, device=None, dtype=None)
 Swish(inplace=False)
 TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_dropout=0.0,
     norm_layer=None, *, attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None,

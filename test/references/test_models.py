@@ -32,6 +32,8 @@ SIZES: dict[str, dict[str, float]] = {
     "se_resnet50": SHALLOW,
     "shufflenet_v2_x1_0": {"width_mult": 0.25, "depth_mult": 0.25},
     "vit_tiny": {"width_mult": 0.25, "depth_mult": 0.25},
+    "swin_t": {"width_mult": 0.125, "depth_mult": 0.5},
+    "swin_v2_t": {"width_mult": 0.125, "depth_mult": 0.5},
 }
 # These differ only in depth, channels or groups from the models above or from torchvision's.
 VARIANTS = {"mobilenet_v2_half", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}

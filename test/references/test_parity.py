@@ -29,6 +29,7 @@ def test_all_shared_models_are_compared() -> None:
     names |= {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
     names |= {"vit_b_16", "vit_b_32"}
     names |= {"densenet121", "shufflenet_v2_x1_0"}
+    names |= {"swin_t", "swin_v2_t"}
     assert set(SHARED) == names == set(SMALL)
     assert names <= set(torchvision.models.list_models(torchvision.models))
 

@@ -51,6 +51,8 @@ MODELS = {
     "se_resnet18": "resnet",
     "se_resnet50": "resnet",
     "shufflenet_v2_x1_0": "shufflenet",
+    "swin_t": "swin",
+    "swin_v2_t": "swin",
     "wide_resnet50_2": "resnet",
 }
 #: Models that contain a layer without a twin, which must be folded first.

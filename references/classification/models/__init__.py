@@ -19,6 +19,7 @@ from . import (
     resnet,
     sasa_resnet,
     shufflenet,
+    swin,
     vit,
 )
 
@@ -58,6 +59,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_b_16": vit.vit_b_16,
     "vit_b_32": vit.vit_b_32,
     "vit_tiny": vit.vit_tiny,
+    "swin_t": swin.swin_t,
+    "swin_v2_t": swin.swin_v2_t,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 

@@ -156,7 +156,7 @@ SPECS = (
             *_WINDOWS,
             *invalid_inputs.probability("attention_dropout"),
             *invalid_inputs.probability("dropout"),
-            *invalid_inputs.probability("stochastic_depth"),
+            *invalid_inputs.stochastic_depth(),
             *invalid_inputs.norms(6),
             *invalid_inputs.layers("activation_layer"),
             *_VERSION,

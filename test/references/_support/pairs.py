@@ -13,6 +13,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 from torchvision.models.vision_transformer import VisionTransformer
 
 SHARED = sorted(name for name in MODELS if hasattr(torchvision.models, name))
@@ -31,6 +32,11 @@ def small_efficientnet() -> nn.Module:
 def small_mobilenet_v2() -> nn.Module:
     rows = [[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 2, 2], [6, 64, 2, 2], [6, 96, 2, 1], [6, 160, 2, 2], [6, 320, 1, 1]]
     return torchvision.models.MobileNetV2(num_classes=10, width_mult=0.25, inverted_residual_setting=rows)
+
+
+def small_swin(window_size: int, **classes: Callable[..., nn.Module]) -> nn.Module:
+    sizes = {"patch_size": [4, 4], "embed_dim": 12, "depths": [2, 2, 6, 2], "num_heads": [1, 1, 1, 3]}
+    return SwinTransformer(**sizes, window_size=[window_size] * 2, stochastic_depth_prob=0.2, num_classes=10, **classes)
 
 
 QUARTER = {"depth_mult": 0.25}
@@ -52,6 +58,11 @@ SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "resnet152": (QUARTER, partial(ResNet, Bottleneck, [1, 2, 9, 1], 10)),
     "resnext50_32x4d": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, groups=32, width_per_group=4)),
     "shufflenet_v2_x1_0": (QUARTER, partial(ShuffleNetV2, [1, 2, 1], [24, 116, 232, 464, 1024], 10)),
+    "swin_t": ({"width_mult": 0.125}, partial(small_swin, 7)),
+    "swin_v2_t": (
+        {"width_mult": 0.125},
+        partial(small_swin, 8, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2),
+    ),
     "wide_resnet50_2": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, width_per_group=128)),
     **{
         f"vit_b_{patch}": (
@@ -82,6 +93,8 @@ def fill(model: nn.Module) -> Any:
         for key, value in model.state_dict().items():
             if key.endswith("num_batches_tracked"):
                 value.fill_(7)
+            elif not value.is_floating_point():  # the index of relative positions
+                continue
             elif key.endswith(("bias", "running_mean")):
                 value.uniform_(-0.3, 0.3)
             elif value.dim() <= 1 or key.endswith("layer_scale"):

@@ -20,8 +20,8 @@ def make_plain_(
 
     A convolution that pads by itself or computes its weight, a batch norm that calls an activation, or an activation
     under another name, of any class, becomes the modules of torch that compute the same: every reference to it sees
-    them. Layers of torch and the stable ones of this package stay as they are, and so does a layer whose parameters or children a
-    ``forward`` above it uses.
+    them. Layers of torch and the stable layers of this package stay as they are, and so does a layer whose parameters
+    or children a ``forward`` above it uses.
 
     Args:
         model: any model.

@@ -15,9 +15,8 @@ def split_windows(image: Tensor, window_size: tuple[int, int], shift_size: tuple
     batch, height, width, channels = image.shape[0], image.shape[1], image.shape[2], image.shape[3]
     rows, columns = _count(height, window_size[0]), _count(width, window_size[1])
     bottom, right = rows * window_size[0] - height, columns * window_size[1] - width
-    if (
-        torch.jit.is_scripting() or torch.compiler.is_compiling() or bottom + right > 0
-    ):  # a graph for all sizes always pads
+    # A graph for all sizes has no branch on the padding.
+    if torch.jit.is_scripting() or torch.compiler.is_compiling() or bottom + right > 0:
         image = F.pad(image, [0, 0, 0, right, 0, bottom])
     image = _roll(image, -_shift(rows, shift_size[0]), -_shift(columns, shift_size[1]))
     squares = image.view(batch, rows, window_size[0], columns, window_size[1], channels).permute(0, 1, 3, 2, 4, 5)
@@ -57,12 +56,7 @@ def softmax_in_windows(
         vertical = _are_apart(logits, rows, window_size[0], down)[:, None, :, None, :, None]
         horizontal = _are_apart(logits, columns, window_size[1], right)[None, :, None, :, None, :]
         mask = (vertical | horizontal).flatten(4).flatten(2, 3).flatten(0, 1).unsqueeze(1).to(biased.dtype) * -100
-        biased = (
-            biased.view(
-                logits.shape[0] // (rows * columns), rows * columns, logits.shape[1], logits.shape[2], logits.shape[3]
-            )
-            + mask
-        ).view(logits.shape)
+        biased = (biased.unflatten(0, (-1, rows * columns)) + mask).flatten(0, 1)
     return biased.softmax(-1).to(value.dtype)
 
 

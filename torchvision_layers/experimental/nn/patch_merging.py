@@ -83,11 +83,14 @@ class PatchMerging(nn.Module):
 
 def _merge(pixels: Tensor) -> Tensor:
     """The channels of each square of 2×2 pixels, from (N, H, W, C) to (N, H / 2, W / 2, 4 C)."""
-    height, width = pixels.shape[1], pixels.shape[2]
-    if torch.jit.is_scripting() or torch.compiler.is_compiling() or height % 2 + width % 2 > 0:
-        pixels = F.pad(pixels, [0, 0, 0, width % 2, 0, height % 2])
-    rows = [pixels[:, 0::2], pixels[:, 1::2]]
-    return torch.cat([rows[0][:, :, 0::2], rows[1][:, :, 0::2], rows[0][:, :, 1::2], rows[1][:, :, 1::2]], -1)
+    batch, height, width, channels = pixels.shape[0], pixels.shape[1], pixels.shape[2], pixels.shape[3]
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    bottom, right = 2 * rows - height, 2 * columns - width
+    # A graph for all sizes has no branch on the padding.
+    if torch.jit.is_scripting() or torch.compiler.is_compiling() or bottom + right > 0:
+        pixels = F.pad(pixels, [0, 0, 0, right, 0, bottom])
+    squares = pixels.reshape(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5)
+    return squares.reshape(batch, rows, columns, 4 * channels)
 
 
 torch.fx.wrap("_merge")  # sizes decide whether it pads, which a trace cannot know

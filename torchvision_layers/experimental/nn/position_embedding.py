@@ -7,8 +7,16 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_bool, check_dtype, check_floating, check_input, check_int, check_number, check_sizes
-from ..._utils.checks import is_tensor
+from ..._utils.checks import (
+    check_bool,
+    check_dtype,
+    check_floating,
+    check_input,
+    check_int,
+    check_number,
+    check_sizes,
+    is_tensor,
+)
 
 __all__ = ["PositionEmbedding2d", "SinePositionEmbedding2d"]
 
@@ -65,10 +73,10 @@ class PositionEmbedding2d(nn.Module):
 
 
 def _resampled(embedding: Tensor, height: int, width: int) -> Tensor:
-    # In a graph for all sizes there is no branch; resampling to the same size changes nothing.
-    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
-        if embedding.shape[2] == height and embedding.shape[3] == width:
-            return embedding
+    # A graph for all sizes has no branch on them. There, resampling to the same size changes nothing.
+    is_graph = torch.jit.is_scripting() or torch.compiler.is_compiling()
+    if not is_graph and embedding.shape[2] == height and embedding.shape[3] == width:
+        return embedding
     return F.interpolate(embedding, (height, width), mode="bicubic", align_corners=False)
 
 
@@ -180,6 +188,8 @@ def _encode(rows: Tensor, columns: Tensor, input: Tensor, temperature: float, no
 def _check_mask(mask: Tensor, input: Tensor) -> None:
     if not is_tensor(input):
         return
+    if not torch.jit.is_scripting() and not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a boolean tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a boolean tensor, got {mask.dtype}")
     shape = [input.shape[0], input.shape[2], input.shape[3]]

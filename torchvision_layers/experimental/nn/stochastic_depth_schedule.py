@@ -12,7 +12,8 @@ def stochastic_depth_schedule(rate: float, depths: Sequence[int]) -> list[list[f
 
     Block :math:`l` of :math:`L`, counted from 0 over all stages, is dropped with probability
     :math:`\frac{l}{L - 1} p_L`: the linear decay of `Deep Networks with Stochastic Depth
-    <https://arxiv.org/abs/1603.09382>`_ (eq. 4), from 0 as in the models of torchvision and timm. A single block gets 0.
+    <https://arxiv.org/abs/1603.09382>`_ (eq. 4), from 0 as in the models of torchvision and timm. A single
+    block gets 0.
 
     Args:
         rate: probability :math:`p_L` of dropping the last block, in [0, 1].

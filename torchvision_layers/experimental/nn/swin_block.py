@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import (
+    check_bool,
     check_dtype,
     check_input,
     check_int,
@@ -40,6 +41,9 @@ class SwinBlock(nn.Module):
         dropout: probability of zeroing a value after each linear layer except the first, in [0, 1]. Default: ``0.0``.
         attention_dropout: probability of zeroing an attention weight, in [0, 1]. Default: ``0.0``.
         stochastic_depth: probability of dropping each of the two branches for a sample, in [0, 1]. Default: ``0.0``.
+        kept_rows_only: whether training computes a branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch
+            <torchvision_layers.nn.StochasticDepth.run_branch>`. Default: ``False``.
         norm_layer: called with ``dim``; normalizes the last dimension. Default: ``nn.LayerNorm``.
         activation_layer: called with nothing; ``None`` for none. Default: ``nn.GELU``.
         version: ``1`` or ``2``. Default: ``1``.
@@ -71,6 +75,7 @@ class SwinBlock(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         norm_layer: LayerArgument = nn.LayerNorm,
         activation_layer: LayerArgument | None = nn.GELU,
         version: int = 1,
@@ -107,28 +112,34 @@ class SwinBlock(nn.Module):
         for linear in (module for module in self.mlp if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.normal_(linear.bias, std=1e-6)
-        self.stochastic_depth1 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
-        self.stochastic_depth2 = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        check_bool("kept_rows_only", kept_rows_only)
+        drops: list[nn.Module] = [nn.Identity(), nn.Identity()]
+        if stochastic_depth > 0:
+            drops = [StochasticDepth(stochastic_depth, "row", kept_rows_only=kept_rows_only) for _ in drops]
+        self.stochastic_depth1, self.stochastic_depth2 = drops
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.dim, needs_pixels=True)
         check_dtype(input, self.attn.proj.weight)
         x = input.permute(0, 2, 3, 1)
-        if self.version == 1:
-            x = x + self._drop1(self._attend(self.norm1(x)), x)
-            x = x + self._drop2(self.mlp(self.norm2(x)), x)
-        else:
-            x = x + self._drop1(self.norm1(self._attend(x)), x)
-            x = x + self._drop2(self.norm2(self.mlp(x)), x)
+        if not torch.jit.is_scripting():  # TorchScript cannot pass methods
+            drop1, drop2 = self.stochastic_depth1, self.stochastic_depth2
+            if isinstance(drop1, StochasticDepth) and isinstance(drop2, StochasticDepth) and drop1.kept_rows_only:
+                x = self._add(x, drop1.run_branch(self._attend, x, [self.norm1, self.attn]))
+                x = self._add(x, drop2.run_branch(self._mix, x, [self.norm2, self.mlp]))
+                return x.permute(0, 3, 1, 2)
+        x = self._add(x, self.stochastic_depth1(self._attend(x)))
+        x = self._add(x, self.stochastic_depth2(self._mix(x)))
         return x.permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
-        return self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.version == 1:
+            return self.attn(self.norm1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm1(self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
-    def _drop1(self, branch: Tensor, skip: Tensor) -> Tensor:
-        check_same_shape("norm_layer", branch, skip, "the input")
-        return branch if self.stochastic_depth1 is None else self.stochastic_depth1(branch)
+    def _mix(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x)) if self.version == 1 else self.norm2(self.mlp(x))
 
-    def _drop2(self, branch: Tensor, skip: Tensor) -> Tensor:
+    def _add(self, skip: Tensor, branch: Tensor) -> Tensor:
         check_same_shape("norm_layer", branch, skip, "the input")
-        return branch if self.stochastic_depth2 is None else self.stochastic_depth2(branch)
+        return skip + branch

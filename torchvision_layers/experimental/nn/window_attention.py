@@ -14,8 +14,11 @@ from ._windows import at_least_float32, cosines, merge_windows, softmax_in_windo
 __all__ = ["WindowAttention"]
 
 # Their branches on sizes and dtypes need values, so each stays one node in a traced graph.
-for _function in ("at_least_float32", "cosines", "merge_windows", "softmax_in_windows", "split_windows"):
-    torch.fx.wrap(_function)
+torch.fx.wrap("at_least_float32")
+torch.fx.wrap("cosines")
+torch.fx.wrap("merge_windows")
+torch.fx.wrap("softmax_in_windows")
+torch.fx.wrap("split_windows")
 
 
 class WindowAttention(nn.Module):
@@ -59,6 +62,8 @@ class WindowAttention(nn.Module):
         >>> enn.WindowAttention(32, num_heads=4, window_size=7, shift_size=3)(torch.rand(2, 32, 20, 15)).shape
         torch.Size([2, 32, 20, 15])
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -134,7 +139,9 @@ class WindowAttention(nn.Module):
     def position_bias(self) -> Tensor:
         """The bias of each pair of pixels in a window, of shape (1, heads, pixels, pixels)."""
         if self.cpb_mlp is None:
-            return self._of_pairs(self.relative_position_bias_table)
+            table = self.relative_position_bias_table
+            assert table is not None
+            return self._of_pairs(table)
         # In half precision, a value near 16 would have an error of a hundredth.
         return 16 * at_least_float32(self._of_pairs(self.cpb_mlp(self.relative_coords_table).flatten(0, 2))).sigmoid()
 
