@@ -57,7 +57,7 @@ class _ShallowTracer(torch.fx.Tracer):
         super().__init__()
         self.containers = containers or {}
         #: Whether gradients and autocast were on for each operation.
-        self.modes: set[tuple[bool, bool]] = set()
+        self.modes: set[tuple[bool, ...]] = set()
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
@@ -83,7 +83,7 @@ class _ShallowTracer(torch.fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> torch.fx.Node:
         if kind.startswith("call"):
             gradients = not self.root.training or torch.is_grad_enabled()  # they matter in training only
-            self.modes.add((gradients, torch.is_autocast_enabled("cpu")))
+            self.modes.add((gradients, *map(torch.is_autocast_enabled, ("cpu", "cuda"))))
         return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

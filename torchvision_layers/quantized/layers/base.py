@@ -13,6 +13,7 @@ from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
+from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
 from ..eager.fusion import fuse_children
 
@@ -21,8 +22,8 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# The first three accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
-NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, FrozenBatchNorm2d, PositionMap)
+# The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
+NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
 
 
 _STAGED = "torchvision_layers.experimental."
