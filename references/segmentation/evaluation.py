@@ -10,7 +10,7 @@ __all__ = ["Result", "confusion_matrix", "evaluate", "mean_iou"]
 
 
 class Result(NamedTuple):
-    """Of one model on a set of scenes."""
+    """The figures of one model on a set of scenes."""
 
     mean_iou: float
     #: By class, the background first.

@@ -1,4 +1,4 @@
-"""Scenes with a mask: handwritten digits on cards that lie on a table.
+"""Scenes with a mask: handwritten digits on cards on a table.
 
 The digits are the 1,797 scans of scikit-learn. Four fifths are on the cards of training scenes, and the others on those
 of test scenes. A card has a size, angle, place and paper of its own, and may cover a part of another.

@@ -1,4 +1,4 @@
-"""What these scripts share with references/classification: options, files, timing, and the backbones."""
+"""Code shared with references/classification: options, files, timing, and the backbones."""
 
 import sys
 from pathlib import Path
