@@ -20,7 +20,7 @@ CLASSES = ("background", *(str(digit) for digit in range(10)))
 SPLIT_SEED = 0
 TEST_SEED = 12345
 SIDES = (0.36, 0.5)  # of a card, as parts of the side of a scene
-LARGEST_ANGLE = math.radians(25)
+LARGEST_ANGLE = math.radians(12)
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in normalization("digits", "dataset"))
 
 
@@ -47,7 +47,7 @@ def compose(scans: Tensor, digits: Tensor, count: int, size: int, generator: tor
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
-    images = uniform(0.15, 0.5, 3, 1, 1) + 0.1 * torch.randn(count, 3, size, size, generator=generator)
+    images = uniform(0.15, 0.5, 3, 1, 1) + 0.05 * torch.randn(count, 3, size, size, generator=generator)
     masks = torch.zeros(count, size, size, dtype=torch.long)
     for quarter in range(4):
         chosen = torch.randint(len(scans), (count,), generator=generator)
