@@ -280,3 +280,35 @@ def test_forward_whose_only_operation_is_a_view(backend: str) -> None:
 def _trained(model: nn.Module) -> nn.Module:
     model(X)
     return model
+
+
+class SharesALayer(Net):
+    """A list of images, as many as there are."""
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        return [self.a(image) for image in images]
+
+
+class LayerPerItem(Net):
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [layer(level) for layer, level in zip((self.a, self.b), levels, strict=True)]
+
+
+class TakesAList(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        return torch.cat(self.part([x + i for i in range(len(count))]), 1)
+
+
+@pytest.mark.parametrize("part", [SharesALayer, LayerPerItem])
+def test_a_list_has_a_fixed_length_only_if_each_item_has_a_layer(part: type[Net]) -> None:
+    model = TakesAList(part()).eval()
+    int8 = quantized.quantize(model, [(X, torch.zeros(2))])
+    runs_in = {row.path: row.runs_in for row in quantized.report(int8).rows}
+    assert runs_in.get("part", "int8") == ("float" if part is SharesALayer else "int8")
+    assert decibels(model(X, torch.zeros(2)), int8(X, torch.zeros(2))) > 30
+    if part is SharesALayer:
+        assert decibels(model(X, torch.zeros(3)), int8(X, torch.zeros(3))) > 20

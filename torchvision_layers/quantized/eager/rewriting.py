@@ -10,7 +10,7 @@ from torch import nn
 from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
 from ..._utils.scaling import CONV_AND_LINEAR
-from ..._utils.tracing import is_sequence, shallow_graph
+from ..._utils.tracing import check_items, is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
@@ -144,8 +144,12 @@ def _rewritten(
 
     Each further call of a child in ``distinct`` becomes a copy of it.
     """
-    known = (None, None) if arguments is None else (arguments.constants(module), arguments.containers())
-    traced = shallow_graph(module, training, *known)
+    constants = None if arguments is None else arguments.constants(module)
+    traced = shallow_graph(module, training, constants)
+    if traced is None and arguments is not None and (containers := arguments.containers()):
+        traced = shallow_graph(module, training, constants, containers)
+        if traced is not None and not _tells_items_apart(traced[0]):
+            traced = None
     if traced is None:
         return None
     graph, effects = traced
@@ -185,6 +189,30 @@ def _rewritten(
     if is_changed and effects:
         raise UnsupportedError(effects[0])
     return _Rewritten(graph, children, copies, is_changed)
+
+
+def _tells_items_apart(graph: torch.fx.Graph) -> bool:
+    """Whether the items of each list reach different modules, like the levels of a pyramid.
+
+    If not, they may be a batch of images, and the next call may hold another number of them.
+    """
+    for check in (node for node in graph.nodes if node.target is check_items):
+        _, container, keys = check.args
+        items = [node for node in container.users if node.target is operator.getitem]
+        is_list = keys == list(range(len(keys)))
+        if is_list and len({_modules_after(item) for item in items}) < len(keys):
+            return False
+    return True
+
+
+def _modules_after(node: torch.fx.Node) -> frozenset[str]:
+    """The modules that depend on the value of ``node``."""
+    found, reached = {node}, [node]
+    for other in reached:
+        new = [user for user in other.users if user not in found]
+        found.update(new)
+        reached += new
+    return frozenset(str(other.target) for other in reached if other.op == "call_module")
 
 
 def _is_stateless(module: nn.Module) -> bool:
