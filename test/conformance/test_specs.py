@@ -56,7 +56,9 @@ def always(spec: LayerSpec) -> bool:
 #: The layers that each kind of invalid input concerns.
 RULES: dict[InvalidInput, Rule] = {
     InvalidInput.GROUPS: named("groups"),
-    InvalidInput.CHANNELS: named(r"channels$|features$|planes$|^(inp|oup|dim)$|multiplier|expan|width"),
+    InvalidInput.CHANNELS: named(
+        r"channels$|features$|planes$|^(inp|oup|dim)$|(embed|hidden|mlp)_dim$|multiplier|expan|width"
+    ),
     InvalidInput.PROBABILITY: named(r"^p$|^drop|stochastic_depth"),
     InvalidInput.BLOCK_SIZE: named("block_size"),
     InvalidInput.RANK: always,

@@ -13,6 +13,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
+from torchvision.models.vision_transformer import VisionTransformer
 
 SHARED = sorted(name for name in MODELS if hasattr(torchvision.models, name))
 
@@ -52,7 +53,19 @@ SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "resnext50_32x4d": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, groups=32, width_per_group=4)),
     "shufflenet_v2_x1_0": (QUARTER, partial(ShuffleNetV2, [1, 2, 1], [24, 116, 232, 464, 1024], 10)),
     "wide_resnet50_2": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, width_per_group=128)),
+    **{
+        f"vit_b_{patch}": (
+            {"width_mult": 0.125, "depth_mult": 0.25},
+            partial(VisionTransformer, 224, patch, 3, 12, 96, 384, num_classes=10),
+        )
+        for patch in (16, 32)
+    },
 }
+
+
+def image_size(name: str, height: int, width: int) -> tuple[int, int]:
+    """The size of an image; torchvision's vision transformers take no other than that of their training."""
+    return (224, 224) if name.startswith("vit") else (height, width)
 
 
 def pair(name: str, is_small: bool) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:
