@@ -214,7 +214,8 @@ TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_d
     stochastic_depth=0.0, device=None, dtype=None)
 UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
     stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
-    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, device=None, dtype=None)
+    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, kept_rows_only=False, device=None,
+    dtype=None)
 UpBlock(in_channels, skip_channels, out_channels, *, up_layer=None, mode='nearest',
     norm_layer=BatchNorm2d, activation_layer=ReLU, device=None, dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,

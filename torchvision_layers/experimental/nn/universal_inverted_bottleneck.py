@@ -48,6 +48,8 @@ class UniversalInvertedBottleneck(InvertedBottleneck):
         layer_scale: initial value of the learned scale of each channel of the branch. Default: ``None``, no scale.
         stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
             connection. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -77,19 +79,21 @@ class UniversalInvertedBottleneck(InvertedBottleneck):
         conv_layer: LayerArgument = nn.Conv2d,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, size in (("start_kernel_size", start_kernel_size), ("middle_kernel_size", middle_kernel_size)):
             if size is not None:
                 check_odd(name, size)
-        super().__init__(in_channels, out_channels, middle_kernel_size or 1, stride, expand_ratio, stochastic_depth)
+        super().__init__(
+            in_channels, out_channels, middle_kernel_size or 1, stride, expand_ratio, stochastic_depth, kept_rows_only
+        )
         if stride > 1 and start_kernel_size is None and middle_kernel_size is None:
             raise ValueError(
                 f"stride must be 1 without a depthwise convolution, got {stride}: pass a start_kernel_size or a "
                 "middle_kernel_size"
             )
-        self.reduction = stride
         hidden = round(in_channels * expand_ratio)
         build = Builder(device, dtype)
         conv = partial(ConvNormAct, norm_layer=norm_layer, device=device, dtype=dtype)
