@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, ModuleType
@@ -347,7 +348,8 @@ def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: flo
         from timm.models.convnext import ConvNeXtBlock
 
         timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
-        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        values = zip(timm.state_dict().items(), ours.state_dict().values(), strict=True)
+        timm.load_state_dict({key: value.reshape(shaped.shape) for (key, shaped), value in values})
         candidates["timm"] = Candidate(timm)
     return candidates
 

@@ -67,8 +67,7 @@ PEERS = (
             "bias": "always enabled",
             "norm_layer": "not supported",
         },
-        note="``SqueezeExcite`` is the same class. For a reduction ratio, use "
-        ":class:`~torchvision_layers.experimental.nn.SEBlock`.",
+        note="``SqueezeExcite`` is the same class. For a reduction ratio, pass ``channels // ratio``.",
     ),
     Peer(
         "timm.layers.DropPath",

@@ -167,6 +167,14 @@ def test_se_block_equals_squeeze_excitation_with_the_same_channels() -> None:
     assert torch.equal(block(x), plain(x))
 
 
+def test_se_block_says_its_successor() -> None:
+    with pytest.warns(
+        FutureWarning, match=r"removed in 0.2: use tnn.SqueezeExcitation\(channels, channels // ratio"
+    ) as record:
+        enn.SEBlock(32)
+    assert record[0].filename == __file__
+
+
 def test_aliases_of_torch() -> None:
     assert enn.Flatten is nn.Flatten
     assert enn.Mish is nn.Mish

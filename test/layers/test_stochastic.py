@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
 
 
 def is_binomial(successes: int, trials: int, probability: float) -> bool:
@@ -64,6 +65,7 @@ BLOCKS = {
     "FusedMBConv": partial(tnn.FusedMBConv, 4, 4, norm_layer=tnn.FrozenBatchNorm2d),
     "InvertedResidual": partial(tnn.InvertedResidual, 4, 4, 1, 2, norm_layer=GROUP_NORM),
     "MBConv": partial(tnn.MBConv, 4, 4, norm_layer=GROUP_NORM),
+    "UniversalInvertedBottleneck": partial(enn.UniversalInvertedBottleneck, 4, 4, 3, 3, norm_layer=GROUP_NORM),
 }
 each_block = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
 
@@ -74,7 +76,7 @@ def pair(make: Callable[..., nn.Module], p: float) -> tuple[nn.Module, nn.Module
     plain = make(stochastic_depth=p, dtype=torch.float64)
     kept = make(stochastic_depth=p, kept_rows_only=True, dtype=torch.float64)
     kept.load_state_dict(plain.state_dict())
-    channels = next(plain.parameters()).shape[1] if not isinstance(plain, tnn.ConvNeXtBlock) else 4
+    channels = 8 if isinstance(plain, tnn.Bottleneck) else 4
     return plain, kept, torch.randn(6, channels, 5, 6, dtype=torch.float64, requires_grad=True)
 
 

@@ -27,7 +27,7 @@ class InvertedBottleneck(nn.Module):
         stride: int,
         expand_ratio: float,
         stochastic_depth: float,
-        kept_rows_only: bool,
+        kept_rows_only: bool = False,
         in_name: str = "in_channels",
         out_name: str = "out_channels",
     ) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.fx
 import torchvision.ops
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import stochastic_depth
 
@@ -75,8 +76,8 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
                 if drop is not None and drop.kept_rows_only:
                     return x + drop.run_branch(self._branch, x, [self.norm, self.mlp])
 
-        Reading which samples are kept waits for the device. In eval mode, in traces and in compiled or exported
-        programs, whose shapes cannot depend on random numbers, the plain form runs.
+        Reading which samples are kept waits for the device. In eval mode, in traces, on tensors without values and in
+        compiled or exported programs, whose shapes cannot depend on random numbers, the plain form runs.
 
         Args:
             branch: maps tensors :math:`(N, *)` to tensors :math:`(N, *)`, each row by itself.
@@ -86,7 +87,7 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         Errors: ``ValueError`` if ``layers`` contain a batch norm that would use the statistics of the kept samples.
         """
         is_plain = not self.kept_rows_only or not self.training or self.p == 0.0
-        if is_plain or torch.compiler.is_compiling() or not is_tensor(input):
+        if is_plain or torch.compiler.is_compiling() or not is_tensor(input) or not _has_values(input):
             return self(branch(input))
         _check_no_batch_statistics(layers)
         scale = stochastic_depth(input.new_ones(len(input)), self.p, "row", training=True)
@@ -99,6 +100,10 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
         if _is_channels_last(kept):
             output = output.to(memory_format=torch.channels_last)
         return output.zero_().index_copy_(0, rows, kept)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def _check_no_batch_statistics(layers: Iterable[nn.Module]) -> None:

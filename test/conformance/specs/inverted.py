@@ -173,15 +173,6 @@ SPECS = (
                 reads_mode=True,
             ),
             Sample(
-                "kept rows",
-                {"in_channels": 3, "out_channels": 3, "activation_layer": nn.ReLU, "norm_layer": None}
-                | {"stochastic_depth": 0.4, "kept_rows_only": True},
-                (2, 3, 6, 7),
-                partial(ref.mbconv, places="full project", activation=ref.relu),
-                is_random=True,
-                reads_mode=True,
-            ),
-            Sample(
                 "one convolution",
                 {"in_channels": 3, "out_channels": 5, "stride": 2, "expand_ratio": 1},
                 (2, 3, 9, 7),

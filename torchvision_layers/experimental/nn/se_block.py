@@ -1,5 +1,6 @@
 """Channel attention with a reduction ratio instead of squeeze channels."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ __all__ = ["SEBlock"]
 
 
 class SEBlock(SqueezeExcitation):
-    r"""A :class:`SqueezeExcitation` with ``in_channels // ratio`` squeeze channels.
+    r"""A :class:`SqueezeExcitation` with ``in_channels // ratio`` squeeze channels. Deprecated; 0.2 removes it.
+
+    Use ``tnn.SqueezeExcitation(channels, channels // ratio, nn.SiLU)``, or
+    ``tnn.LazySqueezeExcitation(squeeze_channels, nn.SiLU)``: same results, same checkpoints.
 
     From `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_ (eq. 2 to 4; the reduction ratio
     :math:`r` of section 3.2), with SiLU in place of ReLU as in EfficientNet. Without ``in_channels``, the layer infers
@@ -53,6 +57,12 @@ class SEBlock(SqueezeExcitation):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        warnings.warn(
+            "SEBlock will be removed in 0.2: use tnn.SqueezeExcitation(channels, channels // ratio, nn.SiLU), which "
+            "computes the same and loads its checkpoints",
+            FutureWarning,
+            stacklevel=2,
+        )
         self.ratio = check_int("ratio", ratio)
         if in_channels is None:
             if type(self) is not SEBlock:

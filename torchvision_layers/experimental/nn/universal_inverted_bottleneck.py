@@ -49,7 +49,7 @@ class UniversalInvertedBottleneck(InvertedBottleneck):
         stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
             connection. Default: ``0.0``.
         kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
-            error if the branch has batch statistics. Default: ``False``.
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -87,13 +87,7 @@ class UniversalInvertedBottleneck(InvertedBottleneck):
             if size is not None:
                 check_odd(name, size)
         super().__init__(
-            in_channels,
-            out_channels,
-            middle_kernel_size or 1,
-            stride,
-            expand_ratio,
-            stochastic_depth,
-            kept_rows_only,
+            in_channels, out_channels, middle_kernel_size or 1, stride, expand_ratio, stochastic_depth, kept_rows_only
         )
         if stride > 1 and start_kernel_size is None and middle_kernel_size is None:
             raise ValueError(
