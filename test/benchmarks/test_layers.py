@@ -88,6 +88,38 @@ def layer_norm(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
     return output * w["weight"].view(-1, 1, 1) + w["bias"].view(-1, 1, 1)
 
 
+def normalized_conv(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """A convolution and a batch norm whose mean and shift are still 0, variance and scale 1."""
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups).div(math.sqrt(1 + 1e-5))
+
+
+def rep_conv(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    convs = [normalized_conv(x, w[key], ours.groups) for key in w if key.endswith(".0.weight")]
+    return torch.stack([*convs, x.div(math.sqrt(1 + 1e-5))]).sum(0).clamp(min=0)
+
+
+def global_response_norm(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    images = x.movedim(ours.channels_dim, -1)
+    responses = images.flatten(1, -2).square().sum(1).sqrt()
+    relative = (responses / (responses.mean(1, keepdim=True) + 1e-6)).view(-1, *[1] * (x.dim() - 2), responses.shape[1])
+    return (w["weight"] * images * relative + w["bias"] + images).movedim(-1, ours.channels_dim)
+
+
+def universal_inverted_bottleneck(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = normalized_conv(x, w["block.start.0.weight"], x.shape[1])
+    y = normalized_conv(y, w["block.expand.0.weight"]).clamp(min=0)
+    y = normalized_conv(y, w["block.middle.0.weight"], y.shape[1]).clamp(min=0)
+    return x + normalized_conv(y, w["block.project.0.weight"])
+
+
+def convnext_block(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = F.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+    y = (y * w["block.2.weight"] + w["block.2.bias"]) @ w["block.3.weight"].T + w["block.3.bias"]
+    y = y * (1 + torch.erf(y / math.sqrt(2))) / 2 @ w["block.5.weight"].T + w["block.5.bias"]
+    return x + w["layer_scale"] * y.permute(0, 3, 1, 2)
+
+
 FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "WSConv2d": standardized_conv,
     "SWSConv2d": standardized_conv,
@@ -102,6 +134,10 @@ FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "FrozenBatchNorm2d": frozen_batch_norm,
     "MLP": mlp,
     "LayerNorm2d": layer_norm,
+    "RepConv": rep_conv,
+    "GlobalResponseNorm": global_response_norm,
+    "UniversalInvertedBottleneck": universal_inverted_bottleneck,
+    "ConvNeXtBlock": convnext_block,
 }
 
 

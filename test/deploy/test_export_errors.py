@@ -27,14 +27,19 @@ EAGER_REMEDY = "does not support a model that is int8 of engine='eager'.*: use f
         ("eager", "aoti", EAGER_REMEDY),
         ("eager", "onnx", f"{EAGER_REMEDY}$"),
         ("eager", "onnx-qdq", EAGER_REMEDY),
+        ("eager", "openvino", EAGER_REMEDY),
         ("eager", "executorch", f"{EAGER_REMEDY}, or call .*engine='pt2e', backend='xnnpack'"),
-        ("pt2e", "torchscript", "use format='pt2' or 'aoti' or 'onnx-qdq', or call .*engine='eager', backend='x86'"),
-        ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq'$"),
+        (
+            "pt2e",
+            "torchscript",
+            "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino', or call .*engine='eager', backend='x86'",
+        ),
+        ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino'$"),
         ("pt2e", "executorch", "int8 of engine='pt2e' and backend='x86'.*, or call .*, backend='xnnpack'"),
         (
             None,
             "onnx-qdq",
-            r"that is float: use .*'onnx'.*, or call quantized\.quantize\(.*engine='pt2e', backend='onnx",
+            r"that is float: use .*'onnx' or 'openvino'.*, or call quantized\.quantize\(.*engine='pt2e', backend='onnx",
         ),
     ],
 )
@@ -42,7 +47,7 @@ def test_unsupported_model_names_other_formats(engine: str | None, format: str, 
     model = float_model() if engine is None else int8_model(engine)
     for wrapped in (model, nn.Sequential(model).eval()):
         with pytest.raises(TypeError, match=message):
-            deploy.export(wrapped, example(), tmp_path / "model.pt2", format=format)
+            deploy.export(wrapped, example(), (tmp_path / "model").with_suffix(FORMATS[format].suffix), format=format)
     assert os.listdir(tmp_path) == []
 
 
@@ -51,7 +56,7 @@ def test_unsupported_model_names_other_formats(engine: str | None, format: str, 
 def test_prepared_model_must_be_converted(engine: str, format: str, tmp_path: Path) -> None:
     model = quantized.prepare_qat(float_model(), example(), engine=engine).eval()
     with pytest.raises(TypeError, match="call quantized.convert"):
-        deploy.export(model, example(), tmp_path / "model.pt2", format=format)
+        deploy.export(model, example(), (tmp_path / "model").with_suffix(FORMATS[format].suffix), format=format)
 
 
 NAN = torch.full((1, 3, 8, 8), float("nan"))
@@ -71,7 +76,7 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"example": torch.zeros(0, 3, 8, 8)}, ValueError, "at least one input"),
         ({"example": torch.zeros(3)}, ValueError, r"at least one input, got shape \[3\]"),
         ({"example": NAN}, ValueError, "example must be finite"),
-        ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx, onnx-qdq, executorch, got 'tflite'"),
+        ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx.*, openvino, executorch, got 'tflite'"),
         ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
         ({"lowered": 1}, TypeError, "lowered must be True or False, got 1"),

@@ -1,6 +1,7 @@
 """Writes a model to a file that runs without this package, after comparing the file with the model."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = ["Exported", "export"]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, with its format and its size in bytes.
+    """A file that was written, with its format and its size in bytes, including the weights beside it.
 
     ``difference`` is the largest difference between the outputs of file and model, relative to the largest output. It
     was measured on inputs of all ``shapes``, each of which is a tuple of shapes if there are several inputs.
@@ -66,13 +67,13 @@ def export(
         example: typical inputs of one call: a float32 tensor, a tuple of positional inputs, or a mapping of keyword
             inputs. Tensors may be in tuples, lists and dicts. Numbers, strings and ``None`` are constants of the file.
             The first dimension of the first tensor is the batch, and so is that of every tensor with the same one.
-        path: the file to write, in an existing folder.
+        path: the file to write, in an existing folder. OpenVINO's weights go beside it, into ``.bin``.
         format: ``"pt2"``, a program of torch.export, and ``"aoti"``, compiled for this processor, for float and
             ``engine="pt2e"``; ``"torchscript"``, which torch has deprecated, for float and ``engine="eager"``;
             ``"onnx"`` for float; ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, preferably with
-            ``backend="onnxruntime"``; ``"executorch"`` for float, and for ``engine="pt2e"`` with
-            ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but ``"torchscript"`` for int8 of
-            ``engine="eager"``, which only that format can hold.
+            ``backend="onnxruntime"``; ``"openvino"`` for float and for the same int8; ``"executorch"`` for float, and
+            for ``engine="pt2e"`` with ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but
+            ``"torchscript"`` for int8 of ``engine="eager"``, which only that format can hold.
         lowered: for ``"pt2"``, whether to write the program of :func:`lower`, which runs on CPUs with oneDNN at the
             speed of a lowered model; a :class:`LoweredModel` is written as it is. ``False`` writes the model with the
             operators of its ``forward``, to run on other devices or to compile. Default: ``None``, ``True`` if
@@ -92,6 +93,8 @@ def export(
     check_model(model)
     inputs = check_example(example, model)
     file_format = _find_format(model, format, lowered)
+    check_support(file_format, model)
+    file_format.require((*file_format.writer_packages, *file_format.reader_packages))
     target = _check_path(path, file_format)
     _check_normalization(mean, std, inputs)
     facts = _check_about(about)
@@ -99,22 +102,24 @@ def export(
     # not notice.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         subject = Subject.of(model, inputs)
-        check_support(file_format, subject)
-        file_format.require((*file_format.writer_packages, *file_format.reader_packages))
         _check_classes(classes, subject.output_shape)
         subject = file_format.restrict(subject)
         metadata = describe(subject, file_format.name, classes, mean, std, facts)
-        with atomic_path(target) as temporary:
-            content = file_format.serialize(subject, metadata)
-            temporary.write_bytes(append_checksum(content, file_format.container))
-            program, text = file_format.deserialize(read_verified(temporary), temporary)
+        with atomic_path(target, file_format.beside) as temporary:
+            files = [temporary, *map(temporary.with_suffix, file_format.beside)]
+            contents = file_format.serialize(subject, metadata)
+            first, *others = contents if isinstance(contents, tuple) else (contents,)
+            contents = append_checksum(first, file_format.container), *others
+            for file, content in zip(files, contents, strict=True):
+                file.write_bytes(content)
+            program, text = file_format.read(read_verified(temporary), temporary)
             if text != metadata:
                 raise RuntimeError(
                     f"the file in format {file_format.name!r} contains other metadata than it was written with"
                 )
             compared = subject.compared
             difference = max(compare(subject, program, inputs, file_format) for inputs in compared)
-            size = temporary.stat().st_size
+            size = sum(file.stat().st_size for file in files)
     return Exported(target, file_format.name, size, difference, tuple(map(shapes_of, compared)))
 
 
@@ -136,6 +141,10 @@ def _check_path(path: str | Path, format: Format) -> Path:
         raise ValueError(f"path must be a file, got {path}")
     if format.is_suffix_required and target.suffix != format.suffix:
         raise ValueError(f"path must end in {format.suffix} for format={format.name!r}, got {path}")
+    for suffix in format.beside:
+        beside = Path(os.path.realpath(target)).with_suffix(suffix)
+        if beside.exists() and not (target.exists() and beside.is_file()):
+            raise ValueError(f"path must leave other files alone, but {path} needs {beside}, which exists: rename one")
     return target
 
 

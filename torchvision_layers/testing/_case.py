@@ -54,7 +54,7 @@ class Case:
         return self.place(self._build())
 
     def _build(self) -> nn.Module:
-        layer = self.spec.cls(**self.kwargs())
+        layer = self.sample.adapt(self.spec.cls(**self.kwargs()))
         if any(is_lazy(tensor) for tensor in [*layer.parameters(), *layer.buffers()]):
             with torch.no_grad():
                 layer.eval()(torch.zeros(self.sample.shape))  # in eval mode, so that statistics do not count it

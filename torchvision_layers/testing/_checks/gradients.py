@@ -122,8 +122,11 @@ def noncontig(case: Case) -> None:
 
 @check(
     "functional",
-    # torch computes the gradient of Tensor.unfold sample by sample, which is slow but correct.
-    ignored_warnings=(("There is a performance drop.*batching rule for aten::unfold_backward", UserWarning),),
+    # torch computes the gradient of Tensor.unfold, and attention, sample by sample, which is slow but correct.
+    ignored_warnings=(
+        ("There is a performance drop.*batching rule for aten::unfold_backward", UserWarning),
+        ("There is a performance drop.*batching rule for aten::_scaled_dot_product", UserWarning),
+    ),
 )
 def functional(case: Case) -> None:
     """In eval mode, ``vmap`` over layers, and over samples for their gradients, equals separate calls."""

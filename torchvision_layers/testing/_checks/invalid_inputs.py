@@ -21,8 +21,8 @@ def _problem(case: Case, bad: BadArguments | BadInput) -> str | None:
         if layer is None or isinstance(bad, BadArguments):
             case.spec.cls(**kwargs)
             return "was accepted by the constructor"
-        input = torch.zeros(bad.input) if isinstance(bad.input, tuple) else bad.input
-        layer(input.to(case.device) if isinstance(input, Tensor) else input)
+        inputs = (torch.zeros(input) if isinstance(input, tuple) else input for input in (bad.input, *bad.others))
+        layer(*(input.to(case.device) if isinstance(input, Tensor) else input for input in inputs))
         return "was accepted"
     except bad.error as error:
         return None if re.search(bad.message, str(error)) else f"raised the message {str(error)[:200]!r}"

@@ -56,7 +56,7 @@ def out_shape(case: Case) -> None:
     @hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @hypothesis.given(case.spec.shape_strategy)
     def run(example) -> None:  # type: ignore[no-untyped-def]  # hypothesis reads annotations at run time
-        layer = case.place(case.spec.cls(**example.kwargs)).eval()
+        layer = case.place(case.sample.adapt(case.spec.cls(**example.kwargs))).eval()
         input = torch.zeros(example.shape, device=case.device)
         if example.out_shape is None:
             try:

@@ -139,7 +139,7 @@ def skip_init(case: Case) -> None:
     """``nn.utils.skip_init`` builds the layer without initialization, ready for a state dict."""
     layer = case.layer()
     cls: Any = case.spec.cls
-    raw = nn.utils.skip_init(cls, **case.kwargs(), device=case.device).train(case.training)
+    raw = case.sample.adapt(nn.utils.skip_init(cls, **case.kwargs(), device=case.device)).train(case.training)
     raw.load_state_dict(layer.state_dict())
     input = case.input()
     assert torch.equal(raw(input), layer(input))
