@@ -180,6 +180,7 @@ SPECS = (
                 partial(ref.mbconv, places="full project", activation=ref.relu),
                 is_random=True,
                 reads_mode=True,
+                waits=True,
             ),
             Sample(
                 "one convolution",

@@ -43,7 +43,7 @@ def dtypes(case: Case) -> None:
 
 def _check_dtype(case: Case, training: bool, dtype: torch.dtype, mode: AbstractContextManager[object]) -> None:
     # From the rounded weights and input, whose rounding is not an error of the layer.
-    layer, input = case.layer(dtype).train(training), case.input(dtype).requires_grad_()
+    layer, input = case.layer(dtype).train(training), case.input().to(dtype).requires_grad_()
     exact = copy.deepcopy(layer).double()
     with mode:
         output = run_seeded(layer, input)
