@@ -347,7 +347,10 @@ def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: flo
         from timm.models.convnext import ConvNeXtBlock
 
         timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
-        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        pairs = zip(timm.state_dict().items(), ours.state_dict().values(), strict=True)
+        timm.load_state_dict(
+            {key: value.view_as(theirs) for (key, theirs), value in pairs}
+        )  # our scale has 3 dimensions
         candidates["timm"] = Candidate(timm)
     return candidates
 
