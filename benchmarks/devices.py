@@ -10,7 +10,7 @@ import torch
 from measure import Call, Timer, peak_bytes, wall_seconds
 from torch import nn
 
-__all__ = ["MODES", "Setting", "captured", "clocks", "conditions", "existing", "in_mode", "peak", "timer"]
+__all__ = ["MODES", "Setting", "captured", "clocks", "conditions", "existing", "in_mode", "peak", "timer", "trains_in"]
 
 #: How a call runs. A graph is a CUDA graph, whose replay has no work for Python.
 MODES = ("eager", "compiled", "graph")
@@ -59,6 +59,11 @@ def in_mode(mode: str, module: nn.Module, make_call: Callable[[nn.Module], Call]
         return make_call(torch.compile(module, dynamic=False))
     call = make_call(module)
     return captured(call) if mode == "graph" else call
+
+
+def trains_in(mode: str, module: nn.Module) -> bool:
+    """Whether a training step can run in a mode: a graph cannot wait for the number of kept rows."""
+    return mode != "graph" or not any(getattr(part, "kept_rows_only", False) for part in module.modules())
 
 
 def captured(call: Call) -> Call:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import CASES, Candidate, Case
-from devices import MODES, Setting, clocks, existing, in_mode, peak, timer
+from devices import MODES, Setting, clocks, existing, in_mode, peak, timer, trains_in
 from devices import conditions as device_conditions
 from folded_cases import FOLDED_CASES
 from measure import Call, Ratio, conditions, interleave, ratios, saved_bytes, training_step
@@ -67,7 +67,9 @@ def measure(case: Case, memory_format: torch.memory_format, rounds: int, setting
         inference = ratios(interleave(calls, rounds, timer=timer(setting.device)))
 
     candidates, input = build(case, memory_format, setting.device, setting.training_dtype)
-    trained = {name: own.module for name, own in candidates.items() if own.trains}
+    trained = {
+        name: own.module for name, own in candidates.items() if own.trains and trains_in(setting.mode, own.module)
+    }
     calls = {
         name: in_mode(setting.mode, module, lambda module: training_step(module, input))
         for name, module in trained.items()

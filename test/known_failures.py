@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 
 import pytest
+
+SETUP = Path(__file__).parents[1] / "setup.py"
 
 # Keys are the beginnings of test ids, relative to `test/`.
 BEFORE_TORCH_2_15 = {  # 2.14 is the newest torch for Python 3.10
@@ -47,9 +50,8 @@ def mark(tests: list[pytest.Item]) -> None:
 
 def _is_oldest(package: str) -> bool:
     """Whether the installed version of a package is the oldest that ``setup.py`` allows."""
-    (oldest,) = {
-        match[1]
-        for requirement in importlib.metadata.requires("torchvision_layers") or []
-        if (match := re.match(rf"{package}>=([0-9.]+)", requirement))
-    }
-    return importlib.metadata.version(package).startswith(f"{oldest}.")
+    (oldest,) = set(re.findall(rf'"{package}>=([0-9.]+)"', SETUP.read_text(encoding="utf-8")))
+    try:
+        return importlib.metadata.version(package).startswith(f"{oldest}.")
+    except importlib.metadata.PackageNotFoundError:
+        return False

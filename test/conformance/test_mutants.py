@@ -51,6 +51,7 @@ def test_check_detects_more_mutants(id: str, mutant: Mutant) -> None:
 WRONG_FLAGS = {
     "is_random of a deterministic layer": (CONTROL, {"is_random": True}, "random_flag"),
     "is_random missing": (DROPPING, {"is_random": False}, "random_flag"),
+    "waits of a layer that does not wait": (CONTROL, {"waits": True}, "other_device"),
     "reads_mode missing": (CONTROL, {"reads_mode": False}, "train_eval_flag"),
     "reads_mode of a layer that ignores it": (WITHOUT_MODE, {"reads_mode": True}, "train_eval_flag"),
     "dynamic_dims with the channels": (CONTROL, {"dynamic_dims": (0, 1, 2, 3)}, "export"),

@@ -9,16 +9,21 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
-#: Tests of other folders that take the device.
+#: Tests of other folders that take the device, and the packages that they need.
 RUNS = FOLDER.parent / "references" / "test_interruptions.py"
 OTHER_TESTS = [f"{RUNS}::{name}" for name in ("test_kill_while_writing", "test_kill_of_a_compiled_run")]
+NEEDED_BY_OTHERS = ("matplotlib", "sklearn", "torchmetrics")
 
 #: Packages without which the tests cannot be collected. Others are optional: their tests are skipped.
-NEEDED = ("torch", "torchvision", "numpy", "PIL", "pytest", "hypothesis")
+NEEDED = ("torch", "torchvision", "tqdm", "numpy", "PIL", "pytest", "hypothesis")
+
+
+def missing_packages(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def main(arguments: list[str]) -> int:
-    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    missing = missing_packages(NEEDED)
     if "torch" in missing:
         print(f"test-gpu ran nothing: torch is not installed for {sys.executable}")
         return 0
@@ -33,9 +38,13 @@ def main(arguments: list[str]) -> int:
     import pytest
 
     print(f"test-gpu: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    tests = [str(FOLDER), *OTHER_TESTS]
+    if missing := missing_packages(NEEDED_BY_OTHERS):
+        print(f"test-gpu leaves out runs of train.py, which need {', '.join(missing)}", flush=True)
+        tests = [str(FOLDER)]
     # Other versions of CUDA, cuDNN and Triton have warnings of their own.
     options = ["--device", "cuda", "--write-matrix", "-p", "no:cacheprovider", "-W", "default"]
-    return int(pytest.main([str(FOLDER), *OTHER_TESTS, *options, *arguments]))
+    return int(pytest.main([*tests, *options, *arguments]))
 
 
 if __name__ == "__main__":

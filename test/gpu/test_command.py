@@ -53,6 +53,18 @@ def test_with_a_gpu_it_runs_this_folder(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out == f"test-gpu: A GPU, torch {torch.__version__}\n"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_without_their_packages_runs_of_training_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else object())
+    monkeypatch.setattr(pytest, "main", lambda arguments: calls.append(arguments) or pytest.ExitCode.OK)
+    assert main([]) == 0
+    assert calls[0][:2] == [str(FOLDER), "--device"]
+    assert capsys.readouterr().out.endswith("leaves out runs of train.py, which need torchmetrics\n")
+
+
 def test_make_installs_nothing() -> None:
     commands = subprocess.run(
         ["make", "--dry-run", "test-gpu", "GPU=-x"], cwd=ROOT, check=True, capture_output=True, text=True

@@ -44,6 +44,11 @@ class NotApplicable:
 NO_VALUES = NotApplicable(
     "needs values, which meta tensors lack", lambda case: case.device.type == "meta", is_of_device=True
 )
+NO_VALUES_TO_WAIT_FOR = NotApplicable(
+    "waits for values in training, which meta tensors lack",
+    lambda case: case.device.type == "meta" and case.training and case.sample.waits,
+    is_of_device=True,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def check(
 
     A check that reads values, or expects torch to check them, does not apply on the meta device.
     """
-    reasons = ((NO_VALUES,) if reads_values else ()) + tuple(not_applicable)
+    reasons = (NO_VALUES if reads_values else NO_VALUES_TO_WAIT_FOR, *not_applicable)
 
     def decorate(function: Callable[[Case], None]) -> Check:
         return Check(id, function, tier, tuple(variants), reasons, per_layer, tuple(ignored_warnings))

@@ -68,13 +68,16 @@ def _repeatable_convolutions() -> Iterator[None]:
 def tf32(enabled: bool) -> Iterator[None]:
     """Whether GPUs may round float32 operands of products and convolutions to 10 bits, which cuDNN does by default."""
     # The newer settings by ``fp32_precision`` do not update these, and torch raises if both kinds disagree.
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    _set_tf32(enabled, enabled)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
+
+
+def _set_tf32(convolutions: bool, products: bool) -> None:
     cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API", UserWarning)
-        before = cudnn.allow_tf32, matmul.allow_tf32
-        cudnn.allow_tf32 = matmul.allow_tf32 = enabled
-        try:
-            yield
-        finally:
-            cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

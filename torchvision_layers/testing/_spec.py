@@ -37,6 +37,8 @@ class Sample:
     is_random: bool = False
     #: Whether ``forward`` reads ``training``, its own or a child's. ``train_eval_flag`` does not apply if ``None``.
     reads_mode: bool | None = None
+    #: Whether ``forward`` waits for its device in training, to read a value such as the number of selected rows.
+    waits: bool = False
     #: Dimensions of the input that may have any size. Default: all except dimension 1, the channels.
     dynamic_dims: tuple[int, ...] | None = None
     #: Classes of modules that an int8 model of the eager engine runs as a float fallback.

@@ -51,6 +51,7 @@ SPECS = (
                 partial(ref.convnext_block, activation=ref.relu),
                 is_random=True,
                 reads_mode=True,
+                waits=True,
                 islands=(nn.LayerNorm,),
             ),
         ),

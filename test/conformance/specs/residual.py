@@ -152,6 +152,7 @@ SPECS = (
                 partial(ref.residual_block, strides=(1, 1, 1), groups=(1, 1, 1)),
                 is_random=True,
                 reads_mode=True,
+                waits=True,
             ),
             Sample(
                 "squeeze",

@@ -20,6 +20,7 @@ __all__ = [
     "TRAIN_EVAL",
     "VIEW",
     "WAITS",
+    "WAITS_IN_TRAINING",
     "lacks",
     "trainable",
 ]
@@ -60,6 +61,9 @@ RANDOM_IN_TRAINING = NotApplicable(
     "draws random numbers in training", lambda case: case.training and case.sample.is_random
 )
 BATCH_STATISTICS = NotApplicable("has no batch normalization", lambda case: not _reads_batch_statistics(case))
+WAITS_IN_TRAINING = NotApplicable(
+    "waits for its device in training, as the sample declares", lambda case: case.training and case.sample.waits
+)
 VIEW = NotApplicable("returns a view of its input, which determines the layout", _returns_a_view)
 NOT_AN_IMAGE = NotApplicable("input is not an image with four dimensions", lambda case: len(case.sample.shape) != 4)
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import _modes
 from .._case import Case, run_seeded
 from .._check import check
-from ._not_applicable import GPU_ONLY, RANDOM_IN_TRAINING, TRAIN_EVAL
+from ._not_applicable import GPU_ONLY, RANDOM_IN_TRAINING, TRAIN_EVAL, WAITS_IN_TRAINING
 from .inputs import relative_l2
 
 __all__ = ["cuda_graph", "no_sync", "other_device", "tf32"]
@@ -49,8 +50,17 @@ def _run_on_fake_gpu(layer: nn.Module, input: Tensor) -> Tensor:
 
 @check("other_device", variants=TRAIN_EVAL)
 def other_device(case: Case) -> None:
-    """On a fake GPU, and with gradients on meta, every tensor is on the device of the input, and no value is read."""
+    """On a fake GPU, and with gradients on meta, every tensor is on the device of the input.
+
+    No value is read back, which would wait for a GPU, unless the sample declares ``waits``.
+    """
     layer, input = case.layer().to("cpu"), case.input().to("cpu")
+    if case.training and case.sample.waits:
+        try:
+            _run_on_fake_gpu(layer, input)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return
+        raise AssertionError("waits=True, but forward reads no value in training")
     assert _run_on_fake_gpu(layer, input).device.type == "cuda", "the output is not on the GPU"
     layer, input = layer.to("meta"), input.to("meta").requires_grad_()
     with _OneDevice("meta"):
@@ -79,7 +89,7 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-@check("no_sync", variants=TRAIN_EVAL, not_applicable=(GPU_ONLY,))
+@check("no_sync", variants=TRAIN_EVAL, not_applicable=(GPU_ONLY, WAITS_IN_TRAINING))
 def no_sync(case: Case) -> None:
     """The CPU never waits for the GPU, in the forward and in the backward pass."""
     layer, input = case.layer(), case.input().requires_grad_()
@@ -105,7 +115,7 @@ def captured(call: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     return output, graph.replay
 
 
-@check("cuda_graph", variants=TRAIN_EVAL, not_applicable=(GPU_ONLY, RANDOM_IN_TRAINING))
+@check("cuda_graph", variants=TRAIN_EVAL, not_applicable=(GPU_ONLY, RANDOM_IN_TRAINING, WAITS_IN_TRAINING))
 def cuda_graph(case: Case) -> None:
     """A forward pass captured in a CUDA graph equals eager calls for new inputs."""
     layer, input = case.layer(), case.input()

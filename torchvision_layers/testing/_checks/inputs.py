@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,26 +34,29 @@ _BOUNDS = {"bfloat16": 1e-2, "float16": 2e-3, "autocast": 1e-2}
 def dtypes(case: Case) -> None:
     """In bfloat16, float16 and under autocast, outputs are close to float64 and gradients keep their dtype."""
     for training in (True, False):
-        layer = case.layer().train(training)
         if case.variant == "autocast":
-            low = case.input().requires_grad_()
-            with torch.autocast(case.device.type, torch.bfloat16):
-                output = run_seeded(layer, low)
+            for dtype in (torch.bfloat16, torch.float16):
+                _check_dtype(case, training, torch.float32, torch.autocast(case.device.type, dtype))
         else:
-            dtype = getattr(torch, case.variant)
-            layer, low = layer.to(dtype), case.input(dtype).requires_grad_()
-            output = run_seeded(layer, low)
-            assert output.dtype is dtype, f"returns {output.dtype} for {dtype}"
-        # GPUs draw other random numbers in float64.
-        if case.device.type == "cpu" or not (training and case.sample.is_random):
-            # From the rounded weights and input, whose rounding is not an error of the layer.
-            distance = relative_l2(output, run_seeded(copy.deepcopy(layer).double(), low.detach().double()))
-            assert distance <= _BOUNDS[case.variant], f"relative distance {distance:.1e}"
-        output.float().square().sum().backward()
-        for name, tensor in [("input", low), *trainable(layer)]:
-            assert tensor.grad is not None, f"no gradient reaches {name}"
-            assert tensor.grad.dtype is tensor.dtype, f"the gradient of {name} is {tensor.grad.dtype}"
-            assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
+            _check_dtype(case, training, getattr(torch, case.variant), nullcontext())
+
+
+def _check_dtype(case: Case, training: bool, dtype: torch.dtype, mode: AbstractContextManager[object]) -> None:
+    # From the rounded weights and input, whose rounding is not an error of the layer.
+    layer, input = case.layer(dtype).train(training), case.input().to(dtype).requires_grad_()
+    exact = copy.deepcopy(layer).double()
+    with mode:
+        output = run_seeded(layer, input)
+    assert case.variant == "autocast" or output.dtype is dtype, f"returns {output.dtype} for {dtype}"
+    # GPUs draw other random numbers in float64.
+    if case.device.type == "cpu" or not (training and case.sample.is_random):
+        distance = relative_l2(output, run_seeded(exact, input.detach().double()))
+        assert distance <= _BOUNDS[case.variant], f"relative distance {distance:.1e}"
+    output.float().square().sum().backward()
+    for name, tensor in [("input", input), *trainable(layer)]:
+        assert tensor.grad is not None, f"no gradient reaches {name}"
+        assert tensor.grad.dtype is tensor.dtype, f"the gradient of {name} is {tensor.grad.dtype}"
+        assert bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite"
 
 
 @check("channels_last", variants=TRAIN_EVAL, not_applicable=(NOT_AN_IMAGE, VIEW))
