@@ -56,7 +56,7 @@ def get_parser() -> ArgumentParser:
     add_data_arguments(parser)
     parser.add_argument("--engine", default="eager", help="eager or pt2e")
     parser.add_argument(
-        "--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86, onnxruntime or xnnpack"
+        "--backend", default="x86", help="eager: x86, onednn or qnnpack; pt2e: x86, onnxruntime, tensorrt or xnnpack"
     )
     parser.add_argument("--calibration-batches", type=int, default=8, help="training batches to calibrate on")
     parser.add_argument("--qat", action="store_true", help="train with fake quantization instead of calibrating")

@@ -1,5 +1,6 @@
 """The command: the files and options that it accepts, its errors, and the calls that it makes."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers._utils.importing import factory
+from torchvision_layers.deploy._choosing import CHOICES
 from torchvision_layers.deploy._cli import main
+from torchvision_layers.deploy.formats.table import FORMATS
 
 SOURCE = """
 import torch
@@ -233,15 +236,84 @@ def test_int8(
     assert torch.equal(calls["export"][1], images[:2])
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--vnni", {"vnni": True}),
+        ("--ranges auto --rounding gptq", {"ranges": "auto", "rounding": "gptq"}),
+        ("--ranges 99.9", {"ranges": quantized.Percentile(99.9)}),
+        ("--ranges percentile", {"ranges": quantized.Percentile()}),
+        ("--exclude fc stem.*", {"exclude": ["fc", "stem.*"]}),
+        ("--tolerance 30 --allow-float", {"tolerance": 30.0, "allow_float": True}),
+        (
+            "--no-per-channel --no-dynamic-sizes --no-check",
+            {"per_channel": False, "dynamic_sizes": False, "check": False},
+        ),
+        ("--per-channel --dynamic-sizes --check", {"per_channel": True, "dynamic_sizes": True, "check": True}),
+    ],
+)
+def test_options_of_quantize(
+    options: str, expected: dict[str, Any], package: str, checkpoint: Path, tmp_path: Path, calls: dict[str, Any]
+) -> None:
+    torch.save(torch.randn(4, 3, 9, 11), tmp_path / "images.pt")
+    argv = [f"{package}:net", checkpoint, "--output", tmp_path / "a.onnx", "--int8", "--calibration"]
+    assert main([*map(str, argv), str(tmp_path / "images.pt"), *options.split()]) == 0
+    assert calls["quantize"][1] == {"engine": "pt2e", "backend": "onnxruntime", **expected}
+
+
+def test_the_command_has_all_options_of_quantize(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    #: The first two are arguments of their own, the format has an engine, and a function cannot be an option.
+    for name in inspect.signature(quantized.quantize).parameters.keys() - {
+        "model",
+        "batches",
+        "engine",
+        "drop",
+        "progress",
+    }:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("a.onnx", "--backend onednn", "backend must be one of auto, x86, onnxruntime, tensorrt"),
+        ("a.pte", "--backend x86", "--backend x86 does not go with executorch: pass --format pt2 or aoti or onnx-qdq"),
+        ("a.pt2", "--format aoti --backend tensorrt", "tensorrt does not go with aoti: pass --format pt2 or onnx-qdq"),
+        ("a.pt2", "--backend tensorrt --lowered", "--backend tensorrt does not go with pt2"),
+        ("a.pt2", "--vnni", "--vnni is for the backend onnxruntime, got x86"),
+        ("a.onnx", "--vnni --backend tensorrt", "--vnni is for the backend onnxruntime, got tensorrt"),
+    ],
+)
+def test_backends_that_do_not_go_with_the_format(
+    output: str, options: str, message: str, package: str, tmp_path: Path, command_error: Callable[..., str]
+) -> None:
+    """The error comes before anything is read."""
+    argv = [f"{package}:net", tmp_path / "none.pth", "--output", tmp_path / output, "--int8", "--calibration", "none/"]
+    assert message in command_error(*argv, *options.split())
+
+
+def test_invalid_ranges(package: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([f"{package}:net", str(checkpoint), "--output", str(tmp_path / "a.onnx"), "--int8", "--ranges", "101"])
+    assert (
+        "must be histogram, minmax, percentile, mse, auto or a number above 0 and at most 100"
+        in capsys.readouterr().err
+    )
+
+
 def test_invalid_options(package: str, checkpoint: Path, tmp_path: Path, command_error: Callable[..., str]) -> None:
     start = (f"{package}:net", checkpoint, "--output")
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 3, 8, 8), np.float32))
-    assert "must end in .onnx, .pt, .pt2, .pte, or pass --format" in command_error(*start, tmp_path / "a.bin")
+    assert "must end in .onnx, .pt, .pt2, .pte" in command_error(*start, tmp_path / "a.bin")
     assert "--int8 needs --calibration PATH" in command_error(*start, tmp_path / "a.pt", "--int8")
     assert "--format onnx-qdq needs --cal" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
     assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--calibration", images)
-    assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--backend", "x86")
+    for option in ("--backend x86", "--vnni", "--ranges auto", "--no-check", "--exclude fc", "--tolerance 30"):
+        assert "pass --int8" in command_error(*start, tmp_path / "a.pt", *option.split())
     int8 = ("--int8", "--calibration", images)
     assert "pass --format onnx-qdq for int8" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx", *int8)
     assert "[8, 8], got [9, 9]" in command_error(*start, tmp_path / "a.pt", *int8, "--image-size", "9")
@@ -369,8 +441,18 @@ def test_help_describes_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("torchscript", "pt2", "aoti", "onnx-qdq", "executorch", "--calibration", "resnet.py:resnet18"):
+    for word in (*FORMATS, "--calibration", "resnet.py:resnet18"):
         assert word in text
+
+
+def test_the_tables_of_choices_have_all_formats() -> None:
+    assert all(f"model{format.suffix}" in CHOICES for format in FORMATS.values())
+    assert max(map(len, CHOICES.splitlines())) <= 120
+    assert len(CHOICES.splitlines()) <= 24
+    page = (Path(__file__).parents[2] / "docs" / "source" / "deploying.rst").read_text(encoding="utf-8")
+    table = page[page.index("list-table") : page.index("Formats\n-------")]
+    assert all(f'"model{format.suffix}"' in table for format in FORMATS.values())
+    assert all(f'format="{name}"' in table for name in FORMATS if name != "torchscript")
 
 
 def test_model_with_two_inputs(

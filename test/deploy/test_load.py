@@ -7,6 +7,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,3 +176,36 @@ def test_inputs_are_checked_before_the_model_runs(name: str, case_file) -> None:
     for wrong in (torch.zeros(1, 3, 16, 16).double(), [1.0], torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
         with pytest.raises(TypeError, match="input must be a float32 tensor"):
             loaded(wrong)
+
+
+def test_providers(case_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime gets the providers and their options; others are refused, with those that it has."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case, sessions = case_file("onnx"), []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            sessions.append(self)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    loaded = deploy.load(case.path, threads=1, providers=[("CPUExecutionProvider", options)])
+    torch.testing.assert_close(loaded(example()), deploy.load(case.path)(example()))
+    assert sessions[0].get_providers() == ["CPUExecutionProvider"]
+    assert sessions[0].get_session_options().intra_op_num_threads == 1
+    with pytest.raises(ValueError, match=r"must be among .*CPUExecutionProvider.* here, got 'ROCExecutionProvider'"):
+        deploy.load(case.path, providers=["ROCExecutionProvider", "CPUExecutionProvider"])
+    for wrong in ("CPUExecutionProvider", [], [3], ["CPUExecutionProvider", ("a", {}, 1)]):
+        with pytest.raises(TypeError, match="providers must be a sequence of names"):
+            deploy.load(case.path, providers=wrong)  # type: ignore[arg-type]
+
+
+def test_threads_and_providers_of_other_formats(case_file: Any) -> None:
+    path = case_file("torchscript").path
+    with pytest.raises(
+        ValueError, match="providers must be None for .* in format 'torchscript': they are for onnx and"
+    ):
+        deploy.load(path, providers=["CPUExecutionProvider"])
+    with pytest.raises(ValueError, match=r"threads must be None for .*: call torch.set_num_threads\(2\)"):
+        deploy.load(path, threads=2)

@@ -1,7 +1,9 @@
 """Adaptive pools to several pixels in ONNX files, for images of every size."""
 
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,3 +74,50 @@ def test_int8(tmp_path: Path) -> None:
     x = torch.randn(3, 3, 19, 12)
     expected = model(x).detach()
     torch.testing.assert_close(loaded(x), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+class Fixed(nn.Module):
+    """A pool behind a parameter that fixes the size of the images."""
+
+    def __init__(self, pool: nn.Module, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(size))
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pool(x + self.positions)
+
+
+@pytest.mark.parametrize(
+    ("pool", "size", "operators"),
+    [
+        (nn.AdaptiveAvgPool2d(4), (8, 12), ["Add", "AveragePool"]),
+        (nn.AdaptiveAvgPool2d((1, 3)), (8, 12), ["Add", "AveragePool"]),
+        (nn.AdaptiveAvgPool2d((8, 12)), (8, 12), ["Add"]),
+        (nn.AdaptiveMaxPool2d((2, None)), (8, 12), ["Add", "MaxPool"]),
+        (nn.AdaptiveAvgPool1d(5), (10,), ["Add", "AveragePool"]),
+        (nn.AdaptiveMaxPool3d((2, 3, 1)), (4, 3, 5), ["Add", "MaxPool"]),
+    ],
+    ids=str,
+)
+def test_equal_windows(pool: nn.Module, size: tuple[int, ...], operators: list[str], tmp_path: Path) -> None:
+    """Pools that divide the image exactly are pools that every runtime has."""
+    torch.manual_seed(0)
+    model, x = Fixed(pool, size).eval(), torch.randn(2, 3, *size)
+    path = deploy.export(model, x, tmp_path / "m.onnx", format="onnx").path
+    assert [node.op_type for node in onnx.load(path).graph.node if node.op_type != "Identity"] == operators
+    torch.testing.assert_close(deploy.load(path)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("pool", "operator"),
+    [(nn.AdaptiveAvgPool2d(1), "GlobalAveragePool"), (nn.AdaptiveMaxPool2d((1, 1)), "GlobalMaxPool")],
+    ids=str,
+)
+def test_all_of_the_image(pool: nn.Module, operator: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), pool).eval()
+    path = deploy.export(model, X, tmp_path / "m.onnx", format="onnx").path
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Conv", operator]
+    for shape in SIZES:
+        x = torch.randn(shape)
+        torch.testing.assert_close(deploy.load(path)(x), model(x), rtol=1e-4, atol=1e-5)

@@ -160,7 +160,10 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
         (["--engine", "fx"], "engine must be 'eager' or 'pt2e', got 'fx'"),
         (["--backend", "xnnpack"], "backend must be one of auto, x86, onednn.*got 'xnnpack'"),
         (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of auto, x86, .*xnnpack.*got 'onednn'"),
-        (["--engine", "pt2e", "--backend", "xnnpack"], "needs executorch|backend must be x86 or onnxruntime to train"),
+        (
+            ["--engine", "pt2e", "--backend", "xnnpack"],
+            "needs executorch|backend must be x86, onnxruntime or tensorrt to train",
+        ),
     ],
 )
 def test_engine_is_checked_first(

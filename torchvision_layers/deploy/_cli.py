@@ -1,6 +1,5 @@
 """The command that writes a checkpoint to a file that runs without this package."""
 
-import textwrap
 from argparse import (
     ArgumentParser,
     ArgumentTypeError,
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from .. import deploy, quantized
 from .._utils.command import exit_status
 from ._checkpoint import Checkpoint, load_calibration, load_checkpoint
+from ._choosing import CHOICES
 from ._example import check_example
+from ._int8_options import add_int8_options, check_int8_options, int8_options
 from ._named_model import named_function, usual_preprocessing
 from ._photographs import PRESETS, Preprocessing, load_photographs
 from .formats.table import FORMATS, LOWERED, Format, default_format
@@ -30,13 +31,11 @@ _DESCRIPTION = """\
 Writes a trained model to a file that runs without torchvision_layers: in Python or C++, on phones, in ONNX Runtime.
 The model is folded first (batch norms become part of the weights). The file is loaded and compared with the model on
 several batch and image sizes before it gets its name, so an earlier file survives every error.
+
+{choices}
 """
 
 _EPILOG = """\
-formats:
-{formats}
-All of them load with torchvision_layers.deploy.load(path) too. An error names any missing package.
-
 examples:
   a checkpoint of references/classification/train.py, which contains its classes and its image size:
     %(prog)s references/classification/models/resnet.py:resnet18 outputs/resnet18/model.pth --output resnet18.onnx
@@ -66,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m torchvision_layers.deploy",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(formats="\n".join(_help_of(format) for format in FORMATS.values())),
+        usage="%(prog)s MODEL CHECKPOINT --output PATH [options]",
+        description=_DESCRIPTION.format(choices=CHOICES),
+        epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -83,7 +83,7 @@ def _parser() -> ArgumentParser:
         "or by safetensors",
     )
     parser.add_argument("--output", metavar="PATH", required=True, help="the file to write")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="see below; default: chosen by the suffix of --output")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: chosen by the suffix of --output")
     parser.add_argument(
         "--lowered",
         action=BooleanOptionalAction,
@@ -125,26 +125,8 @@ def _parser() -> ArgumentParser:
     conversion.add_argument(
         "--no-fold", dest="fold", action="store_false", help="keep the layers as they are, including batch norms"
     )
-    conversion.add_argument("--int8", action="store_true", help="quantize the model; needs --calibration")
-    conversion.add_argument(
-        "--calibration",
-        metavar="PATH",
-        help=f"inputs to calibrate int8 ranges with: a folder with photographs (up to {_PHOTOGRAPHS} are read), or one "
-        "float32 tensor N×C×H×W, saved by torch.save, or by numpy.save as .npy",
-    )
-    conversion.add_argument("--report", action="store_true", help="print what became of each module in int8")
-    conversion.add_argument(
-        "--backend",
-        metavar="NAME",
-        help="backend for int8: x86, or for torchscript also onednn and qnnpack; default: x86, but onnxruntime for "
-        "onnx-qdq and xnnpack for executorch",
-    )
+    add_int8_options(parser, _PHOTOGRAPHS)
     return parser
-
-
-def _help_of(format: Format) -> str:
-    prefix = f"  {format.name:<12} {format.suffix:<6} "
-    return textwrap.fill(format.summary, 116, initial_indent=prefix, subsequent_indent=" " * len(prefix))
 
 
 def _positive(text: str) -> int:
@@ -184,7 +166,7 @@ def _run(args: Namespace) -> None:
             assert format.engine is not None
             backend = args.backend or format.backend
             batches = list(calibration.split(_BATCH_SIZE))
-            model = quantized.quantize(model, batches, backend=backend, engine=format.engine)
+            model = quantized.quantize(model, batches, backend=backend, engine=format.engine, **int8_options(args))
             print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)
             if args.report:
                 print(quantized.report(model), flush=True)
@@ -229,17 +211,9 @@ def _is_lowered(args: Namespace, format: Format) -> bool:
 def _check_options(args: Namespace, format: Format, is_int8: bool) -> None:
     if args.lowered and format.name != LOWERED.name:
         raise ValueError(f"--lowered is for {LOWERED.name}, not for {format.name}")
-    if is_int8 and args.calibration is None:
-        option = "--int8" if args.int8 else f"--format {format.name}"
-        raise ValueError(
-            f"{option} needs --calibration PATH: a folder with about 100 typical photographs, or normalized inputs in "
-            "one float32 tensor N×C×H×W, saved by torch.save or numpy.save"
-        )
     if args.image_size is not None and len(args.image_size) > 2:
         raise ValueError(f"--image-size must be one or two numbers, got {len(args.image_size)}")
-    for option in ("calibration", "backend", "report"):
-        if not is_int8 and getattr(args, option):
-            raise ValueError(f"--{option} is for int8 models: pass --int8 too")
+    check_int8_options(args, LOWERED if _is_lowered(args, format) else format, is_int8)
 
 
 def _preprocessing(args: Namespace, checkpoint: Checkpoint, model: nn.Module) -> Preprocessing:

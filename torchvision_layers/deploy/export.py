@@ -93,6 +93,8 @@ def export(
     check_model(model)
     inputs = check_example(example, model)
     file_format = _find_format(model, format, lowered)
+    check_support(file_format, model)
+    file_format.require((*file_format.writer_packages, *file_format.reader_packages))
     target = _check_path(path, file_format)
     _check_normalization(mean, std, inputs)
     facts = _check_about(about)
@@ -100,8 +102,6 @@ def export(
     # not notice.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         subject = Subject.of(model, inputs)
-        check_support(file_format, subject)
-        file_format.require((*file_format.writer_packages, *file_format.reader_packages))
         _check_classes(classes, subject.output_shape)
         subject = file_format.restrict(subject)
         metadata = describe(subject, file_format.name, classes, mean, std, facts)

@@ -1,6 +1,6 @@
 """Loads files of :func:`export` to run them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,19 @@ def _is_empty(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and len(tensor) == 0
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Loaded:
+def _check_providers(providers: object) -> None:
+    is_sequence = isinstance(providers, Sequence) and not isinstance(providers, str) and len(providers) > 0
+    if not is_sequence or not all(isinstance(name, str) or _is_pair(name) for name in providers):  # type: ignore[attr-defined]
+        raise TypeError(f"providers must be a sequence of names, or pairs of a name and options, got {providers!r}")
+
+
+def _is_pair(provider: object) -> bool:
+    return isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[0], str)
+
+
+def load(
+    path: str | Path, *, threads: int | None = None, providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None
+) -> Loaded:
     """The model in a file of :func:`export`; the name of the file does not matter.
 
     The checksum of the file is verified before anything else in it is read. This finds damage, not malice: the guide to
@@ -89,13 +101,18 @@ def load(path: str | Path, *, threads: int | None = None) -> Loaded:
         path: the file.
         threads: for runtimes with threads of their own, those of ONNX and OpenVINO, how many to use. Default: ``None``,
             as many as torch uses now.
+        providers: for ONNX, the execution providers of onnxruntime that may run operators, in order of preference:
+            names, or pairs of a name and options. Default: ``None``, ``["CPUExecutionProvider"]``.
 
     Errors: ``FileNotFoundError`` if there is no file; ``ValueError`` for a file that is cut off, altered, made for
-    another processor, or not written by :func:`export`, and for ``threads`` if the file runs on the threads of torch;
-    ``ImportError`` if its format needs a missing package.
+    another processor, or not written by :func:`export`, for ``threads`` if the file runs on the threads of
+    torch, and for ``providers`` that its runtime does not have here; ``TypeError`` for ``providers`` that are no
+    sequence; ``ImportError`` if its format needs a missing package, with the extra that installs it.
     """
     if threads is not None:
         check_int("threads", threads)
+    if providers is not None:
+        _check_providers(providers)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
@@ -105,7 +122,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Loaded:
         content = read_verified(path)
         format = format_of(content, path)
         format.require(format.reader_packages)
-        call, text = format.read(content, path, threads)
+        call, text = format.read(content, path, threads, providers)
         metadata = parse(text, path)
     except (ImportError, OSError):
         raise

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .ranges import RangeRule, find_range
@@ -30,6 +31,7 @@ class FastRangeSearch:
     histogram: Tensor
     min_val: Tensor
     max_val: Tensor
+    qscheme: torch.qscheme
     _compute_quantization_error: Any
 
     def forward(self, x_orig: Tensor) -> Tensor:
@@ -38,6 +40,16 @@ class FastRangeSearch:
         return super().forward(x_orig)  # type: ignore[misc]
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
+        if self.qscheme != torch.per_tensor_symmetric:
+            return self._find_range()
+        observed = self.histogram, self.min_val, self.max_val
+        self.histogram, self.min_val, self.max_val = _mirrored(*observed)
+        try:
+            return self._find_range()
+        finally:
+            self.histogram, self.min_val, self.max_val = observed
+
+    def _find_range(self) -> tuple[Tensor, Tensor]:
         if self.rule != "histogram":
             return find_range(self.rule, self.histogram, self.min_val, self.max_val)
         least, most = self.min_val, self.max_val
@@ -75,3 +87,12 @@ class FastRangeSearch:
                 break
             smallest_error, first, last = error, next_first, next_last
         return first, last
+
+
+def _mirrored(histogram: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The histogram of values and their negatives, with its ends: a range of it is symmetric, with all steps in use."""
+    bins, most = len(histogram), torch.maximum(-low, high)
+    centers = low + (high - low) * (torch.arange(bins, device=histogram.device) + 0.5) / bins
+    index = (centers.abs() / most.clamp(min=torch.finfo(most.dtype).tiny) * (bins // 2)).long().clamp(0, bins // 2 - 1)
+    half = histogram.new_zeros(bins // 2).index_add_(0, index, histogram)
+    return torch.cat([half.flip(0), half]), -most, most

@@ -216,4 +216,6 @@ def report(
 def _needs_vnni(int8: nn.Module) -> bool | None:
     if not isinstance(int8, QuantizableGraph) or int8.stage is not Stage.INT8:
         return None
-    return int8.backend == "x86" or (int8.backend == "onnxruntime" and has_overflowing_products(int8.body))
+    return int8.backend == "x86" or (
+        int8.backend in ("onnxruntime", "tensorrt") and has_overflowing_products(int8.body)
+    )

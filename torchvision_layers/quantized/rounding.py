@@ -41,7 +41,9 @@ def round_weights_(model: nn.Module) -> None:
                 rows.div_(step).round_().mul_(step)
 
 
-def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None) -> list[Tensor]:
+def rounded_outputs(
+    model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None, is_symmetric: bool = False
+) -> list[Tensor]:
     """All tensors that ``model`` returns if the values between its operators are rounded to int8.
 
     Each is rounded to its own range, as if every call of an operator had an observer of its own. The engines do no
@@ -52,8 +54,9 @@ def rounded_outputs(model: nn.Module, inputs: Inputs, generator: torch.Generator
         inputs: stay unchanged.
         generator: draws noise of up to half a step, which is added instead of rounding: multiples of a step would not
             change if they were rounded. Default: ``None``, values are rounded.
+        is_symmetric: whether ranges reach equally far to both sides of zero. Default: ``False``.
     """
-    rounding = _Rounding(generator)
+    rounding = _Rounding(generator, is_symmetric)
 
     def rounded(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
@@ -87,9 +90,10 @@ class _Rounding(TorchDispatchMode):
     attribute of rounded tensors has the step.
     """
 
-    def __init__(self, generator: torch.Generator | None) -> None:
+    def __init__(self, generator: torch.Generator | None, is_symmetric: bool) -> None:
         super().__init__()
         self.generator = generator
+        self.is_symmetric = is_symmetric
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -117,7 +121,7 @@ class _Rounding(TorchDispatchMode):
             if is_view or clamps_rounded:
                 tensor.step = step
             elif name in _POOLS:
-                self.round_(tensor, step or _step(inputs[0]))
+                self.round_(tensor, step or self._step(inputs[0]))
             elif not is_unrounded:
                 self.round_(tensor, _FIXED_STEPS.get(name))
         return output
@@ -127,7 +131,7 @@ class _Rounding(TorchDispatchMode):
         tensor.is_unrounded, tensor.step = False, None
         if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() < 2:
             return
-        step = step or _step(tensor)
+        step = step or self._step(tensor)
         if not step < float("inf"):  # a mask has infinities
             return
         tensor.step = step
@@ -137,10 +141,10 @@ class _Rounding(TorchDispatchMode):
             noise = torch.rand(tensor.shape, generator=self.generator) - 0.5
             tensor.add_(noise.to(tensor), alpha=step)
 
-
-def _step(tensor: Tensor) -> float:
-    """The step of the range of a tensor and zero."""
-    if not tensor.numel():
-        return SMALLEST_STEP
-    low, high = map(float, tensor.aminmax())
-    return max((max(high, 0.0) - min(low, 0.0)) / _STEPS, SMALLEST_STEP)
+    def _step(self, tensor: Tensor) -> float:
+        """The step of the range of a tensor and zero."""
+        if not tensor.numel():
+            return SMALLEST_STEP
+        low, high = map(float, tensor.aminmax())
+        width = 2 * max(high, -low) if self.is_symmetric else max(high, 0.0) - min(low, 0.0)
+        return max(width / _STEPS, SMALLEST_STEP)

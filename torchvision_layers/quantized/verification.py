@@ -113,7 +113,8 @@ def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: 
     _switch_(reference, "fake_quant_enabled")
     round_weights_(reference)
     generators = [torch.Generator().manual_seed(i) if i else None for i in range(draws)]
-    estimates = [_cpu(rounded_outputs(reference, inputs, generator)) for generator in generators]
+    is_symmetric = int8.backend == "tensorrt"
+    estimates = [_cpu(rounded_outputs(reference, inputs, generator, is_symmetric)) for generator in generators]
     for i, (output, original) in enumerate(zip(outputs, _cpu(expected), strict=True)):
         problem = _difference(output, original, [tensors[i] for tensors in estimates])
         if problem is not None:

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def to_model(subject: Subject) -> Any:
     _remove_traces(model)
     _name_axes(model, signature)
     add_size_checks(model.graph, rules_to_check(program, subject), inputs)
-    rewrite(model)
+    rewrite(model, has_integer_biases=subject.backend != "tensorrt")
     _duplicate_zero_points(model)
     importlib.import_module("onnx").checker.check_model(model, full_check=True)
     return model
@@ -119,14 +119,21 @@ def _duplicate_zero_points(model: Any) -> None:
             used.add(name)
 
 
-def deserialize(content: bytes, path: Path, threads: int | None = None) -> tuple[Callable[..., Any], str]:
+def deserialize(
+    content: bytes, path: Path, threads: int | None = None, providers: Sequence[Any] = ("CPUExecutionProvider",)
+) -> tuple[Callable[..., Any], str]:
     import onnxruntime
 
+    available = onnxruntime.get_available_providers()
+    for provider in providers:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:
+            raise ValueError(f"providers for {path} must be among {', '.join(available)} here, got {name!r}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     # Threads that wait in a loop take the cores from torch's threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=list(providers))
     metadata = session.get_modelmeta().custom_metadata_map.get(NAME)
     if metadata is None:
         raise ValueError(f"{path} was not written by deploy.export: it has no {NAME}")
@@ -135,7 +142,7 @@ def deserialize(content: bytes, path: Path, threads: int | None = None) -> tuple
     if quantization is not None and quantization.get("needs_vnni", True) and not has_vnni():
         # Two products are added in 16 bits, which overflows unless weights are made unsigned.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=list(providers))
     signature = Signature.from_json(facts)
 
     def run(*args: Any, **kwargs: Any) -> Any:

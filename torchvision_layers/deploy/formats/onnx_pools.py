@@ -2,6 +2,7 @@
 
 A pool of ``n`` inputs to ``k`` values takes, as value ``i``, the mean or maximum of the inputs from ``i * n // k`` to
 ``((i + 1) * n - 1) // k``. The graph computes these bounds from the sizes of its inputs, one dimension after the other.
+Pools to one value, and those whose windows have equal sizes that are known, are pools that ONNX has.
 """
 
 import importlib
@@ -50,6 +51,9 @@ class _Pool:
         self.op = op
 
     def average(self, input: Any, output_size: Sequence[Any]) -> Any:
+        plain = self._plain(input, output_size, self.op.GlobalAveragePool, self.op.AveragePool)
+        if plain is not None:
+            return plain
         result = input
         for axis, size in self._axes(input, output_size):
             if isinstance(size, int) and size == 1:
@@ -62,6 +66,9 @@ class _Pool:
         return result
 
     def maximum(self, input: Any, output_size: Sequence[Any]) -> Any:
+        plain = self._plain(input, output_size, self.op.GlobalMaxPool, self._max_pool)
+        if plain is not None:
+            return plain
         result, last = input, self.op.Constant(value_ints=[-1])
         for axis, size in self._axes(input, output_size):
             result, restore = self._move_last(result, axis, len(input.shape))
@@ -70,6 +77,21 @@ class _Pool:
             lowest = self.op.CastLike(self.op.Constant(value_float=float("-inf")), result)
             result = restore(self.op.ReduceMax(self.op.Where(inside, copies, lowest), last, keepdims=0))
         return result
+
+    def _max_pool(self, input: Any, **sizes: Any) -> Any:
+        return self.op.MaxPool(input, **sizes)[0]  # without indices
+
+    def _plain(self, input: Any, output_size: Sequence[Any], pool_all: Any, pool: Any) -> Any:
+        """The result of an operator of ONNX if the windows are all of the image or of one size; else ``None``."""
+        if len(input.shape) != len(output_size) + 2:
+            return None
+        if all(isinstance(size, int) and size == 1 for size in output_size):
+            return pool_all(input)
+        pairs = list(zip(input.shape[2:], output_size, strict=True))
+        if not all(isinstance(n, int) and isinstance(size, int) and size and n % size == 0 for n, size in pairs):
+            return None
+        steps = [n // size for n, size in pairs]
+        return input if max(steps, default=1) == 1 else pool(input, kernel_shape=steps, strides=steps)
 
     def _axes(self, input: Any, output_size: Sequence[Any]) -> list[tuple[int, Any]]:
         """The dimensions to pool and their sizes afterwards, as numbers or as values of the graph."""

@@ -16,14 +16,20 @@ __all__ = ["rewrite"]
 _INT32_MAX = 2**31 - 1
 
 
-def rewrite(model: Any) -> None:
-    """Applies all rewrites, in place; results stay equal, up to the rounding of biases to 32 bits."""
+def rewrite(model: Any, has_integer_biases: bool = True) -> None:
+    """Applies all rewrites, in place; results stay equal, up to the rounding of biases to 32 bits.
+
+    Args:
+        model: the graph to rewrite.
+        has_integer_biases: whether linear layers get biases of 32 bits, which TensorRT does not read. Default:
+            ``True``.
+    """
     graph = _Graph(model)
     for node in reversed(list(graph.nodes("Pad"))):
         _merge_pad(graph, node)
     for node in list(graph.nodes("ReduceMean")):
         _pool_globally(graph, node)
-    for node in list(graph.nodes("Gemm")):
+    for node in list(graph.nodes("Gemm")) if has_integer_biases else ():
         _round_bias(graph, node)
     for node in graph.nodes("DequantizeLinear"):
         _share_scale(graph, node)

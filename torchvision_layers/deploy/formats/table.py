@@ -1,12 +1,14 @@
 """The table of file formats, and the lookups in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .._subject import Subject
+from torch import nn
+
+from .._subject import Subject, int8_engine
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
 from . import aoti, executorch, lowered, onnx, openvino, pt2, torchscript
@@ -37,7 +39,7 @@ class Format:
     #: The bytes of a file without checksum, for a model and its metadata, and those of the files beside it.
     serialize: Callable[[Subject, str], bytes | tuple[bytes, ...]]
     #: The model in the bytes of a file, and its metadata; the path is for error messages and for the files beside it.
-    #: With ``has_threads``, it also takes the number of threads.
+    #: With ``has_threads``, it also takes the number of threads, and with ``has_providers``, those.
     deserialize: Callable[..., tuple[Callable[..., Any], str]]
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
@@ -45,6 +47,8 @@ class Format:
     #: The default backend of int8 models, and whether it is the only one.
     backend: str = "x86"
     is_backend_fixed: bool = False
+    #: Backends whose int8 models it would run in float.
+    float_backends: tuple[str, ...] = ()
     #: Whether int8 runs on other kernels than the model's, which may round differently.
     has_int8_kernels: bool = False
     is_suffix_required: bool = False
@@ -52,6 +56,8 @@ class Format:
     beside: tuple[str, ...] = ()
     #: Whether its runtime has threads of its own.
     has_threads: bool = False
+    #: Whether its runtime has providers, which run operators on other devices.
+    has_providers: bool = False
     max_weight_bytes: int | None = None
     #: How the names of the records of a zip file begin by which the format is recognized.
     marker: str = ""
@@ -64,7 +70,8 @@ class Format:
         """Whether it supports float models, for ``engine=None``, or int8 models of an engine and a backend."""
         if engine is None:
             return self.supports_float
-        return engine == self.engine and (backend == self.backend or not self.is_backend_fixed)
+        is_supported = backend == self.backend if self.is_backend_fixed else backend not in self.float_backends
+        return engine == self.engine and is_supported
 
     def tolerance(self, subject: Subject) -> float:
         """The largest difference that rounding can cause, relative to the largest output."""
@@ -72,19 +79,26 @@ class Format:
             return _FLOAT_TOLERANCE
         return _INT8_KERNEL_TOLERANCE if self.has_int8_kernels else _INT8_GRAPH_TOLERANCE[subject.engine]
 
-    def read(self, content: bytes, path: Path, threads: int | None = None) -> tuple[Callable[..., Any], str]:
+    def read(
+        self, content: bytes, path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
+    ) -> tuple[Callable[..., Any], str]:
         """The model in a file, and its metadata.
 
-        Errors: ``ValueError`` for ``threads`` if the format runs on the threads of torch.
+        Errors: ``ValueError`` for ``threads`` if the format runs on the threads of torch, and for ``providers`` if its
+        runtime has none.
         """
-        if threads is None:
-            return self.deserialize(content, path)
-        if not self.has_threads:
+        if providers is not None and not self.has_providers:
+            names = [format.name for format in FORMATS.values() if format.has_providers]
+            raise ValueError(
+                f"providers must be None for {path} in format {self.name!r}: they are for {' and '.join(names)}"
+            )
+        if threads is not None and not self.has_threads:
             raise ValueError(
                 f"threads must be None for {path} in format {self.name!r}, which runs on the threads of torch: call "
                 f"torch.set_num_threads({threads})"
             )
-        return self.deserialize(content, path, threads)
+        options = {"threads": threads, "providers": providers}
+        return self.deserialize(content, path, **{name: value for name, value in options.items() if value is not None})
 
     def require(self, packages: Iterable[str]) -> None:
         """Errors: ``ImportError`` if one of ``packages`` is not installed."""
@@ -106,6 +120,7 @@ _ONNX = Format(
     reader_packages=("onnxruntime",),
     install='pip install "torchvision_layers[onnx]"',
     has_threads=True,
+    has_providers=True,
 )
 
 FORMATS = {
@@ -143,6 +158,7 @@ FORMATS = {
             aoti.serialize,
             aoti.deserialize,
             engine="pt2e",
+            float_backends=("tensorrt", "xnnpack"),
             has_int8_kernels=True,
             is_suffix_required=True,  # by the loader of torch
             marker="data/aotinductor/",
@@ -202,6 +218,7 @@ LOWERED = replace(
     serialize=lowered.serialize,
     deserialize=lowered.deserialize,
     restrict=lowered.restrict,
+    float_backends=("tensorrt", "xnnpack"),
     has_int8_kernels=True,
     marker=lowered.MARKER,
 )
@@ -240,9 +257,9 @@ def format_of(content: bytes, path: Path) -> Format:
     raise ValueError(f"{path} was not written by deploy.export: it matches none of the formats {', '.join(FORMATS)}")
 
 
-def check_support(format: Format, subject: Subject) -> None:
+def check_support(format: Format, model: nn.Module) -> None:
     """Errors: ``TypeError`` for a model that ``format`` does not support; ``ValueError`` for one that is too large."""
-    engine, backend = subject.engine, subject.backend
+    engine, backend = int8_engine(model)
     if not format.supports(engine, backend):
         kind = "float" if engine is None else f"int8 of engine={engine!r} and backend={backend!r}"
         others = [repr(other.name) for other in FORMATS.values() if other.supports(engine, backend)]
@@ -251,8 +268,9 @@ def check_support(format: Format, subject: Subject) -> None:
             remedy += (
                 f", or call quantized.quantize(model, batches, engine={format.engine!r}, backend={format.backend!r})"
             )
-        raise TypeError(f"format={format.name!r} does not support a model that is {kind}: {remedy}")
-    size = sum(tensor.nbytes for tensor in (*subject.model.parameters(), *subject.model.buffers()))
+        name = f"format={format.name!r}{' with lowered=True' if format is LOWERED else ''}"
+        raise TypeError(f"{name} does not support a model that is {kind}: {remedy}")
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if format.max_weight_bytes is not None and size > format.max_weight_bytes:
         raise ValueError(
             f"format={format.name!r} holds at most {format.max_weight_bytes / 1e9:.1f} GB of weights, model has "

@@ -15,11 +15,13 @@ __all__ = [
     "BATCH_NORM",
     "CLAMPS",
     "COMPUTE_OPS",
+    "CONCATENATIONS",
     "CONVS",
     "EINSUM",
     "KEEP_RANGE",
     "LINEAR",
     "MATMULS",
+    "MAX_POOLS",
     "NAMED_PADDING",
     "PRODUCTS",
     "UNFOLDABLE_NORM",
@@ -119,6 +121,8 @@ KEEP_RANGE = {
 }
 
 AVERAGES = {_aten.adaptive_avg_pool2d.default, _aten.avg_pool2d.default}
+MAX_POOLS = {_aten.max_pool2d.default}
+CONCATENATIONS = {_aten.cat.default}
 
 #: Sums and products of two tensors, in place or not.
 ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}

@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torchao.quantization.pt2e as pt2e
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer, SharedQuantizationSpec
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationConfig,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from ..finite import FiniteValues
@@ -32,11 +38,12 @@ from .nodes import (
     is_zero_padding,
     operands,
 )
+from .tensorrt import placements
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
 
-BACKENDS = ("x86", "onnxruntime", "xnnpack")
+BACKENDS = ("x86", "onnxruntime", "tensorrt", "xnnpack")
 
 
 def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:
@@ -89,10 +96,13 @@ def is_observed(graph: fx.GraphModule) -> bool:
 
 def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
     backend = settings.backend
-    if backend in ("x86", "onnxruntime"):
+    if backend != "xnnpack":
         config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
+        config = _own_configuration(config, is_qat, settings)
+        if backend == "tensorrt":
+            return _TensorRTQuantizer(config)
         quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
-        return quantizer.set_global(_own_configuration(config, is_qat, settings))
+        return quantizer.set_global(config)
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -132,11 +142,18 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool, settings: Setti
         range_of_weights = observer if is_bounded else observer.with_args(averaging_constant=1.0)
         for_weights = pt2e.FakeQuantize.with_args(observer=range_of_weights, eps=SMALLEST_WEIGHT_STEP)
         for_activations = _FineFakeQuantize.with_args(eps=SMALLEST_STEP)
+        if settings.backend == "tensorrt":  # the fused kernel is not symmetric if all values have one sign
+            range_of_activations = pt2e.MovingAverageMinMaxObserver
+            for_activations = pt2e.FakeQuantize.with_args(observer=range_of_activations, eps=SMALLEST_STEP)
     else:
         for_weights = observer.with_args(eps=SMALLEST_WEIGHT_STEP)
         for_activations = _HistogramObserver.with_args(eps=SMALLEST_STEP)
     weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)
+    if settings.backend == "tensorrt":
+        activation = dataclasses.replace(
+            activation, dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_symmetric
+        )
     return dataclasses.replace(config, input_activation=activation, output_activation=activation, weight=weight)
 
 
@@ -217,6 +234,27 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
             elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
                 _annotate_output(_clamped(node), spec)
         return model
+
+
+class _TensorRTQuantizer(Quantizer):
+    """Quantizes where TensorRT fuses it with its kernels."""
+
+    def __init__(self, config: QuantizationConfig) -> None:
+        self.config = config
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        spec = self.config.input_activation
+        skipped = {node for node in model.graph.nodes if x86.QUANT_ANNOTATION_KEY in node.meta}
+        for node, placement in placements(model.graph, skipped).items():
+            shared = SharedQuantizationSpec((placement.inputs[0], node)) if placement.has_one_scale else spec
+            specs: dict[Any, Any] = {input: spec if i == 0 else shared for i, input in enumerate(placement.inputs)}
+            if placement.weight is not None:
+                specs[placement.weight] = self.config.weight
+            output = shared if placement.rounds_output else None
+            node.meta[x86.QUANT_ANNOTATION_KEY] = QuantizationAnnotation(specs, output, _annotated=True)
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None: ...
 
 
 def _reads_int8(node: fx.Node) -> bool:
