@@ -50,6 +50,8 @@ setup(
         "pt2e": PT2E,
         "onnx": ONNX,
         "openvino": OPENVINO,
+        "coreml": ["coremltools>=9.0"],
+        "litert": ["litert-torch>=0.10"],
         "standalone": STANDALONE,
         "test": [*TEST, *REFERENCES, *DOCS],
         "docs": DOCS,

@@ -11,7 +11,7 @@ from torch import nn
 from .._subject import Subject, int8_engine
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
-from . import aoti, executorch, lowered, onnx, openvino, pt2, torchscript
+from . import aoti, coreml, executorch, litert, lowered, onnx, openvino, pt2, torchscript
 
 __all__ = ["FORMATS", "LOWERED", "Format", "check_support", "default_format", "find_format", "format_of"]
 
@@ -36,11 +36,13 @@ class Format:
     container: Container
     #: Adds the program of a model, and fixes the sizes that a file for it cannot leave variable.
     restrict: Callable[[Subject], Subject]
-    #: The bytes of a file without checksum, for a model and its metadata, and those of the files beside it.
-    serialize: Callable[[Subject, str], bytes | tuple[bytes, ...]]
+    #: The bytes of a file without checksum, for a model and its metadata, and those of the files beside it; or those of
+    #: the files in a folder, by their paths.
+    serialize: Callable[[Subject, str], bytes | tuple[bytes, ...] | dict[str, bytes]]
     #: The model in the bytes of a file, and its metadata; the path is for error messages and for the files beside it.
-    #: With ``has_threads``, it also takes the number of threads, and with ``has_providers``, those.
-    deserialize: Callable[..., tuple[Callable[..., Any], str]]
+    #: With ``has_threads``, it also takes the number of threads, and with ``has_providers``, those. ``None`` if no
+    #: runtime runs the format here.
+    deserialize: Callable[..., tuple[Callable[..., Any], str]] | None
     supports_float: bool = True
     #: The engine of int8 models; ``None`` if only float is supported.
     engine: str | None = None
@@ -97,6 +99,7 @@ class Format:
                 f"threads must be None for {path} in format {self.name!r}, which runs on the threads of torch: call "
                 f"torch.set_num_threads({threads})"
             )
+        assert self.deserialize is not None
         options = {"threads": threads, "providers": providers}
         return self.deserialize(content, path, **{name: value for name, value in options.items() if value is not None})
 
@@ -121,6 +124,21 @@ _ONNX = Format(
     install='pip install "torchvision_layers[onnx]"',
     has_threads=True,
     has_providers=True,
+)
+
+_COREML = Format(
+    "coreml",
+    ".mlpackage",
+    "float16 or int8, for inputs of one size, as a folder. Its structure is checked; only Apple's systems run it.",
+    Container.FOLDER,
+    coreml.restrict,
+    coreml.serialize_float16,
+    None,
+    engine="pt2e",
+    float_backends=("tensorrt", "xnnpack"),
+    is_suffix_required=True,
+    writer_packages=("coremltools",),
+    install='pip install "torchvision_layers[coreml]"',
 )
 
 FORMATS = {
@@ -158,7 +176,7 @@ FORMATS = {
             aoti.serialize,
             aoti.deserialize,
             engine="pt2e",
-            float_backends=("tensorrt", "xnnpack"),
+            float_backends=("litert", "tensorrt", "xnnpack"),
             has_int8_kernels=True,
             is_suffix_required=True,  # by the loader of torch
             marker="data/aotinductor/",
@@ -192,6 +210,31 @@ FORMATS = {
             reader_packages=("openvino",),
             install='pip install "torchvision_layers[openvino]"',
         ),
+        _COREML,
+        replace(
+            _COREML,
+            name="coreml-float32",
+            summary="The same in float32.",
+            serialize=coreml.serialize_float32,
+            engine=None,
+        ),
+        Format(
+            "litert",
+            ".tflite",
+            "float or int8, for inputs of one size. Loads with LiteRT, formerly TensorFlow Lite.",
+            Container.LITERT,
+            litert.restrict,
+            litert.serialize,
+            litert.deserialize,
+            engine="pt2e",
+            backend="litert",
+            is_backend_fixed=True,  # LiteRT would run the unsigned activations of other backends in float
+            has_int8_kernels=True,
+            has_threads=True,
+            writer_packages=("litert_torch",),
+            reader_packages=("ai_edge_litert",),
+            install='pip install "torchvision_layers[litert]"',
+        ),
         Format(
             "executorch",
             ".pte",
@@ -218,7 +261,7 @@ LOWERED = replace(
     serialize=lowered.serialize,
     deserialize=lowered.deserialize,
     restrict=lowered.restrict,
-    float_backends=("tensorrt", "xnnpack"),
+    float_backends=("litert", "tensorrt", "xnnpack"),
     has_int8_kernels=True,
     marker=lowered.MARKER,
 )

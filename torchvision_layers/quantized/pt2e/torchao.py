@@ -43,7 +43,7 @@ from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
 
-BACKENDS = ("x86", "onnxruntime", "tensorrt", "xnnpack")
+BACKENDS = ("x86", "litert", "onnxruntime", "tensorrt", "xnnpack")
 
 
 def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:
@@ -150,6 +150,8 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool, settings: Setti
         for_activations = _HistogramObserver.with_args(eps=SMALLEST_STEP)
     weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)
+    if settings.backend == "litert":
+        activation = dataclasses.replace(activation, dtype=torch.int8, quant_min=-128, quant_max=127)
     if settings.backend == "tensorrt":
         activation = dataclasses.replace(
             activation, dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_symmetric
