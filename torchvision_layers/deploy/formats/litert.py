@@ -1,10 +1,12 @@
 """Models of LiteRT, formerly TensorFlow Lite, in float or in int8, for inputs of one size.
 
-The metadata is in a zip file at the end, as LiteRT stores labels.
+The metadata is in a zip file at the end, as LiteRT stores labels. Models that begin or end in int8 take or return int8,
+with a scale and a zero point in the file.
 """
 
 import contextlib
 import copy
+import importlib
 import io
 import logging
 import operator
@@ -43,7 +45,9 @@ def serialize(subject: Subject, metadata: str) -> bytes:
         import litert_torch
 
         try:
-            converted = litert_torch.convert(_Flat(graph, subject.example), tuple(subject.example.tensors()))
+            config = None if subject.engine is None else _int8_config()
+            tensors = tuple(subject.example.tensors())
+            converted = litert_torch.convert(_Flat(graph, subject.example), tensors, quant_config=config)
         except Exception as error:  # it raises many types
             raise RuntimeError(
                 f"litert-torch cannot convert the model, use format='executorch' or 'onnx': {root_cause(error)}"
@@ -64,16 +68,30 @@ def deserialize(content: bytes, path: Path, threads: int | None = None) -> tuple
         interpreter = Interpreter(model_content=content, num_threads=threads or torch.get_num_threads())
         interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
     lock = threading.Lock()  # an interpreter has memory for one call
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        feed = {f"args_{i}": tensor.numpy() for i, tensor in enumerate(Inputs(args, kwargs).tensors())}
+        tensors = {f"args_{i}": tensor for i, tensor in enumerate(Inputs(args, kwargs).tensors())}
         with lock:
-            outputs = runner(**feed)
-        arrays = [outputs[f"output_{i}"] for i in range(len(signature.outputs))]
-        return signature.restore([torch.from_numpy(array.copy()) for array in arrays])
+            arrays = runner(**{name: _quantize(tensor, inputs[name]).numpy() for name, tensor in tensors.items()})
+        names = [f"output_{i}" for i in range(len(signature.outputs))]
+        return signature.restore([_dequantize(torch.from_numpy(arrays[n].copy()), outputs[n]) for n in names])
 
     return run, metadata
+
+
+def _quantize(tensor: Tensor, details: dict[str, Any]) -> Tensor:
+    """An input in the type of the file: a model that begins in int8 takes int8."""
+    scale, zero_point = details["quantization"]
+    if not tensor.is_floating_point() or not scale:
+        return tensor
+    return torch.clamp(torch.round(tensor / scale) + zero_point, -128, 127).to(torch.int8)
+
+
+def _dequantize(tensor: Tensor, details: dict[str, Any]) -> Tensor:
+    scale, zero_point = details["quantization"]
+    return (tensor.float() - zero_point) * scale if scale else tensor
 
 
 def _round_weights_in_graph(module: fx.GraphModule) -> None:
@@ -81,7 +99,9 @@ def _round_weights_in_graph(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if is_dequantize(node) and node.args[0].op == "get_attr":
             values = node.args[0]
-            parts = [operator.attrgetter(arg.target)(module) if isinstance(arg, fx.Node) else arg for arg in node.args]
+            parts = [
+                operator.attrgetter(str(arg.target))(module) if isinstance(arg, fx.Node) else arg for arg in node.args
+            ]
             name = f"{str(values.target).replace('.', '_')}_float"
             module.register_buffer(name, node.target(*parts, **node.kwargs))
             quantize = getattr(torch.ops.quantized_decomposed, node.target._schema.name.partition("::de")[2]).default
@@ -90,6 +110,14 @@ def _round_weights_in_graph(module: fx.GraphModule) -> None:
             node.args = (rounded, *node.args[1:])
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _int8_config() -> Any:
+    """Lets the converter fuse what the graph rounds into operators on integers."""
+    quantize = importlib.import_module("litert_torch.quantize")
+    quantizer = quantize.pt2e_quantizer.PT2EQuantizer()
+    quantizer.set_global(quantize.pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True))
+    return quantize.quant_config.QuantConfig(pt2e_quantizer=quantizer)
 
 
 class _Flat(nn.Module):

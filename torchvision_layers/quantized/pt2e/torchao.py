@@ -101,7 +101,8 @@ def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
         config = _own_configuration(config, is_qat, settings)
         if backend == "tensorrt":
             return _TensorRTQuantizer(config)
-        quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
+        quantizers = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
+        quantizer = quantizers[backend]()
         return quantizer.set_global(config)
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
@@ -259,6 +260,19 @@ class _TensorRTQuantizer(Quantizer):
     def validate(self, model: fx.GraphModule) -> None: ...
 
 
+class _LiteRTQuantizer(_OnnxRuntimeQuantizer):
+    """Also quantizes the results of linear layers, and those of the model, because no int8 kernel returns float."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        for node in model.graph.nodes:
+            if is_call(node, CONVS | LINEAR) and _reads_int8(node) and "is_excluded" not in node.meta:
+                result = _clamped(node)
+                if "is_written" not in result.meta:
+                    _annotation_of(result).output_qspec = self.global_config.input_activation
+        return model
+
+
 def _reads_int8(node: fx.Node) -> bool:
     """Whether the quantizer rounds an input of the node."""
     annotation = node.meta.get(x86.QUANT_ANNOTATION_KEY)
@@ -283,8 +297,11 @@ def _annotate_output(node: fx.Node, spec: object) -> None:
     # The output of the model stays in float. Later nodes would not see what is written into a rounded copy.
     if all(user.op == "output" for user in node.users) or "is_written" in node.meta:
         return
-    annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
-    annotation.output_qspec = spec
+    _annotation_of(node).output_qspec = spec
+
+
+def _annotation_of(node: fx.Node) -> Any:
+    return node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
 
 
 def _clamped(node: fx.Node) -> fx.Node:
