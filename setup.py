@@ -48,6 +48,7 @@ setup(
         "photographs": [*PHOTOGRAPHS, PRETRAINED[0]],
         "pretrained": PRETRAINED,
         "pt2e": PT2E,
+        "pytest": PYTEST,
         "onnx": ONNX,
         "openvino": OPENVINO,
         "coreml": ["coremltools>=9.0"],
