@@ -32,7 +32,7 @@ EAGER_REMEDY = "does not support a model that is int8 of engine='eager'.*: use f
         (
             "pt2e",
             "torchscript",
-            "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino' or 'coreml', or call .*engine='eager', backend='x86'",
+            "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino' or 'coreml', or call .*'eager', backend='x86'",
         ),
         ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino' or 'coreml'$"),
         ("pt2e", "executorch", "int8 of engine='pt2e' and backend='x86'.*, or call .*, backend='xnnpack'"),
