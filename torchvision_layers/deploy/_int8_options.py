@@ -6,7 +6,8 @@ from typing import Any
 from ..quantized import Percentile
 from ..quantized.engine import load_engine
 from ..quantized.ranges import check_ranges
-from .formats.table import FORMATS, Format
+from .formats.format import Format
+from .formats.table import FORMATS
 
 __all__ = ["add_int8_options", "check_int8_options", "int8_options"]
 

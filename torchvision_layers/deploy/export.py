@@ -18,7 +18,8 @@ from ._example import check_example
 from ._metadata import describe
 from ._running import shapes_of
 from ._subject import Subject, check_model, int8_engine
-from .formats.table import LOWERED, Format, check_support, find_format
+from .formats.format import Format
+from .formats.table import LOWERED, check_support, find_format
 from .integrity.checksum import Container, append_checksum, read_verified
 
 __all__ = ["Exported", "export"]
