@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-gpu fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
+.PHONY: demo test test-all test-gpu test-litert fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
 
 # Without the weights and photographs, the demo leaves out its third part.
 demo: .venv/demo.stamp
@@ -25,6 +25,10 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
+
+# Tests LiteRT, which needs an environment of its own.
+test-litert: .venv-litert/test.stamp
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(LITERT_PYTHON) -m pytest test/deploy/test_litert.py
 
 # Runs layers, folding, exported files and training on a GPU, with .venv if there is one, and installs nothing. Without a GPU it says so
 # and ends. Another Python, and options for pytest: `make test-gpu GPU_PYTHON=python3 GPU="-k fold"`.
@@ -96,6 +100,12 @@ NNCF_PYTHON = $(patsubst .venv/%,.venv-nncf/%,$(VENV_PYTHON))
 	$(NNCF_PYTHON) -m pip install --quiet --editable ".[accuracy,nncf]" $(TORCH)
 	touch $@
 
+LITERT_PYTHON = $(patsubst .venv/%,.venv-litert/%,$(VENV_PYTHON))
+.venv-litert/test.stamp: setup.py version.txt
+	$(PYTHON) -m venv --clear .venv-litert
+	$(LITERT_PYTHON) -m pip install --quiet --editable ".[litert,pt2e,pytest]" $(TORCH)
+	touch $@
+
 # A stamp is written only after its installation has succeeded, so an interrupted one starts again.
 .venv/%.stamp: setup.py version.txt pyproject.toml
 	$(VENV_PYTHON) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -103,4 +113,4 @@ NNCF_PYTHON = $(patsubst .venv/%,.venv-nncf/%,$(VENV_PYTHON))
 	touch $@
 
 clean:
-	rm -rf .venv .venv-nncf build dist docs/build docs/source/generated *.egg-info
+	rm -rf .venv .venv-litert .venv-nncf build dist docs/build docs/source/generated *.egg-info

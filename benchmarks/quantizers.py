@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 
-__all__ = ["NNCF", "QUANTIZERS", "Int8"]
+__all__ = ["NNCF", "QUANTIZERS", "Int8", "session", "write_by_onnxruntime"]
 
 
 class Int8(NamedTuple):
@@ -37,9 +37,11 @@ def pt2e(model: nn.Module, batches: Sequence[Tensor], rounding: str) -> Int8:
     return Int8(lowered(int8, batches[0]), size_of(int8.state_dict()))
 
 
-def onnx_qdq(model: nn.Module, batches: Sequence[Tensor], rounding: str, vnni: bool = False) -> Int8:
+def onnx_qdq(
+    model: nn.Module, batches: Sequence[Tensor], rounding: str, vnni: bool = False, backend: str = "onnxruntime"
+) -> Int8:
     """Quantized by this package, in a file that runs in onnxruntime."""
-    options = {"backend": "onnxruntime", "rounding": rounding, "vnni": vnni}
+    options = {"backend": backend, "rounding": rounding, "vnni": vnni}
     int8 = quantized.quantize(model, batches, engine="pt2e", progress=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         exported = deploy.export(int8, batches[0], Path(folder) / "model.onnx", format="onnx-qdq")
@@ -47,7 +49,16 @@ def onnx_qdq(model: nn.Module, batches: Sequence[Tensor], rounding: str, vnni: b
 
 
 def use_onnxruntime(model: nn.Module, batches: Sequence[Tensor], method: str) -> Int8:
-    """Onnxruntime's static quantizer, on the folded model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        write_by_onnxruntime(model, batches, method, path)
+        loaded, size = session(str(path)), path.stat().st_size
+    name = loaded.get_inputs()[0].name
+    return Int8(lambda x: torch.from_numpy(loaded.run(None, {name: x.numpy()})[0]), size)
+
+
+def write_by_onnxruntime(model: nn.Module, batches: Sequence[Tensor], method: str, path: Path) -> None:
+    """Writes a file with onnxruntime's static quantizer, from the folded model."""
     from onnxruntime import quantization as ort  # the import prints warnings
 
     class Reader(ort.CalibrationDataReader):
@@ -59,29 +70,31 @@ def use_onnxruntime(model: nn.Module, batches: Sequence[Tensor], method: str) ->
             return None if batch is None else {name: batch.numpy()}
 
     with tempfile.TemporaryDirectory() as folder:
-        source, prepared, path = (str(Path(folder) / f"{stem}.onnx") for stem in ("float", "prepared", "int8"))
+        source, prepared = (str(Path(folder) / f"{stem}.onnx") for stem in ("float", "prepared"))
         deploy.export(deploy.fold(model), batches[0], source, format="onnx")
         ort.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)  # fails on constants
         name = session(prepared).get_inputs()[0].name
         ort.quantize_static(
             prepared,
-            path,
+            str(path),
             Reader(),
             per_channel=True,
             activation_type=ort.QuantType.QUInt8,
             calibrate_method=ort.CalibrationMethod[method],
         )
-        loaded = session(path)
-        size = Path(path).stat().st_size
-    return Int8(lambda x: torch.from_numpy(loaded.run(None, {name: x.numpy()})[0]), size)
 
 
-def session(path: str) -> Any:
-    """A file in onnxruntime, with as many threads as torch has."""
+def session(path: str, optimized: str = "") -> Any:
+    """A file in onnxruntime, with as many threads as torch has.
+
+    Writes the graph that it runs to ``optimized``, if that is not empty.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.optimized_model_filepath = optimized
+    options.log_severity_level = 3  # no warning that the optimized file fits this machine only
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -156,6 +169,7 @@ QUANTIZERS: dict[str, Build] = {
     "onnx-qdq, gptq": partial(onnx_qdq, rounding="gptq"),
     "onnx-qdq, VNNI": partial(onnx_qdq, rounding="nearest", vnni=True),
     "onnx-qdq, VNNI, gptq": partial(onnx_qdq, rounding="gptq", vnni=True),
+    "onnx-qdq, TensorRT": partial(onnx_qdq, rounding="nearest", backend="tensorrt"),
     "onnxruntime, MinMax": partial(use_onnxruntime, method="MinMax"),
     "onnxruntime, Percentile": partial(use_onnxruntime, method="Percentile"),
     "FX onednn": partial(fx_mode, backend="onednn"),

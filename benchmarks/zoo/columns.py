@@ -102,6 +102,7 @@ PAIRS = {
     "eager onednn": "FX onednn",
     "pt2e x86": "torchao",
     "pt2e onnxruntime": "torchao",
+    "pt2e tensorrt": "torchao",
 }
 
 COLUMNS: dict[str, Callable[[Subject], Figures]] = {
@@ -112,6 +113,7 @@ COLUMNS: dict[str, Callable[[Subject], Figures]] = {
     "FX onednn": partial(fx_mode, backend="onednn"),
     "pt2e x86": partial(quantize, engine="pt2e", backend="x86"),
     "pt2e onnxruntime": partial(quantize, engine="pt2e", backend="onnxruntime"),
+    "pt2e tensorrt": partial(quantize, engine="pt2e", backend="tensorrt"),
     "torchao": torchao,
     **{format: partial(export, format=format) for format in EXPORTS},
 }

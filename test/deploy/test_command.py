@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers._utils.importing import factory
+from torchvision_layers.deploy._choosing import CHOICES
 from torchvision_layers.deploy._cli import main
+from torchvision_layers.deploy.formats.table import FORMATS
 
 SOURCE = """
 import torch
@@ -306,7 +308,7 @@ def test_invalid_options(package: str, checkpoint: Path, tmp_path: Path, command
     start = (f"{package}:net", checkpoint, "--output")
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 3, 8, 8), np.float32))
-    assert "must end in .onnx, .pt, .pt2, .pte, or pass --format" in command_error(*start, tmp_path / "a.bin")
+    assert "must end in .onnx, .pt, .pt2, .pte" in command_error(*start, tmp_path / "a.bin")
     assert "--int8 needs --calibration PATH" in command_error(*start, tmp_path / "a.pt", "--int8")
     assert "--format onnx-qdq needs --cal" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
     assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--calibration", images)
@@ -439,8 +441,18 @@ def test_help_describes_all_formats(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("torchscript", "pt2", "aoti", "onnx-qdq", "executorch", "--calibration", "resnet.py:resnet18"):
+    for word in (*FORMATS, "--calibration", "resnet.py:resnet18"):
         assert word in text
+
+
+def test_the_tables_of_choices_have_all_formats() -> None:
+    assert all(f"model{format.suffix}" in CHOICES for format in FORMATS.values())
+    assert max(map(len, CHOICES.splitlines())) <= 120
+    assert len(CHOICES.splitlines()) <= 24
+    page = (Path(__file__).parents[2] / "docs" / "source" / "deploying.rst").read_text(encoding="utf-8")
+    table = page[page.index("list-table") : page.index("Formats\n-------")]
+    assert all(f'"model{format.suffix}"' in table for format in FORMATS.values())
+    assert all(f'format="{name}"' in table for name in FORMATS if name != "torchscript")
 
 
 def test_model_with_two_inputs(

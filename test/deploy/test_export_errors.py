@@ -32,9 +32,9 @@ EAGER_REMEDY = "does not support a model that is int8 of engine='eager'.*: use f
         (
             "pt2e",
             "torchscript",
-            "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino', or call .*engine='eager', backend='x86'",
+            "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino' or 'coreml', or call .*'eager', backend='x86'",
         ),
-        ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino'$"),
+        ("pt2e", "onnx", "use format='pt2' or 'aoti' or 'onnx-qdq' or 'openvino' or 'coreml'$"),
         ("pt2e", "executorch", "int8 of engine='pt2e' and backend='x86'.*, or call .*, backend='xnnpack'"),
         (
             None,
@@ -76,7 +76,7 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"example": torch.zeros(0, 3, 8, 8)}, ValueError, "at least one input"),
         ({"example": torch.zeros(3)}, ValueError, r"at least one input, got shape \[3\]"),
         ({"example": NAN}, ValueError, "example must be finite"),
-        ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx.*, openvino, executorch, got 'tflite'"),
+        ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx.*, openvino, .*, executorch, got 'tflite'"),
         ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),
         ({"lowered": 1}, TypeError, "lowered must be True or False, got 1"),

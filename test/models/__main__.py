@@ -30,6 +30,7 @@ PERIODS = {
     "torchscript int8": 8,
     "pt2e x86": 4,
     "pt2e onnxruntime": 8,
+    "pt2e tensorrt": 8,
     "state pt2e": 16,
     "qat pt2e": 8,
     "pt2": 16,

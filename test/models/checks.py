@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "eager qnnpack": partial(check_int8, engine="eager", backend="qnnpack"),
     "pt2e x86": partial(check_int8, engine="pt2e", backend="x86"),
     "pt2e onnxruntime": partial(check_int8, engine="pt2e", backend="onnxruntime"),
+    "pt2e tensorrt": partial(check_int8, engine="pt2e", backend="tensorrt"),
     "state eager": partial(check_state, engine="eager", backend="x86"),
     "state pt2e": partial(check_state, engine="pt2e", backend="x86"),
     "qat eager x86": partial(check_qat, engine="eager", backend="x86"),

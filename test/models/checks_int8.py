@@ -62,19 +62,20 @@ def _calibrate(subject: Subject, engine: str, backend: str, allow_float: bool) -
 def check_int8(subject: Subject, engine: str, backend: str) -> None:
     int8, refusal = quantize(subject, engine, backend)
     first, x = outputs_of(int8, subject.inputs()), subject.inputs()
-    check_explained(first, subject.expected(), subject.estimate, "int8")
+    slack = 2.0 if backend == "tensorrt" else 1.0  # half of its steps are below zero
+    check_explained(first, subject.expected(), subject.estimate, "int8", slack)
     for batch in (1, 3):
         check_explained(
             outputs_of(int8, subject.inputs(batch)),
             subject.expected(batch),
             subject.estimate,
             f"int8, batch of {batch}",
-            2,
+            2 * slack,
         )
     empty = outputs_of(int8, x.map(lambda tensor: tensor[:0]))
     if [tensor.shape[1:] for tensor in empty] != [tensor.shape[1:] for tensor in first] or any(map(len, empty)):
         raise CheckError(f"int8, empty batch: outputs have shapes {[list(tensor.shape) for tensor in empty]}")
-    _check_sizes(subject, int8, engine)
+    _check_sizes(subject, int8, engine, 3 * slack)
     check_equal(outputs_of(copy.deepcopy(int8), x), first, "a copy of int8")
     _check_modes(int8)
     check_equal(outputs_of(int8, x), first, "int8 in a model that was trained")
@@ -82,7 +83,7 @@ def check_int8(subject: Subject, engine: str, backend: str) -> None:
         raise refusal
 
 
-def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
+def _check_sizes(subject: Subject, int8: nn.Module, engine: str, slack: float) -> None:
     for size in range(1, len(subject.sizes)):
         try:
             outputs = outputs_of(int8, subject.inputs(2, size))
@@ -90,7 +91,7 @@ def _check_sizes(subject: Subject, int8: nn.Module, engine: str) -> None:
             if engine == "pt2e" and FIXED.search(str(error)):
                 continue
             raise CheckError(f"int8, size {size}: {error}") from error
-        check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", 3)
+        check_explained(outputs, subject.expected(2, size), subject.estimate, f"int8, size {size}", slack)
 
 
 def _check_modes(int8: nn.Module) -> None:

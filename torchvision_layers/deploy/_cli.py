@@ -23,7 +23,8 @@ from ._example import check_example
 from ._int8_options import add_int8_options, check_int8_options, int8_options
 from ._named_model import named_function, usual_preprocessing
 from ._photographs import PRESETS, Preprocessing, load_photographs
-from .formats.table import FORMATS, LOWERED, Format, default_format
+from .formats.format import Format
+from .formats.table import FORMATS, LOWERED, default_format
 
 __all__ = ["main"]
 

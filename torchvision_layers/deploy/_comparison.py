@@ -10,7 +10,7 @@ from .._utils.structure import flatten
 from ._running import describe_shapes, exact_outputs, max_difference, perturb, run_model
 from ._signature import plain
 from ._subject import Subject
-from .formats.table import Format
+from .formats.format import Format
 
 __all__ = ["compare"]
 

@@ -6,7 +6,8 @@ from typing import Any
 from ..quantized import Percentile
 from ..quantized.engine import load_engine
 from ..quantized.ranges import check_ranges
-from .formats.table import FORMATS, Format
+from .formats.format import Format
+from .formats.table import FORMATS
 
 __all__ = ["add_int8_options", "check_int8_options", "int8_options"]
 
@@ -17,14 +18,14 @@ _PASSED = (
 
 
 def add_int8_options(parser: ArgumentParser, photographs: int) -> None:
-    """Adds a group of options, of which only those that are given are attributes with a value."""
+    """Adds a group of options. Those that are not given are ``None`` or false."""
     group = parser.add_argument_group("int8")
     group.add_argument("--int8", action="store_true", help="quantize the model; needs --calibration")
     group.add_argument(
         "--calibration",
         metavar="PATH",
-        help=f"a folder with photographs, of which up to {photographs} are read, or normalized images in one float32 "
-        "tensor N×C×H×W, saved by torch.save, or by numpy.save as .npy",
+        help=f"a folder with photographs (up to {photographs} are read), or normalized images in one float32 tensor "
+        "N×C×H×W, saved by torch.save, or by numpy.save as .npy",
     )
     group.add_argument("--report", action="store_true", help="print what became of each module")
     group.add_argument("--backend", metavar="NAME", help="kernels to quantize for; default: those of the format")

@@ -99,6 +99,11 @@ class Subject:
         ]
         return replace(self, signature=self.signature.with_shapes(shapes), resized=())
 
+    def with_fixed_sizes(self) -> Self:
+        """The subject for inputs of the example's sizes only."""
+        shapes = [tuple(tensor.shape) for tensor in self.example.tensors()]
+        return replace(self, signature=self.signature.with_shapes(shapes), resized=())
+
     @property
     def compared(self) -> list[Inputs]:
         """The example, other batches, and images of other sizes, as far as the file has variable sizes."""

@@ -18,8 +18,9 @@ from ._example import check_example
 from ._metadata import describe
 from ._running import shapes_of
 from ._subject import Subject, check_model, int8_engine
-from .formats.table import LOWERED, Format, check_support, find_format
-from .integrity.checksum import append_checksum, read_verified
+from .formats.format import Format
+from .formats.table import LOWERED, check_support, find_format
+from .integrity.checksum import Container, append_checksum, read_verified
 
 __all__ = ["Exported", "export"]
 
@@ -29,7 +30,8 @@ class Exported:
     """A file that was written, with its format and its size in bytes, including the weights beside it.
 
     ``difference`` is the largest difference between the outputs of file and model, relative to the largest output. It
-    was measured on inputs of all ``shapes``, each of which is a tuple of shapes if there are several inputs.
+    was measured on inputs of all ``shapes``, each of which is a tuple of shapes if there are several inputs. It is NaN
+    for Core ML, which only Apple's systems run.
     """
 
     path: Path
@@ -71,8 +73,10 @@ def export(
         format: ``"pt2"``, a program of torch.export, and ``"aoti"``, compiled for this processor, for float and
             ``engine="pt2e"``; ``"torchscript"``, which torch has deprecated, for float and ``engine="eager"``;
             ``"onnx"`` for float; ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, preferably with
-            ``backend="onnxruntime"``; ``"openvino"`` for float and for the same int8; ``"executorch"`` for float, and
-            for ``engine="pt2e"`` with ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but
+            ``backend="onnxruntime"``; ``"openvino"`` for float and for the same int8; ``"coreml"``, in float16, for
+            float and ``engine="pt2e"``, and ``"coreml-float32"`` for float; ``"litert"`` for float, and for
+            ``engine="pt2e"`` with ``backend="litert"``; ``"executorch"`` for float, and for ``engine="pt2e"`` with
+            ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but
             ``"torchscript"`` for int8 of ``engine="eager"``, which only that format can hold.
         lowered: for ``"pt2"``, whether to write the program of :func:`lower`, which runs on CPUs with oneDNN at the
             speed of a lowered model; a :class:`LoweredModel` is written as it is. ``False`` writes the model with the
@@ -106,12 +110,9 @@ def export(
         subject = file_format.restrict(subject)
         metadata = describe(subject, file_format.name, classes, mean, std, facts)
         with atomic_path(target, file_format.beside) as temporary:
-            files = [temporary, *map(temporary.with_suffix, file_format.beside)]
-            contents = file_format.serialize(subject, metadata)
-            first, *others = contents if isinstance(contents, tuple) else (contents,)
-            contents = append_checksum(first, file_format.container), *others
-            for file, content in zip(files, contents, strict=True):
-                file.write_bytes(content)
+            size = _write(file_format.serialize(subject, metadata), temporary, file_format)
+            if file_format.deserialize is None:
+                return Exported(target, file_format.name, size, float("nan"), ())
             program, text = file_format.read(read_verified(temporary), temporary)
             if text != metadata:
                 raise RuntimeError(
@@ -119,8 +120,21 @@ def export(
                 )
             compared = subject.compared
             difference = max(compare(subject, program, inputs, file_format) for inputs in compared)
-            size = sum(file.stat().st_size for file in files)
     return Exported(target, file_format.name, size, difference, tuple(map(shapes_of, compared)))
+
+
+def _write(contents: bytes | tuple[bytes, ...] | dict[str, bytes], path: Path, format: Format) -> int:
+    """Writes the files of a format, with a checksum in the first, and returns their size."""
+    if isinstance(contents, dict):
+        files = {path / name: content for name, content in contents.items()}
+    else:
+        first, *others = contents if isinstance(contents, tuple) else (contents,)
+        paths = [path, *map(path.with_suffix, format.beside)]
+        files = dict(zip(paths, [append_checksum(first, format.container), *others], strict=True))
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return sum(map(len, files.values()))
 
 
 def _find_format(model: nn.Module, format: str | None, lowered: bool | None) -> Format:
@@ -137,7 +151,10 @@ def _check_path(path: str | Path, format: Format) -> Path:
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path must be in an existing folder, got {path}")
-    if target.exists() and not target.is_file():
+    if format.container is Container.FOLDER:
+        if target.exists() and not (target / "Manifest.json").is_file():
+            raise ValueError(f"path must be a package for Core ML, or not exist yet, got {path}")
+    elif target.exists() and not target.is_file():
         raise ValueError(f"path must be a file, got {path}")
     if format.is_suffix_required and target.suffix != format.suffix:
         raise ValueError(f"path must end in {format.suffix} for format={format.name!r}, got {path}")

@@ -99,8 +99,8 @@ def load(
 
     Args:
         path: the file.
-        threads: for runtimes with threads of their own, those of ONNX and OpenVINO, how many to use. Default: ``None``,
-            as many as torch uses now.
+        threads: for runtimes with threads of their own, those of ONNX, OpenVINO and LiteRT, how many to use. Default:
+            ``None``, as many as torch uses now.
         providers: for ONNX, the execution providers of onnxruntime that may run operators, in order of preference:
             names, or pairs of a name and options. Default: ``None``, ``["CPUExecutionProvider"]``.
 
@@ -116,6 +116,8 @@ def load(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if (path / "Manifest.json").is_file():
+        raise ValueError(f"{path} is for Core ML, which runs on Apple's systems: load it with coremltools there")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:

@@ -84,7 +84,8 @@ def quantize(
         backend: kernels to quantize for. ``"auto"`` chooses the fastest that is right on this CPU: ``"onednn"`` if it
             has VNNI instructions, ``"x86"`` otherwise, ``"qnnpack"`` on ARM. ``"x86"`` is right on every x86 CPU,
             ``"onednn"`` on those with VNNI. The PT2E engine has ``"x86"``, which is its ``"auto"``,
-            ``"onnxruntime"``, for export, with additions and outputs in int8 too, ``"tensorrt"``, for export too, with
+            ``"onnxruntime"``, for export, with additions and outputs in int8 too, ``"litert"``, the same with signed
+            activations, ``"tensorrt"``, for export too, with
             ranges that reach equally far to both sides of zero, and ``"xnnpack"`` if executorch is installed. Default:
             ``"auto"``.
         engine: ``"eager"`` returns modules with int8 weights, ready to run and to script; ``"pt2e"`` returns a graph

@@ -206,7 +206,8 @@ def test_invalid_example_raises(example: object, error: type[Exception], message
 
 def test_backend_without_training_raises() -> None:
     with pytest.raises(
-        ValueError, match="backend must be x86, onnxruntime or tensorrt to train with this engine, got 'xnnpack'"
+        ValueError,
+        match="backend must be x86, litert, onnxruntime or tensorrt to train with this engine, got 'xnnpack'",
     ):
         workflow.prepare_qat(nn.Conv2d(3, 4, 3), Inputs((torch.randn(2, 3, 8, 8),)), Settings("xnnpack"))
 

@@ -240,7 +240,7 @@ def test_quantizable_twin_matches_float_model() -> None:
 
 def test_unavailable_backend_raises() -> None:
     with pytest.raises(
-        ValueError, match="backend must be one of auto, x86, onnxruntime, tensorrt, xnnpack.*got 'qnnpack'"
+        ValueError, match="backend must be one of auto, x86, litert, onnxruntime, tensorrt, xnnpack.*got 'qnnpack'"
     ):
         quantized.quantize(nn.Conv2d(3, 4, 3), INPUTS, backend="qnnpack", engine="pt2e")
     if importlib.util.find_spec("executorch") is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..._utils.exporting import export_program
+from ..._utils.exporting import as_module, export_program
 from ..._utils.inputs import Inputs
 from ..._utils.size_limit import SizeLimit
 from ..._utils.structure import flatten
@@ -22,7 +22,16 @@ from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 from .size_rules import always_holds, holds, size_rules
 
-__all__ = ["export_subject", "input_shapes", "plain_calls", "root_cause", "rules_to_check", "sources", "with_program"]
+__all__ = [
+    "export_fixed",
+    "export_subject",
+    "input_shapes",
+    "plain_calls",
+    "root_cause",
+    "rules_to_check",
+    "sources",
+    "with_program",
+]
 
 #: Sizes with a complex formula in a program for all image sizes, which takes seconds.
 _COMPLEX_SIZES = 6
@@ -76,6 +85,24 @@ def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_sing
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
                 node.meta.pop(key, None)  # notes about the source, with paths of this machine, a third of the file
     return program
+
+
+def export_fixed(subject: Subject, format: str) -> Subject:
+    """The subject with its program for inputs of the example's sizes, which returns tensors in a tuple.
+
+    Errors: ``TypeError`` for inputs that are not tensors; ``RuntimeError`` if the model cannot be exported.
+    """
+    if subject.signature.has_constants:
+        raise TypeError(f"format={format!r} takes tensors only, not numbers, strings or None: use format='pt2'")
+    subject = subject.with_fixed_sizes()
+    example = subject.example
+    model = as_module(subject.model)
+    try:
+        with plain_calls(replace(subject, model=model), has_flat_output=True):
+            program = torch.export.export(model, example.args, example.kwargs)
+    except Exception as error:  # torch raises many types here
+        raise RuntimeError(f"model cannot be exported as one graph: {root_cause(error)}") from error
+    return replace(subject, program=program)
 
 
 def input_shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """The checksum at the end of each file. It reveals a missing or altered byte before anything else reads the file.
 
 The checksums of zip records do not cover names, offsets and padding, and ONNX has none. This one covers every byte. The
-readers of each format skip it: it is a comment of a zip file or of XML, the last property of an ONNX model, and at the
+readers of each format skip it: it is a comment of a zip file, which a LiteRT
+model ends in, or of XML, the last property of an ONNX model, and at the
 end of an ExecuTorch program.
 """
 
@@ -29,6 +30,8 @@ class Container(Enum):
     ZIP = "zip file"
     ONNX = "ONNX model"
     EXECUTORCH = "ExecuTorch program"
+    FOLDER = "folder"
+    LITERT = "LiteRT model"
     XML = "XML file"
 
 
@@ -36,6 +39,8 @@ def container_of(content: bytes) -> Container:
     """The kind of a file with a valid checksum."""
     if content[4:8] == b"ET12":
         return Container.EXECUTORCH
+    if content[4:8] == b"TFL3":
+        return Container.LITERT
     if content[:5] == b"<?xml":
         return Container.XML
     return Container.ZIP if content[:4] == b"PK\x03\x04" else Container.ONNX  # a protocol buffer has no magic number
@@ -43,7 +48,7 @@ def container_of(content: bytes) -> Container:
 
 def append_checksum(content: bytes, container: Container) -> bytes:
     """``content`` with its checksum. Errors: ``ValueError`` unless a zip file is complete and has no comment."""
-    if container is Container.ZIP:
+    if container in (Container.ZIP, Container.LITERT):  # a LiteRT model ends in a zip file
         if content[-22:-18] != b"PK\x05\x06" or content[-2:] != b"\0\0":
             raise ValueError("content must be a zip file without a comment")
         content = content[:-2] + (len(_COMMENT) + _DIGITS).to_bytes(2, "little")

@@ -1,7 +1,7 @@
 """Classes of operators in exported graphs, and queries on their nodes."""
 
 import operator
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     "UNFOLDABLE_NORM",
     "WEIGHTED",
     "arguments",
+    "clamped",
     "conv_geometry",
     "excluded_by",
     "float_operands",
@@ -41,6 +42,7 @@ __all__ = [
     "operands",
     "operator_name",
     "qparams",
+    "readers",
     "set_qparams",
 ]
 
@@ -254,3 +256,18 @@ def set_qparams(module: fx.GraphModule, scales: Tensor, zero_points: Tensor) -> 
 
 def _per_tensor_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if any(_is_decomposed(node, f"{q}quantize_per_tensor") for q in ("", "de"))]
+
+
+def readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
+    for user in node.users:
+        if is_call(user, KEEP_RANGE | CLAMPS) or is_zero_padding(user):
+            yield from readers(user)
+        elif user.op != "output":
+            yield user
+
+
+def clamped(node: fx.Node) -> fx.Node:
+    """The clamping activation that is a node's only user, which an int8 kernel computes by saturation; or the node."""
+    follower = next(iter(node.users), node)
+    return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node

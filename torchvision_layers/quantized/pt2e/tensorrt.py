@@ -29,13 +29,13 @@ from .weights import constant_products
 __all__ = ["Placement", "placements"]
 
 _NORMS = {BATCH_NORM, UNFOLDABLE_NORM}
-#: Operators that may stand between a layer and a sum that its kernel computes, beside those of a single tensor.
+#: Operators that only move values. They may be between a layer and a sum that its kernel computes.
 _MOVES = KEEP_RANGE - AVERAGES - CONCATENATIONS - MAX_POOLS
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What is rounded to int8 before and after a node."""
+    """The tensors that are rounded to int8 before and after a node."""
 
     #: The tensors that the node reads in int8, without a weight.
     inputs: tuple[fx.Node, ...]

@@ -27,23 +27,24 @@ from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_ste
 from .nodes import (
     ADDITIONS,
     AVERAGES,
-    CLAMPS,
     CONVS,
     KEEP_RANGE,
     LINEAR,
     MATMULS,
     PRODUCTS,
+    clamped,
     is_call,
     is_fused_into,
     is_zero_padding,
     operands,
+    readers,
 )
 from .tensorrt import placements
 from .weights import constant_products
 
 __all__ = ["BACKENDS", "convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
 
-BACKENDS = ("x86", "onnxruntime", "tensorrt", "xnnpack")
+BACKENDS = ("x86", "litert", "onnxruntime", "tensorrt", "xnnpack")
 
 
 def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:
@@ -97,12 +98,11 @@ def is_observed(graph: fx.GraphModule) -> bool:
 def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
     backend = settings.backend
     if backend != "xnnpack":
-        config = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat)
-        config = _own_configuration(config, is_qat, settings)
+        config = _own_configuration(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat), is_qat, settings)
         if backend == "tensorrt":
             return _TensorRTQuantizer(config)
-        quantizer = _X86Quantizer() if backend == "x86" else _OnnxRuntimeQuantizer()
-        return quantizer.set_global(config)
+        own = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
+        return own[backend]().set_global(config)
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
@@ -150,6 +150,8 @@ def _own_configuration(config: QuantizationConfig, is_qat: bool, settings: Setti
         for_activations = _HistogramObserver.with_args(eps=SMALLEST_STEP)
     weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)
+    if settings.backend == "litert":
+        activation = dataclasses.replace(activation, dtype=torch.int8, quant_min=-128, quant_max=127)
     if settings.backend == "tensorrt":
         activation = dataclasses.replace(
             activation, dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_symmetric
@@ -230,9 +232,9 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
                     keep_in_float([node])
                 else:
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
-                    _annotate_output(_clamped(node), spec)
+                    _annotate_output(clamped(node), spec)
             elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
-                _annotate_output(_clamped(node), spec)
+                _annotate_output(clamped(node), spec)
         return model
 
 
@@ -257,6 +259,17 @@ class _TensorRTQuantizer(Quantizer):
     def validate(self, model: fx.GraphModule) -> None: ...
 
 
+class _LiteRTQuantizer(_OnnxRuntimeQuantizer):
+    """Also quantizes the results of linear layers, and those of the model, because no int8 kernel returns float."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        super().annotate(model)
+        for node in model.graph.nodes:
+            if is_call(node, CONVS | LINEAR) and _reads_int8(node) and "is_written" not in clamped(node).meta:
+                _annotation_of(clamped(node)).output_qspec = self.global_config.input_activation
+        return model
+
+
 def _reads_int8(node: fx.Node) -> bool:
     """Whether the quantizer rounds an input of the node."""
     annotation = node.meta.get(x86.QUANT_ANNOTATION_KEY)
@@ -265,30 +278,17 @@ def _reads_int8(node: fx.Node) -> bool:
 
 def _is_read_in_float(node: fx.Node) -> bool:
     """Whether an op that computes with the node reads float."""
-    return not all(map(_reads_int8, _readers(node)))
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
-    for user in node.users:
-        if is_call(user, KEEP_RANGE | CLAMPS) or is_zero_padding(user):
-            yield from _readers(user)
-        elif user.op != "output":
-            yield user
+    return not all(map(_reads_int8, readers(node)))
 
 
 def _annotate_output(node: fx.Node, spec: object) -> None:
     # The output of the model stays in float. Later nodes would not see what is written into a rounded copy.
-    if all(user.op == "output" for user in node.users) or "is_written" in node.meta:
-        return
-    annotation = node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
-    annotation.output_qspec = spec
+    if "is_written" not in node.meta and not all(user.op == "output" for user in node.users):
+        _annotation_of(node).output_qspec = spec
 
 
-def _clamped(node: fx.Node) -> fx.Node:
-    """The clamping activation that is a node's only user, which an int8 kernel computes by saturation; or the node."""
-    follower = next(iter(node.users), node)
-    return follower if len(node.users) == 1 and is_call(follower, CLAMPS) else node
+def _annotation_of(node: fx.Node) -> Any:
+    return node.meta.setdefault(x86.QUANT_ANNOTATION_KEY, x86._X86InductorQuantizationAnnotation(_annotated=True))
 
 
 @contextmanager

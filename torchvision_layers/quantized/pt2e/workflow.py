@@ -88,7 +88,8 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
     if settings.backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
         raise ValueError(
-            "backend must be x86, onnxruntime or tensorrt to train with this engine, got 'xnnpack', to calibrate only"
+            "backend must be x86, litert, onnxruntime or tensorrt to train with this engine, got 'xnnpack', to "
+            "calibrate only"
         )
     model = _float_copy(model).train()
     _check_momentum(model)
