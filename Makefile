@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all fuzz table docs upstream bench bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
+.PHONY: demo test test-all test-gpu fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
 
 # Without the weights and photographs, the demo leaves out its third part.
 demo: .venv/demo.stamp
@@ -25,6 +25,12 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(VENV_PYTHON) -m pytest -n $(JOBS) -m "slow or not slow"
+
+# Runs layers, folding, exported files and training on a GPU, with .venv if there is one, and installs nothing. Without a GPU it says so
+# and ends. Another Python, and options for pytest: `make test-gpu GPU_PYTHON=python3 GPU="-k fold"`.
+GPU_PYTHON ?= $(firstword $(wildcard $(VENV_PYTHON)) $(PYTHON))
+test-gpu:
+	@$(GPU_PYTHON) -m test.gpu $(GPU)
 
 # Draws models and checks all that the package does with them; sources that fail are in outputs/fuzz. `make fuzz MODELS=5000 SEED=1`
 # takes hours. To run one again: `.venv/bin/python -m test.models outputs/fuzz/FILE.py`.
@@ -48,6 +54,10 @@ upstream: .venv/test.stamp
 # Times the layers relative to their peers. More rounds: `BENCH="--rounds 30"`; folded blocks: `BENCH=--folded`.
 bench: .venv/bench.stamp
 	$(VENV_PYTHON) benchmarks/layers.py $(BENCH)
+
+# Times the layers on a GPU, with the Python of test-gpu, and installs nothing.
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/layers.py --device cuda $(BENCH)
 
 # Times int8 models relative to torchvision's.
 bench-int8: .venv/bench.stamp

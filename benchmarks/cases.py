@@ -1,7 +1,9 @@
 """Cases of the layer benchmark: each layer in typical sizes, with its baseline and other implementations."""
 
+import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -69,6 +71,17 @@ class Formula(nn.Module):
         return self.function(input)
 
 
+class Scaling(nn.Module):
+    """Multiplies each channel of each image by a factor."""
+
+    def __init__(self, images: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(images, channels, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale
+
+
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization that always stays in eval mode."""
 
@@ -84,8 +97,9 @@ class ConcatenatedCoordConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         images, _, rows, columns = input.shape
-        i = torch.linspace(-1, 1, rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
-        j = torch.linspace(-1, 1, columns).expand(images, 1, rows, columns)
+        line = partial(torch.linspace, -1, 1, device=input.device, dtype=input.dtype)
+        i = line(rows).view(1, 1, rows, 1).expand(images, 1, rows, columns)
+        j = line(columns).expand(images, 1, rows, columns)
         return super().forward(torch.cat([input, i, j], 1))
 
 
@@ -95,6 +109,14 @@ def timm_layers() -> ModuleType | None:
         return importlib.import_module("timm.layers")
     except ImportError:
         return None
+
+
+def timm_block(module: str, name: str) -> type[nn.Module] | None:
+    """A block of timm that its layers lack, if timm is installed."""
+    if timm_layers() is None:
+        return None
+    block: type[nn.Module] = getattr(importlib.import_module(f"timm.models.{module}"), name)
+    return block
 
 
 def with_weights_of(layer: nn.Module, module: nn.Module) -> nn.Module:
@@ -174,9 +196,7 @@ def squeeze_excitation(layer: type[tnn.SqueezeExcitation], shape: Sequence[int])
     channels, squeeze = shape[1], shape[1] // 16
     ours = layer(channels) if layer is enn.SEBlock else layer(channels, squeeze)
     activation = type(ours.activation)
-    scale = nn.Parameter(torch.rand(shape[0], channels, 1, 1))
-    product = Formula(lambda x: x * scale, nn.ParameterList([scale]))
-    candidates = {"x · scale": Candidate(product, is_equal=False), "ours": Candidate(ours)}
+    candidates = {"x · scale": Candidate(Scaling(shape[0], channels), is_equal=False), "ours": Candidate(ours)}
     peer = torchvision.ops.SqueezeExcitation(channels, squeeze, activation)
     candidates["torchvision"] = Candidate(with_weights_of(ours, peer))
     if timm := timm_layers():
@@ -236,6 +256,102 @@ def layer_norm(layer: type[tnn.LayerNorm2d], shape: Sequence[int]) -> Candidates
     return {"torchvision": Candidate(with_weights_of(ours, peer)), "ours": Candidate(ours)}
 
 
+def with_values_of(layer: nn.Module, module: nn.Module, keys: Sequence[str] | None = None) -> nn.Module:
+    """``module`` with the weights of ``layer`` under other names, in the order of its own keys or of ``keys``."""
+    state = layer.state_dict()
+    values = state.values() if keys is None else [state[key] for key in keys]
+    module.load_state_dict(dict(zip(module.state_dict(), values, strict=True)))
+    return module
+
+
+def rep_conv(layer: type[enn.RepConv], shape: Sequence[int], *, branches: int, groups: int) -> Candidates:
+    channels = shape[1]
+    ours = layer(channels, channels, groups=groups, branches=branches)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
+    candidates = {
+        "conv, ReLU": Candidate(nn.Sequential(conv, nn.ReLU(inplace=True)), is_equal=False),
+        "ours": Candidate(ours),
+        "folded": Candidate(copy.deepcopy(ours).eval().folded(), trains=False),
+    }
+    options = {"group_size": None if groups == 1 else channels // groups, "num_conv_branches": branches}
+    if block := timm_block("byobnet", "MobileOneBlock"):
+        peer = block(channels, channels, **options)
+        kinds = ("identity", "convs", "pointwise")  # the order of timm's children
+        keys = [key for kind in kinds for key in ours.state_dict() if key.startswith(kind)]
+        candidates["timm"] = Candidate(with_values_of(ours, peer, keys))
+    return candidates
+
+
+def global_response_norm(layer: type[enn.GlobalResponseNorm], shape: Sequence[int], *, channels_dim: int) -> Candidates:
+    ours = layer(shape[channels_dim], channels_dim=channels_dim)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    pixels = (2, 3) if channels_dim == 1 else (1,)
+    view = (-1, 1, 1) if channels_dim == 1 else (-1,)
+
+    def published(input: Tensor) -> Tensor:
+        response = torch.norm(input, p=2, dim=pixels, keepdim=True)
+        relative = response / (response.mean(channels_dim, keepdim=True) + ours.eps)
+        return ours.weight.view(view) * (input * relative) + ours.bias.view(view) + input
+
+    candidates = {"as published": Candidate(Formula(published, ours)), "ours": Candidate(ours)}
+    if timm_layers():
+        peer = importlib.import_module("timm.layers.grn").GlobalResponseNorm(
+            shape[channels_dim], channels_last=channels_dim == -1
+        )
+        with_weights_of(ours, peer)
+        is_image = channels_dim == 1
+        module = peer if is_image else Formula(lambda x: peer(x.unsqueeze(1)).squeeze(1), peer)
+        candidates["timm"] = Candidate(module)
+    return candidates
+
+
+def universal_inverted_bottleneck(
+    layer: type[enn.UniversalInvertedBottleneck], shape: Sequence[int], *, start: int, middle: int
+) -> Candidates:
+    channels = shape[1]
+    ours = layer(channels, channels, start, middle)
+    hidden = 4 * channels
+
+    def conv(width: int, out_width: int, kernel_size: int, groups: int) -> list[nn.Module]:
+        padding = kernel_size // 2
+        conv = nn.Conv2d(width, out_width, kernel_size, padding=padding, groups=groups, bias=False)
+        return [conv, nn.BatchNorm2d(out_width)]
+
+    plain = nn.Sequential(
+        *conv(channels, channels, start, channels),
+        *conv(channels, hidden, 1, 1),
+        nn.ReLU(inplace=True),
+        *conv(hidden, hidden, middle, hidden),
+        nn.ReLU(inplace=True),
+        *conv(hidden, channels, 1, 1),
+    )
+    with_values_of(ours, plain)
+    candidates = {"modules of torch": Candidate(Formula(lambda x: x + plain(x), plain)), "ours": Candidate(ours)}
+    if block := timm_block("_efficientnet_blocks", "UniversalInvertedResidual"):
+        peer = block(channels, channels, start, middle, exp_ratio=4, layer_scale_init_value=None)
+        candidates["timm"] = Candidate(with_values_of(ours, peer))
+    return candidates
+
+
+def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: float) -> Candidates:
+    """Training with stochastic depth whose dropped rows are not computed."""
+    ours = layer(shape[1], layer_scale=1.0, stochastic_depth=rate, kept_rows_only=True)
+    peer = convnext.CNBlock(shape[1], 1.0, rate)
+    candidates = {
+        "torchvision": Candidate(with_weights_of(ours, peer)),
+        "ours": Candidate(ours),
+        "all rows": Candidate(with_weights_of(ours, layer(shape[1], layer_scale=1.0, stochastic_depth=rate))),
+    }
+    if importlib.util.find_spec("timm"):
+        from timm.models.convnext import ConvNeXtBlock
+
+        timm = ConvNeXtBlock(shape[1], drop_path=rate, ls_init_value=1.0)
+        timm.load_state_dict(dict(zip(timm.state_dict(), ours.state_dict().values(), strict=True)))
+        candidates["timm"] = Candidate(timm)
+    return candidates
+
+
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
@@ -258,5 +374,18 @@ CASES = [
     Case(tnn.ConvNormAct, EARLY, conv_norm_act),
     Case(tnn.FrozenBatchNorm2d, EARLY, frozen_batch_norm, Target(1.0, 0.7)),
     Case(tnn.MLP, (8, 196, 256), mlp, Target(1.0, 0.98)),
+    Case(enn.RepConv, EARLY, rep_conv, options={"branches": 1, "groups": 1}),
+    Case(enn.RepConv, (8, 128, 28, 28), rep_conv, options={"branches": 4, "groups": 128}),
+    Case(enn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
+    Case(enn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
+    Case(
+        enn.UniversalInvertedBottleneck,
+        (8, 96, 14, 14),
+        universal_inverted_bottleneck,
+        Target(1.02, 1.02),
+        {"start": 3, "middle": 5},
+    ),
     Case(tnn.LayerNorm2d, EARLY, layer_norm),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 0.7), {"rate": 0.5}),
+    Case(tnn.ConvNeXtBlock, (32, 96, 14, 14), kept_rows, Target(1.02, 1.02), {"rate": 0.1}),
 ]

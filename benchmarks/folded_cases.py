@@ -111,6 +111,13 @@ def conv_next(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int]) -> Candidate
     return candidates(baseline, ours, torchvision.models.convnext.CNBlock(shape[1], 1e-6, 0.0))
 
 
+def rep_conv(layer: type[enn.RepConv], shape: Sequence[int]) -> Candidates:
+    ours = with_random_statistics(layer(shape[1], shape[1]))
+    folded = deploy.fold(ours)
+    (conv,) = convs(folded)
+    return candidates({"conv, relu_": Candidate(Formula(lambda x: conv(x).relu_(), folded))}, ours)
+
+
 EARLY = (8, 64, 56, 56)
 
 FOLDED_CASES = [
@@ -120,5 +127,6 @@ FOLDED_CASES = [
     Case(tnn.MBConv, (8, 40, 28, 28), mb_conv, Target(1.35)),
     Case(tnn.DepthwiseSeparableConv, EARLY, depthwise, Target(1.05)),
     Case(enn.CoordConv2d, EARLY, coord_conv, Target(1.02)),
+    Case(enn.RepConv, EARLY, rep_conv, Target(1.02)),
     Case(tnn.ConvNeXtBlock, (8, 96, 28, 28), conv_next),
 ]

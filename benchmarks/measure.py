@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
@@ -23,14 +22,16 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 __all__ = [
+    "Call",
     "Ratio",
+    "Timer",
     "conditions",
-    "inference_ratios",
     "interleave",
     "peak_bytes",
     "ratios",
     "saved_bytes",
-    "training_ratios",
+    "training_step",
+    "wall_seconds",
 ]
 
 #: Minimum seconds of a measurement: far above the overhead of the clock and of a call from Python.
@@ -52,6 +53,8 @@ ALLOCATOR_SETTINGS = (
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
+#: Seconds that a number of calls in a row take.
+Timer = Callable[[Call, int], float]
 
 
 class Ratio(NamedTuple):
@@ -68,8 +71,15 @@ class Ratio(NamedTuple):
         return f"{'~' if self.high - self.low > self.value / 10 else ''}{self.value:.2f}"
 
 
+def wall_seconds(call: Call, count: int, clock: Clock = time.perf_counter) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return clock() - start
+
+
 def interleave(
-    calls: Mapping[str, Call], rounds: int, *, at_least: float = AT_LEAST, clock: Clock = time.perf_counter
+    calls: Mapping[str, Call], rounds: int, *, at_least: float = AT_LEAST, timer: Timer = wall_seconds
 ) -> dict[str, list[float]]:
     """Seconds per call in each round; in every round each of the calls has its turn.
 
@@ -78,10 +88,10 @@ def interleave(
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with _no_collection():
-        counts = {name: _call_count(call, at_least, clock) for name, call in calls.items()}
+        counts = {name: _call_count(call, at_least, timer) for name, call in calls.items()}
         for turn in range(rounds):
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
-                seconds[name].append(_seconds(calls[name], counts[name], clock) / counts[name])
+                seconds[name].append(timer(calls[name], counts[name]) / counts[name])
     return seconds
 
 
@@ -94,19 +104,6 @@ def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Ratio]:
         low, high = rounds.quantile(rounds.new_tensor([0.25, 0.75])).tolist()
         result[name] = Ratio(statistics.median(own) / statistics.median(baseline), low, high)
     return result
-
-
-def inference_ratios(modules: Mapping[str, nn.Module], input: Tensor, rounds: int) -> dict[str, Ratio]:
-    """Time of the modules in eval mode, without autograd; the first is the baseline."""
-    calls = {name: partial(module.eval(), input) for name, module in modules.items()}
-    with torch.inference_mode():
-        return ratios(interleave(calls, rounds))
-
-
-def training_ratios(modules: Mapping[str, nn.Module], input: Tensor, rounds: int) -> dict[str, Ratio]:
-    """Time of a training step, as in :func:`training_step`; the first module is the baseline."""
-    calls = {name: training_step(module, input) for name, module in modules.items()}
-    return ratios(interleave(calls, rounds))
 
 
 def training_step(module: nn.Module, input: Tensor) -> Call:
@@ -189,20 +186,13 @@ def _outputs(module: nn.Module, input: Tensor) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _call_count(call: Call, at_least: float, clock: Clock) -> int:
+def _call_count(call: Call, at_least: float, timer: Timer) -> int:
     """Number of calls that take ``at_least`` seconds; also warms them up."""
     call()
     count = 1
-    while _seconds(call, count, clock) < at_least:
+    while timer(call, count) < at_least:
         count *= 2
     return count
-
-
-def _seconds(call: Call, count: int, clock: Clock) -> float:
-    start = clock()
-    for _ in range(count):
-        call()
-    return clock() - start
 
 
 @contextmanager

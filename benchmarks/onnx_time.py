@@ -36,7 +36,8 @@ TARGET = 1.05
 
 def write_ours(model: nn.Module, batch: torch.Tensor, path: Path) -> None:
     options = {"engine": "pt2e", "backend": "onnxruntime", "dynamic_sizes": False}
-    deploy.export(quantized.quantize(model, [batch], progress=False, **options), batch, path, format="onnx-qdq")
+    int8 = quantized.quantize(deploy.fold(model, batch), [batch], progress=False, **options)
+    deploy.export(int8, batch, path, format="onnx-qdq")
 
 
 def measure(name: str, size: int, images: int, rounds: int) -> tuple[Ratio, dict[str, Counter[str]]]:

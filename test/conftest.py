@@ -1,7 +1,6 @@
 """Each test starts from one seed and keeps torch's engine; `--write-matrix` writes the conformance record."""
 
 import gc
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 
 from . import known_failures, speedups
 from .conformance import matrix_record
-from .conformance._support import write
 from .interpreter import Interpreter
 
 # The tensors of the tests are small: a second thread costs three times what it saves.
@@ -31,6 +29,7 @@ TOGETHER = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", action="store_true", help="write the conformance record and page of the docs")
+    parser.addoption("--device", default="cpu", help="device of the tests in test/gpu, such as cuda (default: cpu)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,9 +72,9 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     gc.unfreeze()
     if session.config.getoption("--write-matrix"):
-        record = matrix_record.updated(matrix_record.load(), session.config.stash[matrix_record.OUTCOMES])
-        write(matrix_record.JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        write(matrix_record.TABLE, matrix_record.render(record))
+        device = torch.device(session.config.getoption("--device"))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        matrix_record.save(session.config.stash[matrix_record.OUTCOMES], name)
 
 
 @pytest.fixture(autouse=True, scope="session")

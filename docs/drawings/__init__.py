@@ -7,11 +7,15 @@ from typing import NamedTuple
 from torch import nn
 
 from torchvision_layers import nn as tnn
+from torchvision_layers.experimental import nn as enn
 
 from .blocks import draw_block
 from .diagrams import draw_fusing, draw_packages
 from .figures import draw_activations, draw_attention_window, draw_coordinates
+from .flows import draw_flow
+from .staged import draw_rep_conv, draw_responses
 from .svg import Sheet
+from .tokens import draw_classifier_head, draw_encoder_block, draw_gated_mlp, draw_patches, draw_self_attention
 
 __all__ = ["DRAWINGS", "Drawing"]
 
@@ -28,6 +32,18 @@ class Drawing(NamedTuple):
 
 def _block(make: Callable[[], nn.Module]) -> Callable[[], Sheet]:
     return lambda: draw_block(make())
+
+
+def _flow(
+    make: Callable[[], nn.Module],
+    inputs: tuple[str, ...] = ("input",),
+    outputs: tuple[str, ...] = ("output",),
+    call: Callable[..., object] = lambda layer, a, b, c: layer(a),
+) -> Callable[[], Sheet]:
+    return lambda: draw_flow(make(), inputs, outputs, call)
+
+
+_LEVELS = ("fine", "middle", "coarse")
 
 
 #: By file name. A drawing with the name of a layer appears on the page of that layer.
@@ -57,6 +73,30 @@ DRAWINGS: dict[str, Drawing] = {
         "The added channels on an image of 5×5: i ranges from -1 in the first row to 1 in the last, j from -1 in the "
         "first column to 1 in the last, r is 0 in the centre and 1.4 in the corners.",
     ),
+    "PatchEmbedding": Drawing(
+        draw_patches,
+        "The number of patches that contain each pixel of an 8×8 image. With patches of 4×4 and stride 4, each pixel "
+        "is in one of 4 patches; with stride 2, pixels in the corners are in one of 9 patches, others in two or four.",
+    ),
+    "MultiHeadSelfAttention": Drawing(
+        draw_self_attention,
+        "MultiHeadSelfAttention of 192 channels with 3 heads: a linear layer to 576 features, which are split into "
+        "query, key and value, each of 3 heads with 64 channels; scaled dot product attention; a linear layer to 192.",
+    ),
+    "TransformerEncoderBlock": Drawing(
+        draw_encoder_block,
+        "TransformerEncoderBlock of 192 channels: layer norm and self-attention with 3 heads, added to the input; "
+        "then layer norm and an MLP from 192 to 768 and back with GELU, added to that sum.",
+    ),
+    "GatedMLP": Drawing(
+        draw_gated_mlp,
+        "GatedMLP of 192 channels: a linear layer to 1,024 features; the first 512 pass through SiLU and multiply the "
+        "other 512; a linear layer back to 192.",
+    ),
+    "ClassifierHead": Drawing(
+        draw_classifier_head,
+        "ClassifierHead of 192 channels and 10 classes: a global average pool, layer norm, dropout, a linear layer.",
+    ),
     "BasicBlock": Drawing(
         _block(partial(tnn.BasicBlock, 64, 128, stride=2)),
         "BasicBlock of 64 to 128 channels with stride 2: two convolutions of 3×3, each with batch norm, a ReLU between "
@@ -82,5 +122,71 @@ DRAWINGS: dict[str, Drawing] = {
         "ConvNeXtBlock of 96 channels: a depthwise 7×7 convolution, a change to channels last, layer norm, a "
         "linear layer to 384, GELU, a linear layer back to 96, a change to channels first, layer scale; added to the "
         "input.",
+    ),
+    "RepConv": Drawing(
+        draw_rep_conv,
+        "RepConv of 64 channels in training: a 3×3 convolution and a 1×1 convolution, each with batch norm, and a "
+        "batch norm of the input, added; a ReLU. Folded: one 3×3 convolution with bias and a ReLU.",
+    ),
+    "UniversalInvertedBottleneck": Drawing(
+        _block(partial(enn.UniversalInvertedBottleneck, 96, 96, 3, 5)),
+        "UniversalInvertedBottleneck of 96 channels: a depthwise 3×3 convolution with batch norm, a 1×1 convolution to "
+        "384 and a depthwise 5×5 convolution, each with batch norm and ReLU, a 1×1 convolution back to 96 with batch "
+        "norm alone; added to the input.",
+    ),
+    "GlobalResponseNorm": Drawing(
+        draw_responses,
+        "The norms of six channels over the image and, with γ = 1, the gains of these channels: 1 plus the norm over "
+        "the mean norm. A silent channel has gain 1, one of norm 4 has gain 3.7.",
+    ),
+    "Concatenation": Drawing(
+        _flow(enn.Concatenation, ("first", "second", "third"), call=lambda layer, a, b, c: layer([a, b, c])),
+        "Concatenation: three tensors side by side in one output.",
+    ),
+    "ASPP": Drawing(
+        _flow(partial(enn.ASPP, 960, (12, 24, 36))),
+        "ASPP of 960 to 256 channels: a 1×1 convolution, three 3×3 convolutions with dilations 12, 24 and 36, and a "
+        "1×1 convolution of the mean of the image, all of the same input; their outputs are concatenated, and a 1×1 "
+        "convolution with batch norm, ReLU and dropout follows.",
+    ),
+    "UpBlock": Drawing(
+        _flow(
+            partial(enn.UpBlock, 128, 64, 64),
+            ("input", "skip"),
+            call=lambda layer, a, b, c: layer(a, b),
+        ),
+        "UpBlock: the input of 128 channels is resized to the skip of 64, both are concatenated, and two 3×3 "
+        "convolutions follow.",
+    ),
+    "SPPF": Drawing(
+        _flow(partial(enn.SPPF, 512, 512)),
+        "SPPF of 512 channels: a 1×1 convolution to 256, three max pools of 5×5 one after another; the convolution "
+        "and all pools are concatenated, and a 1×1 convolution to 512 follows.",
+    ),
+    "CSPBlock": Drawing(
+        _flow(partial(enn.CSPBlock, 64, 64, depth=2, aggregates=True)),
+        "CSPBlock of 64 channels that aggregates: a 1×1 convolution gives two halves; two basic blocks follow on one "
+        "of them; both halves and the outputs of both blocks are concatenated, and a 1×1 convolution follows.",
+    ),
+    "FeaturePyramid": Drawing(
+        _flow(
+            partial(enn.FeaturePyramid, [64, 128, 256], 96),
+            _LEVELS,
+            tuple(f"{name} output" for name in _LEVELS),
+            lambda layer, *levels: layer(list(levels)),
+        ),
+        "FeaturePyramid of three levels: a 1×1 convolution on each; the coarse one is resized and added to the "
+        "middle one, their sum to the fine one; a 3×3 convolution gives each output.",
+    ),
+    "PathAggregation": Drawing(
+        _flow(
+            partial(enn.PathAggregation, 96, 3),
+            _LEVELS,
+            tuple(f"{name} output" for name in _LEVELS),
+            lambda layer, *levels: layer(list(levels)),
+        ),
+        "PathAggregation of three levels: the fine one is the first output; a 3×3 convolution with stride 2 of it is "
+        "added to the middle one, and a 3×3 convolution gives the middle output, which is added to the coarse one in "
+        "the same way.",
     ),
 }

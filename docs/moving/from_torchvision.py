@@ -179,6 +179,17 @@ PEERS = (
         renamed={"stochastic_depth_prob": "``stochastic_depth``"},
     ),
     Peer(
+        "torchvision.models.vision_transformer.EncoderBlock",
+        "torchvision_layers.experimental.nn.TransformerEncoderBlock",
+        ("num_heads", "hidden_dim", "mlp_dim", "dropout", "attention_dropout", "norm_layer"),
+        {"num_heads": 2, "hidden_dim": 8, "mlp_dim": 12, "dropout": 0.1, "attention_dropout": 0.2}
+        | {"norm_layer": nn.RMSNorm},
+        {"num_heads": 2, "hidden_dim": 8, "mlp_dim": 12, "dropout": 0.1, "attention_dropout": 0.2}
+        | {"norm_layer": nn.RMSNorm},
+        (2, 5, 8),
+        note="Checkpoints load; outputs are equal bit for bit.",
+    ),
+    Peer(
         "torchvision.models.convnext.LayerNorm2d",
         "torchvision_layers.nn.LayerNorm2d",
         ("eps", "elementwise_affine", "device", "dtype"),

@@ -36,7 +36,7 @@ def main(args: Namespace) -> dict[str, Any]:
 def test(settings: TrainingSettings) -> dict[str, Any]:
     """Tests the model with the weights of ``settings``."""
     with distributed.process_group(settings.compute.device) as device, StopRequest():
-        _, loader, classes = load_data(settings.data)
+        _, loader, classes = load_data(settings.data, device)
         card = ModelCard(
             settings.model.model, settings.data.dataset, settings.data.image_size, classes, settings.data.normalization
         )

@@ -8,6 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,38 @@ def layer_norm(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
     return output * w["weight"].view(-1, 1, 1) + w["bias"].view(-1, 1, 1)
 
 
+def normalized_conv(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """A convolution and a batch norm whose mean and shift are still 0, variance and scale 1."""
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups).div(math.sqrt(1 + 1e-5))
+
+
+def rep_conv(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    convs = [normalized_conv(x, w[key], ours.groups) for key in w if key.endswith(".0.weight")]
+    return torch.stack([*convs, x.div(math.sqrt(1 + 1e-5))]).sum(0).clamp(min=0)
+
+
+def global_response_norm(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    images = x.movedim(ours.channels_dim, -1)
+    responses = images.flatten(1, -2).square().sum(1).sqrt()
+    relative = (responses / (responses.mean(1, keepdim=True) + 1e-6)).view(-1, *[1] * (x.dim() - 2), responses.shape[1])
+    return (w["weight"] * images * relative + w["bias"] + images).movedim(-1, ours.channels_dim)
+
+
+def universal_inverted_bottleneck(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = normalized_conv(x, w["block.start.0.weight"], x.shape[1])
+    y = normalized_conv(y, w["block.expand.0.weight"]).clamp(min=0)
+    y = normalized_conv(y, w["block.middle.0.weight"], y.shape[1]).clamp(min=0)
+    return x + normalized_conv(y, w["block.project.0.weight"])
+
+
+def convnext_block(x: Tensor, w: Weights, ours: nn.Module) -> Tensor:
+    y = F.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+    y = (y * w["block.2.weight"] + w["block.2.bias"]) @ w["block.3.weight"].T + w["block.3.bias"]
+    y = y * (1 + torch.erf(y / math.sqrt(2))) / 2 @ w["block.5.weight"].T + w["block.5.bias"]
+    return x + w["layer_scale"] * y.permute(0, 3, 1, 2)
+
+
 FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "WSConv2d": standardized_conv,
     "SWSConv2d": standardized_conv,
@@ -101,6 +134,10 @@ FORMULAS: dict[str, Callable[[Tensor, Weights, Any], Tensor]] = {
     "FrozenBatchNorm2d": frozen_batch_norm,
     "MLP": mlp,
     "LayerNorm2d": layer_norm,
+    "RepConv": rep_conv,
+    "GlobalResponseNorm": global_response_norm,
+    "UniversalInvertedBottleneck": universal_inverted_bottleneck,
+    "ConvNeXtBlock": convnext_block,
 }
 
 
@@ -168,9 +205,13 @@ class Clock:
         return call
 
 
+def interleaved(clock: Clock, calls: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    return measure.interleave(calls, rounds, at_least=1, timer=partial(measure.wall_seconds, clock=clock))
+
+
 def test_candidates_take_turns() -> None:
     clock = Clock()
-    seconds = measure.interleave({"a": clock.call("a", 1), "b": clock.call("b", 2)}, 3, at_least=1, clock=clock)
+    seconds = interleaved(clock, {"a": clock.call("a", 1), "b": clock.call("b", 2)}, 3)
     assert "".join(clock.called) == "aabb" + "ab" + "ba" + "ab"  # warm-up, then the rounds
     assert seconds == {"a": [1, 1, 1], "b": [2, 2, 2]}
 
@@ -178,14 +219,14 @@ def test_candidates_take_turns() -> None:
 def test_a_short_call_is_repeated_until_it_can_be_measured() -> None:
     clock = Clock()
     calls = {"short": clock.call("s", 0.25), "long": clock.call("l", 3)}
-    seconds = measure.interleave(calls, 2, at_least=1, clock=clock)
+    seconds = interleaved(clock, calls, 2)
     assert "".join(clock.called).endswith("ll" + "ssssl" + "lssss")
     assert seconds == {"short": [0.25, 0.25], "long": [3, 3]}
 
 
 def test_the_first_calls_are_not_counted() -> None:
     clock = Clock()
-    seconds = measure.interleave({"a": clock.call("a", 50, 1)}, 3, at_least=1, clock=clock)
+    seconds = interleaved(clock, {"a": clock.call("a", 50, 1)}, 3)
     assert seconds == {"a": [1, 1, 1]}
 
 
@@ -388,7 +429,7 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path: Path, 
 
 def test_inputs_other_than_images_have_one_layout(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     once = measure.Ratio(1, 1, 1)
-    monkeypatch.setattr(layers, "measure", lambda case, memory_format, rounds: {"a": layers.Figures(once, None, None)})
+    monkeypatch.setattr(layers, "measure", lambda *arguments: {"a": layers.Figures(once, None, None)})
     layers.main(["--only", "MLP", "--formats", "channels_last"])
     assert "channels_last" not in capsys.readouterr().out
 

@@ -37,7 +37,7 @@ def fill(layer: nn.Module) -> nn.Module:
 
 def describe(output: Tensor) -> dict[str, list[float]]:
     """Shape, some of the values, and two statistics of all of them."""
-    flat = output.detach().double().flatten()
+    flat = output.detach().double().cpu().flatten()
     indices = torch.linspace(0, flat.numel() - 1, 7).long()
     return {
         "shape": list(output.shape),
@@ -54,7 +54,7 @@ def describe(output: Tensor) -> dict[str, list[float]]:
 def golden(case: Case) -> None:
     """Weights and inputs in closed form give the recorded outputs, to 1e-4."""
     layer = fill(case.fresh())
-    input = waves(torch.Size(case.sample.shape).numel(), 0.37).view(case.sample.shape)
+    input = waves(torch.Size(case.sample.shape).numel(), 0.37).view(case.sample.shape).to(case.device)
     actual = describe(layer(input))
     file = FOLDER / f"{case.spec.name}.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

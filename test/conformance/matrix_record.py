@@ -5,11 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from torchvision_layers.testing import GROUPS, Case, Check, LayerSpec, Outcome, Status, Tier, cases_of
 
+from ._support import write
 from .golden_check import golden
 from .specs import SPECS
 
@@ -25,7 +27,9 @@ __all__ = [
     "as_text",
     "is_slow",
     "load",
+    "load_devices",
     "render",
+    "save",
     "updated",
 ]
 
@@ -33,9 +37,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "source"
 JSON = DOCS / "conformance.json"
 TABLE = DOCS / "conformance.rst"
 
-#: The public checks, and those that need files of this repository.
+#: The public checks, and those that need files of this repository. Those of GPUs are in the records of GPUs only.
 ALL_GROUPS: dict[str, tuple[Check, ...]] = {
-    **GROUPS,
+    **{name: checks for name, checks in GROUPS.items() if name != "GPUs"},
     "Values": (*GROUPS["Values"], golden),
 }
 ALL_CHECKS: tuple[Check, ...] = tuple(check for checks in ALL_GROUPS.values() for check in checks)
@@ -51,13 +55,16 @@ HEAVIEST = {"MultiHeadedSpatialAttention": ("compile", "export", "pt2e_io", "pt2
 #: Outcomes of a run, written at its end.
 OUTCOMES = pytest.StashKey[list[tuple[str, Outcome]]]()
 
+#: The key of the record with the records of other devices, by their names. Other keys are layers, on a CPU.
+DEVICES = "devices"
+
 #: By layer, check id and case id.
 Record = dict[str, dict[str, dict[str, str]]]
 
 
-def all_cases() -> Iterable[tuple[LayerSpec, Check, str]]:
+def all_cases(checks: Iterable[Check] = ALL_CHECKS) -> Iterable[tuple[LayerSpec, Check, str]]:
     for spec in SPECS:
-        for check in ALL_CHECKS:
+        for check in checks:
             for case in cases_of(spec, check):
                 yield spec, check, case.id
 
@@ -77,15 +84,38 @@ def as_text(outcome: Outcome) -> str:
 
 
 @functools.cache
-def load() -> Record:
+def _load() -> dict[str, Any]:
     return json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
 
 
-def updated(record: Record, outcomes: Iterable[tuple[str, Outcome]]) -> Record:
+def load() -> Record:
+    """The record of the CPU."""
+    return {layer: checks for layer, checks in _load().items() if layer != DEVICES}
+
+
+def load_devices() -> dict[str, Record]:
+    """The records of other devices by name."""
+    return _load().get(DEVICES, {})
+
+
+def save(outcomes: Iterable[tuple[str, Outcome]], device: str | None = None) -> None:
+    """Write new outcomes to the record of the CPU, or of the device with this name, and render the page."""
+    record, devices = load(), load_devices()
+    if device is None:
+        record = updated(record, outcomes)
+    else:
+        checks = (*ALL_CHECKS, *GROUPS["GPUs"])
+        devices = dict(sorted({**devices, device: updated(devices.get(device, {}), outcomes, checks)}.items()))
+    content = {**record, DEVICES: devices} if devices else record
+    write(JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write(TABLE, render(record, devices))
+
+
+def updated(record: Record, outcomes: Iterable[tuple[str, Outcome]], checks: Iterable[Check] = ALL_CHECKS) -> Record:
     """The record with new outcomes, in order, without removed cases."""
     new = {(layer, outcome.check_id, outcome.case_id): as_text(outcome) for layer, outcome in outcomes}
     result: Record = {}
-    for spec, check, case_id in all_cases():
+    for spec, check, case_id in all_cases(checks):
         text = new.get((spec.name, check.id, case_id), record.get(spec.name, {}).get(check.id, {}).get(case_id))
         if text is not None:
             result.setdefault(spec.name, {}).setdefault(check.id, {})[case_id] = text
@@ -123,7 +153,7 @@ def _exceptions(record: Record) -> list[str]:
                 ids = [case_id for case_id, other in cases.items() if other == text]
                 suffix = "" if len(ids) == len(cases) else f" ({', '.join(ids)})"
                 layers.setdefault((check, text), []).append(f"``{layer}``{suffix}")
-    order = {check.id: i for i, check in enumerate(ALL_CHECKS)}
+    order = {check.id: i for i, check in enumerate((*ALL_CHECKS, *GROUPS["GPUs"]))}
     return [
         line
         for (check, text), names in sorted(layers.items(), key=lambda item: order[item[0][0]])
@@ -131,11 +161,27 @@ def _exceptions(record: Record) -> list[str]:
     ]
 
 
-def render(record: Record) -> str:
-    """The page: one table per subject, the requirement of each check, and the cases that did not pass."""
+def _totals(record: Record) -> str:
     statuses = Counter(
         status_of(text) for checks in record.values() for cases in checks.values() for text in cases.values()
     )
+    failed = f", {statuses[Status.FAILED]} failed" if statuses[Status.FAILED] else ""
+    return (
+        f"{statuses[Status.PASSED]} cases passed, {statuses[Status.NOT_APPLICABLE]} do not apply, "
+        f"{statuses[Status.XFAILED]} failed for a reason outside the layer{failed}."
+    )
+
+
+def _devices(devices: Mapping[str, Record]) -> list[str]:
+    """A section for each device other than the CPU: its totals, and the cases that did not pass."""
+    lines = []
+    for name, record in devices.items():
+        lines += ["", name, "-" * len(name), "", _totals(record), "", *_exceptions(record)]
+    return lines
+
+
+def render(record: Record, devices: Mapping[str, Record]) -> str:
+    """The page: one table per subject, the requirement of each check, and the cases that did not pass."""
     page = [
         "Conformance",
         "===========",
@@ -143,8 +189,7 @@ def render(record: Record) -> str:
         ".. ``make table`` generates this page from conformance.json; a test fails if it is out of date.",
         "",
         f"{len(record)} layers, {sum(len(spec.samples) for spec in SPECS)} samples, {len(ALL_CHECKS)} checks: "
-        f"{statuses[Status.PASSED]} cases passed, {statuses[Status.NOT_APPLICABLE]} do not apply, "
-        f"{statuses[Status.XFAILED]} failed for a reason outside the layer.",
+        f"{_totals(record)}",
         "",
         "✓ passed in all cases that apply, – does not apply, × failed as expected in some; the reasons are below.",
         "",
@@ -161,4 +206,4 @@ def render(record: Record) -> str:
             page += [f"``{check.id}``", f"    {check.summary}{nightly}"]
         page += [""]
     page += ["Cases that did not pass", "-----------------------", "", *_exceptions(record)]
-    return "\n".join(page) + "\n"
+    return "\n".join(page + _devices(devices)) + "\n"

@@ -64,6 +64,14 @@ class Determinism(Control):
         return super().forward(x) + (1e-3 if next(self.calls) % 8 == 7 else 0.0)
 
 
+class Deterministic(Control):
+    """Writes in an order that torch does not fix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.clone().put_(torch.zeros(1, dtype=torch.long, device=x.device), y[:1, 0, 0, 0])
+
+
 class RandomFlag(Control):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.0 * torch.rand(1)
@@ -198,6 +206,26 @@ class Statistics(Control):
 class Meta(Control):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.ones(x.shape[-1], device="cpu")
+
+
+class OtherDevice(Control):
+    """Right under ``torch.device``, as in the check ``meta``, but not on the device of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.ones(x.shape[-1])
+
+
+class OtherDeviceInBackward(Control):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient * torch.ones(gradient.shape[-1]))
+        return y
+
+
+class ReadsAValue(Control):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum().item() < 1e9 else x
 
 
 class SkipInit(Control):

@@ -69,6 +69,7 @@ MUTANTS: dict[str, Mutant] = {
     "out_shape": Mutant(spec(broken.OutShape), "the formula"),
     "batch_indep": Mutant(spec(broken.BatchIndep), "not close"),
     "determinism": Mutant(spec(broken.Determinism), "call 8 differs from the first"),
+    "deterministic": Mutant(spec(broken.Deterministic), "put_.* does not have a deterministic implementation"),
     "random_flag": Mutant(spec(broken.RandomFlag), "draws random numbers, is_random=False"),
     "stochastic": Mutant(
         LayerSpec(broken.Stochastic, (Sample("dropping", {}, SHAPE, is_random=True),)), "not close", DROPPING
@@ -90,6 +91,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "statistics": Mutant(spec(broken.Statistics), "norm.running_mean"),
     "meta": Mutant(spec(broken.Meta), "meta"),
+    "other_device": Mutant(spec(broken.OtherDevice), "makes a tensor on cpu for an input on cuda"),
     "skip_init": Mutant(spec(broken.SkipInit), "meta"),
     "copies": Mutant(spec(broken.Copies), "outputs differ after"),
     "dtypes": Mutant(spec(broken.Dtypes), "returns torch.float32 for torch.bfloat16"),
@@ -135,6 +137,8 @@ MUTANTS: dict[str, Mutant] = {
 
 #: More mutants, by check id.
 MORE_MUTANTS: tuple[tuple[str, Mutant], ...] = (
+    ("other_device", Mutant(spec(broken.OtherDeviceInBackward), "makes a tensor on cpu for an input on meta")),
+    ("other_device", Mutant(spec(broken.ReadsAValue), "DataDependentOutput.*local_scalar_dense")),
     ("qat_eager", Mutant(_ALTERNATING, "after resuming", TWIN)),
     ("pt2e_qat", Mutant(spec(broken.AlternatingStrides), "after resuming")),
     ("ptq_eager", Mutant(_silu_spec(broken.WithHook), r"SiLU is in float at \['2'\]", _silu_spec(tnn.ConvNormAct))),

@@ -205,12 +205,20 @@ def mbconv(
 def convnext_block(x: Array, weights: Weights, training: bool, *, activation=gelu) -> Array:
     kernel = weights["block.0.weight"].shape[-1]
     pad = (kernel // 2,) * 2
+
+    def normalized(x: Array, name: str, eps: float) -> Array:
+        affine = {"weight": weights[f"block.{name}.weight"], "bias": weights[f"block.{name}.bias"]}
+        return layer_norm_2d(x, affine, training, eps=eps)
+
     branch = conv(x, weights["block.0.weight"], weights["block.0.bias"], (1, 1), pad, (1, 1), x.shape[1])
-    affine = {"weight": weights["block.2.weight"], "bias": weights["block.2.bias"]}
-    branch = np.moveaxis(layer_norm_2d(branch, affine, training), 1, -1)
+    branch = np.moveaxis(normalized(branch, "2", 1e-6), 1, -1)
     branch = activation(linear(branch, weights["block.3.weight"], weights["block.3.bias"]))
-    branch = linear(branch, weights["block.5.weight"], weights["block.5.bias"])
-    return x + np.moveaxis(branch, -1, 1) * weights["layer_scale"]
+    last = 5
+    if "block.6.weight" in weights:  # a second layer norm comes before the last linear layer
+        branch = np.moveaxis(normalized(np.moveaxis(branch, -1, 1), "5", 1e-5), 1, -1)
+        last = 6
+    branch = linear(branch, weights[f"block.{last}.weight"], weights[f"block.{last}.bias"])
+    return x + np.moveaxis(branch, -1, 1) * weights.get("layer_scale", 1.0)
 
 
 def conv_norm_act(

@@ -14,6 +14,7 @@ from .matrix_record import (
     as_text,
     is_slow,
     load,
+    load_devices,
     render,
     status_of,
 )
@@ -51,7 +52,7 @@ def test_the_record_has_exactly_the_cases() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert TABLE.read_text(encoding="utf-8") == render(load()), OUT_OF_DATE
+    assert TABLE.read_text(encoding="utf-8") == render(load(), load_devices()), OUT_OF_DATE
 
 
 def test_xfails_are_known_and_documented() -> None:

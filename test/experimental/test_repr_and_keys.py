@@ -1,6 +1,9 @@
 """The ``repr``, keys and shapes of each experimental layer."""
 
+from functools import partial
+
 from expecttest import assert_expected_inline
+from torch import nn
 
 from torchvision_layers.experimental import nn as enn
 
@@ -99,4 +102,460 @@ fc1.weight (2, 32, 1, 1)
 fc1.bias (2,)
 fc2.weight (32, 2, 1, 1)
 fc2.bias (32,)""",
+    )
+
+
+@golden(enn.RepConv)
+def test_rep_conv() -> None:
+    assert_expected_inline(
+        described(enn.RepConv(4, 4, 5, branches=2, groups=2)),
+        """\
+RepConv(
+  (convs): ModuleList(
+    (0-1): 2 x ConvNormAct(
+      (0): Conv2d(4, 4, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=2, bias=False)
+      (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    )
+  )
+  (pointwise): ConvNormAct(
+    (0): Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1), groups=2, bias=False)
+    (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  )
+  (identity): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+  (act): ReLU(inplace=True)
+)
+convs.0.0.weight (4, 2, 5, 5)
+convs.0.1.weight (4,)
+convs.0.1.bias (4,)
+convs.0.1.running_mean (4,)
+convs.0.1.running_var (4,)
+convs.0.1.num_batches_tracked ()
+convs.1.0.weight (4, 2, 5, 5)
+convs.1.1.weight (4,)
+convs.1.1.bias (4,)
+convs.1.1.running_mean (4,)
+convs.1.1.running_var (4,)
+convs.1.1.num_batches_tracked ()
+pointwise.0.weight (4, 2, 1, 1)
+pointwise.1.weight (4,)
+pointwise.1.bias (4,)
+pointwise.1.running_mean (4,)
+pointwise.1.running_var (4,)
+pointwise.1.num_batches_tracked ()
+identity.weight (4,)
+identity.bias (4,)
+identity.running_mean (4,)
+identity.running_var (4,)
+identity.num_batches_tracked ()""",
+    )
+
+
+@golden(enn.GlobalResponseNorm)
+def test_global_response_norm() -> None:
+    assert_expected_inline(
+        described(enn.GlobalResponseNorm(8)),
+        """\
+GlobalResponseNorm(8, eps=1e-06, channels_dim=-1)
+weight (8,)
+bias (8,)""",
+    )
+
+
+@golden(enn.UniversalInvertedBottleneck)
+def test_universal_inverted_bottleneck() -> None:
+    assert_expected_inline(
+        described(enn.UniversalInvertedBottleneck(4, 4, 3, 5, expand_ratio=2, layer_scale=1e-5)),
+        """\
+UniversalInvertedBottleneck(
+  (block): Sequential(
+    (start): ConvNormAct(
+      (0): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=4, bias=False)
+      (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    )
+    (expand): ConvNormAct(
+      (0): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU(inplace=True)
+    )
+    (middle): ConvNormAct(
+      (0): Conv2d(8, 8, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=8, bias=False)
+      (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU(inplace=True)
+    )
+    (project): ConvNormAct(
+      (0): Conv2d(8, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    )
+    (scale): LayerScale(4, channels_dim=1)
+  )
+)
+block.start.0.weight (4, 1, 3, 3)
+block.start.1.weight (4,)
+block.start.1.bias (4,)
+block.start.1.running_mean (4,)
+block.start.1.running_var (4,)
+block.start.1.num_batches_tracked ()
+block.expand.0.weight (8, 4, 1, 1)
+block.expand.1.weight (8,)
+block.expand.1.bias (8,)
+block.expand.1.running_mean (8,)
+block.expand.1.running_var (8,)
+block.expand.1.num_batches_tracked ()
+block.middle.0.weight (8, 1, 5, 5)
+block.middle.1.weight (8,)
+block.middle.1.bias (8,)
+block.middle.1.running_mean (8,)
+block.middle.1.running_var (8,)
+block.middle.1.num_batches_tracked ()
+block.project.0.weight (4, 8, 1, 1)
+block.project.1.weight (4,)
+block.project.1.bias (4,)
+block.project.1.running_mean (4,)
+block.project.1.running_var (4,)
+block.project.1.num_batches_tracked ()
+block.scale.weight (4,)""",
+    )
+
+
+@golden(enn.PatchEmbedding)
+def test_patch_embedding() -> None:
+    assert_expected_inline(
+        described(enn.PatchEmbedding(3, 8, 4, norm_layer=nn.LayerNorm)),
+        """\
+PatchEmbedding(
+  (proj): Conv2d(3, 8, kernel_size=(4, 4), stride=(4, 4))
+  (norm): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
+)
+proj.weight (8, 3, 4, 4)
+proj.bias (8,)
+norm.weight (8,)
+norm.bias (8,)""",
+    )
+
+
+@golden(enn.MultiHeadSelfAttention)
+def test_multi_head_self_attention() -> None:
+    assert_expected_inline(
+        described(enn.MultiHeadSelfAttention(8, 2, 0.1, qk_norm_layer=nn.RMSNorm)),
+        """\
+MultiHeadSelfAttention(
+  8, num_heads=2, dropout=0.1
+  (in_proj): Linear(in_features=8, out_features=24, bias=True)
+  (q_norm): RMSNorm((4,), eps=None, elementwise_affine=True)
+  (k_norm): RMSNorm((4,), eps=None, elementwise_affine=True)
+  (out_proj): Linear(in_features=8, out_features=8, bias=True)
+)
+in_proj.weight (24, 8)
+in_proj.bias (24,)
+q_norm.weight (4,)
+k_norm.weight (4,)
+out_proj.weight (8, 8)
+out_proj.bias (8,)""",
+    )
+
+
+@golden(enn.TransformerEncoderBlock)
+def test_transformer_encoder_block() -> None:
+    assert_expected_inline(
+        described(enn.TransformerEncoderBlock(2, 8, 16, layer_scale=1e-5)),
+        """\
+TransformerEncoderBlock(
+  (ln_1): LayerNorm((8,), eps=1e-06, elementwise_affine=True)
+  (self_attention): MultiHeadSelfAttention(
+    8, num_heads=2
+    (in_proj): Linear(in_features=8, out_features=24, bias=True)
+    (q_norm): Identity()
+    (k_norm): Identity()
+    (out_proj): Linear(in_features=8, out_features=8, bias=True)
+  )
+  (dropout): Dropout(p=0.0, inplace=False)
+  (ln_2): LayerNorm((8,), eps=1e-06, elementwise_affine=True)
+  (mlp): MLP(
+    (0): Linear(in_features=8, out_features=16, bias=True)
+    (1): GELU(approximate='none')
+    (2): Dropout(p=0.0, inplace=False)
+    (3): Linear(in_features=16, out_features=8, bias=True)
+    (4): Dropout(p=0.0, inplace=False)
+  )
+  (layer_scale_1): LayerScale(8, channels_dim=-1)
+  (layer_scale_2): LayerScale(8, channels_dim=-1)
+)
+ln_1.weight (8,)
+ln_1.bias (8,)
+self_attention.in_proj.weight (24, 8)
+self_attention.in_proj.bias (24,)
+self_attention.out_proj.weight (8, 8)
+self_attention.out_proj.bias (8,)
+ln_2.weight (8,)
+ln_2.bias (8,)
+mlp.0.weight (16, 8)
+mlp.0.bias (16,)
+mlp.3.weight (8, 16)
+mlp.3.bias (8,)
+layer_scale_1.weight (8,)
+layer_scale_2.weight (8,)""",
+    )
+
+
+@golden(enn.GatedMLP)
+def test_gated_mlp() -> None:
+    assert_expected_inline(
+        described(enn.GatedMLP(4, [8, 6])),
+        """\
+GatedMLP(
+  (fc1): Linear(in_features=4, out_features=16, bias=True)
+  (activation): SiLU()
+  (norm): Identity()
+  (fc2): Linear(in_features=8, out_features=6, bias=True)
+  (dropout): Dropout(p=0.0, inplace=False)
+)
+fc1.weight (16, 4)
+fc1.bias (16,)
+fc2.weight (6, 8)
+fc2.bias (6,)""",
+    )
+
+
+@golden(enn.ClassifierHead)
+def test_classifier_head() -> None:
+    assert_expected_inline(
+        described(enn.ClassifierHead(8, 3, norm_layer=nn.LayerNorm)),
+        """\
+ClassifierHead(
+  (pool): AdaptiveAvgPool2d(output_size=1)
+  (norm): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
+  (dropout): Dropout(p=0.0, inplace=False)
+  (fc): Linear(in_features=8, out_features=3, bias=True)
+)
+norm.weight (8,)
+norm.bias (8,)
+fc.weight (3, 8)
+fc.bias (3,)""",
+    )
+
+
+@golden(enn.Concatenation)
+def test_concatenation() -> None:
+    assert_expected_inline(described(enn.Concatenation(-1)), """Concatenation(dim=-1)""")
+
+
+@golden(enn.ASPP)
+def test_aspp() -> None:
+    assert_expected_inline(
+        described(enn.ASPP(4, [6], 3)),
+        """\
+ASPP(
+  (convs): ModuleList(
+    (0): ConvNormAct(
+      (0): Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      (1): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU(inplace=True)
+    )
+    (1): ConvNormAct(
+      (0): Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1), padding=(6, 6), dilation=(6, 6), bias=False)
+      (1): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (2): ReLU(inplace=True)
+    )
+    (2): _PooledBranch(
+      (0): AdaptiveAvgPool2d(output_size=1)
+      (1): Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1), bias=False)
+      (2): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (3): ReLU(inplace=True)
+    )
+  )
+  (project): Sequential(
+    (0): Conv2d(9, 3, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    (1): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    (2): ReLU(inplace=True)
+    (3): Dropout(p=0.5, inplace=False)
+  )
+)
+convs.0.0.weight (3, 4, 1, 1)
+convs.0.1.weight (3,)
+convs.0.1.bias (3,)
+convs.0.1.running_mean (3,)
+convs.0.1.running_var (3,)
+convs.0.1.num_batches_tracked ()
+convs.1.0.weight (3, 4, 3, 3)
+convs.1.1.weight (3,)
+convs.1.1.bias (3,)
+convs.1.1.running_mean (3,)
+convs.1.1.running_var (3,)
+convs.1.1.num_batches_tracked ()
+convs.2.1.weight (3, 4, 1, 1)
+convs.2.2.weight (3,)
+convs.2.2.bias (3,)
+convs.2.2.running_mean (3,)
+convs.2.2.running_var (3,)
+convs.2.2.num_batches_tracked ()
+project.0.weight (3, 9, 1, 1)
+project.1.weight (3,)
+project.1.bias (3,)
+project.1.running_mean (3,)
+project.1.running_var (3,)
+project.1.num_batches_tracked ()""",
+    )
+
+
+@golden(enn.UpBlock)
+def test_up_block() -> None:
+    up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+    assert_expected_inline(
+        described(enn.UpBlock(4, 2, 3, up_layer=up, norm_layer=None)),
+        """\
+UpBlock(
+  mode='nearest'
+  (up): ConvTranspose2d(4, 3, kernel_size=(2, 2), stride=(2, 2))
+  (conv1): ConvNormAct(
+    (0): Conv2d(5, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    (1): ReLU(inplace=True)
+  )
+  (conv2): ConvNormAct(
+    (0): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    (1): ReLU(inplace=True)
+  )
+)
+up.weight (4, 3, 2, 2)
+up.bias (3,)
+conv1.0.weight (3, 5, 3, 3)
+conv1.0.bias (3,)
+conv2.0.weight (3, 3, 3, 3)
+conv2.0.bias (3,)""",
+    )
+
+
+@golden(enn.SPPF)
+def test_sppf() -> None:
+    assert_expected_inline(
+        described(enn.SPPF(4, 6, pools=2)),
+        """\
+SPPF(
+  (reduce): ConvNormAct(
+    (0): Conv2d(4, 2, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    (1): BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    (2): SiLU(inplace=True)
+  )
+  (pools): ModuleList(
+    (0-1): 2 x MaxPool2d(kernel_size=5, stride=1, padding=2, dilation=1, ceil_mode=False)
+  )
+  (project): ConvNormAct(
+    (0): Conv2d(6, 6, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    (1): BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    (2): SiLU(inplace=True)
+  )
+)
+reduce.0.weight (2, 4, 1, 1)
+reduce.1.weight (2,)
+reduce.1.bias (2,)
+reduce.1.running_mean (2,)
+reduce.1.running_var (2,)
+reduce.1.num_batches_tracked ()
+project.0.weight (6, 6, 1, 1)
+project.1.weight (6,)
+project.1.bias (6,)
+project.1.running_mean (6,)
+project.1.running_var (6,)
+project.1.num_batches_tracked ()""",
+    )
+
+
+@golden(enn.CSPBlock)
+def test_csp_block() -> None:
+    assert_expected_inline(
+        described(enn.CSPBlock(4, 6, norm_layer=None)),
+        """\
+CSPBlock(
+  aggregates=False
+  (split): ConvNormAct(
+    (0): Conv2d(4, 6, kernel_size=(1, 1), stride=(1, 1))
+    (1): SiLU(inplace=True)
+  )
+  (blocks): ModuleList(
+    (0): BasicBlock(
+      (conv1): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+      (bn1): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (act1): ReLU(inplace=True)
+      (conv2): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+      (bn2): BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (act): ReLU(inplace=True)
+    )
+  )
+  (project): ConvNormAct(
+    (0): Conv2d(6, 6, kernel_size=(1, 1), stride=(1, 1))
+    (1): SiLU(inplace=True)
+  )
+)
+split.0.weight (6, 4, 1, 1)
+split.0.bias (6,)
+blocks.0.conv1.weight (3, 3, 3, 3)
+blocks.0.bn1.weight (3,)
+blocks.0.bn1.bias (3,)
+blocks.0.bn1.running_mean (3,)
+blocks.0.bn1.running_var (3,)
+blocks.0.bn1.num_batches_tracked ()
+blocks.0.conv2.weight (3, 3, 3, 3)
+blocks.0.bn2.weight (3,)
+blocks.0.bn2.bias (3,)
+blocks.0.bn2.running_mean (3,)
+blocks.0.bn2.running_var (3,)
+blocks.0.bn2.num_batches_tracked ()
+project.0.weight (6, 6, 1, 1)
+project.0.bias (6,)""",
+    )
+
+
+@golden(enn.FeaturePyramid)
+def test_feature_pyramid() -> None:
+    assert_expected_inline(
+        described(enn.FeaturePyramid([2, 4], 3)),
+        """\
+FeaturePyramid(
+  (inner_blocks): ModuleList(
+    (0): ConvNormAct(
+      (0): Conv2d(2, 3, kernel_size=(1, 1), stride=(1, 1))
+    )
+    (1): ConvNormAct(
+      (0): Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1))
+    )
+  )
+  (layer_blocks): ModuleList(
+    (0-1): 2 x ConvNormAct(
+      (0): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    )
+  )
+)
+inner_blocks.0.0.weight (3, 2, 1, 1)
+inner_blocks.0.0.bias (3,)
+inner_blocks.1.0.weight (3, 4, 1, 1)
+inner_blocks.1.0.bias (3,)
+layer_blocks.0.0.weight (3, 3, 3, 3)
+layer_blocks.0.0.bias (3,)
+layer_blocks.1.0.weight (3, 3, 3, 3)
+layer_blocks.1.0.bias (3,)""",
+    )
+
+
+@golden(enn.PathAggregation)
+def test_path_aggregation() -> None:
+    assert_expected_inline(
+        described(enn.PathAggregation(3, 2)),
+        """\
+PathAggregation(
+  (down): ModuleList(
+    (0): ConvNormAct(
+      (0): Conv2d(3, 3, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+      (1): ReLU(inplace=True)
+    )
+  )
+  (fuse): ModuleList(
+    (0): ConvNormAct(
+      (0): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+      (1): ReLU(inplace=True)
+    )
+  )
+)
+down.0.0.weight (3, 3, 3, 3)
+down.0.0.bias (3,)
+fuse.0.0.weight (3, 3, 3, 3)
+fuse.0.0.bias (3,)""",
     )

@@ -48,10 +48,10 @@ def test_nn() -> None:
         """\
 BasicBlock(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
     norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
-    stochastic_depth=0.0, device=None, dtype=None)
+    stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
 Bottleneck(inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
     norm_layer=None, *, activation_layer=ReLU, se_layer=None, conv_layer=Conv2d,
-    stochastic_depth=0.0, device=None, dtype=None)
+    stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
 Conv1dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm1d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv1d, device=None, dtype=None)
@@ -61,7 +61,8 @@ Conv3dNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, 
     norm_layer=BatchNorm3d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv3d, device=None, dtype=None)
 ConvNeXtBlock(dim, *, kernel_size=7, expansion=4, layer_scale=1e-06, stochastic_depth=0.0,
-    norm_layer=None, activation_layer=GELU, conv_layer=Conv2d, device=None, dtype=None)
+    kept_rows_only=False, norm_layer=None, activation_layer=GELU, hidden_norm_layer=None,
+    conv_layer=Conv2d, device=None, dtype=None)
 ConvNormAct(in_channels, out_channels, kernel_size=3, stride=1, padding=None, groups=1,
     norm_layer=BatchNorm2d, activation_layer=ReLU, dilation=1, inplace=True, bias=None, *,
     conv_layer=Conv2d, device=None, dtype=None)
@@ -71,10 +72,10 @@ DepthwiseSeparableConv(in_channels, out_channels, kernel_size=3, stride=1, paddi
 FrozenBatchNorm2d(num_features, eps=1e-05, *, device=None, dtype=None)
 FusedMBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=4,
     norm_layer=BatchNorm2d, activation_layer=SiLU, *, conv_layer=Conv2d, stochastic_depth=0.0,
-    device=None, dtype=None)
+    kept_rows_only=False, device=None, dtype=None)
 InvertedResidual(inp, oup, stride, expand_ratio, norm_layer=None, *, kernel_size=3, dilation=1,
-    activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0, device=None,
-    dtype=None)
+    activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0,
+    kept_rows_only=False, device=None, dtype=None)
 LayerNorm2d(num_channels, eps=1e-06, elementwise_affine=True, *, device=None, dtype=None)
 LayerScale(dim, init_value=1e-06, channels_dim=1, *, device=None, dtype=None)
 LazyConvNormAct(out_channels, kernel_size=3, stride=1, padding=None, groups=1,
@@ -86,13 +87,14 @@ LinearDropoutAct(in_features, out_features, bias=True, dropout=0.0, activation_l
     inplace=None, *, norm_layer=None, device=None, dtype=None)
 MBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=6, norm_layer=BatchNorm2d,
     activation_layer=SiLU, *, se_layer=SqueezeExcitation, conv_layer=Conv2d, stochastic_depth=0.0,
-    device=None, dtype=None)
+    kept_rows_only=False, device=None, dtype=None)
 MLP(in_channels, hidden_channels, norm_layer=None, activation_layer=ReLU, inplace=None, bias=True,
     dropout=0.0, *, device=None, dtype=None)
 Permute(dims, *, device=None, dtype=None)
 SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
     device=None, dtype=None)
-StochasticDepth(p, mode, *, device=None, dtype=None)""",
+StochasticDepth(p, mode, *, kept_rows_only=False, device=None, dtype=None)
+replace(model, old, new, *, inplace=False)""",
     )
 
 
@@ -155,7 +157,7 @@ LoweredModel
 equalize(model, batch=None)
 export(model, example, path, *, format=None, lowered=None, classes=(), mean=(), std=(), about=None)
 fold(model, batch=None)
-load(path)
+load(path, *, threads=None, providers=None)
 lower(model, example, *, dtype=torch.float32, threads=None)""",
     )
 
@@ -164,21 +166,62 @@ def test_experimental() -> None:
     assert_expected_inline(
         signatures(enn),
         """\
+ASPP(in_channels, atrous_rates, out_channels=256, *, norm_layer=BatchNorm2d, activation_layer=ReLU,
+    dropout=0.5, device=None, dtype=None)
 CLayerNorm(channels, dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+CSPBlock(in_channels, out_channels, block=BasicBlock, *, depth=1, aggregates=False,
+    hidden_channels=None, norm_layer=BatchNorm2d, activation_layer=SiLU, device=None, dtype=None)
+ClassifierHead(in_channels, num_classes, *, pool_layer=functools.partial(<class
+    'torch.nn.modules.pooling.AdaptiveAvgPool2d'>, 1), norm_layer=None, dropout=0.0, bias=True,
+    device=None, dtype=None)
+Concatenation(dim=1)
 CoordConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, with_r=False, device=None, dtype=None)
+FeaturePyramid(in_channels_list, out_channels, extra_blocks=None, norm_layer=None, *, device=None,
+    dtype=None)
 Flatten(start_dim=1, end_dim=-1)
+GatedMLP(in_channels, hidden_channels, norm_layer=None, activation_layer=SiLU, bias=True,
+    dropout=0.0, *, device=None, dtype=None)
+GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
 Mish(inplace=False)
+MultiHeadSelfAttention(embed_dim, num_heads, dropout=0.0, bias=True, *, out_bias=True,
+    qk_norm_layer=None, device=None, dtype=None)
 MultiHeadedSpatialAttention(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
     groups=1, bias=True, *, device=None, dtype=None)
 PFLayerNorm(dims=(1, 2, 3), eps=1e-05, *, device=None, dtype=None)
+PatchEmbedding(in_channels, embed_dim, patch_size, *, stride=None, padding=0, bias=True,
+    norm_layer=None, device=None, dtype=None)
+PatchMerging(dim, norm_layer=LayerNorm, *, version=1, device=None, dtype=None)
+PathAggregation(channels, levels, *, norm_layer=None, activation_layer=ReLU, device=None,
+    dtype=None)
+PositionEmbedding2d(channels, grid_size, *, device=None, dtype=None)
+RepConv(in_channels, out_channels, kernel_size=3, stride=1, dilation=1, groups=1,
+    padding_mode='zeros', *, branches=1, pointwise=True, identity=True, norm_layer=BatchNorm2d,
+    activation_layer=ReLU, se_layer=None, device=None, dtype=None)
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
+SPPF(in_channels, out_channels, kernel_size=5, *, pools=3, hidden_channels=None,
+    norm_layer=BatchNorm2d, activation_layer=SiLU, device=None, dtype=None)
 SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
     dtype=None)
+SinePositionEmbedding2d(channels, temperature=10000.0, normalize=True, *, device=None, dtype=None)
+SwinBlock(dim, num_heads, window_size, shift_size=0, *, mlp_ratio=4.0, dropout=0.0,
+    attention_dropout=0.0, stochastic_depth=0.0, norm_layer=LayerNorm, activation_layer=GELU,
+    version=1, device=None, dtype=None)
 Swish(inplace=False)
+TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_dropout=0.0,
+    norm_layer=None, *, attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None,
+    stochastic_depth=0.0, device=None, dtype=None)
+UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
+    stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
+    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, device=None, dtype=None)
+UpBlock(in_channels, skip_channels, out_channels, *, up_layer=None, mode='nearest',
+    norm_layer=BatchNorm2d, activation_layer=ReLU, device=None, dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
-    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)""",
+    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)
+WindowAttention(dim, num_heads, window_size, shift_size=0, *, qkv_bias=True, proj_bias=True,
+    attention_dropout=0.0, dropout=0.0, version=1, device=None, dtype=None)
+stochastic_depth_schedule(rate, depths)""",
     )
 
 
@@ -207,10 +250,10 @@ ShapeExample
 Status
 Tier
 XFail
-cases_of(spec, check)
+cases_of(spec, check, device='cpu')
 check(id, *, tier=<Tier.EVERY_CHANGE: 'every change'>, variants=('',), not_applicable=(),
-    per_layer=False, ignored_warnings=())
+    per_layer=False, reads_values=True, ignored_warnings=())
 check_layer(cls, samples, *, bad_arguments=(), bad_inputs=(), twin=None, geometries=None,
-    expected_failures=None, rows=None, slow=False, raise_on_error=True)
+    expected_failures=None, rows=None, slow=False, device='cpu', raise_on_error=True)
 run_case(check, case)""",
     )

@@ -248,7 +248,7 @@ def test_layer_without_twin_raises() -> None:
         quantized.quantizable(nn.Sequential(Gated(3, 3)))
     assert type(quantized.quantizable(nn.Sequential(Renamed(3))).model[0]) is quantized.QuantizableConvNormAct
 
-    layer = type("Newcomer", (nn.Module,), {"__module__": "torchvision_layers.experimental.nn.newcomer"})
+    layer = type("Newcomer", (nn.Module,), {"__module__": "torchvision_layers.layers.newcomer"})
     with pytest.raises(TypeError, match=r"0 is a Newcomer \(.*\), which has no quantizable twin"):
         quantized.quantizable(nn.Sequential(layer()))
 
@@ -281,18 +281,25 @@ def test_model_with_rewritten_forward_is_copied_but_not_pickled() -> None:
 
 def test_allow_float_keeps_layers_without_twin_whole() -> None:
     """Each such layer is one float fallback, whatever its children; the layers around it run in int8."""
-    staged = [enn.SEBlock(4, 2), enn.WSConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
+    staged = [enn.WSConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
     model = nn.Sequential(tnn.ConvNormAct(3, 4), *staged, nn.Conv2d(4, 4, 1)).eval()
     x = batches()[0]
     converted = quantized.quantize(model, batches(), allow_float=True)
     rows = [(row.path, row.after, row.runs_in) for row in quantized.report(converted).rows if row.runs_in == "float"]
     assert rows == [(str(i + 1), f"FloatFallback({type(layer).__name__})", "float") for i, layer in enumerate(staged)]
-    assert (converted(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
+    assert (converted(x) - model(x)).abs().max() < 0.2 * model(x).abs().max()
     prepared = quantized.prepare_qat(model, allow_float=True)
     prepared(x).sum().backward()
     assert all(parameter.grad is not None for parameter in prepared.parameters())
-    with pytest.raises(TypeError, match=r"1 is a SEBlock \(.*\), which has no quantizable twin; pass allow_float=True"):
+    with pytest.raises(TypeError, match=r"2 is a MultiHeadedSpatialAttention \(.*\), which has no quantizable twin"):
         quantized.quantize(model, batches())
+
+
+def test_experimental_layers_without_twin_are_int8() -> None:
+    model = nn.Sequential(tnn.ConvNormAct(3, 4), enn.SEBlock(4, 2), nn.Conv2d(4, 4, 1)).eval()
+    report = quantized.report(quantized.quantize(model, batches(), backend="x86"))
+    rows = {row.path: row.runs_in for row in report.rows}
+    assert rows["1.avgpool"] == rows["1.fc1"] == rows["1.fc2"] == rows["1.multiplication"] == "int8"
 
 
 def test_child_named_entry_raises() -> None:

@@ -216,6 +216,33 @@ class KeywordInput(Kind):
         return Inputs(kwargs={"x": image(), "mask": image()[:, :1].sigmoid()})
 
 
+class Levels(nn.Module):
+    """Torchvision's feature pyramid: the names and the number of maps come from a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList([nn.Conv2d(CHANNELS, CHANNELS, 1) for _ in range(2)])
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        *others, result = [layer(level) for layer, level in zip(self.lateral, maps.values(), strict=True)]
+        for level in others[::-1]:
+            result = level + F.interpolate(result, size=level.shape[-2:])
+        return OrderedDict((name, result if i == 0 else level) for i, (name, level) in enumerate(maps.items()))
+
+
+class ContainerInput(Kind):
+    """A part that takes a dict of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv_norm(stride=2)
+        self.levels = Levels()
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.relu(self.stem(x))
+        return self.head(self.levels({"fine": fine, "coarse": self.down(fine)})["fine"].mean((2, 3)))
+
+
 @dataclass
 class Prediction:
     scores: Tensor
@@ -250,7 +277,7 @@ class ReusedModule(Kind):
 
 KINDS: list[type[Kind]] = [
     *(Residual, PreActivation, Concatenation, ChannelShuffle, SqueezeExcitation, FeaturePyramid, Attention),
-    *(WindowAttention, BranchOnShape, SeveralInputs, KeywordInput, Dataclass, ReusedModule),
+    *(WindowAttention, BranchOnShape, SeveralInputs, KeywordInput, ContainerInput, Dataclass, ReusedModule),
 ]
 ENGINES = {"eager-x86": ("eager", "x86"), "eager-onednn": ("eager", "onednn"), "pt2e": ("pt2e", "x86")}
 CASES = [pytest.param(cls, *ENGINES[name], id=f"{cls.__name__}-{name}") for cls in KINDS for name in ENGINES]

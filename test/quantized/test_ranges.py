@@ -1,5 +1,6 @@
 """Rules for ranges: percentiles as in NumPy, the least squared error of all ranges, and the choice per place."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized import range_choice
-from torchvision_layers.quantized.range_choice import choose_ranges
+from torchvision_layers.quantized.range_choice import CalibrationRanges, choose_ranges, places_of
 from torchvision_layers.quantized.range_search import FastRangeSearch
 from torchvision_layers.quantized.ranges import RULES
 
@@ -105,7 +106,8 @@ class Reader(nn.Module):
 @pytest.mark.parametrize("name", ["clamp", "square", "mean", "written into"])
 def test_auto_chooses_by_the_operator_that_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference rounds by each rule, runs the operator, and compares."""
-    monkeypatch.setattr(range_choice, "_error", lambda *args: 0.0)  # the comparison of whole models
+    errors_of_models = itertools.count()  # the first choice, the best rule of each observer, wins
+    monkeypatch.setattr(range_choice, "_error", lambda *args: next(errors_of_models))
     x = values("heavy tails", 2000)
     model = Reader(name)
     model(x)
@@ -115,7 +117,7 @@ def test_auto_chooses_by_the_operator_that_reads(name: str, monkeypatch: pytest.
         rounded = torch.fake_quantize_per_tensor_affine(x, scale, int(zero_point), 0, 255)
         errors.append(float((model.read(rounded.view(-1, 50)) - expected).square().sum()))
     model.observer.rule = "histogram"
-    choose_ranges(model, [Inputs((x,))])
+    choose_ranges(model, [Inputs((x,))], places_of(model))
     assert errors[RULES.index(model.observer.rule)] <= min(errors) * 1.001
     assert model.observer.probe is None
 
@@ -148,6 +150,25 @@ def test_auto_is_as_good_as_the_best_rule(engine: str, backend: str) -> None:
         }
     assert results["auto"] >= max(results.values()) - 0.3, results
     assert len(set(results.values())) > 2, "rules make a difference"
+
+
+def test_auto_compares_rules_on_batches_that_their_ranges_do_not_come_from() -> None:
+    batches = [Inputs((values("heavy tails", 500).view(10, 50) * scale,)) for scale in (1.0, 30.0, 2.0, 40.0)]
+    model, expected = Reader("square"), Reader("square")
+    for i in (0, 2):
+        batches[i].run(expected)
+    scales = [scale for scale, _ in places_of(expected)[id(expected.observer)].qparams]
+    ranges = CalibrationRanges("auto")
+    ranges.model = model
+    seen = []
+    for batch in ranges.watch(iter(batches)):
+        seen.append(float(batch.args[0].abs().max()))
+        batch.run(model)
+    assert ranges._places is not None
+    assert [scale for scale, _ in ranges._places[id(model.observer)].qparams] == scales
+    assert sorted(seen) == sorted(float(batch.args[0].abs().max()) for batch in batches)
+    ranges.apply()
+    assert float(model.observer.max_val) == max(float(batch.args[0].max()) for batch in batches), "all batches count"
 
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])

@@ -13,3 +13,9 @@ def test_gpu_becomes_current_without_torchrun(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     with distributed.process_group("cuda:1") as device:
         assert (device, current) == (gpu, [gpu])
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert distributed.describe(torch.device("cuda", 1)) == "cuda:1 (GPU 1)"
+    assert distributed.describe(torch.device("cpu")) == "cpu"

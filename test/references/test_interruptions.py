@@ -24,6 +24,7 @@ if not hasattr(os, "fork"):
 OPTIONS = ["--model", "mobilenet_v2", "--width-mult", "0.1", "--depth-mult", "0.3", "--dataset", "imagefolder"]
 OPTIONS += ["--image-size", "16", "--batch-size", "4", "--epochs", "2", "--lr", "0.01", "--mixup-alpha", "0.2"]
 OPTIONS += ["--auto-augment", "ta_wide", "--model-ema", "--model-ema-steps", "3", "--amp", "float16"]
+OPTIONS += ["--channels-last", "--use-deterministic-algorithms"]
 IMAGES = 30  # per class; 48 of both classes are for training, in 12 batches
 
 
@@ -54,15 +55,16 @@ def assert_same_results(folder: Path, expected: Path) -> None:
 class Runs:
     """Runs with equal settings, each in its own folder; ``complete`` is one without interruption."""
 
-    def __init__(self, host, folder: Path) -> None:
-        self.host, self.folder, self.seconds = host, folder, 0.0
+    def __init__(self, host, folder: Path, device: str) -> None:
+        self.host, self.folder, self.device, self.seconds = host, folder, device, 0.0
         assert self.run("complete") == 0
         self.complete = folder / "complete"
         # Leaves two checkpoints of a run that was killed in its second epoch.
         assert self.run("killed_in_epoch_2", "--checkpoint-steps", "5", dies_at=("replace", 11)) == -signal.SIGKILL
 
     def arguments(self, name: str, *extra: str) -> list[str]:
-        return [*OPTIONS, "--data-path", str(self.folder / "photos"), "--output-dir", str(self.folder / name), *extra]
+        files = ["--data-path", str(self.folder / "photos"), "--output-dir", str(self.folder / name)]
+        return [*OPTIONS, "--device", self.device, *files, *extra]
 
     def run(self, name: str, *extra: str, **options: object) -> int:
         run = {"arguments": self.arguments(name, *extra), "output": str(self.folder / f"{name}.txt"), **options}
@@ -82,11 +84,11 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(host, tmp_path_factory) -> Runs:
+def runs(host, tmp_path_factory, request) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     for name in ("blue", "red"):
         draw_images(folder / "photos" / name, IMAGES)
-    return Runs(host, folder)
+    return Runs(host, folder, request.config.getoption("--device"))
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from common.data import datasets, presets
+from common.data import datasets, loading, presets
 from common.data.loading import ImageLoader
+from common.settings import DataSettings
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 # Python 3.12 and later warn if a process with threads is forked, as torch does for its workers.
@@ -194,3 +196,21 @@ print(len(evaluation.predict(model, loading.ImageLoader(test, 64)).predictions))
     result = interpreter.run(program)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == len(datasets.load_datasets("digits")[1])
+
+
+@pytest.mark.parametrize(("device", "is_pinned"), [(None, False), ("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_pinned(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, device: str | None, is_pinned: bool
+) -> None:
+    calls = []
+
+    class Recorded(DataLoader):
+        def __init__(self, *args: object, pin_memory: bool, **kwargs: object) -> None:
+            calls.append(pin_memory)  # without a GPU, pinning would only warn
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(loading, "DataLoader", Recorded)
+    settings = DataSettings("imagefolder", str(photos), image_size=16)
+    for loader in loading.load_data(settings, device and torch.device(device))[:2]:
+        next(loader.batches())
+    assert calls == [is_pinned] * 2

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 
 from ._support.pairs import fill
@@ -28,11 +29,14 @@ def parameters(model: nn.Module) -> int:
         ("mobilenet_v1", 0.5, 1.3),
         ("mobilenet_v1", 0.25, 0.5),
         ("resnet26_sasa", 1.0, 10.3),  # table 1 of arXiv 1906.05909
+        ("mobilenet_v4_conv_small", 1.0, 3.8),  # table 5 of arXiv 2404.10518
+        ("convnextv2_atto", 1.0, 3.7),  # table 12 of arXiv 2301.00808
         ("efficientnet_lite0", 1.0, 4.7),  # table in the README of the authors' code, as for the next four
         ("efficientnet_lite1", 1.0, 5.4),
         ("efficientnet_lite2", 1.0, 6.1),
         ("efficientnet_lite3", 1.0, 8.2),
         ("efficientnet_lite4", 1.0, 13.0),
+        ("vit_tiny", 1.0, 5.7),  # table 1 of arXiv 2012.12877 rounds to 5; 5.7 in the README of the authors' code
     ],
 )
 def test_parameters(name: str, width_mult: float, millions: float) -> None:
@@ -49,6 +53,21 @@ def test_mobilenet_v1() -> None:
     assert round(counter.get_total_flops() / 2e6) == 569
     table = [(32, 112), (64, 112), (128, 56), (128, 56), (256, 28), (256, 28), *[(512, 14)] * 6, (1024, 7), (1024, 7)]
     assert shapes == table
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "billions"),
+    [
+        ("repvgg_a0", 8.30, 1.4),  # table 4 of arXiv 2101.03697, folded
+        ("mobileone_s0", 2.1, 0.275),  # table 4 of arXiv 2206.04040, folded
+    ],
+)
+def test_folded_size(name: str, millions: float, billions: float) -> None:
+    folded = deploy.fold(build_model(name, 1000).eval())
+    assert parameters(folded) / 1e6 == pytest.approx(millions, rel=0.015)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        folded(torch.randn(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(billions, rel=0.03)
 
 
 def test_mobilenet_v2_coord() -> None:

@@ -5,6 +5,7 @@ numbers in the same order.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ import torchvision
 from models import build_model
 from torch import Tensor, nn
 
-from ._support.pairs import SHARED, SMALL, fill, pair
+from ._support.pairs import SHARED, SMALL, fill, image_size, pair
 
 # Full size; the smallest models have fast tests as well.
-FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18")
+FAST = ("densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x1_0")
 FULL_SIZE = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SHARED]
 SIZES = [(name, True) for name in SHARED] + [pytest.param(name, False, marks=pytest.mark.slow) for name in SHARED]
 # Gradients that are mathematically zero, such as of a scale before a batch norm, are this large because of rounding.
@@ -26,6 +27,8 @@ def test_all_shared_models_are_compared() -> None:
     """``SHARED`` lists the models of the same name, and no other attribute of torchvision.models."""
     names = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"}
     names |= {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"}
+    names |= {"vit_b_16", "vit_b_32"}
+    names |= {"densenet121", "shufflenet_v2_x1_0"}
     assert set(SHARED) == names == set(SMALL)
     assert names <= set(torchvision.models.list_models(torchvision.models))
 
@@ -33,18 +36,21 @@ def test_all_shared_models_are_compared() -> None:
 @pytest.mark.parametrize("name", SHARED)
 def test_small_models_have_equal_outputs(name: str) -> None:
     ours, theirs = pair(name, is_small=True)
-    assert_equal_outputs(ours, theirs)
+    assert_equal_outputs(ours, theirs, image_size(name, 65, 96))
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_torchvision_checkpoints_load_with_equal_outputs(name: str) -> None:
-    assert_equal_outputs(lambda: build_model(name, 1000), lambda: getattr(torchvision.models, name)(weights=None))
+    theirs = partial(getattr(torchvision.models, name), weights=None)
+    assert_equal_outputs(partial(build_model, name, 1000), theirs, image_size(name, 65, 96))
 
 
-def assert_equal_outputs(make_ours: Callable[[], nn.Module], make_theirs: Callable[[], nn.Module]) -> None:
+def assert_equal_outputs(
+    make_ours: Callable[[], nn.Module], make_theirs: Callable[[], nn.Module], size: tuple[int, int]
+) -> None:
     """Compares outputs bit for bit, in evaluation mode after a strict load."""
     theirs, ours = fill(make_theirs()).eval(), make_ours().eval()
-    x = torch.randn(2, 3, 65, 96)
+    x = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = theirs(x)
         assert (expected[0] - expected[1]).abs().mean() > 1e-3 * expected.std()  # the output depends on the image
@@ -69,7 +75,7 @@ def test_training_step_equals_torchvision(name: str, is_small: bool) -> None:
     """From the same seed, with dropout and stochastic depth, which use the same random numbers."""
     ours, theirs = (make() for make in pair(name, is_small))
     ours.load_state_dict(fill(theirs).state_dict(), strict=True)
-    x, labels = torch.randn(4, 3, 40, 33), torch.randint(10, (4,))
+    x, labels = torch.randn(4, 3, *image_size(name, 40, 33)), torch.randint(10, (4,))
     expected, results = training_step(theirs, x, labels), training_step(ours, x, labels)
     for (key, value), result in zip(expected.items(), results.values(), strict=True):
         assert value.isfinite().all(), key

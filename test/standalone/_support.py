@@ -30,6 +30,7 @@ MODELS_AT = ROOT / "references" / "classification" / "models"
 #: The file that defines each model.
 MODELS = {
     "convnext_tiny": "convnext",
+    "densenet121": "densenet",
     "efficientnet_b0": "efficientnet",
     **{f"efficientnet_lite{i}": "efficientnet_lite" for i in range(5)},
     "mobilenet_v1": "mobilenet_v1",
@@ -49,6 +50,7 @@ MODELS = {
     "resnext50_32x4d": "resnet",
     "se_resnet18": "resnet",
     "se_resnet50": "resnet",
+    "shufflenet_v2_x1_0": "shufflenet",
     "wide_resnet50_2": "resnet",
 }
 #: Models that contain a layer without a twin, which must be folded first.
@@ -64,6 +66,7 @@ SLOW_MODELS = {
     *("mobilenet_v2_half", "mobilenet_v3_large", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
     *("se_resnet18", "wide_resnet50_2"),
 }
+LAYERS = [name for name in tnn.__all__ if isinstance(getattr(tnn, name), type)]
 LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None and spec.name in tnn.__all__}
 
 

@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from torchvision_layers import nn as tnn
 from torchvision_layers.standalone import write
 
 from ..interpreter import Interpreter
 from . import _runner
-from ._support import LAYERS_WITH_TWINS, MODELS, SLOW_MODELS, WITHOUT_TWINS, batch_of, reference_to, samples_of, size_of
+from ._support import (
+    LAYERS,
+    LAYERS_WITH_TWINS,
+    MODELS,
+    SLOW_MODELS,
+    WITHOUT_TWINS,
+    batch_of,
+    reference_to,
+    samples_of,
+    size_of,
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +42,7 @@ def folder(model_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
         write(reference_to(name), folder / f"{name}.py")
     for name in (name for name in model_names if name not in WITHOUT_TWINS):
         write(reference_to(name), folder / f"{name}_quantizable.py", quantizable=True)
-    for name in tnn.__all__:
+    for name in LAYERS:
         write(f"torchvision_layers.nn:{name}", folder / f"{name}.py")
     for name in LAYERS_WITH_TWINS:
         write(f"torchvision_layers.nn:{name}", folder / f"{name}_quantizable.py", quantizable=True)
@@ -52,7 +61,7 @@ def alone(
     for name in (name for name in model_names if name not in WITHOUT_TWINS):
         path = str(folder / f"{name}_quantizable.py")
         jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images]}
-    for name in tnn.__all__:
+    for name in LAYERS:
         for id, sample in samples_of(name).items():
             job = {"name": name, "kwargs": dict(sample.kwargs), "batch": batch_of(sample.shape)}
             jobs[f"{name} {id}"] = {**job, "path": str(folder / f"{name}.py")}

@@ -20,6 +20,7 @@ from torchvision_layers.standalone import source
 
 from ..conformance.specs import SPECS
 from ._support import (
+    LAYERS,
     LAYERS_WITH_TWINS,
     MODELS,
     MODELS_AT,
@@ -52,8 +53,8 @@ def as_cases(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_MODELS else []) for name in names]
 
 
-LAYERS = [(name, id) for name in tnn.__all__ for id in samples_of(name)]
-TWINS = [case for case in LAYERS if case[0] in LAYERS_WITH_TWINS]
+CASES = [(name, id) for name in LAYERS for id in samples_of(name)]
+TWINS = [case for case in CASES if case[0] in LAYERS_WITH_TWINS]
 
 
 def check_same(result: dict[str, Any], make: Callable[[], nn.Module], batch: Tensor) -> None:
@@ -77,14 +78,14 @@ def test_model_is_equal_to_the_bit(name: str, alone: dict[str, Any], models: Mod
     check_same(alone[name], lambda: models.MODELS[name](**size_of(name)), batch_of((2, 3, 33, 40)))
 
 
-@pytest.mark.parametrize(("name", "id"), LAYERS, ids=map(" ".join, LAYERS))
+@pytest.mark.parametrize(("name", "id"), CASES, ids=map(" ".join, CASES))
 def test_layer_is_equal_to_the_bit(name: str, id: str, alone: dict[str, Any]) -> None:
     sample = samples_of(name)[id]
     check_same(alone[f"{name} {id}"], lambda: getattr(tnn, name)(**sample.kwargs), batch_of(sample.shape))
 
 
 def test_every_layer_has_a_sample() -> None:
-    assert {name for name, _ in LAYERS} == set(tnn.__all__)
+    assert {name for name, _ in CASES} == set(LAYERS)
 
 
 def check_twin(result: dict[str, Any], make: Callable[[], nn.Module], batch: Tensor) -> None:

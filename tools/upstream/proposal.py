@@ -56,8 +56,9 @@ def propose(layer: str, path: str | Path) -> str:
 def _stable_layer(name: str) -> type[nn.Module]:
     if name in enn.__all__:
         raise ValueError(f"{name} is experimental, promote it before you propose it to torchvision")
-    if name not in tnn.__all__:
-        raise ValueError(f"the layer must be one of torchvision_layers.nn, got {name!r}: {', '.join(tnn.__all__)}")
+    layers = [layer for layer in tnn.__all__ if isinstance(getattr(tnn, layer), type)]
+    if name not in layers:
+        raise ValueError(f"the layer must be one of torchvision_layers.nn, got {name!r}: {', '.join(layers)}")
     layer: type[nn.Module] = getattr(tnn, name)
     if is_torchvision_layer(layer):
         raise ValueError(f"{name} is torchvision.ops.{name} already, with checks of its arguments and input")

@@ -182,7 +182,7 @@ def check_shape(argument: str, tensor: Tensor, sizes: Sequence[int | None]) -> N
 # The checks below run in the ``forward`` of layers, and so under torch.jit.script and in symbolic traces as well.
 
 
-def is_tensor(input: Tensor) -> bool:
+def is_tensor(input: Tensor, name: str = "input") -> bool:
     """Whether ``input`` can be checked: symbolic tracing and ``torch.jit.trace`` must not record the checks.
 
     Raises ``TypeError`` if it is not a tensor.
@@ -191,25 +191,25 @@ def is_tensor(input: Tensor) -> bool:
         if isinstance(input, torch.fx.Proxy) or torch.jit.is_tracing():
             return False
         if not isinstance(input, Tensor):
-            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+            raise TypeError(f"{name} must be a Tensor, got {type(input).__name__}")
     return True
 
 
-def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = False) -> None:
+def check_input(input: Tensor, dims: int, channels: int, needs_pixels: bool = False, name: str = "input") -> None:
     """Raises unless ``input`` has ``dims`` dimensions and ``channels`` channels in the second one.
 
-    With ``needs_pixels`` no spatial dimension may be empty.
+    With ``needs_pixels`` no spatial dimension may be empty. ``name`` is that of the argument.
     """
-    if not is_tensor(input):
+    if not is_tensor(input, name):
         return
     if input.dim() != dims:
-        raise ValueError(f"input must have {dims} dimensions, got {input.dim()}: shape {list(input.shape)}")
+        raise ValueError(f"{name} must have {dims} dimensions, got {input.dim()}: shape {list(input.shape)}")
     if input.shape[1] != channels:
-        raise ValueError(f"input must have {channels} channels, got {input.shape[1]}: shape {list(input.shape)}")
+        raise ValueError(f"{name} must have {channels} channels, got {input.shape[1]}: shape {list(input.shape)}")
     if needs_pixels:
         for size in input.shape[2:]:
             if size == 0:
-                raise ValueError(f"input must have at least one pixel, got shape {list(input.shape)}")
+                raise ValueError(f"{name} must have at least one pixel, got shape {list(input.shape)}")
 
 
 def check_size(input: Tensor, dim: int, size: int) -> None:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,21 @@ from torch.utils._pytree import tree_leaves
 
 from .data_flow import ForwardTrace, analyze, intersect, sequence
 
-__all__ = ["Trace", "TraceCache", "check_argument", "find_producer", "is_sequence", "shallow_graph", "trace_forward"]
+__all__ = [
+    "Container",
+    "Trace",
+    "TraceCache",
+    "check_argument",
+    "check_items",
+    "find_producer",
+    "is_sequence",
+    "shallow_graph",
+    "trace_forward",
+]
 
+
+#: The class of a container of tensors, and its keys or indices.
+Container = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: Returns how a ``forward`` uses the modules below it.
 Trace = Callable[[nn.Module], ForwardTrace]
@@ -39,18 +53,37 @@ for _name in ("iadd", "iand", "ifloordiv", "imatmul", "imod", "imul", "ior", "ip
 class _ShallowTracer(torch.fx.Tracer):
     """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
 
-    def __init__(self) -> None:
+    def __init__(self, containers: Mapping[str, Container] | None = None) -> None:
         super().__init__()
+        self.containers = containers or {}
         #: Whether gradients and autocast were on for each operation.
-        self.modes: set[tuple[bool, bool]] = set()
+        self.modes: set[tuple[bool, ...]] = set()
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         return _Proxy(node, self)
 
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        function, arguments = super().create_args_for_root(*args, **kwargs)
+        return function, [self._unpacked(argument) for argument in arguments]
+
+    def _unpacked(self, argument: Any) -> Any:
+        """A container of proxies instead of the proxy of a container, whose size a ``forward`` could not read."""
+        if not isinstance(argument, torch.fx.Proxy) or argument.node.target not in self.containers:
+            return argument
+        kind, keys = self.containers[str(argument.node.target)]
+        self.create_proxy("call_function", check_items, (argument.node.target, argument, list(keys)), {})
+        items = [self.create_proxy("call_function", operator.getitem, (argument, key), {}) for key in keys]
+        return kind(zip(keys, items, strict=True) if kind in (dict, OrderedDict) else items)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is OrderedDict:  # a graph would return a dict
+            return self.create_node("call_function", OrderedDict, (super().create_arg(list(a.items())),), {})
+        return super().create_arg(a)
+
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> torch.fx.Node:
         if kind.startswith("call"):
             gradients = not self.root.training or torch.is_grad_enabled()  # they matter in training only
-            self.modes.add((gradients, torch.is_autocast_enabled("cpu")))
+            self.modes.add((gradients, *map(torch.is_autocast_enabled, ("cpu", "cuda"))))
         return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -67,7 +100,10 @@ class _ShallowTracer(torch.fx.Tracer):
 
 
 def shallow_graph(
-    module: nn.Module, training: bool, constants: Mapping[str, Any] | None = None
+    module: nn.Module,
+    training: bool,
+    constants: Mapping[str, Any] | None = None,
+    containers: Mapping[str, Container] | None = None,
 ) -> tuple[torch.fx.Graph, list[str]] | None:
     """The graph of ``module.forward`` with children as leaves, and the effects that the graph lacks.
 
@@ -78,12 +114,13 @@ def shallow_graph(
         training: the mode to trace it in.
         constants: values of arguments, which the graph has as defaults and requires. Default: the default values of
             ``forward``, as far as a graph can hold them.
+        containers: arguments that are lists, tuples or dicts of tensors. The graph requires the same keys.
     """
     constants = _defaults(module) if constants is None else dict(constants)
     copied = _writable_copy(module)
     copied.training = training
     before = _attributes(copied)
-    tracer = _ShallowTracer()
+    tracer = _ShallowTracer(containers)
     try:
         graph = tracer.trace(copied, dict(constants))
     except Exception:  # a user's forward may raise anything when it meets a proxy
@@ -117,6 +154,14 @@ def check_argument(name: str, value: Any, expected: Any) -> None:
     """Raises ``ValueError`` unless the argument called ``name`` has the value that a ``forward`` was traced with."""
     if not isinstance(value, torch.fx.Proxy) and (type(value), value) != (type(expected), expected):
         raise ValueError(f"{name} must be {expected!r}, as in the first call of this forward, got {value!r}")
+
+
+def check_items(name: str, value: Any, keys: list[Any]) -> None:
+    """Raises ``ValueError`` unless the argument called ``name`` holds what a ``forward`` was traced with."""
+    if not isinstance(value, torch.fx.Proxy):
+        actual = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if actual != keys:
+            raise ValueError(f"{name} must hold {keys}, as in the first call of this forward, got {actual}")
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

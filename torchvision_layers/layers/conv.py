@@ -62,6 +62,7 @@ class _ConvNormAct(nn.Sequential):
         super().__init__(*layers)
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.reduction = _reduction(getattr(conv, "stride", stride))
         self.input_dims = dims + 2
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,6 +70,11 @@ class _ConvNormAct(nn.Sequential):
         for layer in self:
             input = layer(input)
         return input
+
+
+def _reduction(stride: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """One number if the stride is the same in all dimensions."""
+    return stride[0] if isinstance(stride, tuple) and len(set(stride)) == 1 else stride
 
 
 class ConvNormAct(_ConvNormAct):

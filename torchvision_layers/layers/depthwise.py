@@ -82,6 +82,8 @@ class DepthwiseSeparableConv(nn.Module):
             device=device,
             dtype=dtype,
         )
+        self.out_channels = out_channels
+        self.reduction = self.depthwise.reduction
 
     def forward(self, input: Tensor) -> Tensor:
         return self.pointwise(self.depthwise(input))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_odd, check_probability, check_same_shape
+from .._utils.checks import check_bool, check_input, check_int, check_odd, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
 from .conv import ConvNormAct
 from .stochastic_depth import StochasticDepth
@@ -27,6 +27,7 @@ class InvertedBottleneck(nn.Module):
         stride: int,
         expand_ratio: float,
         stochastic_depth: float,
+        kept_rows_only: bool,
         in_name: str = "in_channels",
         out_name: str = "out_channels",
     ) -> None:
@@ -43,13 +44,20 @@ class InvertedBottleneck(nn.Module):
             )
         check_odd("kernel_size", kernel_size)
         check_probability("stochastic_depth", stochastic_depth)
-        self.stride = stride
+        check_bool("kept_rows_only", kept_rows_only)
+        self.stride = self.reduction = stride
         self.use_res_connect = stride == 1 and in_channels == out_channels
         drops = self.use_res_connect and stochastic_depth > 0
-        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if drops else None
+        self.stochastic_depth = (
+            StochasticDepth(stochastic_depth, "row", kept_rows_only=kept_rows_only) if drops else None
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels)
+        if not torch.jit.is_scripting():  # TorchScript cannot pass methods
+            drop = self.stochastic_depth
+            if drop is not None and drop.kept_rows_only:
+                return self._add_skip(drop.run_branch(self._branch, input, self.children()), input)
         branch = self._branch(input)
         if self.use_res_connect:
             if self.stochastic_depth is not None:
@@ -90,6 +98,8 @@ class InvertedResidual(InvertedBottleneck):
         conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
             connection. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -118,10 +128,11 @@ class InvertedResidual(InvertedBottleneck):
         se_layer: LayerArgument | None = None,
         conv_layer: LayerArgument = nn.Conv2d,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(inp, oup, kernel_size, stride, expand_ratio, stochastic_depth, "inp", "oup")
+        super().__init__(inp, oup, kernel_size, stride, expand_ratio, stochastic_depth, kept_rows_only, "inp", "oup")
         if norm_layer is None:
             norm_layer = nn.BatchNorm2d
         hidden = round(inp * expand_ratio)

@@ -169,7 +169,7 @@ class LazySqueezeExcitation(_LazyLayer, SqueezeExcitation):
         self.scale_activation = build.module("scale_activation", scale_activation)
         self.fc1 = nn.LazyConv2d(squeeze_channels, 1, device=device, dtype=dtype)
         self.fc2 = nn.LazyConv2d(0, 1, device=device, dtype=dtype)  # its output channels are unknown as well
-        self.input_channels = 0
+        self.input_channels = self.out_channels = 0
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Creates the weights for the channels of ``input``."""
@@ -182,5 +182,5 @@ class LazySqueezeExcitation(_LazyLayer, SqueezeExcitation):
         with torch.inference_mode(False):
             fc1.initialize_parameters(input)
             fc2.initialize_parameters(torch.empty(0, self.squeeze_channels, 1, 1))
-        self.input_channels = fc1.in_channels = channels
+        self.input_channels = self.out_channels = fc1.in_channels = channels
         fc2.in_channels = self.squeeze_channels

@@ -34,6 +34,8 @@ class MBConv(InvertedBottleneck):
         conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
             connection. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -61,10 +63,11 @@ class MBConv(InvertedBottleneck):
         se_layer: LayerArgument | None = SqueezeExcitation,
         conv_layer: LayerArgument = nn.Conv2d,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth)
+        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth, kept_rows_only)
         hidden = round(in_channels * expand_ratio)
         conv = partial(ConvNormAct, norm_layer=norm_layer, device=device, dtype=dtype)
         layers: list[nn.Module] = []
@@ -111,6 +114,8 @@ class FusedMBConv(InvertedBottleneck):
         conv_layer: first convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training; used only if there is a skip
             connection. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -137,10 +142,11 @@ class FusedMBConv(InvertedBottleneck):
         *,
         conv_layer: LayerArgument = nn.Conv2d,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth)
+        super().__init__(in_channels, out_channels, kernel_size, stride, expand_ratio, stochastic_depth, kept_rows_only)
         hidden = round(in_channels * expand_ratio)
         conv = partial(ConvNormAct, norm_layer=norm_layer, device=device, dtype=dtype)
         spatial = partial(

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_input, check_int, check_probability, check_same_shape
+from .._utils.checks import check_bool, check_input, check_int, check_probability, check_same_shape
 from .._utils.construct import Builder, LayerArgument
 from .stochastic_depth import StochasticDepth
 
@@ -26,6 +26,7 @@ class _ResidualBlock(nn.Module):
         groups: int,
         dilation: int,
         stochastic_depth: float,
+        kept_rows_only: bool,
     ) -> None:
         super().__init__()
         self.inplanes = check_int("inplanes", inplanes)
@@ -34,6 +35,7 @@ class _ResidualBlock(nn.Module):
         check_int("groups", groups)
         check_int("dilation", dilation)
         check_probability("stochastic_depth", stochastic_depth)
+        check_bool("kept_rows_only", kept_rows_only)
         if downsample is not None and not isinstance(downsample, nn.Module):
             raise TypeError(f"downsample must be a module or None, got {downsample!r}")
 
@@ -46,21 +48,41 @@ class _ResidualBlock(nn.Module):
         activation_layer: LayerArgument | None,
         se_layer: LayerArgument | None,
         stochastic_depth: float,
+        kept_rows_only: bool,
     ) -> None:
+        self.out_channels = out_channels
+        self.reduction = self.stride
         self.se = None if se_layer is None else build.squeeze_excitation("se_layer", se_layer, out_channels)
-        self.stochastic_depth = StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
+        self.stochastic_depth = (
+            StochasticDepth(stochastic_depth, "row", kept_rows_only=kept_rows_only) if stochastic_depth > 0 else None
+        )
         if downsample is None and (self.stride != 1 or self.inplanes != out_channels):
             norm = build.norm("norm_layer", norm_layer, out_channels)
             downsample = nn.Sequential(_conv1x1(build, self.inplanes, out_channels, self.stride, norm), norm)
         self.downsample = None if downsample is None else build.module("downsample", downsample)
         self.act = build.activation("activation_layer", activation_layer, out_channels, inplace=True)
 
-    def _tail(self, branch: Tensor, input: Tensor) -> Tensor:
-        if self.se is not None:
-            branch = self.se(branch)
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, 4, self.inplanes)
+        if not torch.jit.is_scripting():  # TorchScript cannot pass methods
+            drop = self.stochastic_depth
+            if drop is not None and drop.kept_rows_only:
+                branch = drop.run_branch(self._branch, input, self._branch_layers())
+                return self._add_skip(branch, input if self.downsample is None else self.downsample(input))
+        branch = self._branch(input)
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
         return self._add_skip(branch, input if self.downsample is None else self.downsample(input))
+
+    def _branch(self, input: Tensor) -> Tensor:
+        branch = self._convs(input)
+        return branch if self.se is None else self.se(branch)
+
+    def _branch_layers(self) -> list[nn.Module]:
+        return [child for name, child in self.named_children() if name != "downsample"]
+
+    def _convs(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         if self.downsample is None:
@@ -127,6 +149,8 @@ class BasicBlock(_ResidualBlock):
             sixteenth of ``planes``, if it requires that. Default: ``None``.
         conv_layer: 3×3 convolutions, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -158,10 +182,11 @@ class BasicBlock(_ResidualBlock):
         se_layer: LayerArgument | None = None,
         conv_layer: LayerArgument = nn.Conv2d,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
+        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth, kept_rows_only)
         if groups != 1 or base_width != 64:
             raise ValueError(f"groups and base_width must be 1 and 64 in BasicBlock, got {groups!r} and {base_width!r}")
         if norm_layer is None:
@@ -174,13 +199,13 @@ class BasicBlock(_ResidualBlock):
         self.act1 = build.activation("activation_layer", activation_layer, planes, inplace=True)
         self.conv2 = _conv3x3(build, conv_layer, planes, planes, 1, dilation, 1, norm2)
         self.bn2 = norm2
-        self._build_tail(build, planes, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+        self._build_tail(
+            build, planes, downsample, norm_layer, activation_layer, se_layer, stochastic_depth, kept_rows_only
+        )
 
-    def forward(self, input: Tensor) -> Tensor:
-        check_input(input, 4, self.inplanes)
+    def _convs(self, input: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(input)))
-        branch = self.bn2(self.conv2(branch))
-        return self._tail(branch, input)
+        return self.bn2(self.conv2(branch))
 
 
 class Bottleneck(_ResidualBlock):
@@ -207,6 +232,8 @@ class Bottleneck(_ResidualBlock):
             a sixteenth of that, if it requires it. Default: ``None``.
         conv_layer: 3×3 convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         stochastic_depth: probability of dropping the branch of a sample in training. Default: ``0.0``.
+        kept_rows_only: whether training computes the branch only for the samples that keep it, which saves time; an
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
@@ -239,10 +266,11 @@ class Bottleneck(_ResidualBlock):
         se_layer: LayerArgument | None = None,
         conv_layer: LayerArgument = nn.Conv2d,
         stochastic_depth: float = 0.0,
+        kept_rows_only: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth)
+        super().__init__(inplanes, planes, stride, downsample, groups, dilation, stochastic_depth, kept_rows_only)
         channels = int(planes * (check_int("base_width", base_width) / 64)) * groups
         if channels == 0:
             raise ValueError(f"base_width must leave at least one channel, got {base_width} for planes={planes}")
@@ -261,11 +289,11 @@ class Bottleneck(_ResidualBlock):
         self.act2 = build.activation("activation_layer", activation_layer, channels, inplace=True)
         self.conv3 = _conv1x1(build, channels, out_channels, 1, norm3)
         self.bn3 = norm3
-        self._build_tail(build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth)
+        self._build_tail(
+            build, out_channels, downsample, norm_layer, activation_layer, se_layer, stochastic_depth, kept_rows_only
+        )
 
-    def forward(self, input: Tensor) -> Tensor:
-        check_input(input, 4, self.inplanes)
+    def _convs(self, input: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(input)))
         branch = self.act2(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        return self._tail(branch, input)
+        return self.bn3(self.conv3(branch))

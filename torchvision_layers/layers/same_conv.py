@@ -84,6 +84,7 @@ class Conv2dSame(nn.Conv2d):
             dtype=dtype,
         )
         self.padding = "same"
+        self.reduction = row_stride if row_stride == column_stride else (row_stride, column_stride)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)

@@ -79,6 +79,8 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         self.input_channels = check_int("input_channels", input_channels)
         self.squeeze_channels = check_int("squeeze_channels", squeeze_channels)
+        self.out_channels = self.input_channels
+        self.reduction = 1
         build = Builder(device, dtype)
         self.avgpool = GlobalAvgPool2d()
         self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1, device=device, dtype=dtype)

@@ -11,6 +11,7 @@ from ..layers.linear import LinearDropoutAct
 from ..layers.mbconv import FusedMBConv, MBConv
 from ..layers.mlp import MLP
 from ..layers.permute import Permute
+from ..layers.replacement import replace
 from ..layers.residual import BasicBlock, Bottleneck
 from ..layers.same_conv import Conv2dSame
 from ..layers.squeeze_excitation import SqueezeExcitation
@@ -38,4 +39,5 @@ __all__ = [
     "Permute",
     "SqueezeExcitation",
     "StochasticDepth",
+    "replace",
 ]

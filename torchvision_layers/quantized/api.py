@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .._utils.checks import check_bool, check_unwrapped
+from .._utils.folded_forms import join_branches
 from .._utils.inputs import inputs_of
 from .batches import iterate
 from .eager.fusion import fuse_children
@@ -68,7 +69,9 @@ def quantize(
 ) -> QuantizableModel | QuantizableGraph:
     """Post-training quantization: an int8 copy of ``model``, with ranges observed on ``batches``.
 
-    Both engines also correct biases for the shift that rounding the weights adds to the mean of each channel. The PT2E
+    Parallel convolutions that a layer joins by its method ``folded()``, as
+    :class:`~torchvision_layers.experimental.nn.RepConv` does, become one. Both engines also correct biases for the
+    shift that rounding the weights adds to the mean of each channel. The PT2E
     engine then corrects them for what rounding the activations adds, on up to four images of the first batch.
 
     Args:
@@ -169,7 +172,7 @@ def quantize(
         )
     return keep_tolerance(
         Tolerance(tolerance, drop),
-        called,
+        join_branches(called, settings.excluded),
         lambda: iterate(batches, called, False, ""),
         run,
         lambda int8: workflow.measure(int8, model, iterate(batches, called, False, ""))[0],

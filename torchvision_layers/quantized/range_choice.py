@@ -16,55 +16,79 @@ from .._utils.structure import flatten, rebuild
 from .range_search import FastRangeSearch
 from .ranges import RULES, RangeRule
 
-__all__ = ["CalibrationRanges", "choose_ranges"]
+__all__ = ["CalibrationRanges", "choose_ranges", "places_of"]
 
 #: Images that ``"auto"`` tries its rules on: the outputs for more would hardly differ.
 _IMAGES = 32
+
+#: A rule that clips must have an error this much smaller than that of ``"minmax"``, because images to come exceed the
+#: range by more than a few batches show: 0.25 dB.
+_CLEARLY = 10**0.025
 
 #: Operators that only move values, so that rounding can as well happen after them.
 _MOVES = {"_unsafe_view", "clone", "constant_pad_nd"}
 
 
 class CalibrationRanges:
-    """The rule of the ranges in one calibration, with the first batches if it is ``"auto"``."""
+    """The rule of the ranges in one calibration.
+
+    ``"auto"`` compares its rules on batches that the ranges compared do not come from, because a rule that clips looks
+    best on the values that it was fitted to. These batches run last, and then count as all others do.
+    """
 
     def __init__(self, rule: RangeRule) -> None:
         self._rule = rule
-        self._batches: list[Inputs] = []
-        self._missing = _IMAGES if rule == "auto" else 0
+        self._held = list[Inputs]()
+        self._places: dict[int, _Place] | None = None
+        #: The prepared model, whose observers get the rule.
+        self.model: nn.Module | None = None
 
     def watch(self, batches: Iterator[Inputs]) -> Iterator[Inputs]:
-        """The same batches."""
-        for batch in batches:
-            if self._missing > 0:
-                self._batches.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
-                self._missing -= next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
-            yield batch
-
-    def apply(self, model: nn.Module) -> None:
-        """Gives the observers of a prepared model, which has run on the batches, their rules, in place."""
-        if self._rule == "auto":
-            choose_ranges(model, self._batches)
+        """The same batches, in another order with ``"auto"``."""
+        if self._rule != "auto":
+            yield from batches
             return
-        for module in model.modules():
+        missing = _IMAGES
+        for i, batch in enumerate(batches):
+            if i % 2 and missing > 0:
+                self._held.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
+                missing -= next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
+            else:
+                if i == 0:
+                    first = batch.map(lambda tensor: tensor.detach().clone())
+                yield batch
+        if self._held:
+            assert self.model is not None
+            self._places = places_of(self.model)
+            yield from (batch.map(Tensor.clone) for batch in self._held)
+        else:
+            self._held = [first]
+
+    def apply(self) -> None:
+        """Gives the observers of the model, which has run on the batches, their rules, in place."""
+        assert self.model is not None
+        if self._rule == "auto":
+            choose_ranges(self.model, self._held, self._places or places_of(self.model))
+            return
+        for module in self.model.modules():
             if isinstance(module, FastRangeSearch):
                 module.rule = self._rule
 
 
 @torch.no_grad()
-def choose_ranges(model: nn.Module, batches: Sequence[Inputs]) -> None:
+def choose_ranges(model: nn.Module, batches: Sequence[Inputs], places: dict[int, "_Place"]) -> None:
     """Gives each observer of a prepared model the rule with the least error, in place.
 
     The error is that of the operators that read the rounded tensor, so clipped values count by what they do there. The
     choices are then rounded all at once. If a single rule for all observers has less error at the outputs of the model,
-    that one stays.
+    that one stays. ``"minmax"`` needs no more than a similar error.
 
     Args:
         model: a model in eval mode that has run on the batches of the calibration.
-        batches: some of these batches.
+        batches: batches to compare the rules on.
+        places: the observers with their steps, of these batches or others.
     """
-    observers = [module for module in model.modules() if isinstance(module, FastRangeSearch)]
-    places = {id(observer): _Place(observer) for observer in observers if bool(observer.min_val.isfinite().all())}
+    observers = _observers_of(model)
     comparison = _Comparison(places)
     with _probing(observers, comparison.mark):
         expected = []
@@ -77,9 +101,20 @@ def choose_ranges(model: nn.Module, batches: Sequence[Inputs]) -> None:
     best = {key: place.best() for key, place in places.items()}
     choices = [best, *(dict.fromkeys(places, i) for i in range(len(RULES)))]
     errors = [_error(model, batches, expected, observers, places, choice) for choice in choices]
-    chosen = choices[errors.index(min(errors))]
+    safe = 1 + RULES.index("minmax")
+    chosen = choices[safe if errors[safe] <= _CLEARLY * min(errors) else errors.index(min(errors))]
     for key, i in chosen.items():
         places[key].observer.rule = RULES[i]
+
+
+def places_of(model: nn.Module) -> dict[int, "_Place"]:
+    """The observers of a model that have seen values, by their ids, with the steps that each rule gives them now."""
+    observers = _observers_of(model)
+    return {id(observer): _Place(observer) for observer in observers if bool(observer.min_val.isfinite().all())}
+
+
+def _observers_of(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, FastRangeSearch)]
 
 
 class _Place:

@@ -28,6 +28,8 @@ _FIXED_STEPS = {"hardsigmoid": 1 / 256, "sigmoid": 1 / 256, "tanh": 1 / 128}
 #: Steps of an activation, and of each side of a weight: x86 may leave half of its steps out, and the largest weight
 #: between two others.
 _STEPS, _WEIGHT_STEPS = 255, 63.5
+#: Views that repeat values, in which these cannot be rounded in place.
+_OVERLAPPING = {"expand", "unfold"}
 
 
 def round_weights_(model: nn.Module) -> None:
@@ -104,7 +106,7 @@ class _Rounding(TorchDispatchMode):
         is_view = func.is_view or name == "_unsafe_view"
         is_fused = name in _FUSED or "batch_norm" in name
         is_unrounded = is_fused or name in _WEIGHTED or name in _SIZES
-        if is_view:
+        if is_view and name not in _OVERLAPPING:
             is_unrounded = any(tensor.is_unrounded for tensor in inputs)
         elif not is_fused:
             for tensor in inputs:

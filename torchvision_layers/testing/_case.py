@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from ._spec import LayerSpec, Sample
 
-__all__ = ["Case", "PerLayerCache", "run_seeded"]
+__all__ = ["Case", "PerLayerCache", "random_states", "run_seeded"]
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Case:
     spec: LayerSpec
     sample: Sample
     variant: str = ""
+    #: The device of the layer and its input. Both are made on the CPU, so that they are the same on every device.
+    device: torch.device = CPU
 
     @property
     def id(self) -> str:
@@ -36,15 +39,22 @@ class Case:
     def kwargs(self) -> dict[str, object]:
         """Arguments of the sample. Modules are copied, so a check cannot affect the next one.
 
-        Copies are on torch's default device, like everything else that a check creates.
+        Copies are on torch's default device, like the layer that is built from them.
         """
         device = torch.get_default_device()
         kwargs = copy.deepcopy(dict(self.sample.kwargs))
         return {name: arg.to(device) if isinstance(arg, nn.Module) else arg for name, arg in kwargs.items()}
 
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device of the case. Under ``torch.device("meta")`` it stays there."""
+        return module if torch.get_default_device().type == "meta" else module.to(self.device)
+
     def fresh(self) -> nn.Module:
         """The layer as its constructor leaves it, in the mode of the variant. A lazy layer is materialized."""
-        layer = self.spec.cls(**self.kwargs())
+        return self.place(self._build())
+
+    def _build(self) -> nn.Module:
+        layer = self.sample.adapt(self.spec.cls(**self.kwargs()))
         if any(is_lazy(tensor) for tensor in [*layer.parameters(), *layer.buffers()]):
             with torch.no_grad():
                 layer.eval()(torch.zeros(self.sample.shape))  # in eval mode, so that statistics do not count it
@@ -52,10 +62,10 @@ class Case:
 
     def layer(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The layer with random vectors, which no default could produce."""
-        return randomize(self.fresh()).to(dtype)
+        return self.place(randomize(self._build())).to(dtype)
 
     def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(self.sample.shape, dtype=dtype)
+        return torch.randn(self.sample.shape, dtype=dtype).to(self.device)
 
     @property
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
@@ -67,7 +77,7 @@ class Case:
         shape = list(self.sample.shape)
         for dim in self.sample.free_dims:
             shape[dim] = batch if dim == 0 else shape[dim] + 2 + dim
-        return torch.randn(shape)
+        return torch.randn(shape).to(self.device)
 
 
 class PerLayerCache(Generic[T]):
@@ -76,17 +86,17 @@ class PerLayerCache(Generic[T]):
     def __init__(self, function: Callable[[Case], T]) -> None:
         self._function = function
         self._spec: LayerSpec | None = None
-        self._results: list[tuple[Sample, str, T]] = []
+        self._results: list[tuple[Sample, str, torch.device, T]] = []
 
     def __call__(self, case: Case) -> T:
         if case.spec is not self._spec:
             self._spec, self._results = case.spec, []
-        for sample, variant, result in self._results:
-            if sample is case.sample and variant == case.variant:
+        for sample, variant, device, result in self._results:
+            if sample is case.sample and variant == case.variant and device == case.device:
                 return result
         torch.manual_seed(0)  # independent of the check that runs first
         result = self._function(case)
-        self._results.append((case.sample, case.variant, result))
+        self._results.append((case.sample, case.variant, case.device, result))
         return result
 
 
@@ -106,6 +116,14 @@ def randomize(layer: nn.Module) -> nn.Module:
 def _draw(name: str, tensor: Tensor) -> None:
     low = 0.5 if name.endswith(("weight", "running_var")) else -0.5
     tensor.uniform_(low, low + 1.0)
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a layer on this device can draw from."""
+    states = [torch.get_rng_state()]
+    if device.type not in ("cpu", "meta"):
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
 
 
 def run_seeded(layer: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:

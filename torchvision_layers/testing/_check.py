@@ -1,16 +1,15 @@
 """A conformance check: its function, its variants, and the conditions in which it does not apply."""
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
 import torch
 
 from ._case import Case
+from ._modes import isolated_modes
 from ._spec import LayerSpec, Sample
 
 __all__ = ["Check", "NotApplicable", "Outcome", "Status", "Tier", "cases_of", "check", "run_case"]
@@ -38,6 +37,13 @@ class NotApplicable:
 
     reason: str
     holds: Callable[[Case], bool]
+    #: Whether it depends on the device only. An expected failure of the check is then not expected either.
+    is_of_device: bool = False
+
+
+NO_VALUES = NotApplicable(
+    "needs values, which meta tensors lack", lambda case: case.device.type == "meta", is_of_device=True
+)
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,17 @@ def check(
     variants: Sequence[str] = ("",),
     not_applicable: Sequence[NotApplicable] = (),
     per_layer: bool = False,
+    reads_values: bool = True,
     ignored_warnings: Sequence[tuple[str, type[Warning]]] = (),
 ) -> Callable[[Callable[[Case], None]], Check]:
-    """Decorator that makes a :class:`Check` from a function that takes a :class:`Case` and raises on failure."""
+    """Decorator that makes a :class:`Check` from a function that takes a :class:`Case` and raises on failure.
+
+    A check that reads values, or expects torch to check them, does not apply on the meta device.
+    """
+    reasons = ((NO_VALUES,) if reads_values else ()) + tuple(not_applicable)
 
     def decorate(function: Callable[[Case], None]) -> Check:
-        return Check(id, function, tier, tuple(variants), tuple(not_applicable), per_layer, tuple(ignored_warnings))
+        return Check(id, function, tier, tuple(variants), reasons, per_layer, tuple(ignored_warnings))
 
     return decorate
 
@@ -88,28 +99,10 @@ class Outcome:
     error: Exception | None = None
 
 
-@contextmanager
-def _isolated_modes() -> Iterator[None]:
-    dtype, python_state, numpy_state = torch.get_default_dtype(), random.getstate(), np.random.get_state()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-def cases_of(spec: LayerSpec, check: Check) -> list[Case]:
+def cases_of(spec: LayerSpec, check: Check, device: str | torch.device = "cpu") -> list[Case]:
     """The cases of a layer in a check: each sample in each variant."""
     samples: Sequence[Sample] = spec.samples[:1] if check.per_layer else spec.samples
-    return [Case(spec, sample, variant) for sample in samples for variant in check.variants]
+    return [Case(spec, sample, variant, torch.device(device)) for sample in samples for variant in check.variants]
 
 
 def run_case(check: Check, case: Case) -> Outcome:
@@ -120,25 +113,26 @@ def run_case(check: Check, case: Case) -> Outcome:
         return Outcome(check.id, case.id, status, reason, error)
 
     with ExitStack() as stack:
-        stack.enter_context(_isolated_modes())
+        stack.enter_context(isolated_modes(case.device))
         stack.enter_context(warnings.catch_warnings())
         for pattern, category in check.ignored_warnings:
             warnings.filterwarnings("ignore", pattern, category)
         torch.manual_seed(0)
         try:
-            reason = next((entry.reason for entry in check.not_applicable if entry.holds(case)), None)
-            if reason is None:
+            not_applicable = next((entry for entry in check.not_applicable if entry.holds(case)), None)
+            if not_applicable is None:
                 torch.manual_seed(0)
                 check.function(case)
         except Exception as error:  # any error of the layer is a failure of the check
             if xfail:
                 return outcome(Status.XFAILED, f"{xfail.reason} ({xfail.link})")
             return outcome(Status.FAILED, _first_line(error), error)
-    if xfail:
-        result = "passes" if reason is None else f"does not apply ({reason})"
+    reason = not_applicable.reason if not_applicable else ""
+    if xfail and not (not_applicable and not_applicable.is_of_device):
+        result = f"does not apply ({reason})" if not_applicable else "passes"
         unexpected = AssertionError(f"{result}, but is expected to fail: {xfail.reason} ({xfail.link})")
         return outcome(Status.FAILED, str(unexpected), unexpected)
-    return outcome(Status.PASSED) if reason is None else outcome(Status.NOT_APPLICABLE, reason)
+    return outcome(Status.NOT_APPLICABLE, reason) if not_applicable else outcome(Status.PASSED)
 
 
 def _first_line(error: Exception) -> str:

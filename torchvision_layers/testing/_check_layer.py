@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._check import Outcome, Status, Tier, cases_of, run_case
@@ -69,6 +70,15 @@ def _check_ids(argument: str, ids: Collection[str], known: Collection[str]) -> N
             raise ValueError(f"{argument} must name checks, got {id!r}; the checks are {', '.join(sorted(known))}")
 
 
+def _existing(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:  # torch raises any of them
+        raise ValueError(f"device must exist, got {str(device)!r} ({str(error).splitlines()[0]})") from error
+    return torch.empty(0, device=place).device  # "cuda" becomes "cuda:0"
+
+
 def check_layer(
     cls: Callable[..., nn.Module],
     samples: Sample | Sequence[Sample],
@@ -80,6 +90,7 @@ def check_layer(
     expected_failures: Mapping[str, XFail] | None = None,
     rows: Collection[str] | None = None,
     slow: bool = False,
+    device: str | torch.device = "cpu",
     raise_on_error: bool = True,
 ) -> Report:
     """Run the conformance checks of this package on your own layer.
@@ -94,15 +105,17 @@ def check_layer(
         expected_failures: known failures, by ``"check"`` or ``"check[variant]"``. Strict: a pass is a failure.
         rows: ids of the checks to run. Default: all checks that are not slow.
         slow: also run the checks that compile or start processes. Default: ``False``.
+        device: where the layer and its inputs are, such as ``"cuda"``. On ``"meta"``, checks that compare values do
+            not apply. Default: ``"cpu"``.
         raise_on_error: raise if a check fails. Default: ``True``.
 
     Returns a :class:`Report`, which prints as a table of results with their reasons.
 
     Errors: :class:`LayerCheckError`, an ``AssertionError`` that holds the report, if a check fails; ``ValueError``
-    for unknown ids and for an empty list of samples; ``TypeError`` for an expected failure that is not an
-    :class:`XFail`.
+    for unknown ids, for an empty list of samples and for a device that does not exist; ``TypeError`` for an expected
+    failure that is not an :class:`XFail`.
 
-    The caller's CPU random state, modes and default dtype do not change. Functions that ``torch.compile`` returned
+    The caller's random state, modes and default dtype do not change. Functions that ``torch.compile`` returned
     earlier are compiled again at their next call.
 
     Examples::
@@ -127,6 +140,7 @@ def check_layer(
     )
     if not spec.samples:
         raise ValueError("samples must contain at least one Sample, got none")
+    place = _existing(device)
     ids = {check.id: {check.id, *(f"{check.id}[{variant}]" for variant in check.variants)} for check in CHECKS}
     _check_ids("rows", rows or (), ids)
     _check_ids("expected_failures", spec.xfails, set().union(*ids.values()))
@@ -138,7 +152,9 @@ def check_layer(
     else:
         checks = [check for check in CHECKS if check.id in rows]
     report = Report(
-        spec.name, spec.status, tuple(run_case(check, case) for check in checks for case in cases_of(spec, check))
+        spec.name,
+        spec.status,
+        tuple(run_case(check, case) for check in checks for case in cases_of(spec, check, place)),
     )
     if raise_on_error and report.failures:
         raise LayerCheckError(report)

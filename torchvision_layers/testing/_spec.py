@@ -19,6 +19,8 @@ Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], bool], np
 class Sample:
     """Arguments of a layer, and the shape of its input: one floating-point tensor, which maps to one tensor.
 
+    A layer with several inputs or outputs needs an ``adapter``.
+
     The sizes in ``shape`` should differ pairwise. Equal sizes hide a swap of height and width, and ``torch.export``
     may tie them to each other.
     """
@@ -41,12 +43,18 @@ class Sample:
     islands: tuple[type[nn.Module], ...] = ()
     #: Whether such a model runs the whole layer as a float fallback.
     is_island: bool = False
+    #: Puts the layer into a module that maps one tensor to one tensor. Checks and ``reference`` then see that module.
+    adapter: Callable[[nn.Module], nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) < 1 or self.shape[0] < 2:
             raise ValueError(f"shape must begin with a batch of at least 2, got {self.shape}")
         if any(not 0 <= dim < len(self.shape) for dim in self.dynamic_dims or ()):
             raise ValueError(f"dynamic_dims must be dimensions of shape {self.shape}, got {self.dynamic_dims}")
+
+    def adapt(self, layer: nn.Module) -> nn.Module:
+        """The layer as a module that maps one tensor to one tensor."""
+        return layer if self.adapter is None else self.adapter(layer)
 
     @property
     def free_dims(self) -> tuple[int, ...]:
@@ -98,6 +106,8 @@ class BadInput:
     message: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: bool = False
+    #: Further inputs of the call, in the same forms.
+    others: Sequence[tuple[int, ...] | Tensor | object] = ()
 
 
 @dataclass(frozen=True)

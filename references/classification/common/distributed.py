@@ -61,6 +61,11 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
+def describe(device: torch.device) -> str:
+    """The device, with the name of a GPU."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
+import torch
 from typing_extensions import Self
 
 # A run can be resumed only with equal values of these; others (workers, paths, logs) may change.
@@ -95,6 +96,10 @@ class EpochSettings(Settings):
     seed: int = 0
     print_freq: int = 0
     use_deterministic_algorithms: bool = False
+
+    def is_deterministic(self, device: torch.device) -> bool:
+        """Whether operators that may give different results when repeated raise an error."""
+        return self.use_deterministic_algorithms or device.type == "cpu"
 
 
 @dataclass(frozen=True)

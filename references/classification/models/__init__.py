@@ -6,20 +6,28 @@ from torch import nn
 
 from . import (
     convnext,
+    densenet,
     efficientnet,
     efficientnet_lite,
     mobilenet,
     mobilenet_v1,
     mobilenet_v3,
+    mobilenet_v4,
+    mobileone,
     nf_resnet,
+    repvgg,
     resnet,
     sasa_resnet,
+    shufflenet,
+    vit,
 )
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
+    "convnextv2_atto": convnext.convnextv2_atto,
+    "densenet121": densenet.densenet121,
     "efficientnet_b0": efficientnet.efficientnet_b0,
     "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
     "efficientnet_lite1": efficientnet_lite.efficientnet_lite1,
@@ -32,7 +40,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2_half": mobilenet.mobilenet_v2_half,
     "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
+    "mobilenet_v4_conv_small": mobilenet_v4.mobilenet_v4_conv_small,
+    "mobileone_s0": mobileone.mobileone_s0,
     "nf_resnet50": nf_resnet.nf_resnet50,
+    "repvgg_a0": repvgg.repvgg_a0,
     "resnet18": resnet.resnet18,
     "resnet26_sasa": sasa_resnet.resnet26_sasa,
     "resnet34": resnet.resnet34,
@@ -43,6 +54,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "se_resnet18": resnet.se_resnet18,
     "se_resnet50": resnet.se_resnet50,
+    "shufflenet_v2_x1_0": shufflenet.shufflenet_v2_x1_0,
+    "vit_b_16": vit.vit_b_16,
+    "vit_b_32": vit.vit_b_32,
+    "vit_tiny": vit.vit_tiny,
     "wide_resnet50_2": resnet.wide_resnet50_2,
 }
 

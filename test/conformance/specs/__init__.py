@@ -2,11 +2,45 @@
 
 from torchvision_layers.testing import LayerSpec, Sample
 
-from . import attention, conv, convnext, inverted, lazy, linear, norms, plain, residual, staged_convs, staged_norms
+from . import (
+    attention,
+    conv,
+    convnext,
+    inverted,
+    lazy,
+    linear,
+    norms,
+    plain,
+    residual,
+    staged_bottlenecks,
+    staged_convs,
+    staged_necks,
+    staged_norms,
+    staged_positions,
+    staged_windows,
+    tokens,
+)
 
 __all__ = ["SPECS", "LayerSpec", "Sample"]
 
 # To add a family, add a file here and its name to this list.
-FAMILIES = (conv, lazy, linear, attention, residual, inverted, convnext, norms, plain, staged_convs, staged_norms)
+FAMILIES = (
+    conv,
+    lazy,
+    linear,
+    attention,
+    residual,
+    inverted,
+    convnext,
+    norms,
+    plain,
+    staged_bottlenecks,
+    staged_convs,
+    staged_necks,
+    staged_norms,
+    staged_positions,
+    staged_windows,
+    tokens,
+)
 
 SPECS: tuple[LayerSpec, ...] = tuple(spec for family in FAMILIES for spec in family.SPECS)

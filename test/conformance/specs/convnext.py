@@ -35,6 +35,24 @@ SPECS = (
                 reads_mode=True,
                 islands=(nn.LayerNorm,),
             ),
+            Sample(
+                "hidden norm",
+                {"dim": 3, "layer_scale": None, "kernel_size": 5, "expansion": 2, "hidden_norm_layer": nn.LayerNorm},
+                (2, 3, 6, 7),
+                ref.convnext_block,
+                reads_mode=False,
+                islands=(nn.LayerNorm, nn.GELU),
+            ),
+            Sample(
+                "kept rows",
+                {"dim": 3, "layer_scale": 0.5, "activation_layer": nn.ReLU}
+                | {"stochastic_depth": 0.4, "kept_rows_only": True},
+                (2, 3, 8, 9),
+                partial(ref.convnext_block, activation=ref.relu),
+                is_random=True,
+                reads_mode=True,
+                islands=(nn.LayerNorm,),
+            ),
         ),
         (
             *invalid_inputs.channels("dim", "expansion"),
@@ -43,9 +61,15 @@ SPECS = (
                 InvalidInput.WINDOW, {"kernel_size": (7, 7)}, TypeError, r"kernel_size must be an int, got \(7, 7\)"
             ),
             BadArguments(InvalidInput.EVEN_KERNEL, {"kernel_size": 6}, ValueError, "kernel_size must be odd, got 6"),
-            *invalid_inputs.probability("stochastic_depth"),
+            *invalid_inputs.stochastic_depth(),
             *invalid_inputs.norms(3),
-            *invalid_inputs.layers("activation_layer", "conv_layer"),
+            *invalid_inputs.layers("activation_layer", "conv_layer", "hidden_norm_layer"),
+            BadArguments(
+                InvalidInput.CHOICE,
+                {"hidden_norm_layer": nn.LayerNorm(77)},
+                ValueError,
+                r"hidden_norm_layer has normalized_shape=\(77,\), expected \(12,\)",
+            ),
             BadArguments(
                 InvalidInput.EPS, {"layer_scale": invalid_inputs.NAN}, ValueError, "layer_scale must be finite, got nan"
             ),

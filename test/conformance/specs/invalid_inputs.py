@@ -29,6 +29,29 @@ def probability(name: str) -> tuple[BadArguments, ...]:
     )
 
 
+def kept_rows(channels: int) -> tuple[BadInput, ...]:
+    """Inputs of blocks that would normalize the kept samples with their own statistics."""
+    return tuple(
+        BadInput(
+            InvalidInput.PROBABILITY,
+            (2, channels, 6, 7),
+            ValueError,
+            "kept_rows_only must be False for a branch with batch statistics.*got BatchNorm2d in training mode",
+            {"stochastic_depth": rate, "kept_rows_only": True, "norm_layer": nn.BatchNorm2d},
+            training=True,
+        )
+        for rate in (0.2, 1.0)
+    )
+
+
+def stochastic_depth() -> tuple[BadArguments, ...]:
+    wrong = "kept_rows_only must be True or False, got 1"
+    return (
+        *probability("stochastic_depth"),
+        BadArguments(InvalidInput.CHOICE, {"kept_rows_only": 1}, TypeError, wrong),
+    )
+
+
 def eps() -> tuple[BadArguments, ...]:
     return (
         BadArguments(InvalidInput.EPS, {"eps": -1.0}, ValueError, r"eps must be finite and not negative, got -1\.0"),

@@ -37,7 +37,7 @@ def _arguments(in_name: str, out_name: str, channels: int) -> tuple[BadArguments
         BadArguments(
             InvalidInput.CHANNELS, {"expand_ratio": True}, TypeError, "expand_ratio must be a number, got True"
         ),
-        *invalid_inputs.probability("stochastic_depth"),
+        *invalid_inputs.stochastic_depth(),
         *invalid_inputs.norms(channels),
         *invalid_inputs.layers("activation_layer", "conv_layer"),
     )
@@ -48,6 +48,7 @@ def _inputs(channels: int) -> tuple[BadInput, ...]:
         *invalid_inputs.shapes(channels, (6, 7)),
         *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
+        *invalid_inputs.kept_rows(channels),
         # One pixel remains, which would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
@@ -169,6 +170,15 @@ SPECS = (
                 {"in_channels": 3, "out_channels": 3, "activation_layer": nn.ReLU},
                 (2, 3, 6, 7),
                 partial(ref.mbconv, places="full project", activation=ref.relu),
+                reads_mode=True,
+            ),
+            Sample(
+                "kept rows",
+                {"in_channels": 3, "out_channels": 3, "activation_layer": nn.ReLU, "norm_layer": None}
+                | {"stochastic_depth": 0.4, "kept_rows_only": True},
+                (2, 3, 6, 7),
+                partial(ref.mbconv, places="full project", activation=ref.relu),
+                is_random=True,
                 reads_mode=True,
             ),
             Sample(

@@ -38,6 +38,12 @@ SPECS = (
             BadArguments(
                 InvalidInput.CHOICE, {"mode": "column"}, ValueError, "mode must be 'batch' or 'row', got 'column'"
             ),
+            BadArguments(
+                InvalidInput.CHOICE,
+                {"mode": "batch", "kept_rows_only": True},
+                ValueError,
+                "kept_rows_only needs mode='row', got 'batch'",
+            ),
             BadArguments(InvalidInput.CHOICE, {"mode": None}, ValueError, "mode must be 'batch' or 'row', got None"),
         ),
         (

@@ -21,7 +21,7 @@ def _arguments(channels: int) -> tuple[BadArguments, ...]:
         *invalid_inputs.numbers("stride", "dilation"),
         BadArguments(InvalidInput.WINDOW, {"stride": (2, 2)}, TypeError, r"stride must be an int, got \(2, 2\)"),
         BadArguments(InvalidInput.GROUPS, {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        *invalid_inputs.probability("stochastic_depth"),
+        *invalid_inputs.stochastic_depth(),
         *invalid_inputs.norms(channels),
         *invalid_inputs.layers("activation_layer", "se_layer", "conv_layer"),
         BadArguments(
@@ -41,6 +41,7 @@ def _inputs(channels: int, out_channels: int, side: int) -> tuple[BadInput, ...]
         *invalid_inputs.shapes(channels, (6, 7)),
         *invalid_inputs.types_of_torch((2, channels, 6, 7)),
         *invalid_inputs.no_pixels(channels),
+        *invalid_inputs.kept_rows(channels),
         # One channel, or one pixel, would broadcast.
         BadInput(
             InvalidInput.RESIDUAL,
@@ -141,6 +142,15 @@ SPECS = (
                 {"inplanes": 3, "planes": 4, "stride": 2, "groups": 2, "base_width": 32, "dilation": 2},
                 (2, 3, 9, 7),
                 partial(ref.residual_block, strides=(1, 2, 1), groups=(1, 2, 1), dilation=2),
+                reads_mode=True,
+            ),
+            Sample(
+                "kept rows",
+                {"inplanes": 8, "planes": 2, "norm_layer": nn.Identity, "se_layer": tnn.SqueezeExcitation}
+                | {"stochastic_depth": 0.4, "kept_rows_only": True},
+                (2, 8, 6, 7),
+                partial(ref.residual_block, strides=(1, 1, 1), groups=(1, 1, 1)),
+                is_random=True,
                 reads_mode=True,
             ),
             Sample(

@@ -4,11 +4,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from torchvision_layers import nn as tnn
 from torchvision_layers.testing import ShapeExample
 
-from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, width
+from .shape_strategies import BATCH, IMAGE, SIZE, convolve, each, one_or_each, same_size, width
 
-__all__ = ["attention", "conv2d", "normalized", "se_block"]
+__all__ = [
+    "attention",
+    "conv2d",
+    "global_response_norm",
+    "normalized",
+    "rep_conv",
+    "se_block",
+    "universal_inverted_bottleneck",
+]
 
 
 @st.composite
@@ -63,3 +72,43 @@ def se_block(draw: st.DrawFn) -> ShapeExample:
     fits = shape[1] >= ratio if is_lazy else shape[1] == channels
     kwargs = {"ratio": ratio, "in_channels": None if is_lazy else channels}
     return ShapeExample(kwargs, shape, shape if fits and 0 not in shape[2:] else None)
+
+
+@st.composite
+def rep_conv(draw: st.DrawFn) -> ShapeExample:
+    """Only the stride changes the size."""
+    groups = draw(st.integers(1, 3))
+    channels, out_channels = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    kernel, dilation = draw(one_or_each(st.sampled_from([1, 3, 5]), 2)), draw(one_or_each(st.integers(1, 3), 2))
+    stride = draw(st.integers(1, 3))
+    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
+    kwargs |= {"stride": stride, "dilation": dilation, "groups": groups, "branches": draw(st.integers(1, 2))}
+    kwargs |= {"pointwise": draw(st.booleans()), "identity": draw(st.booleans())}
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
+    padding = tuple(d * (k // 2) for k, d in zip(each(kernel, 2), each(dilation, 2), strict=True))
+    out = convolve(shape, out_channels, each(kernel, 2), (stride,) * 2, padding, each(dilation, 2))
+    return ShapeExample(kwargs, shape, out if shape[1] == channels else None)
+
+
+@st.composite
+def global_response_norm(draw: st.DrawFn) -> ShapeExample:
+    """Any number of dimensions between batch and channels."""
+    channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
+    image = draw(st.lists(SIZE, max_size=3))
+    size = draw(width(channels))
+    shape = (draw(BATCH), *image, size) if place == -1 else (draw(BATCH), size, *image)
+    return ShapeExample({"dim": channels, "channels_dim": place}, shape, shape if size == channels and image else None)
+
+
+@st.composite
+def universal_inverted_bottleneck(draw: st.DrawFn) -> ShapeExample:
+    """Only the stride changes the size."""
+    channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    start, middle = (draw(st.sampled_from([None, 1, 3, 5])) for _ in range(2))
+    stride = 1 if start is None and middle is None else draw(st.integers(1, 2))
+    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "stride": stride}
+    kwargs |= {"start_kernel_size": start, "middle_kernel_size": middle}
+    kwargs["expand_ratio"] = draw(st.sampled_from([1, 1.5, 2, 6]))
+    kwargs["se_layer"] = draw(st.sampled_from([None, tnn.SqueezeExcitation]))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
+    return ShapeExample(kwargs, shape, same_size(shape, out_channels, 1, stride) if shape[1] == channels else None)

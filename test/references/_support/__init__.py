@@ -41,6 +41,7 @@ class Host:
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1]), "OMP_NUM_THREADS": "1"}
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # any other check in this process would spoil its forks
         command = [sys.executable, str(Path(__file__).with_name("host.py"))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -9,8 +9,11 @@ import torchvision
 from models import MODELS, build_model
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.shufflenetv2 import ShuffleNetV2
+from torchvision.models.vision_transformer import VisionTransformer
 
 SHARED = sorted(name for name in MODELS if hasattr(torchvision.models, name))
 
@@ -35,6 +38,7 @@ QUARTER = {"depth_mult": 0.25}
 #: the depth of MobileNetV3.
 SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "convnext_tiny": ({"width_mult": 0.125, "depth_mult": 1 / 3}, small_convnext),
+    "densenet121": ({"width_mult": 0.25, "depth_mult": 0.25}, partial(DenseNet, 8, (2, 3, 6, 4), 16, num_classes=10)),
     "efficientnet_b0": ({"width_mult": 0.25, "depth_mult": 0.5}, small_efficientnet),
     "mobilenet_v2": ({"width_mult": 0.25, "depth_mult": 0.5}, small_mobilenet_v2),
     **{
@@ -47,8 +51,21 @@ SMALL: dict[str, tuple[dict[str, float], Callable[[], nn.Module]]] = {
     "resnet101": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 6, 1], 10)),
     "resnet152": (QUARTER, partial(ResNet, Bottleneck, [1, 2, 9, 1], 10)),
     "resnext50_32x4d": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, groups=32, width_per_group=4)),
+    "shufflenet_v2_x1_0": (QUARTER, partial(ShuffleNetV2, [1, 2, 1], [24, 116, 232, 464, 1024], 10)),
     "wide_resnet50_2": (QUARTER, partial(ResNet, Bottleneck, [1, 1, 2, 1], 10, width_per_group=128)),
+    **{
+        f"vit_b_{patch}": (
+            {"width_mult": 0.125, "depth_mult": 0.25},
+            partial(VisionTransformer, 224, patch, 3, 12, 96, 384, num_classes=10),
+        )
+        for patch in (16, 32)
+    },
 }
+
+
+def image_size(name: str, height: int, width: int) -> tuple[int, int]:
+    """The size of an image; torchvision's vision transformers take no other than that of their training."""
+    return (224, 224) if name.startswith("vit") else (height, width)
 
 
 def pair(name: str, is_small: bool) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module]]:

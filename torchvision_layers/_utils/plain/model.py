@@ -10,6 +10,8 @@ from .layers import plain_form
 
 __all__ = ["make_plain_"]
 
+_STAGED = "torchvision_layers.experimental."
+
 
 def make_plain_(
     model: nn.Module, *, will_train: bool = False, keeps_keys: bool = True, splits_padding: bool = False
@@ -18,7 +20,7 @@ def make_plain_(
 
     A convolution that pads by itself or computes its weight, a batch norm that calls an activation, or an activation
     under another name, of any class, becomes the modules of torch that compute the same: every reference to it sees
-    them. Layers of torch and of this package stay as they are, and so does a layer whose parameters or children a
+    them. Layers of torch and the stable ones of this package stay as they are, and so does a layer whose parameters or children a
     ``forward`` above it uses.
 
     Args:
@@ -59,7 +61,8 @@ def _is_candidate(module: nn.Module, splits_padding: bool) -> bool:
         assert isinstance(module, nn.modules.conv._ConvNd)
         return module.padding_mode != "zeros" or numeric_padding(module) is None
     names = [cls.__module__ for cls in type(module).__mro__]
-    is_known = names[0].startswith("torch.nn.modules") or any(n.startswith("torchvision_layers.") for n in names)
+    own = [name for name in names if name.startswith("torchvision_layers.")]
+    is_known = names[0].startswith("torch.nn.modules") or any(not name.startswith(_STAGED) for name in own)
     return not is_known and type(module).forward is not nn.Module.forward
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..._utils.chains import expand_chain
 from ..._utils.data_flow import ForwardTrace
+from ..._utils.folded_forms import fold_itself
 from ..._utils.modules import replace_module_
 from ..._utils.recorded_forwards import record_forwards
 from ..._utils.scaling import in_channels, scale_inputs, scale_outputs
@@ -16,7 +17,7 @@ from ..._utils.tracing import trace_forward
 from ...layers.layer_norm import LayerScale
 from ...layers.positional_conv import PositionalConv2d
 from ...quantized.eager.support import is_unit
-from .replacement import float_class_of, fold_itself
+from .replacement import float_class_of
 from .rules import channels_dim, is_identity, is_opaque, is_weighted, runs_in_order, scale_and_shift
 
 __all__ = ["FoldingPass"]

@@ -1,12 +1,10 @@
-"""Replacement of single modules, in place, so that every reference to them sees the new one."""
+"""The class that a module computes like, and the removal of parametrizations."""
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..._utils.modules import replace_module_
-
-__all__ = ["float_class_of", "fold_itself", "remove_parametrizations"]
+__all__ = ["float_class_of", "remove_parametrizations"]
 
 
 def float_class_of(module: nn.Module) -> type[nn.Module]:
@@ -15,29 +13,6 @@ def float_class_of(module: nn.Module) -> type[nn.Module]:
         return nn.Module
     float_class: type[nn.Module] = vars(type(module)).get("float_class", type(module))
     return float_class
-
-
-def fold_itself(module: nn.Module, path: str) -> bool:
-    """Replaces a module by the result of its method ``folded()``; returns whether it has one for its ``forward``."""
-    folded_classes = set[type[nn.Module]]()
-    while type(module) not in folded_classes and _has_folded(module):
-        folded_classes.add(type(module))
-        folded = module.folded()  # type: ignore[operator]
-        if not isinstance(folded, nn.Module):
-            raise TypeError(f"folded() of {path} must return a module, got {folded!r}")
-        replace_module_(module, folded)
-    return bool(folded_classes)
-
-
-def _has_folded(module: nn.Module) -> bool:
-    """Whether ``folded`` is a method, not a child, of the class that defines ``forward`` or of a subclass of it."""
-    classes = type(module).__mro__
-    if "forward" in vars(module) or not callable(getattr(type(module), "folded", None)):
-        return False
-    folded_level, forward_level = (
-        next(i for i, c in enumerate(classes) if name in vars(c)) for name in ("folded", "forward")
-    )
-    return folded_level <= forward_level
 
 
 def remove_parametrizations(model: nn.Module) -> None:

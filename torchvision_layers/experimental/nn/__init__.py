@@ -3,21 +3,62 @@
 from torch.nn import Flatten, Mish
 from torch.nn import SiLU as Swish
 
+from .aspp import ASPP
+from .attention import MultiHeadSelfAttention
+from .classifier_head import ClassifierHead
+from .concatenation import Concatenation
 from .coord_conv import CoordConv2d
+from .csp_block import CSPBlock
+from .feature_pyramid import FeaturePyramid
+from .gated_mlp import GatedMLP
+from .global_response_norm import GlobalResponseNorm
 from .layer_norm import CLayerNorm, PFLayerNorm
+from .patch_embedding import PatchEmbedding
+from .patch_merging import PatchMerging
+from .path_aggregation import PathAggregation
+from .position_embedding import PositionEmbedding2d, SinePositionEmbedding2d
+from .rep_conv import RepConv
 from .se_block import SEBlock
 from .spatial_attention import MultiHeadedSpatialAttention
+from .sppf import SPPF
+from .stochastic_depth_schedule import stochastic_depth_schedule
+from .swin_block import SwinBlock
+from .transformer_block import TransformerEncoderBlock
+from .universal_inverted_bottleneck import UniversalInvertedBottleneck
+from .up_block import UpBlock
 from .weight_standardization import SWSConv2d, WSConv2d
+from .window_attention import WindowAttention
 
 __all__ = [
+    "ASPP",
+    "SPPF",
     "CLayerNorm",
+    "CSPBlock",
+    "ClassifierHead",
+    "Concatenation",
     "CoordConv2d",
+    "FeaturePyramid",
     "Flatten",
+    "GatedMLP",
+    "GlobalResponseNorm",
     "Mish",
+    "MultiHeadSelfAttention",
     "MultiHeadedSpatialAttention",
     "PFLayerNorm",
+    "PatchEmbedding",
+    "PatchMerging",
+    "PathAggregation",
+    "PositionEmbedding2d",
+    "RepConv",
     "SEBlock",
     "SWSConv2d",
+    "SinePositionEmbedding2d",
+    "SwinBlock",
     "Swish",
+    "TransformerEncoderBlock",
+    "UniversalInvertedBottleneck",
+    "UpBlock",
     "WSConv2d",
+    "WindowAttention",
+    "stochastic_depth_schedule",
 ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..._utils.checks import check_bool, check_groups, check_int, check_sizes
 
-__all__ = ["CheckedConv2d"]
+__all__ = ["CheckedConv2d", "in_layout_of"]
 
 
 class CheckedConv2d(nn.Conv2d):
@@ -46,7 +46,7 @@ class CheckedConv2d(nn.Conv2d):
         """Convolves like ``nn.Conv2d`` with another weight, and keeps the memory layout in every padding mode."""
         if self.padding_mode == "zeros":
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
-        padded = _in_layout_of(F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), input)
+        padded = in_layout_of(F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), input)
         return F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, groups)
 
     def _plain_conv(self, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
@@ -65,7 +65,7 @@ class CheckedConv2d(nn.Conv2d):
 
 
 @torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
-def _in_layout_of(output: Tensor, input: Tensor) -> Tensor:
+def in_layout_of(output: Tensor, input: Tensor) -> Tensor:
     """Returns ``output`` in the memory layout of ``input``, channels_last or contiguous, copied if necessary."""
     if input.stride(1) == 1:
         return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap does not support memory_format

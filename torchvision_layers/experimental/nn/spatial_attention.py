@@ -78,6 +78,9 @@ class MultiHeadedSpatialAttention(nn.Module):
     vertical: _Axis
     horizontal: _Axis
 
+    #: Int8 cannot hold its infinite masks.
+    needs_float = True
+
     def __init__(
         self,
         in_channels: int,

@@ -1,7 +1,7 @@
 """One run of a float model: the arguments of each ``forward``, and the modules and weights that it uses."""
 
 import inspect
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from ..._utils.data_flow import ForwardTrace
 from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
+from ..._utils.tracing import Container
 from .in_place import UnsupportedError
 from .result_sizes import Measure, find_distinct_ranges
 
@@ -42,6 +43,8 @@ class Arguments:
 
     #: Constants, with their types, because ``1 == True``; ``Passed`` for anything else.
     values: dict[str, set[tuple[type, Any]]] = field(default_factory=lambda: defaultdict(set))
+    #: The containers of tensors among them; ``None`` if it is another object.
+    structures: dict[str, set[Container | None]] = field(default_factory=lambda: defaultdict(set))
 
     def record(self, forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Adds a call."""
@@ -49,6 +52,15 @@ class Arguments:
         bound.apply_defaults()
         for name, value in list(bound.arguments.items())[1:]:
             self.values[name].add((type(value), value) if _is_constant(value) else (Passed, _passed(value)))
+            self.structures[name].add(_container(value))
+
+    def containers(self) -> dict[str, Container]:
+        """The arguments that are containers with the same keys in all calls."""
+        return {
+            name: container
+            for name, (container, *others) in self.structures.items()
+            if container is not None and not others
+        }
 
     def holds_floats(self, name: str) -> bool:
         """Whether the argument holds floating-point tensors in any call."""
@@ -77,6 +89,14 @@ class Arguments:
 
 def _is_constant(value: object) -> bool:
     return isinstance(value, (bool, float, int, str, type(None)))
+
+
+def _container(value: object) -> Container | None:
+    """The class and keys of a list, tuple or dict that holds nothing but tensors."""
+    if type(value) not in (list, tuple, dict, OrderedDict):
+        return None
+    keys: Any = value if isinstance(value, dict) else range(len(value))  # type: ignore[arg-type]
+    return (type(value), tuple(keys)) if all(isinstance(value[key], Tensor) for key in keys) else None  # type: ignore[index]
 
 
 def _passed(value: object) -> Passed:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.tracing import check_items
 from ..layers.observed import Addition, Concatenation, Multiplication
 from ..report_row import Int8Support
 from .first_run import WEIGHTED, Arguments
@@ -96,6 +98,7 @@ _SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
 _VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
 #: Questions about a tensor.
 _QUERIES: set[Target] = {
+    check_items,
     torch.numel,
     "dim",
     "is_contiguous",
@@ -166,8 +169,8 @@ def _is_query(node: torch.fx.Node) -> bool:
 
 
 def _is_container(target: Target) -> bool:
-    """Whether ``target`` is the class of a named tuple or dataclass, which holds tensors as they are."""
-    return isinstance(target, type) and (issubclass(target, tuple) or dataclasses.is_dataclass(target))
+    """Whether ``target`` is the class of an object that holds tensors as they are."""
+    return isinstance(target, type) and (issubclass(target, (OrderedDict, tuple)) or dataclasses.is_dataclass(target))
 
 
 def _name(node: torch.fx.Node) -> str:

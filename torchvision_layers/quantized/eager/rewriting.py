@@ -144,7 +144,8 @@ def _rewritten(
 
     Each further call of a child in ``distinct`` becomes a copy of it.
     """
-    traced = shallow_graph(module, training, None if arguments is None else arguments.constants(module))
+    known = (None, None) if arguments is None else (arguments.constants(module), arguments.containers())
+    traced = shallow_graph(module, training, *known)
     if traced is None:
         return None
     graph, effects = traced

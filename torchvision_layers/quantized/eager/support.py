@@ -10,6 +10,7 @@ from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.layer_norm import LayerNorm2d, LayerScale
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
+from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
 from ..layers.observed import DeQuantStub, Observed
 from ..report_row import Int8Support
@@ -36,6 +37,7 @@ _CONVERTED = {
 # Their operators have kernels for quantized tensors: exact, or with a fixed range (sigmoids, tanh).
 _PASS_THROUGH = {
     ChannelCap,
+    GlobalAvgPool2d,
     Permute,
     SamePadding,
     StochasticDepth,

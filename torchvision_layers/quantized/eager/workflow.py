@@ -26,6 +26,7 @@ from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..finite import calibrating
+from ..joining import joined
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
@@ -81,6 +82,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     ranges = CalibrationRanges(settings.ranges)
     batches = ranges.watch(batches)
     first = first_of(batches)
+    model = joined(model, first, settings.excluded)
     traces = TraceCache()
     prepared, calls = _try_quantizable(model, first, settings, False, traces)
     with torch.no_grad():
@@ -88,6 +90,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
             post_ops = find_post_ops(prepared, calls, traces.__getitem__)
             prepared.post_ops = select_worthwhile(prepared, post_ops, calls)
         preparing.prepare(prepared, settings, prepared.post_ops, is_qat=False, calls=calls)
+        ranges.model = prepared
         prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
@@ -98,7 +101,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         for handle in handles:
             handle.remove()
         correct_biases(means, settings.progress)
-        ranges.apply(prepared)
+        ranges.apply()
     return _convert_(prepared)
 
 
@@ -145,6 +148,7 @@ def measure(
         prepared = copy_module(model)
     else:
         _check_float(model)
+        model = joined(model, first, int8.settings.excluded)
         prepared, calls = _try_quantizable(model, first, int8.settings, False, TraceCache())
         preparing.prepare(prepared, int8.settings, [], is_qat=False, calls=calls)
     return measuring.measure(int8, measuring.make_reference_(prepared, int8), chain([first], batches))

@@ -13,6 +13,7 @@ from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
+from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
 from ..eager.fusion import fuse_children
 
@@ -21,10 +22,11 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# The first three accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
-NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, FrozenBatchNorm2d, PositionMap)
+# The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
+NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
 
 
+_STAGED = "torchvision_layers.experimental."
 _PACKAGE_LAYERS = tuple(f"torchvision_layers.{name}." for name in ("experimental", "layers", "quantized"))
 
 
@@ -145,6 +147,9 @@ def _twin_class(module: nn.Module) -> type[QuantizableLayer] | None:
     package_layer = next((i for i, c in enumerate(classes) if c.__module__.startswith(_PACKAGE_LAYERS)), None)
     if package_layer is None or classes[package_layer].__module__.startswith("torchvision_layers.quantized"):
         return None
+    is_staged = classes[package_layer].__module__.startswith(_STAGED)
+    if is_staged and classes[package_layer] not in TWINS and not getattr(module, "needs_float", False):
+        return None  # its forward is rewritten, like that of a user's layer
     if classes[package_layer] not in TWINS:
         raise _NoTwinError("which has no quantizable twin; pass allow_float=True to leave it in float")
     for subclass in classes[:package_layer]:

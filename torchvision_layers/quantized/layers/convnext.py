@@ -28,7 +28,9 @@ class QuantizableConvNeXtBlock(QuantizableLayer, ConvNeXtBlock):
         return block
 
     def _scale(self, branch: Tensor) -> Tensor:
-        return branch if self.layer_scale is None else self.scale_exit(self.layer_scale * self.scale_entry(branch))
+        if self.layer_scale is None:
+            return branch
+        return self.scale_exit(self.layer_scale * self.scale_entry(branch))
 
     def _add_skip(self, branch: Tensor, skip: Tensor) -> Tensor:
         return self.skip_add(branch, skip)

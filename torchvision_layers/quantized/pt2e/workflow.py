@@ -14,6 +14,7 @@ from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
+from ..joining import joined
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
@@ -60,8 +61,10 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     ranges = CalibrationRanges(settings.ranges)
     batches = ranges.watch(batches)
     first = first_of(batches)
+    model = joined(model, first, settings.excluded)
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
+        ranges.model = prepared
         images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         keeps_outputs = shapes == [image.shape for image in images]
@@ -73,7 +76,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
                 with calibrating(model, batch, i):
                     prepared.call(batch)
         correct_biases(prepared.body, means, settings.progress)
-        ranges.apply(prepared)
+        ranges.apply()
         int8 = _convert_(prepared)
         correct_int8_biases(int8.body, expected, images)
     return int8
@@ -136,7 +139,8 @@ def measure(
             reference = copy_module(model)
             _simplify_trained_(reference)
         else:
-            reference = _prepare_to_calibrate(_float_copy(model).eval(), first, int8.settings)
+            model = joined(_float_copy(model).eval(), first, int8.settings.excluded)
+            reference = _prepare_to_calibrate(model, first, int8.settings)
     return measuring.measure(int8, reference, chain([first], batches))
 
 

@@ -1,7 +1,20 @@
 """All checks, in the order of the conformance table."""
 
 from .._check import Check
-from . import distributed, gradients, inputs, int8, invalid_inputs, numerics, programs, pt2e, randomness, state, twins
+from . import (
+    devices,
+    distributed,
+    gradients,
+    inputs,
+    int8,
+    invalid_inputs,
+    numerics,
+    programs,
+    pt2e,
+    randomness,
+    state,
+    twins,
+)
 
 __all__ = ["CHECKS", "GROUPS"]
 
@@ -12,6 +25,7 @@ GROUPS: dict[str, tuple[Check, ...]] = {
         numerics.out_shape,
         numerics.batch_indep,
         numerics.determinism,
+        numerics.deterministic,
         randomness.random_flag,
         randomness.stochastic,
         inputs.no_mutation,
@@ -33,6 +47,7 @@ GROUPS: dict[str, tuple[Check, ...]] = {
         state.train_eval_flag,
         state.statistics,
         state.meta,
+        devices.other_device,
         state.skip_init,
         state.copies,
     ),
@@ -61,6 +76,7 @@ GROUPS: dict[str, tuple[Check, ...]] = {
         distributed.ddp_two,
         distributed.fsdp2_two,
     ),
+    "GPUs": (devices.tf32, devices.no_sync, devices.cuda_graph),
     "Twins": (twins.twin_keys, twins.fuse),
     "Int8 modules": (int8.ptq_eager, int8.qat_eager, int8.int8_io),
     "Int8 graphs": (pt2e.pt2e_ptq, pt2e.pt2e_io, pt2e.pt2e_qat, pt2e.onnx_qdq),

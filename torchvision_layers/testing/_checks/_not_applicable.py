@@ -10,6 +10,8 @@ from .._check import NotApplicable
 
 __all__ = [
     "BATCH_STATISTICS",
+    "CPU_ONLY",
+    "GPU_ONLY",
     "NOT_AN_IMAGE",
     "NO_FLOATS",
     "NO_PARAMETERS",
@@ -45,6 +47,8 @@ def _returns_a_view(case: Case) -> bool:
     return storage == input.untyped_storage().data_ptr() and output.stride() != input.stride()
 
 
+CPU_ONLY = NotApplicable("runs on CPUs only", lambda case: case.device.type != "cpu", is_of_device=True)
+GPU_ONLY = NotApplicable("runs on GPUs only", lambda case: case.device.type != "cuda", is_of_device=True)
 NO_PARAMETERS = NotApplicable("has no parameters to train", _has_no_parameters)
 WAITS = NotApplicable(
     "is lazy: nothing can be initialized before its first batch",

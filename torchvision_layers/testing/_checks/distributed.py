@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._case import Case, run_seeded
 from .._check import NotApplicable, Tier, check
+from .._modes import isolated_modes
 from ._not_applicable import BATCH_STATISTICS, NO_PARAMETERS, TRAIN_EVAL, trainable
 
 __all__ = ["ddp", "ddp_two", "fsdp2", "fsdp2_meta", "fsdp2_two", "syncbn"]
@@ -29,10 +30,23 @@ _VIEWS = ((r"FSDP2-wrapped module .* returned a view tensor", UserWarning),)
 IN_A_GROUP = NotApplicable("already runs in a process group", lambda case: dist.is_initialized())
 
 
+NO_SECOND_DEVICE = NotApplicable(
+    "has no second GPU for the second process",
+    lambda case: case.device.type == "cuda" and torch.cuda.device_count() < 2,
+    is_of_device=True,
+)
+
+
 @contextmanager
-def group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+def group(folder: Path, device: torch.device, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     hook = sys.excepthook  # torch wraps it whenever a group starts, and never restores it
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=world_size,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         yield
     finally:
@@ -41,7 +55,8 @@ def group(folder: Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
 
 
 def _shard(layer: nn.Module) -> nn.Module:
-    fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))  # in place
+    kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    fully_shard(layer, mesh=init_device_mesh(kind, (dist.get_world_size(),)))  # in place
     return layer
 
 
@@ -69,7 +84,7 @@ def _assert_same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> N
 def _check_alone(case: Case, wrap: Callable[[nn.Module], nn.Module]) -> None:
     layer, input = case.layer(), case.input()
     expected = _gradients(copy.deepcopy(layer), input)
-    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, group(Path(folder), case.device):
         _assert_same(_gradients(wrap(layer), input), expected)
 
 
@@ -92,17 +107,20 @@ def fsdp2_meta(case: Case) -> None:
     expected = layer(input)
     with torch.device("meta"):
         empty = case.fresh()
-    with tempfile.TemporaryDirectory() as folder, group(Path(folder)):
-        sharded = _shard(empty).to_empty(device="cpu")
+    with tempfile.TemporaryDirectory() as folder, group(Path(folder), case.device):
+        sharded = _shard(empty).to_empty(device=case.device)
         set_model_state_dict(sharded, layer.state_dict(), options=StateDictOptions(full_state_dict=True))
         assert torch.equal(sharded(input), expected), "outputs differ"
 
 
-def _train_one_shard(rank: int, folder: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+def _train_one_shard(rank: int, folder: Path, wrap: Callable[[nn.Module], nn.Module], kind: str) -> None:
     """Run half of the batch in one of two processes, and write the gradients to a file."""
-    layer, input = torch.load(folder / "job.pt", weights_only=False)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    layer, input = torch.load(folder / "job.pt", map_location=device, weights_only=False)
     torch.set_num_threads(1)
-    with group(folder, rank, 2):
+    with group(folder, device, rank, 2), isolated_modes(device):
         gradients = _gradients(wrap(layer), input.chunk(2)[rank])
         if rank == 0:
             torch.save(gradients, folder / "gradients.pt")
@@ -118,17 +136,20 @@ def _check_two(case: Case, wrap: Callable[[nn.Module], nn.Module]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save((layer, input), folder / "job.pt")
-        torch.multiprocessing.spawn(_train_one_shard, (folder, wrap), nprocs=2)
-        _assert_same(torch.load(folder / "gradients.pt", weights_only=True), expected)
+        torch.multiprocessing.spawn(_train_one_shard, (folder, wrap, case.device.type), nprocs=2)
+        gradients = torch.load(folder / "gradients.pt", map_location=case.device, weights_only=True)
+        _assert_same(gradients, expected)
 
 
-@check("ddp_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS,))
+@check("ddp_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS, NO_SECOND_DEVICE))
 def ddp_two(case: Case) -> None:
     """In two processes with half of the batch each, DistributedDataParallel averages their gradients."""
     _check_two(case, DistributedDataParallel)
 
 
-@check("fsdp2_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS, IN_A_GROUP))
+@check(
+    "fsdp2_two", tier=Tier.NIGHTLY, variants=("train",), not_applicable=(NO_PARAMETERS, IN_A_GROUP, NO_SECOND_DEVICE)
+)
 def fsdp2_two(case: Case) -> None:
     """In two processes with half of the batch and weights each, ``fully_shard`` averages their gradients."""
     _check_two(case, _shard)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._case import Case, run_seeded
+from .._case import Case, random_states, run_seeded
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import TRAIN_EVAL, trainable
 
@@ -95,7 +95,7 @@ def _outputs_and_gradients(layer: nn.Module, call: Callable[[Tensor], Tensor], i
     input = input.detach().requires_grad_()
     layer.zero_grad()
     output = run_seeded(call, input)
-    output.backward(torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape))
+    output.backward(torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view(output.shape))
     gradients = [input.grad, *(parameter.grad for parameter in layer.parameters())]
     return [output.detach(), *(gradient.clone() for gradient in gradients if gradient is not None)]
 
@@ -122,8 +122,11 @@ def noncontig(case: Case) -> None:
 
 @check(
     "functional",
-    # torch computes the gradient of Tensor.unfold sample by sample, which is slow but correct.
-    ignored_warnings=(("There is a performance drop.*batching rule for aten::unfold_backward", UserWarning),),
+    # torch computes the gradient of Tensor.unfold, and attention, sample by sample, which is slow but correct.
+    ignored_warnings=(
+        ("There is a performance drop.*batching rule for aten::unfold_backward", UserWarning),
+        ("There is a performance drop.*batching rule for aten::_scaled_dot_product", UserWarning),
+    ),
 )
 def functional(case: Case) -> None:
     """In eval mode, ``vmap`` over layers, and over samples for their gradients, equals separate calls."""
@@ -166,8 +169,8 @@ def checkpointed(case: Case) -> None:
     recomputed.load_state_dict(plain.state_dict())
     input = case.input()
     expected = _outputs_and_gradients(plain, plain, input)
-    state = torch.get_rng_state()
+    states = random_states(case.device)
     got = _outputs_and_gradients(recomputed, lambda x: checkpoint(recomputed, x, use_reentrant=False), input)
-    assert torch.equal(torch.get_rng_state(), state), "the random state differs"
+    assert all(map(torch.equal, random_states(case.device), states)), "the random state differs"
     for tensor, want in zip(got, expected, strict=True):
         assert torch.equal(tensor, want), "output or gradients differ"

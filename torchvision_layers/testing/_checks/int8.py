@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, check
-from ._not_applicable import NO_TWIN
+from ._not_applicable import CPU_ONLY, NO_TWIN
 from ._quantization import (
     assert_close,
     assert_copies_are_equal,
@@ -89,7 +89,7 @@ def _assert_is_int8(case: Case, layer: nn.Module, report: "Report") -> None:
     assert set(in_float.values()) == fallbacks, f"in float: {sorted(in_float.values())}, declared: {sorted(fallbacks)}"
 
 
-@check("ptq_eager", variants=BACKENDS, not_applicable=(NO_TWIN, NO_BACKEND))
+@check("ptq_eager", variants=BACKENDS, not_applicable=(CPU_ONLY, NO_TWIN, NO_BACKEND))
 def ptq_eager(case: Case) -> None:
     """Calibrated and converted, the layer runs in int8 close to float, at other sizes and for empty batches too."""
     from ... import quantized
@@ -118,7 +118,7 @@ NOTHING_TO_TRAIN = NotApplicable(
 )
 
 
-@check("qat_eager", variants=BACKENDS, not_applicable=(NO_TWIN, NO_BACKEND, NOTHING_TO_TRAIN))
+@check("qat_eager", variants=BACKENDS, not_applicable=(CPU_ONLY, NO_TWIN, NO_BACKEND, NOTHING_TO_TRAIN))
 def qat_eager(case: Case) -> None:
     """After training with fake quantization, with a save and resume, int8 outputs equal those of training."""
     from ... import quantized
@@ -136,7 +136,7 @@ def qat_eager(case: Case) -> None:
 @check(
     "int8_io",
     variants=BACKENDS,
-    not_applicable=(NO_TWIN, NO_BACKEND),
+    not_applicable=(CPU_ONLY, NO_TWIN, NO_BACKEND),
     ignored_warnings=(
         (r"`torch\.jit", FutureWarning),
         (r"`torch\.jit", DeprecationWarning),

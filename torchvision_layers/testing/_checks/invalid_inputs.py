@@ -16,12 +16,13 @@ def _problem(case: Case, bad: BadArguments | BadInput) -> str | None:
     """``None`` if the layer rejects it as specified, otherwise a description of the result."""
     kwargs = {**case.kwargs(), **bad.kwargs}
     # Outside the try block: an error of the constructor must not count as one of the call.
-    layer = case.spec.cls(**kwargs).train(bad.training) if isinstance(bad, BadInput) else None
+    layer = case.place(case.spec.cls(**kwargs)).train(bad.training) if isinstance(bad, BadInput) else None
     try:
         if layer is None or isinstance(bad, BadArguments):
             case.spec.cls(**kwargs)
             return "was accepted by the constructor"
-        layer(torch.zeros(bad.input) if isinstance(bad.input, tuple) else bad.input)
+        inputs = (torch.zeros(input) if isinstance(input, tuple) else input for input in (bad.input, *bad.others))
+        layer(*(input.to(case.device) if isinstance(input, Tensor) else input for input in inputs))
         return "was accepted"
     except bad.error as error:
         return None if re.search(bad.message, str(error)) else f"raised the message {str(error)[:200]!r}"
@@ -54,7 +55,7 @@ def describe(input: object) -> str:
     return f"{input.dtype} {tuple(input.shape)}" if isinstance(input, Tensor) else repr(input)
 
 
-@check("unknown_keyword", per_layer=True)
+@check("unknown_keyword", per_layer=True, reads_values=False)
 def unknown_keyword(case: Case) -> None:
     """A misspelled keyword raises a TypeError that names it."""
     try:
@@ -82,6 +83,7 @@ def _has_no_channels(case: Case) -> bool:
 
 @check(
     "wrong_width",
+    reads_values=False,
     not_applicable=(NotApplicable("no parameter or buffer has as many channels as the input", _has_no_channels),),
 )
 def wrong_width(case: Case) -> None:
@@ -92,7 +94,7 @@ def wrong_width(case: Case) -> None:
     for channels in (1, case.sample.shape[axis] + 1):
         shape = [channels if dim == axis else size for dim, size in enumerate(case.sample.shape)]
         try:
-            output = layer(torch.randn(shape))
+            output = layer(torch.randn(shape, device=case.device))
         except Exception:  # the check `errors` looks at the message
             continue
         raise AssertionError(f"an input of shape {shape} returns {tuple(output.shape)}")

@@ -1,16 +1,20 @@
 """Checks of values: results, shapes, independence of the batch, determinism."""
 
+import copy
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._case import Case
+from .._case import Case, run_seeded
 from .._check import NotApplicable, check
 from ._not_applicable import RANDOM_IN_TRAINING, TRAIN_EVAL, lacks
 
-__all__ = ["batch_indep", "determinism", "out_shape", "reference"]
+__all__ = ["batch_indep", "determinism", "deterministic", "out_shape", "reference"]
 
 
 @check(
@@ -25,14 +29,14 @@ def reference(case: Case) -> None:
     """The output equals an independent reference, to 1e-9 in float64 and to 1e-5 in float32."""
     layer = case.layer(torch.float64)
     input = case.input(torch.float64)
-    weights = {key: value.numpy().copy() for key, value in layer.state_dict().items()}
+    weights = {key: value.cpu().numpy().copy() for key, value in layer.state_dict().items()}
     assert case.sample.reference is not None
-    expected = case.sample.reference(input.numpy(), weights, case.training)
+    expected = case.sample.reference(input.cpu().numpy(), weights, case.training)
     with torch.no_grad():
-        np.testing.assert_allclose(layer(input).numpy(), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(layer(input).cpu().numpy(), expected, rtol=1e-9, atol=1e-9)
         single = case.layer()
         single.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-        got = single(input.float()).double().numpy()
+        got = single(input.float()).double().cpu().numpy()
     # Relative to the largest value: where sums of many terms cancel, single elements keep fewer digits.
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
 
@@ -52,8 +56,8 @@ def out_shape(case: Case) -> None:
     @hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @hypothesis.given(case.spec.shape_strategy)
     def run(example) -> None:  # type: ignore[no-untyped-def]  # hypothesis reads annotations at run time
-        layer = case.spec.cls(**example.kwargs).eval()
-        input = torch.zeros(example.shape)
+        layer = case.place(case.sample.adapt(case.spec.cls(**example.kwargs))).eval()
+        input = torch.zeros(example.shape, device=case.device)
         if example.out_shape is None:
             try:
                 output = layer(input)
@@ -98,3 +102,28 @@ def determinism(case: Case) -> None:
             first = output
         elif not torch.equal(output, first):
             raise AssertionError(f"call {repeat + 1} differs from the first")
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, torch raises at each product on a GPU
+    mode, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warns)
+
+
+@check("deterministic", variants=TRAIN_EVAL)
+def deterministic(case: Case) -> None:
+    """With deterministic algorithms, which fill empty memory, no operator raises, and two passes are bit-equal."""
+    passes = []
+    layer, input = case.layer(), case.input().requires_grad_()
+    with _deterministic_algorithms():
+        for _ in range(2):
+            output = run_seeded(copy.deepcopy(layer), input)
+            passes.append((output, *torch.autograd.grad(output.square().sum(), input)))
+    for name, first, second in zip(("output", "gradient of the input"), *passes, strict=True):
+        assert bool(first.isfinite().all()), f"the {name} is not finite"
+        assert torch.equal(first, second), f"two passes differ in the {name}"

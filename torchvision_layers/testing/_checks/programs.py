@@ -131,9 +131,16 @@ def in_onnx(
         )
     assert program is not None
     proto = program.model_proto
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if case.device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=providers)
     (name,) = [node.name for node in session.get_inputs()]
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), {n.op_type for n in proto.graph.node}
+
+    def call(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.cpu().numpy()})[0]).to(case.device)
+
+    return call, {node.op_type for node in proto.graph.node}
 
 
 @check("onnx", not_applicable=(NO_ONNX,))

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..._utils.folded_forms import join_branches
+from ..._utils.inputs import takes_one_input
 from .._case import Case, PerLayerCache
 from .._check import NotApplicable, Tier, check
-from ._not_applicable import lacks
+from ._not_applicable import CPU_ONLY, lacks
 from ._quantization import (
     WEIGHTED,
     assert_close,
@@ -72,7 +74,11 @@ NOTHING_TO_QUANTIZE = NotApplicable("has no convolution and no linear layer", _h
 COMPUTED_WEIGHT = NotApplicable(
     "computes the weight of a convolution, which must be folded before quantization", _computes_weights
 )
-_NOT_APPLICABLE = (NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT)
+TRANSPOSED = NotApplicable(
+    "has a transposed convolution, which torchao does not quantize",
+    lambda case: any(isinstance(module, nn.modules.conv._ConvTransposeNd) for module in case.fresh().modules()),
+)
+_NOT_APPLICABLE = (CPU_ONLY, NO_TORCHAO, NOTHING_TO_QUANTIZE, COMPUTED_WEIGHT, TRANSPOSED)
 
 
 @PerLayerCache
@@ -132,7 +138,7 @@ def pt2e_ptq(case: Case) -> None:
 
     layer, model, batches = _int8(case)
     report = quantized.report(model)
-    _assert_is_int8(layer, model, report)
+    _assert_is_int8(join_branches(layer, ()), model, report)
     bound = _bound(report, model.body.graph)
     x = torch.cat(batches)
     assert_close(model(x), layer(x), bound, "to float")
@@ -152,7 +158,9 @@ def pt2e_io(case: Case) -> None:
     assert_copies_are_equal(model, quantized.quantize(case.layer(), [3 * x[:4]], engine="pt2e"), x)
 
     program = io.BytesIO()
-    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=case.dynamic_shapes), program)
+    # The graph of a forward with several arguments takes any number of them.
+    shapes = case.dynamic_shapes if takes_one_input(case.layer()) else (case.dynamic_shapes,)
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=shapes), program)
     program.seek(0)
     loaded = torch.export.load(program).module()
     for input in (x, case.other_input(7)):

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from .._case import Case
+from .._case import Case, random_states
 from .._check import NotApplicable, check
 from ._not_applicable import TRAIN_EVAL
 
@@ -26,9 +26,9 @@ def _output_from_seed(case: Case, seed: int) -> Tensor:
 def random_flag(case: Case) -> None:
     """Random numbers are drawn in training exactly if the sample declares ``is_random``."""
     layer, input = case.layer(), case.input()
-    before = torch.get_rng_state()
+    before = random_states(case.device)
     layer(input)
-    draws = not torch.equal(before, torch.get_rng_state())
+    draws = not all(map(torch.equal, before, random_states(case.device)))
     declared = case.training and case.sample.is_random
     assert draws == declared, f"draws {'' if draws else 'no '}random numbers, is_random={case.sample.is_random}"
     if declared:
@@ -67,11 +67,11 @@ def _assert_binomial(successes: int, trials: int, probability: float, descriptio
     )
 
 
-def _check_drops(module: nn.Module, shape: tuple[int, ...]) -> None:
+def _check_drops(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
     rate = float(getattr(module, _rate_name(module)))
-    ones = torch.ones(shape[0] * 8, *shape[1:])
+    ones = torch.ones(shape[0] * 8, *shape[1:], device=device)
     masks = torch.stack([module(ones.clone()) for _ in range(400)])
-    scale = torch.tensor(1 / (1 - rate))
+    scale = torch.tensor(1 / (1 - rate), device=device)
     is_kept = masks != 0
     torch.testing.assert_close(masks[is_kept], scale.expand(int(is_kept.sum())))
     rows, channels = is_kept.flatten(2), is_kept.flatten(3) if is_kept.dim() > 3 else is_kept[..., None]
@@ -88,7 +88,7 @@ def _check_drops(module: nn.Module, shape: tuple[int, ...]) -> None:
     _assert_binomial(int((~units).sum()), units.numel(), rate, f"dropped by {unit}")
     pairs = ~units[:, 0::2][:, : units.shape[1] // 2] & ~units[:, 1::2]
     _assert_binomial(int(pairs.sum()), pairs.numel(), rate**2, "adjacent units dropped together")
-    x = torch.randn(shape)
+    x = torch.randn(shape, device=device)
     for end, expected in ((0.0, x), (1.0, torch.zeros_like(x))):
         other = copy.deepcopy(module)
         setattr(other, _rate_name(module), end)
@@ -102,4 +102,4 @@ def _check_drops(module: nn.Module, shape: tuple[int, ...]) -> None:
 def stochastic(case: Case) -> None:
     """Units are dropped independently at the rate p, the rest is scaled by 1/(1-p), and p=0 and p=1 are exact."""
     for module, shape in _dropping_modules(case):
-        _check_drops(module, shape)
+        _check_drops(module, shape, case.device)

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@check("factory_kwargs", not_applicable=(NO_FLOATS,))
+@check("factory_kwargs", reads_values=False, not_applicable=(NO_FLOATS,))
 def factory_kwargs(case: Case) -> None:
     """``device`` and ``dtype`` arguments apply to every parameter and every float buffer."""
     layer = case.spec.cls(**{**case.kwargs(), "device": "meta", "dtype": torch.float64})
@@ -51,7 +51,7 @@ def _holds_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-@check("no_loose_tensor")
+@check("no_loose_tensor", reads_values=False)
 def no_loose_tensor(case: Case) -> None:
     """No module keeps a tensor outside parameters and buffers, also after a call."""
     layer = case.layer()
@@ -61,7 +61,7 @@ def no_loose_tensor(case: Case) -> None:
             raise AssertionError(f"{path or type(module).__name__} keeps a tensor in {name}: .to() does not move it")
 
 
-@check("no_shared_module")
+@check("no_shared_module", reads_values=False)
 def no_shared_module(case: Case) -> None:
     """No module is registered twice, because hooks and quantization would treat both as one."""
     layer = case.fresh()
@@ -73,6 +73,7 @@ def no_shared_module(case: Case) -> None:
 
 @check(
     "train_eval_flag",
+    reads_values=False,
     not_applicable=(NotApplicable("reads_mode not declared", lambda case: case.sample.reads_mode is None),),
 )
 def train_eval_flag(case: Case) -> None:
@@ -124,7 +125,7 @@ def meta(case: Case) -> None:
         output = empty[0](torch.empty(case.sample.shape))
     assert output.device.type == "meta", f"a layer on meta returns an output on {output.device}"
     assert output.shape == expected.shape
-    empty[0].to_empty(device="cpu").load_state_dict(layer.state_dict())
+    empty[0].to_empty(device=case.device).load_state_dict(layer.state_dict())
     empty[1].load_state_dict(layer.state_dict(), assign=True)
     for filled, how in zip(empty, ("to_empty", "assign=True"), strict=True):
         assert torch.equal(filled(input), expected), f"filled by {how}, outputs differ"
@@ -138,7 +139,7 @@ def skip_init(case: Case) -> None:
     """``nn.utils.skip_init`` builds the layer without initialization, ready for a state dict."""
     layer = case.layer()
     cls: Any = case.spec.cls
-    raw = nn.utils.skip_init(cls, **case.kwargs()).train(case.training)
+    raw = case.sample.adapt(nn.utils.skip_init(cls, **case.kwargs(), device=case.device)).train(case.training)
     raw.load_state_dict(layer.state_dict())
     input = case.input()
     assert torch.equal(raw(input), layer(input))

@@ -29,7 +29,7 @@ def twin_keys(case: Case) -> None:
     assert signatures[0] == signatures[1], f"the arguments differ: {signatures}"
     layer, input = case.layer(), case.input()
     expected = layer(input)
-    twin = twin_cls(**case.kwargs()).eval()
+    twin = case.place(twin_cls(**case.kwargs())).eval()
     assert list(twin.state_dict()) == list(layer.state_dict()), "the keys differ"
     twin.load_state_dict(layer.state_dict(), strict=True)
     assert torch.equal(twin(input), expected), "the outputs differ"

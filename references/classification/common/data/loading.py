@@ -44,6 +44,7 @@ class ImageLoader:
         seed: seed of orders and transforms.
         rank: rank of this process; each process loads its part of every batch.
         processes: number of processes that share the dataset.
+        pin_memory: whether to load into page-locked memory, from which copies to a GPU are faster.
 
     Attributes:
         unreadable: paths of the images skipped so far.
@@ -60,12 +61,13 @@ class ImageLoader:
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}; got {on_bad_image!r}")
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
         self.workers, self.on_bad_image, self.seed = workers, on_bad_image, seed
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.pin_memory = rank, processes, pin_memory
         self.unreadable: set[str] = set()
 
     def __len__(self) -> int:
@@ -83,7 +85,7 @@ class ImageLoader:
             batch_sampler=self._indices(epoch)[start:],
             num_workers=self.workers,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # leaves torch's own generator, which checkpoints hold, unchanged
         )
         with sigint_blocked():  # workers continue while this process saves a checkpoint
@@ -134,8 +136,8 @@ def _collate(samples: Sequence[tuple[Tensor, int, int] | Unreadable]) -> tuple[_
     return (images, labels, indices.tolist()), unreadable
 
 
-def load_data(settings: DataSettings) -> tuple[ImageLoader, ImageLoader, list[str]]:
-    """Loaders of the training and the test set, and the names of the classes."""
+def load_data(settings: DataSettings, device: torch.device | None = None) -> tuple[ImageLoader, ImageLoader, list[str]]:
+    """Loaders of the training and the test set for a model on ``device``, and the names of the classes."""
     train_set, test_set, classes = load_datasets(
         settings.dataset,
         settings.data_path,
@@ -151,6 +153,7 @@ def load_data(settings: DataSettings) -> tuple[ImageLoader, ImageLoader, list[st
         on_bad_image=settings.on_bad_image,
         rank=distributed.rank(),
         processes=distributed.world_size(),
+        pin_memory=device is not None and device.type == "cuda",
     )
     return loader(train_set, shuffle=True, seed=settings.seed), loader(test_set), classes
 

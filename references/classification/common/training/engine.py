@@ -60,7 +60,7 @@ def train_one_epoch(
     model.train()
     if state.step == 0:
         seed_everything(settings.seed, state.epoch, distributed.rank())
-    is_deterministic = settings.use_deterministic_algorithms or state.device.type == "cpu"
+    is_deterministic = settings.is_deterministic(state.device)
     first = int(state.sums[2])
     start = time.perf_counter()
     bar = tqdm(

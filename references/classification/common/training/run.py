@@ -53,7 +53,7 @@ class TrainingRun:
 
     def __init__(self, settings: TrainingSettings, device: torch.device, stop: StopRequest) -> None:
         self.settings, self.device, self.stop = settings, device, stop
-        self.train_loader, self.test_loader, self.classes = load_data(settings.data)
+        self.train_loader, self.test_loader, self.classes = load_data(settings.data, device)
         self.about = {
             "model_name": settings.model.model,
             "num_classes": len(self.classes),
@@ -95,7 +95,9 @@ class TrainingRun:
         if average is not None and compute.fsdp:
             distributed.shard(average.module)
         if compute.compile:
-            wrapped.compile(dynamic=False)  # otherwise the graph would depend on the sizes of earlier batches
+            # Otherwise the graph would depend on the sizes of earlier batches, and on timings of kernels on a GPU.
+            is_deterministic = settings.epoch.is_deterministic(device)
+            wrapped.compile(dynamic=False, options={"deterministic": is_deterministic})
         optimizer = make_optimizer(model, settings.optimization)
         return TrainingState(
             model,
@@ -138,7 +140,9 @@ class TrainingRun:
         settings, state = self.settings, self.state
         start = time.perf_counter()
         self.log(f"$ {training_command(settings.values)}")
-        self.log(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {self.device}")
+        self.log(
+            f"torch {torch.__version__}, torchvision {torchvision.__version__}, {distributed.describe(self.device)}"
+        )
         mixing = batch_mixing(len(self.classes), settings.epoch.mixup_alpha, settings.epoch.cutmix_alpha)
         evaluations: list[Evaluation] = []
         tensorboard = settings.logs.tensorboard and distributed.rank() == 0
