@@ -51,6 +51,26 @@ def test_unsupported_model_names_other_formats(engine: str | None, format: str, 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "format='pt2' with lowered=True does not support .* backend='tensorrt': use format='pt2' or 'onnx-qdq'"),
+        ({"format": "aoti"}, "format='aoti' does not support .* backend='tensorrt': use .*, or call .*backend='x86'"),
+        ({"format": "executorch"}, "or call quantized.quantize.*backend='xnnpack'"),
+        ({"format": "onnx"}, "use format='pt2' or 'onnx-qdq'"),
+    ],
+)
+def test_unsupported_backend_is_found_before_the_model_runs(
+    kwargs: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = int8_model("pt2e")
+    monkeypatch.setattr(model, "backend", "tensorrt")
+    monkeypatch.setattr(model, "call", None)
+    with pytest.raises(TypeError, match=message):
+        deploy.export(model, example(), tmp_path / "model.pt2", **kwargs)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_prepared_model_must_be_converted(engine: str, format: str, tmp_path: Path) -> None:

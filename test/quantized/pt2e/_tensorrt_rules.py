@@ -15,7 +15,7 @@ __all__ = ["broken_rules"]
 
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Tanh", "Elu"}
-#: What the kernel of a layer computes along with it.
+#: Operators that the kernel of a layer also computes.
 _FUSED = {*_ACTIVATIONS, "BatchNormalization"}
 _MOVES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity"}
 _AVERAGES = {"AveragePool", "GlobalAveragePool"}

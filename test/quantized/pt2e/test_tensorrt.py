@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
+from torchvision_layers.quantized.pt2e.nodes import is_dequantize, is_quantize
 from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import with_running_stats
@@ -160,6 +161,38 @@ def test_the_check_finds_broken_rules(break_graph: Any, message: str, file: Path
     model = onnx.load(file)
     break_graph(model.graph)
     assert any(message in problem for problem in broken_rules(model))
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(tuple(range(2, x.dim())))
+
+
+@pytest.mark.parametrize(
+    ("dims", "pool"),
+    [
+        (1, nn.MaxPool1d(2)),
+        (1, nn.AvgPool1d(2)),
+        (1, nn.AdaptiveAvgPool1d(3)),
+        (2, nn.AdaptiveAvgPool2d(2)),
+        (2, Mean()),
+        (3, nn.MaxPool3d(2)),
+        (3, nn.AvgPool3d(2)),
+        (3, nn.AdaptiveAvgPool3d(1)),
+    ],
+    ids=str,
+)
+def test_pools_run_on_int8(dims: int, pool: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, *[6] * dims)
+    conv: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    features = nn.Sequential(conv(3, 4, 1), nn.ReLU(), pool, nn.Flatten())
+    model = nn.Sequential(features, nn.Linear(features(x).shape[1], 2)).eval()
+    int8 = quantized.quantize(model, [x], engine="pt2e", backend="tensorrt")
+    nodes = [node for node in int8.body.graph.nodes if "pool" in str(node.target) or "mean" in str(node.target)]
+    assert len(nodes) == 1
+    assert is_dequantize(nodes[0].args[0])
+    assert all(map(is_quantize, nodes[0].users))
 
 
 @pytest.mark.slow

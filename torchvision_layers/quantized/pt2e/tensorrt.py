@@ -28,7 +28,15 @@ from .weights import constant_products
 
 __all__ = ["Placement", "placements"]
 
+_aten = torch.ops.aten
 _NORMS = {BATCH_NORM, UNFOLDABLE_NORM}
+_AVERAGES = AVERAGES | {
+    _aten.adaptive_avg_pool1d.default,
+    _aten.adaptive_avg_pool3d.default,
+    _aten.avg_pool1d.default,
+    _aten.avg_pool3d.default,
+}
+_MAX_POOLS = MAX_POOLS | {_aten.max_pool1d.default, _aten.max_pool3d.default}
 #: Operators that only move values. They may be between a layer and a sum that its kernel computes.
 _MOVES = KEEP_RANGE - AVERAGES - CONCATENATIONS - MAX_POOLS
 
@@ -96,9 +104,9 @@ class _Placing:
             if _is_move(node) or not self.constants.isdisjoint(tensors) or not all(map(_is_float, tensors)):
                 return None
             return Placement(tensors, has_one_scale=True, rounds_output=_is_read(node))
-        if is_call(node, MAX_POOLS):
+        if is_call(node, _MAX_POOLS):
             return Placement((node.args[0],), has_one_scale=True, rounds_output=_is_read(node))  # type: ignore[arg-type]
-        if is_call(node, AVERAGES) or _is_global_mean(node):
+        if is_call(node, _AVERAGES) or _is_global_mean(node):
             return Placement((node.args[0],), rounds_output=_is_read(node))  # type: ignore[arg-type]
         return None
 
@@ -125,7 +133,7 @@ class _Placing:
             activated = self._activated(term)
             if activated is not None:
                 users, term = 2, activated
-            elif self._is_unary(term) or _is_move(term) or is_call(term, _NORMS | MAX_POOLS):
+            elif self._is_unary(term) or _is_move(term) or is_call(term, _NORMS | _MAX_POOLS):
                 users, term = 1, term.all_input_nodes[0]
             else:
                 return False
@@ -175,7 +183,7 @@ def _is_read(node: fx.Node) -> bool:
 
 def _is_global_mean(node: fx.Node) -> bool:
     """Whether the node is the mean over all pixels of images, which is pooling in another spelling."""
-    if not is_call(node, {torch.ops.aten.mean.dim}):
+    if not is_call(node, {_aten.mean.dim}):
         return False
     source = node.args[0]
     assert isinstance(source, fx.Node)
