@@ -214,13 +214,14 @@ SPECS = (
             BadArguments(
                 InvalidInput.EPS, {"layer_scale": "small"}, TypeError, "layer_scale must be a number, got 'small'"
             ),
-            *invalid_inputs.probability("stochastic_depth"),
+            *invalid_inputs.stochastic_depth(),
             *invalid_inputs.norms(4),
             *invalid_inputs.layers("conv_layer"),
             *_se_layer(8),
         ),
         (
             *_IMAGES,
+            *invalid_inputs.kept_rows(4),
             # One pixel remains, which would broadcast.
             BadInput(
                 InvalidInput.RESIDUAL,
