@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from layers import as_json, count, json_file, text, write
-from measure import Ratio, conditions, interleave, ratios
+from measure import Ratio, conditions, interleave, ratios, wall_seconds
 from quantizers import session, write_by_onnxruntime
 from torch import nn
 from zoo.models import ZOO, build
@@ -61,7 +61,7 @@ def measure(name: str, size: int, images: int, rounds: int) -> tuple[Ratio, dict
             input = subject.batch[:1].repeat(images, 1, 1, 1).numpy()
             calls[file] = partial(loaded.run, None, {loaded.get_inputs()[0].name: input})
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    return ratios(interleave(calls, rounds, clock=clock))["ours"], operators
+    return ratios(interleave(calls, rounds, timer=partial(wall_seconds, clock=clock)))["ours"], operators
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
