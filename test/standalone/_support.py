@@ -19,6 +19,7 @@ __all__ = [
     "SLOW_MODELS",
     "WITHOUT_TWINS",
     "batch_of",
+    "images_of",
     "reference_to",
     "samples_of",
     "size_of",
@@ -30,6 +31,7 @@ MODELS_AT = ROOT / "references" / "classification" / "models"
 #: The file that defines each model.
 MODELS = {
     "convnext_tiny": "convnext",
+    "convnextv2_atto": "convnext_v2",
     "densenet121": "densenet",
     "efficientnet_b0": "efficientnet",
     **{f"efficientnet_lite{i}": "efficientnet_lite" for i in range(5)},
@@ -39,7 +41,10 @@ MODELS = {
     "mobilenet_v2_half": "mobilenet",
     "mobilenet_v3_large": "mobilenet_v3",
     "mobilenet_v3_small": "mobilenet_v3",
+    "mobilenet_v4_conv_small": "mobilenet_v4",
+    "mobileone_s0": "mobileone",
     "nf_resnet50": "nf_resnet",
+    "repvgg_a0": "repvgg",
     "resnet18": "resnet",
     "resnet26_sasa": "sasa_resnet",
     "resnet34": "resnet",
@@ -53,20 +58,32 @@ MODELS = {
     "shufflenet_v2_x1_0": "shufflenet",
     "swin_t": "swin",
     "swin_v2_t": "swin",
+    "vit_b_16": "vit",
+    "vit_b_32": "vit",
+    "vit_tiny": "vit",
     "wide_resnet50_2": "resnet",
 }
-#: Models that contain a layer without a twin, which must be folded first.
+#: Models that contain a layer without a twin.
 WITHOUT_TWINS = {
+    "convnextv2_atto": "GlobalResponseNorm",
     "mobilenet_v2_coord": "CoordConv2d",
+    "mobilenet_v4_conv_small": "UniversalInvertedBottleneck",
+    "mobileone_s0": "RepConv",
     "nf_resnet50": "SWSConv2d",
+    "repvgg_a0": "RepConv",
     "resnet26_sasa": "MultiHeadedSpatialAttention",
     "resnet50_gn_ws": "WSConv2d",
+    "swin_t": "PatchMerging",
+    "swin_v2_t": "PatchMerging",
+    "vit_b_16": "PatchEmbedding",
+    "vit_b_32": "PatchEmbedding",
+    "vit_tiny": "PatchEmbedding",
 }
 #: Tested only by ``make test-all``: they use the same classes as another model, with other numbers.
 SLOW_MODELS = {
     *(f"efficientnet_lite{i}" for i in range(1, 5)),
     *("mobilenet_v2_half", "mobilenet_v3_large", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
-    *("se_resnet18", "wide_resnet50_2"),
+    *("se_resnet18", "vit_b_16", "vit_b_32", "wide_resnet50_2"),
 }
 LAYERS = [name for name in tnn.__all__ if isinstance(getattr(tnn, name), type)]
 LAYERS_WITH_TWINS = {spec.name: spec for spec in SPECS if spec.twin is not None and spec.name in tnn.__all__}
@@ -99,6 +116,11 @@ def _is_plain(value: Any) -> bool:
     classes = [part if isinstance(part, type) else type(part) for part in parts]
     is_available = all(cls.__module__.split(".")[0] in ("builtins", "torch") for cls in classes)
     return is_available and not (callable(value) and not isinstance(value, (type, nn.Module)))
+
+
+def images_of(name: str) -> torch.Tensor:
+    """Images that a model takes; patches must divide those of vision transformers."""
+    return batch_of((2, 3, 32, 64) if name.startswith("vit") else (2, 3, 33, 40))
 
 
 def batch_of(shape: tuple[int, ...]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ._support import (
     SLOW_MODELS,
     WITHOUT_TWINS,
     batch_of,
+    images_of,
     reference_to,
     samples_of,
     size_of,
@@ -55,12 +56,12 @@ def alone(
 ) -> dict[str, dict[str, Any]]:
     """The results of all files in an interpreter that can import neither this package nor torchvision."""
     jobs: dict[str, dict[str, Any]] = {}
-    images = batch_of((2, 3, 33, 40))
     for name in model_names:
-        jobs[name] = {"path": str(folder / f"{name}.py"), "name": name, "kwargs": size_of(name), "batch": images}
+        jobs[name] = {"path": str(folder / f"{name}.py"), "name": name, "kwargs": size_of(name)}
+        jobs[name]["batch"] = images_of(name)
     for name in (name for name in model_names if name not in WITHOUT_TWINS):
         path = str(folder / f"{name}_quantizable.py")
-        jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images]}
+        jobs[f"{name} quantizable"] = {**jobs[name], "path": path, "batches": [images_of(name)]}
     for name in LAYERS:
         for id, sample in samples_of(name).items():
             job = {"name": name, "kwargs": dict(sample.kwargs), "batch": batch_of(sample.shape)}

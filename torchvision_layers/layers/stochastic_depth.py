@@ -112,7 +112,7 @@ def _check_no_batch_statistics(layers: Iterable[nn.Module]) -> None:
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 raise ValueError(
                     "kept_rows_only must be False for a branch with batch statistics, which would be those of the kept "
-                    f"samples, got {type(module).__name__} in training mode: use nn.GroupNorm or tnn.FrozenBatchNorm2d"
+                    f"samples, got {type(module).__name__} in training mode: use nn.GroupNorm or FrozenBatchNorm2d"
                 )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from . import (
     convnext,
+    convnext_v2,
     densenet,
     efficientnet,
     efficientnet_lite,
@@ -27,7 +28,7 @@ __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_tiny": convnext.convnext_tiny,
-    "convnextv2_atto": convnext.convnextv2_atto,
+    "convnextv2_atto": convnext_v2.convnextv2_atto,
     "densenet121": densenet.densenet121,
     "efficientnet_b0": efficientnet.efficientnet_b0,
     "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,

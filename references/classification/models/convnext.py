@@ -1,16 +1,14 @@
-"""ConvNeXt and ConvNeXt V2.
+"""ConvNeXt.
 
 `A ConvNet for the 2020s <https://arxiv.org/abs/2201.03545>`_, sections 2 and 3. Child modules have
-torchvision's names, so its checkpoints load. `ConvNeXt V2 <https://arxiv.org/abs/2301.00808>`_, section 4, replaces the
-layer scale by global response normalization.
+torchvision's names, so its checkpoints load.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from .scaling import check_multipliers, scale_channels, scale_depth
 
@@ -25,7 +23,7 @@ class ConvNeXt(nn.Module):
         depth_mult: multiplies the blocks of every stage, rounded up.
         stochastic_depth: probability of dropping the last block's branch; increases linearly from zero.
         channels: channels of the first stage before the multiplier.
-        is_v2: whether the blocks have global response normalization instead of a layer scale.
+        block: called with channels and ``stochastic_depth``.
     """
 
     def __init__(
@@ -37,13 +35,10 @@ class ConvNeXt(nn.Module):
         stochastic_depth: float = 0.0,
         *,
         channels: int = 96,
-        is_v2: bool = False,
+        block: Callable[..., nn.Module] = tnn.ConvNeXtBlock,
     ) -> None:
         super().__init__()
         check_multipliers(width_mult, depth_mult)
-        make_block = tnn.ConvNeXtBlock
-        if is_v2:
-            make_block = partial(tnn.ConvNeXtBlock, layer_scale=None, hidden_norm_layer=enn.GlobalResponseNorm)
         base_channels = scale_channels(channels, width_mult)
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         features: list[nn.Module] = [
@@ -58,7 +53,7 @@ class ConvNeXt(nn.Module):
                 downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
                 features.append(nn.Sequential(tnn.LayerNorm2d(channels // 2), downsample))
             drops = [step * i for i in range(index, index + depth)]
-            features.append(nn.Sequential(*(make_block(channels, stochastic_depth=drop) for drop in drops)))
+            features.append(nn.Sequential(*(block(channels, stochastic_depth=drop) for drop in drops)))
             index += depth
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -75,7 +70,3 @@ class ConvNeXt(nn.Module):
 
 def convnext_tiny(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ConvNeXt:
     return ConvNeXt((3, 3, 9, 3), num_classes, width_mult, depth_mult, stochastic_depth=0.1)
-
-
-def convnextv2_atto(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ConvNeXt:
-    return ConvNeXt((2, 2, 6, 2), num_classes, width_mult, depth_mult, channels=40, is_v2=True)
