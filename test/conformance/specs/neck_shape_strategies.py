@@ -24,7 +24,7 @@ def _same_size(kwargs: dict[str, Any], shape: tuple[int, ...], channels: int, ou
 
 @st.composite
 def concatenation(draw: st.DrawFn) -> ShapeExample:
-    """Of the input and its double, along any dimension."""
+    """The input and its double are joined along any dimension."""
     shape = draw(st.lists(SIZE, max_size=4))
     dim = draw(st.integers(-4, 4))
     if not -len(shape) <= dim < len(shape):

@@ -1,4 +1,4 @@
-"""What a file format is."""
+"""The description of a file format: who can write and read it, and what it needs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
