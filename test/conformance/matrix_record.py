@@ -172,6 +172,12 @@ def _totals(record: Record) -> str:
     )
 
 
+def _missing(record: Record) -> str:
+    """How many cases have no outcome, which only those of ``make test-all`` may lack."""
+    count = sum(id not in record.get(spec.name, {}).get(check.id, {}) for spec, check, id in all_cases())
+    return f" {count} cases of ``make test-all`` have not run yet." if count else ""
+
+
 def _devices(devices: Mapping[str, Record]) -> list[str]:
     """A section for each device other than the CPU: its totals, and the cases that did not pass."""
     lines = []
@@ -189,7 +195,7 @@ def render(record: Record, devices: Mapping[str, Record]) -> str:
         ".. ``make table`` generates this page from conformance.json; a test fails if it is out of date.",
         "",
         f"{len(record)} layers, {sum(len(spec.samples) for spec in SPECS)} samples, {len(ALL_CHECKS)} checks: "
-        f"{_totals(record)}",
+        f"{_totals(record)}{_missing(record)}",
         "",
         "✓ passed in all cases that apply, – does not apply, × failed as expected in some; the reasons are below.",
         "",

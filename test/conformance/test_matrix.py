@@ -45,8 +45,19 @@ def test_case(check: Check, case: Case, request: pytest.FixtureRequest) -> None:
 
 
 def test_the_record_has_exactly_the_cases() -> None:
+    """Cases of staged layers that run in ``make test-all`` only may be missing; the page says how many are."""
     recorded = {(layer, check, case) for layer, checks in load().items() for check in checks for case in checks[check]}
-    assert recorded == {(spec.name, check.id, case_id) for spec, check, case_id in all_cases()}, OUT_OF_DATE
+    expected = {(spec.name, check.id, case_id) for spec, check, case_id in all_cases()}
+    late = {
+        (spec.name, check.id, case.id)
+        for spec in SPECS
+        if spec.status == "experimental"
+        for check in ALL_CHECKS
+        for case in cases_of(spec, check)
+        if is_slow(check, case)
+    }
+    assert recorded <= expected, OUT_OF_DATE
+    assert expected - recorded <= late, OUT_OF_DATE
     texts = [text for checks in load().values() for cases in checks.values() for text in cases.values()]
     assert Status.FAILED not in {status_of(text) for text in texts}
 
