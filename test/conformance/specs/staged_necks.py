@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -270,9 +271,10 @@ SPECS = (
             Sample(
                 "four windows",
                 {"in_channels": 4, "out_channels": 5, "kernel_size": 3, "pools": 4, "hidden_channels": 6}
-                | {"activation_layer": nn.ReLU},
+                # Bounded, because pools spread a value beyond the range of calibration over the whole window.
+                | {"activation_layer": partial(nn.Hardtanh, 0.0, 1.0)},
                 (2, 4, 7, 9),
-                partial(ref.sppf, kernel=3, pools=4, activation=reference.relu),
+                partial(ref.sppf, kernel=3, pools=4, activation=partial(np.clip, a_min=0.0, a_max=1.0)),
                 reads_mode=True,
             ),
         ),
@@ -357,9 +359,9 @@ SPECS = (
             ),
             Sample(
                 "batch norm",
-                {"in_channels_list": (3, 2), "out_channels": 4, "norm_layer": nn.BatchNorm2d},
-                (2, 5, 7, 9),
-                partial(ref.feature_pyramid, channels=(3, 2), norm="batch"),
+                {"in_channels_list": (4, 3), "out_channels": 4, "norm_layer": nn.BatchNorm2d},
+                (2, 7, 7, 9),
+                partial(ref.feature_pyramid, channels=(4, 3), norm="batch"),
                 reads_mode=True,
                 adapter=Pyramid,
             ),

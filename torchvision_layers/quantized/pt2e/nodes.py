@@ -34,6 +34,7 @@ __all__ = [
     "is_call",
     "is_dequantize",
     "is_fused_into",
+    "is_padding",
     "is_quantize",
     "is_random",
     "is_zero_padding",
@@ -134,6 +135,13 @@ PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
 def is_call(node: object, targets: Container[object]) -> bool:
     """Whether ``node`` calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_padding(node: object) -> bool:
+    """Whether ``node`` adds zeros, or copies of values, at the borders of a tensor, which keeps its range."""
+    if is_call(node, {_aten.pad.default}) and arguments(node)[2] != "constant":  # type: ignore[arg-type]
+        return True
+    return is_zero_padding(node)
 
 
 def is_zero_padding(node: object) -> bool:
@@ -261,7 +269,7 @@ def _per_tensor_nodes(graph: fx.Graph) -> list[fx.Node]:
 def readers(node: fx.Node) -> Iterator[fx.Node]:
     """The ops that compute with the node, directly or after it is moved, pooled or clamped."""
     for user in node.users:
-        if is_call(user, KEEP_RANGE | CLAMPS) or is_zero_padding(user):
+        if is_call(user, KEEP_RANGE | CLAMPS) or is_padding(user):
             yield from readers(user)
         elif user.op != "output":
             yield user

@@ -13,8 +13,8 @@ from .nodes import (
     is_call,
     is_dequantize,
     is_fused_into,
+    is_padding,
     is_quantize,
-    is_zero_padding,
     module_path,
     operands,
     operator_name,
@@ -62,7 +62,7 @@ def _row(graph: QuantizableGraph, path: str, nodes_by_path: dict[str, list[fx.No
     by = next((by for node in nodes if (by := excluded_by(node, graph.settings.excluded)) is not None), None)
     if by is not None:
         return ReportRow(path, before, after, "float", f"excluded by {by}")
-    if all(_is_int8(node) or (is_zero_padding(node) and _keeps_int8(node)) for node in nodes) and (
+    if all(_is_int8(node) or (is_padding(node) and _keeps_int8(node)) for node in nodes) and (
         len(nodes) > 1 or _is_int8(nodes[0])
     ):
         return ReportRow(path, before, after, "int8", Int8Support.CONVERTED.value)

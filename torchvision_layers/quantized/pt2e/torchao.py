@@ -35,7 +35,7 @@ from .nodes import (
     clamped,
     is_call,
     is_fused_into,
-    is_zero_padding,
+    is_padding,
     operands,
     readers,
 )
@@ -181,7 +181,7 @@ class _X86Quantizer(x86.X86InductorQuantizer):
                 specs = dict.fromkeys(operands(node), self.global_config.input_activation)
                 self._annotate_inputs(node, specs, is_unit=True)
         for node in reversed(model.graph.nodes):
-            if is_zero_padding(node):
+            if is_padding(node):
                 self._annotate_padding(node)
             elif is_call(node, AVERAGES) and _reads_int8(node) and not all(u.op == "output" for u in node.users):
                 # Their ranges are often far smaller than those of their inputs.

@@ -120,14 +120,14 @@ NO_ONNX = lacks("onnx", "onnxscript", "onnxruntime")
 
 
 def in_onnx(
-    case: Case, model: nn.Module | torch.export.ExportedProgram, example: Tensor
+    case: Case, model: nn.Module | torch.export.ExportedProgram, example: Tensor, dynamic_shapes: Any = None
 ) -> tuple[Callable[[Tensor], Tensor], set[str]]:
-    """A model exported with dynamic sizes, as a function that onnxruntime runs, and its operators."""
+    """A model as a function that onnxruntime runs, and its operators. A program has its dynamic sizes already."""
     import onnxruntime
 
     with torch.no_grad():
         program = torch.onnx.export(
-            model, (example,), dynamo=True, dynamic_shapes=case.dynamic_shapes, verbose=False, optimize=True
+            model, (example,), dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False, optimize=True
         )
     assert program is not None
     proto = program.model_proto

@@ -115,6 +115,12 @@ def _assert_is_int8(layer: nn.Module, model: Any, report: "Report") -> None:
     assert compute_ops, "the graph has no convolution and no linear layer"
 
 
+def _dynamic_shapes(case: Case) -> tuple[Any, ...]:
+    """The free dimensions of the input of the int8 graph of a layer."""
+    # The graph of a forward with several arguments takes any number of them.
+    return case.dynamic_shapes if takes_one_input(case.layer()) else (case.dynamic_shapes,)
+
+
 def _is_dequantize(node: fx.Node) -> bool:
     return "dequantize" in str(node.target)
 
@@ -158,9 +164,7 @@ def pt2e_io(case: Case) -> None:
     assert_copies_are_equal(model, quantized.quantize(case.layer(), [3 * x[:4]], engine="pt2e"), x)
 
     program = io.BytesIO()
-    # The graph of a forward with several arguments takes any number of them.
-    shapes = case.dynamic_shapes if takes_one_input(case.layer()) else (case.dynamic_shapes,)
-    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=shapes), program)
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=_dynamic_shapes(case)), program)
     program.seek(0)
     loaded = torch.export.load(program).module()
     for input in (x, case.other_input(7)):
@@ -190,7 +194,7 @@ def _scales(graph: fx.Graph) -> list[float]:
 def onnx_qdq(case: Case) -> None:
     """The int8 graph in ONNX differs by at most two quantization steps in onnxruntime."""
     _, model, batches = _int8(case)
-    call, kinds = in_onnx(case, model, batches[0])
+    call, kinds = in_onnx(case, model, batches[0], _dynamic_shapes(case))
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds, f"not quantized in ONNX: {sorted(kinds)}"
     for x in (batches[0], case.other_input(5)):
         expected = model(x).detach()
