@@ -171,6 +171,15 @@ def test_padding_has_finite_gradients_in_float16() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+def test_padding_has_finite_second_derivatives() -> None:
+    layer, x = enn.WindowAttention(8, 2, 4, version=2), torch.randn(1, 8, 5, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert layer.qkv.weight.grad.isfinite().all()
+
+
 def test_blocks_state_their_channels_and_stride() -> None:
     layers = [enn.SwinBlock(8, 2, 4), enn.WindowAttention(8, 2, 4), enn.PatchMerging(8)]
     for layer in layers:

@@ -32,6 +32,10 @@ def merge_windows(
     squares = windows.view(batch, rows, columns, window_size[0], window_size[1], channels).permute(0, 1, 3, 2, 4, 5)
     image = squares.reshape(batch, rows * window_size[0], columns * window_size[1], channels)
     image = _roll(image, _shift(rows, shift_size[0]), _shift(columns, shift_size[1]))
+    if torch.compiler.is_compiling():
+        # A slice would make a graph depend on whether the image was padded.
+        lines = torch.arange(height, device=image.device), torch.arange(width, device=image.device)
+        return image.index_select(1, lines[0]).index_select(2, lines[1])
     return image[:, :height, :width].contiguous()
 
 
@@ -72,9 +76,10 @@ def cosines(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _directions(vectors: Tensor) -> Tensor:
-    if _is_half(vectors):  # the gradient of a zero vector would exceed float16
-        vectors = vectors.float() * vectors.ne(0).any(-1, keepdim=True)
-    return F.normalize(vectors, dim=-1)
+    vectors = at_least_float32(vectors)
+    # The gradient of a zero vector would be near 1e12, and its second derivative would not be finite.
+    is_zero = vectors.eq(0).all(-1, keepdim=True)
+    return F.normalize(vectors.masked_fill(is_zero, 1), dim=-1).masked_fill(is_zero, 0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "assert_copies_are_equal",
     "assert_weighted_is_int8",
     "calibration",
+    "constant_layers",
     "decibels",
     "trained_to_int8",
 ]
@@ -45,14 +47,38 @@ def assert_close(got: Tensor, expected: Tensor, bound: float, comparison: str) -
     assert noise >= bound, f"{noise:.1f} dB {comparison}, expected at least {bound}"
 
 
-def assert_weighted_is_int8(layer: nn.Module, report: "Report") -> None:
-    """Assert that the report lists each convolution and linear layer of the float layer as int8."""
+def constant_layers(layer: nn.Module, batches: Iterable[Tensor]) -> set[str]:
+    """The convolutions and linear layers whose input does not depend on the batch, so that a graph stores their result.
+
+    Swin Transformer V2 computes its position bias with such layers.
+    """
+    inputs: dict[str, list[Tensor]] = {}
+    weighted = {path: module for path, module in layer.named_modules() if isinstance(module, WEIGHTED)}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, path=path: inputs.setdefault(path, []).append(args[0].clone()))
+        for path, module in weighted.items()
+    ]
+    for batch in batches:
+        layer(batch)
+    for hook in hooks:
+        hook.remove()
+    return {path for path, (first, *others) in inputs.items() if all(torch.equal(first, other) for other in others)}
+
+
+def assert_weighted_is_int8(layer: nn.Module, report: "Report", stored: Container[str] = ()) -> None:
+    """Assert that the report lists each convolution and linear layer of the float layer as int8.
+
+    Those in ``stored`` may be left out of the program instead.
+    """
     runs_in = {row.path: row.runs_in for row in report.rows}
+    left_out = {row.path for row in report.rows if row.after == "-" and row.path in stored}
     left = [
         path
         for path, module in layer.named_modules()
         # A convolution that pads its input runs as padding and a convolution.
-        if isinstance(module, WEIGHTED) and "int8" not in (runs_in.get(path), runs_in.get(f"{path}.conv".lstrip(".")))
+        if isinstance(module, WEIGHTED)
+        and path not in left_out
+        and "int8" not in (runs_in.get(path), runs_in.get(f"{path}.conv".lstrip(".")))
     ]
     assert not left, f"left in float: {left} of\n{report}"
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Container
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ._quantization import (
     assert_copies_are_equal,
     assert_weighted_is_int8,
     calibration,
+    constant_layers,
     trained_to_int8,
 )
 from .programs import NO_ONNX, export_program, in_onnx
@@ -90,12 +92,13 @@ def _int8(case: Case) -> tuple[nn.Module, Any, list[Tensor]]:
     return layer, quantized.quantize(layer, batches, engine="pt2e"), batches
 
 
-def _assert_is_int8(layer: nn.Module, model: Any, report: "Report") -> None:
+def _assert_is_int8(layer: nn.Module, model: Any, report: "Report", stored: Container[str] = ()) -> None:
     """Assert that operands of convolutions and linear layers are dequantized, and weights stored as int8.
 
+    Instead of a layer in ``stored``, the graph may have its result.
     A product may have two operands in float: that of two activations, as in attention.
     """
-    assert_weighted_is_int8(layer, report)
+    assert_weighted_is_int8(layer, report, stored)
     compute_ops = 0
     for node in model.body.graph.nodes:
         if _WITH_WEIGHT.match(str(node.target)):
@@ -144,7 +147,8 @@ def pt2e_ptq(case: Case) -> None:
 
     layer, model, batches = _int8(case)
     report = quantized.report(model)
-    _assert_is_int8(join_branches(layer, ()), model, report)
+    joined = join_branches(layer, ())
+    _assert_is_int8(joined, model, report, constant_layers(joined, batches))
     bound = _bound(report, model.body.graph)
     x = torch.cat(batches)
     assert_close(model(x), layer(x), bound, "to float")
