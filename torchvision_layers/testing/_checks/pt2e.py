@@ -102,8 +102,8 @@ def _assert_is_int8(layer: nn.Module, model: Any, report: "Report", stored: Cont
     compute_ops = 0
     for node in model.body.graph.nodes:
         if _WITH_WEIGHT.match(str(node.target)):
-            stored = node.args[1].all_input_nodes[:1]
-            is_int8 = bool(stored) and attrgetter(str(stored[0].target))(model.body).dtype is torch.int8
+            weights = node.args[1].all_input_nodes[:1]
+            is_int8 = bool(weights) and attrgetter(str(weights[0].target))(model.body).dtype is torch.int8
             assert is_int8, f"the weight of {node.name} is not stored in int8"
             operands = node.args[:2]
         elif _PRODUCT.match(str(node.target)):
