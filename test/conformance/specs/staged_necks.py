@@ -272,9 +272,9 @@ SPECS = (
                 "four windows",
                 {"in_channels": 4, "out_channels": 5, "kernel_size": 3, "pools": 4, "hidden_channels": 6}
                 # Bounded, because pools spread a value beyond the range of calibration over the whole window.
-                | {"activation_layer": partial(nn.Hardtanh, 0.0, 1.0)},
+                | {"activation_layer": partial(nn.Hardtanh, 0.0, 1.5)},
                 (2, 4, 7, 9),
-                partial(ref.sppf, kernel=3, pools=4, activation=partial(np.clip, a_min=0.0, a_max=1.0)),
+                partial(ref.sppf, kernel=3, pools=4, activation=partial(np.clip, a_min=0.0, a_max=1.5)),
                 reads_mode=True,
             ),
         ),
@@ -360,7 +360,7 @@ SPECS = (
             Sample(
                 "batch norm",
                 {"in_channels_list": (4, 3), "out_channels": 4, "norm_layer": nn.BatchNorm2d},
-                (2, 7, 7, 9),
+                (2, 7, 8, 10),
                 partial(ref.feature_pyramid, channels=(4, 3), norm="batch"),
                 reads_mode=True,
                 adapter=Pyramid,
