@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from quantized import build_model
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
-from torchvision_layers.deploy.formats.table import FORMATS
 
 # The path of the reference scripts is set by quantized.py.
 from common.data.loading import load_data  # isort: skip
@@ -58,6 +56,17 @@ class Row(NamedTuple):
     lowered: bool = False
 
 
+#: The suffixes of formats, of those without one ``.pt2``.
+SUFFIXES = {
+    "coreml": ".mlpackage",
+    "coreml-float32": ".mlpackage",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "onnx": ".onnx",
+    "onnx-qdq": ".onnx",
+    "openvino": ".xml",
+    "torchscript": ".pt",
+}
 ROWS = {
     "pt2": Row("pt2", lowered=True),
     "pt2 int8": Row("pt2", "pt2e", "x86", lowered=True),
@@ -102,11 +111,11 @@ def measure(
     if row.engine is not None:
         batches = list(calibration.split(8))
         exported_model = quantized.quantize(exported_model, batches, engine=row.engine, backend=row.backend)
-    format = FORMATS[row.format]
     options = {"lowered": True} if row.lowered else {}
-    file = deploy.export(exported_model, images[:1], folder / f"model{format.suffix}", format=row.format, **options)
+    path = folder / f"model{SUFFIXES.get(row.format, '.pt2')}"
+    file = deploy.export(exported_model, images[:1], path, format=row.format, **options)
     figures: dict[str, Any] = {"megabytes": file.size / 1e6}
-    if format.deserialize is None:
+    if row.format.startswith("coreml"):  # runs on Apple's systems only
         return figures
     deploy.export(model, images[:1], folder / "float.pt2", format="pt2", lowered=False)
     torch.save(images, folder / "images.pt")
@@ -153,12 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model, calibration, images = load(name, Path(folder))
             for file in args.formats:
                 row = ROWS[file]
-                format = FORMATS[row.format]
-                if not all(find_spec(package) for package in (*format.writer_packages, *format.reader_packages)):
-                    print(f"{name}: {file} is left out: {format.install}", flush=True)
-                    continue
                 with tempfile.TemporaryDirectory() as place:
-                    rows[f"{name}: {file}"] = measure(model, calibration, images, row, args.rounds, Path(place))
+                    try:
+                        figures = measure(model, calibration, images, row, args.rounds, Path(place))
+                    except ImportError as error:  # names what to install
+                        print(f"{name}: {file} is left out: {error}", flush=True)
+                        continue
+                rows[f"{name}: {file}"] = figures
                 print(" ".join(_cells(f"{name}: {file}", rows[f"{name}: {file}"])), flush=True)
                 if args.record:
                     ordered = [f"{model}: {file}" for model in MODELS for file in ROWS]

@@ -279,7 +279,7 @@ def test_the_command_has_all_options_of_quantize(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
-        ("a.onnx", "--backend onednn", "backend must be one of auto, x86, onnxruntime, tensorrt"),
+        ("a.onnx", "--backend onednn", "backend must be one of auto, x86, litert, onnxruntime, tensorrt"),
         ("a.pte", "--backend x86", "--backend x86 does not go with executorch: pass --format pt2 or aoti or onnx-qdq"),
         ("a.pt2", "--format aoti --backend tensorrt", "tensorrt does not go with aoti: pass --format pt2 or onnx-qdq"),
         ("a.pt2", "--backend tensorrt --lowered", "--backend tensorrt does not go with pt2"),
@@ -308,7 +308,7 @@ def test_invalid_options(package: str, checkpoint: Path, tmp_path: Path, command
     start = (f"{package}:net", checkpoint, "--output")
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((2, 3, 8, 8), np.float32))
-    assert "must end in .onnx, .pt, .pt2, .pte" in command_error(*start, tmp_path / "a.bin")
+    assert "must end in .mlpackage, .onnx, .pt, .pt2, .pte" in command_error(*start, tmp_path / "a.bin")
     assert "--int8 needs --calibration PATH" in command_error(*start, tmp_path / "a.pt", "--int8")
     assert "--format onnx-qdq needs --cal" in command_error(*start, tmp_path / "a.onnx", "--format", "onnx-qdq")
     assert "pass --int8" in command_error(*start, tmp_path / "a.pt", "--calibration", images)

@@ -116,7 +116,9 @@ def test_default_format(tmp_path: Path) -> None:
     for arguments in ({"format": "pt2"}, {"lowered": False}):
         deploy.export(model, x, path, **arguments)
         assert not is_lowered(path)
-    with pytest.raises(TypeError, match="format='pt2' does not support a model that is int8 of engine='eager'"):
+    with pytest.raises(
+        TypeError, match="format='pt2' with lowered=True does not support a model that is int8 of engine='eager'"
+    ):
         deploy.export(eager, x, path, lowered=True)
     with pytest.raises(
         TypeError, match=r"0 is a QuantizableGraph.*; or pass lowered=False, to write the model as it is"

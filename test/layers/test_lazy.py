@@ -237,7 +237,7 @@ def test_tracing_needs_a_batch_first(make_lazy: Make, make_eager: Make) -> None:
 @each_pair
 def test_processes_need_a_batch_first(make_lazy: Make, make_eager: Make, tmp_path: Path) -> None:
     model = nn.Sequential(make_lazy())
-    with group(tmp_path):
+    with group(tmp_path, torch.device("cpu")):
         with pytest.raises(RuntimeError, match="Modules with uninitialized parameters"):
             nn.parallel.DistributedDataParallel(model)
         model(batch())

@@ -162,7 +162,7 @@ def test_bad_arguments(trained: Path, tmp_path: Path, extra: list[str], message:
         (["--engine", "pt2e", "--backend", "onednn"], "backend must be one of auto, x86, .*xnnpack.*got 'onednn'"),
         (
             ["--engine", "pt2e", "--backend", "xnnpack"],
-            "needs executorch|backend must be x86, onnxruntime or tensorrt to train",
+            "needs executorch|backend must be x86, litert, onnxruntime or tensorrt to train",
         ),
     ],
 )

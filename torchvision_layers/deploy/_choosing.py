@@ -18,6 +18,8 @@ NVIDIA GPU                   model.onnx                            [onnx]       
 Intel CPU or GPU             model.xml [--int8]                    [openvino,pt2e]    OpenVINO
 browsers                     model.onnx [--int8]                   [onnx,pt2e]        onnxruntime-web
 phones and boards            model.pte [--int8]                    executorch         ExecuTorch
+Android, microcontrollers    model.tflite                          [litert]           LiteRT
+iOS, macOS                   model.mlpackage [--int8]              [coreml,pt2e]      Core ML
 to compile, or another       model.pt2 --format pt2 [--int8]       [pt2e]             torch
   device of torch
 Time and size of a ResNet-50 are relative to eager mode and its state_dict: one image, one thread, a CPU with VNNI.

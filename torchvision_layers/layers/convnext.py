@@ -123,7 +123,7 @@ class ConvNeXtBlock(nn.Module):
         check_input(input, 4, self.dim)
         if not torch.jit.is_scripting():  # TorchScript cannot pass methods
             drop = self.stochastic_depth
-            if drop is not None and drop.kept_rows_only:
+            if isinstance(drop, StochasticDepth) and drop.kept_rows_only:
                 return self._add_skip(drop.run_branch(self._branch, input, [self.block]), input)
         branch = self._branch(input)
         if self.stochastic_depth is not None:

@@ -56,7 +56,7 @@ class InvertedBottleneck(nn.Module):
         check_input(input, 4, self.in_channels)
         if not torch.jit.is_scripting():  # TorchScript cannot pass methods
             drop = self.stochastic_depth
-            if drop is not None and drop.kept_rows_only:
+            if isinstance(drop, StochasticDepth) and drop.kept_rows_only:
                 return self._add_skip(drop.run_branch(self._branch, input, self.children()), input)
         branch = self._branch(input)
         if self.use_res_connect:

@@ -66,7 +66,7 @@ class _ResidualBlock(nn.Module):
         check_input(input, 4, self.inplanes)
         if not torch.jit.is_scripting():  # TorchScript cannot pass methods
             drop = self.stochastic_depth
-            if drop is not None and drop.kept_rows_only:
+            if isinstance(drop, StochasticDepth) and drop.kept_rows_only:
                 branch = drop.run_branch(self._branch, input, self._branch_layers())
                 return self._add_skip(branch, input if self.downsample is None else self.downsample(input))
         branch = self._branch(input)

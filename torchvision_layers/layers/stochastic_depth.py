@@ -73,7 +73,7 @@ class StochasticDepth(torchvision.ops.StochasticDepth):
 
             if not torch.jit.is_scripting():
                 drop = self.stochastic_depth
-                if drop is not None and drop.kept_rows_only:
+                if isinstance(drop, StochasticDepth) and drop.kept_rows_only:
                     return x + drop.run_branch(self._branch, x, [self.norm, self.mlp])
 
         Reading which samples are kept waits for the device. In eval mode, in traces, on tensors without values and in

@@ -119,7 +119,7 @@ class TransformerEncoderBlock(nn.Module):
             check_dtype(input, weight if isinstance(weight, Tensor) else None)  # torch's own error names no dtype
         if not torch.jit.is_scripting():  # TorchScript cannot pass methods
             drop = self.stochastic_depth
-            if drop is not None and drop.kept_rows_only and attn_mask is None:
+            if isinstance(drop, StochasticDepth) and drop.kept_rows_only and attn_mask is None:
                 layers = [self.ln_1, self.self_attention]
                 middle = self._add_skip(drop.run_branch(self._attend, input, layers), input)
                 return self._add_skip(drop.run_branch(self._transform, middle, [self.ln_2, self.mlp]), middle)
