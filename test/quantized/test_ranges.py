@@ -172,6 +172,12 @@ def test_auto_compares_rules_on_batches_that_their_ranges_do_not_come_from() -> 
 
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_auto_needs_a_batch(engine: str) -> None:
+    with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
+        quantized.quantize(Net().eval(), iter(()), engine=engine, ranges="auto")
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
 def test_ranges_reach_the_int8_model(engine: str) -> None:
     """The step of the input follows from the percentile; the default is the histogram."""
     torch.manual_seed(0)

@@ -48,21 +48,23 @@ class CalibrationRanges:
         if self._rule != "auto":
             yield from batches
             return
-        missing = _IMAGES
+        first, missing = next(batches, None), _IMAGES
+        if first is None:  # the reader of the batches names this error
+            return
+        copied = _copy(first)
+        yield first
         for i, batch in enumerate(batches):
-            if i % 2 and missing > 0:
-                self._held.append(batch.map(lambda tensor: tensor.detach().clone()))  # a forward may write
+            if i % 2 == 0 and missing > 0:
+                self._held.append(_copy(batch))
                 missing -= next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
             else:
-                if i == 0:
-                    first = batch.map(lambda tensor: tensor.detach().clone())
                 yield batch
         if self._held:
             assert self.model is not None
             self._places = places_of(self.model)
-            yield from (batch.map(Tensor.clone) for batch in self._held)
+            yield from map(_copy, self._held)
         else:
-            self._held = [first]
+            self._held = [copied]
 
     def apply(self) -> None:
         """Gives the observers of the model, which has run on the batches, their rules, in place."""
@@ -73,6 +75,10 @@ class CalibrationRanges:
         for module in self.model.modules():
             if isinstance(module, FastRangeSearch):
                 module.rule = self._rule
+
+
+def _copy(batch: Inputs) -> Inputs:
+    return batch.map(lambda tensor: tensor.detach().clone())  # a forward may write
 
 
 @torch.no_grad()
