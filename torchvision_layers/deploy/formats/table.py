@@ -13,6 +13,9 @@ from .format import Format
 
 __all__ = ["FORMATS", "LOWERED", "check_support", "default_format", "find_format", "format_of"]
 
+#: Backends whose int8 models torch's own kernels for x86 do not compute, so that a program in torch is float.
+_OTHER_BACKENDS = ("litert", "tensorrt", "xnnpack")
+
 _ONNX = Format(
     "onnx",
     ".onnx",
@@ -79,7 +82,7 @@ FORMATS = {
             aoti.serialize,
             aoti.deserialize,
             engine="pt2e",
-            float_backends=("litert", "tensorrt", "xnnpack"),
+            float_backends=_OTHER_BACKENDS,
             has_int8_kernels=True,
             is_suffix_required=True,  # by the loader of torch
             marker="data/aotinductor/",
@@ -164,7 +167,7 @@ LOWERED = replace(
     serialize=lowered.serialize,
     deserialize=lowered.deserialize,
     restrict=lowered.restrict,
-    float_backends=("litert", "tensorrt", "xnnpack"),
+    float_backends=_OTHER_BACKENDS,
     has_int8_kernels=True,
     marker=lowered.MARKER,
 )

@@ -1,6 +1,7 @@
 """Atrous spatial pyramid pooling."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,22 +67,19 @@ class ASPP(nn.Module):
             raise TypeError(f"atrous_rates must be a sequence of ints, got {atrous_rates!r}")
         rates = [check_int("atrous_rates", rate) for rate in atrous_rates]
         check_probability("dropout", dropout)
-
-        def conv(in_channels: int, kernel_size: int, dilation: int = 1) -> ConvNormAct:
-            return ConvNormAct(
-                in_channels,
-                out_channels,
-                kernel_size,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                dilation=dilation,
-                device=device,
-                dtype=dtype,
-            )
-
-        pooled = _PooledBranch(nn.AdaptiveAvgPool2d(1), *conv(in_channels, 1))
-        self.convs = nn.ModuleList([conv(in_channels, 1), *(conv(in_channels, 3, rate) for rate in rates), pooled])
-        self.project = nn.Sequential(*conv(len(self.convs) * out_channels, 1), nn.Dropout(dropout))
+        conv = partial(
+            ConvNormAct,
+            out_channels=out_channels,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
+        pooled = _PooledBranch(nn.AdaptiveAvgPool2d(1), *conv(in_channels, kernel_size=1))
+        dilated = (conv(in_channels, kernel_size=3, dilation=rate) for rate in rates)
+        self.convs = nn.ModuleList([conv(in_channels, kernel_size=1), *dilated, pooled])
+        project = conv(len(self.convs) * out_channels, kernel_size=1)
+        self.project = nn.Sequential(*project, nn.Dropout(dropout))
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.in_channels, needs_pixels=True)

@@ -1,5 +1,7 @@
 """Cross-stage partial block."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -76,18 +78,14 @@ class CSPBlock(nn.Module):
         width = getattr(blocks[0], "out_channels", hidden)
         if width != hidden:
             raise ValueError(f"block has out_channels={width}, expected {hidden}, as many as its input")
-
-        def conv(in_channels: int, out_channels: int) -> ConvNormAct:
-            return ConvNormAct(
-                in_channels,
-                out_channels,
-                1,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                device=device,
-                dtype=dtype,
-            )
-
+        conv = partial(
+            ConvNormAct,
+            kernel_size=1,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
         self.split = conv(in_channels, 2 * hidden)
         self.blocks = nn.ModuleList(blocks)
         self.project = conv((2 + depth if aggregates else 2) * hidden, out_channels)

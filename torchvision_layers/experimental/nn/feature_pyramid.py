@@ -1,6 +1,7 @@
 """Feature pyramid network."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -67,20 +68,16 @@ class FeaturePyramid(nn.Module):
             raise ValueError(f"in_channels_list must be a non-empty sequence of ints, got {in_channels_list!r}")
         self.in_channels = [check_int("in_channels_list", channels) for channels in in_channels_list]
         self.out_channels = check_int("out_channels", out_channels)
-
-        def conv(in_channels: int, kernel_size: int) -> ConvNormAct:
-            return ConvNormAct(
-                in_channels,
-                out_channels,
-                kernel_size,
-                norm_layer=norm_layer,
-                activation_layer=None,
-                device=device,
-                dtype=dtype,
-            )
-
-        self.inner_blocks = nn.ModuleList([conv(channels, 1) for channels in self.in_channels])
-        self.layer_blocks = nn.ModuleList([conv(out_channels, 3) for _ in self.in_channels])
+        conv = partial(
+            ConvNormAct,
+            out_channels=out_channels,
+            norm_layer=norm_layer,
+            activation_layer=None,
+            device=device,
+            dtype=dtype,
+        )
+        self.inner_blocks = nn.ModuleList([conv(channels, kernel_size=1) for channels in self.in_channels])
+        self.layer_blocks = nn.ModuleList([conv(out_channels, kernel_size=3) for _ in self.in_channels])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)

@@ -1,5 +1,7 @@
 """Path aggregation network."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -57,20 +59,17 @@ class PathAggregation(nn.Module):
         super().__init__()
         self.out_channels = check_int("channels", channels)
         self.in_channels = [channels] * check_int("levels", levels)
-
-        def conv(stride: int) -> ConvNormAct:
-            return ConvNormAct(
-                channels,
-                channels,
-                stride=stride,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                device=device,
-                dtype=dtype,
-            )
-
-        self.down = nn.ModuleList([conv(2) for _ in range(levels - 1)])
-        self.fuse = nn.ModuleList([conv(1) for _ in range(levels - 1)])
+        conv = partial(
+            ConvNormAct,
+            channels,
+            channels,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
+        self.down = nn.ModuleList([conv(stride=2) for _ in range(levels - 1)])
+        self.fuse = nn.ModuleList([conv(stride=1) for _ in range(levels - 1)])
 
     def forward(self, input: Levels) -> Levels:
         levels = check_levels(input, self.in_channels)

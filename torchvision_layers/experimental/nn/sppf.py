@@ -1,5 +1,7 @@
 """Fast spatial pyramid pooling."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -62,18 +64,14 @@ class SPPF(nn.Module):
         kernel_size = check_odd("kernel_size", kernel_size)
         pools = check_int("pools", pools)
         hidden = max(1, in_channels // 2) if hidden_channels is None else check_int("hidden_channels", hidden_channels)
-
-        def conv(in_channels: int, out_channels: int) -> ConvNormAct:
-            return ConvNormAct(
-                in_channels,
-                out_channels,
-                1,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                device=device,
-                dtype=dtype,
-            )
-
+        conv = partial(
+            ConvNormAct,
+            kernel_size=1,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
         self.reduce = conv(in_channels, hidden)
         self.pools = nn.ModuleList([nn.MaxPool2d(kernel_size, 1, kernel_size // 2) for _ in range(pools)])
         self.project = conv((pools + 1) * hidden, out_channels)

@@ -1,5 +1,7 @@
 """Upsampling block with a skip connection."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -74,17 +76,14 @@ class UpBlock(nn.Module):
                 actual = getattr(self.up, name, expected)
                 if actual != expected:
                     raise ValueError(f"up_layer has {name}={actual}, expected {expected}")
-
-        def conv(in_channels: int) -> ConvNormAct:
-            return ConvNormAct(
-                in_channels,
-                out_channels,
-                norm_layer=norm_layer,
-                activation_layer=activation_layer,
-                device=device,
-                dtype=dtype,
-            )
-
+        conv = partial(
+            ConvNormAct,
+            out_channels=out_channels,
+            norm_layer=norm_layer,
+            activation_layer=activation_layer,
+            device=device,
+            dtype=dtype,
+        )
         self.conv1 = conv(skip_channels + up_channels)
         self.conv2 = conv(out_channels)
 
