@@ -1,15 +1,9 @@
 """Packages for Core ML, in float16, float32 or int8. Only Apple's systems run them; their structure is checked."""
 
-import contextlib
 import copy
-import io
 import json
-import logging
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +12,7 @@ from torch.export import ExportedProgram
 from .._metadata import NAME
 from .._subject import Subject
 from .program import export_fixed, root_cause
+from .quiet import quiet
 
 __all__ = ["restrict", "serialize_float16", "serialize_float32"]
 
@@ -38,7 +33,7 @@ def _serialize(subject: Subject, metadata: str, precision: str) -> dict[str, byt
     """The files of a package. Errors: ``RuntimeError`` if coremltools cannot convert the model, or writes another."""
     signature, program = subject.signature, subject.program
     assert program is not None
-    with _quiet():
+    with quiet():
         import coremltools
 
         outputs = [coremltools.TensorType(name=name) for name in signature.outputs]
@@ -70,7 +65,7 @@ def _check(subject: Subject, metadata: str, path: Path) -> None:
 
     Errors: ``RuntimeError`` if inputs, outputs, metadata, or the number of convolutions or linear layers are others.
     """
-    with _quiet():
+    with quiet():
         import coremltools
 
         spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
@@ -103,17 +98,3 @@ def _check(subject: Subject, metadata: str, path: Path) -> None:
 def _count(program: ExportedProgram, names: set[str]) -> int:
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     return sum(getattr(node.target, "_opname", "") in names for node in calls)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides progress bars, and warnings of coremltools about versions, which a caller cannot act on."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

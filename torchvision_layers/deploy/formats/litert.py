@@ -4,17 +4,13 @@ The metadata is in a zip file at the end, as LiteRT stores labels. Models that b
 with a scale and a zero point in the file.
 """
 
-import contextlib
 import copy
 import importlib
 import io
-import logging
 import operator
 import threading
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
 from .program import export_fixed, root_cause
+from .quiet import quiet
 
 __all__ = ["deserialize", "restrict", "serialize"]
 
@@ -41,7 +38,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     assert program is not None
     graph = copy.deepcopy(program).module(check_guards=False)
     _round_weights_in_graph(graph)
-    with _quiet():
+    with quiet():
         import litert_torch
 
         try:
@@ -64,7 +61,7 @@ def deserialize(content: bytes, path: Path, threads: int | None = None) -> tuple
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         metadata = archive.read(NAME).decode()
     signature = Signature.from_json(parse(metadata, path))
-    with _quiet():
+    with quiet():
         interpreter = Interpreter(model_content=content, num_threads=threads or torch.get_num_threads())
         interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
@@ -132,16 +129,3 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         remaining = iter(tensors)
         return tuple(flatten(self.example.map(lambda _: next(remaining)).run(self.model))[0])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides progress and warnings of litert-torch about itself, which a caller cannot act on."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -104,21 +104,23 @@ class _Program:
 
     def _compiled(self, shapes: tuple[torch.Size, ...]) -> tuple[Any, list[Any]]:
         with self._lock:
-            if shapes not in self._by_sizes and len(self._by_sizes) < self._MAX_COMPILED:
-                names = [spec.name for spec in self._signature.inputs]
-                try:
-                    model = self._model.clone()
-                    model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
-                    self._by_sizes[shapes] = self._compile(model), []
-                except (
-                    RuntimeError
-                ):  # OpenVINO 2026.4 fails for some models, as with few channels, but not for all sizes
-                    self._for_all = self._for_all or (self._compile(self._model), [])
-                    self._by_sizes[shapes] = self._for_all
             if shapes in self._by_sizes:
                 return self._by_sizes[shapes]
-            self._for_all = self._for_all or (self._compile(self._model), [])
-            return self._for_all
+            if len(self._by_sizes) == self._MAX_COMPILED:
+                return self._compiled_for_all()
+            names = [spec.name for spec in self._signature.inputs]
+            try:
+                model = self._model.clone()
+                model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
+                self._by_sizes[shapes] = self._compile(model), []
+            except RuntimeError:  # OpenVINO 2026.4 fails for some models, as with few channels, but not for all sizes
+                self._by_sizes[shapes] = self._compiled_for_all()
+            return self._by_sizes[shapes]
+
+    def _compiled_for_all(self) -> tuple[Any, list[Any]]:
+        if self._for_all is None:
+            self._for_all = self._compile(self._model), []
+        return self._for_all
 
     def _compile(self, model: Any) -> Any:
         import openvino
