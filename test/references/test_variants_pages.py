@@ -57,7 +57,9 @@ def test_picture_shows_the_figures() -> None:
             (x, y), (other_x, other_y) = positions[one], positions[other]
             if models[one]["multiply_adds"] > 1.3 * models[other]["multiply_adds"]:
                 assert x > other_x
-            if mean(models[one]["accuracy"]) > mean(models[other]["accuracy"]):
+            if (
+                mean(models[one]["accuracy"]) > mean(models[other]["accuracy"]) + 1e-9
+            ):  # means of one and of three seeds
                 assert y < other_y
 
 

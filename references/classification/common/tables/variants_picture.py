@@ -18,9 +18,12 @@ COLORS = {
     "efficientnet": "#6a3d9a",
     "convnext": "#187a1f",
     "resnet26_sasa": "#b3123c",
+    "vit": "#8a6d00",
+    "swin": "#8a6d00",
     "": "#1f5fa8",
 }
-MIN_DISTANCE = 0.13  # millions of multiply-adds, between bars that would cover each other
+TICKS = [0.5, 1, 2, 5, 10, 20]  # millions of multiply-adds
+MIN_RATIO = 1.08  # of multiply-adds, between bars that would cover each other
 
 
 def plot_variants(results: dict[str, Any], path: str | Path) -> None:
@@ -36,7 +39,7 @@ def plot_variants(results: dict[str, Any], path: str | Path) -> None:
 def draw_variants(results: dict[str, Any]) -> Figure:
     """Points are means over the seeds, and bars extend from the lowest to the highest; models are numbered by cost."""
     models = sorted(results["models"].items(), key=lambda item: item[1]["multiply_adds"])
-    figure = Figure(figsize=(8, 4.6), dpi=72, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(8.5, 6.2), dpi=72, facecolor="white", layout="constrained")
     axes = figure.subplots()
     xs = spread_out([entry["multiply_adds"] / 1e6 for _, entry in models])
     points = []
@@ -51,9 +54,12 @@ def draw_variants(results: dict[str, Any]) -> Figure:
         text = {"ha": "center", "va": "center_baseline", "fontsize": 7, "fontweight": "bold"}
         axes.text(x, mean(accuracies), str(number), color="white", **text)
     axes.legend(
-        handles=points, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, handletextpad=0.2
+        handles=points, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, handletextpad=0.2
     )
-    axes.set_xlabel("multiply-adds of one image, in millions")
+    axes.set_xscale("log")
+    axes.set_xticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("multiply-adds of one image, in millions (log scale)")
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -62,10 +68,10 @@ def draw_variants(results: dict[str, Any]) -> Figure:
 
 
 def spread_out(xs: list[float]) -> list[float]:
-    """Moves ascending values apart, in order, until neighbours have at least ``MIN_DISTANCE``."""
-    positions = np.array(xs)
+    """Moves ascending values apart, in order, until neighbours have at least a ratio of ``MIN_RATIO``."""
+    positions, distance = np.log(xs), np.log(MIN_RATIO)
     for _ in range(200):
-        push = np.maximum(MIN_DISTANCE - np.diff(positions), 0) / 2
+        push = np.maximum(distance - np.diff(positions), 0) / 2
         positions[:-1] -= push
         positions[1:] += push
-    return positions.tolist()
+    return np.exp(positions).tolist()
