@@ -1,6 +1,7 @@
 """Models of OpenVINO: two files, read by OpenVINO alone, with every convolution on integers."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers._utils.atomic import atomic_path
+from torchvision_layers.deploy.formats.openvino import _core
 
 from ..interpreter import Interpreter
 from ._support import CLASSES, FunctionModule, example, float_model, relative_error
@@ -124,7 +126,7 @@ class Branches(nn.Module):
 
 def executed(path: Path) -> list[tuple[str, str]]:
     """The operators of the graph that OpenVINO runs, with the kernel of each."""
-    core = openvino.Core()
+    core = _core()  # more than one could leave a signal handler without a stack
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     infos = [operator.get_rt_info() for operator in compiled.get_runtime_model().get_ordered_ops()]
     return [(info["layerType"].astype(str), info["primitiveType"].astype(str)) for info in infos]
@@ -145,6 +147,22 @@ def test_every_convolution_runs_in_int8(tmp_path: Path) -> None:
     assert all(kernel.endswith("I8") for kernel in kernels), Counter(kernels)
     expected, output = model(batch), deploy.load(path)(batch)
     assert 10 * torch.log10(expected.square().sum() / (expected - output).square().sum()) > 25
+
+
+def test_signals_are_handled_after_programs_are_deleted(files: dict) -> None:
+    """OpenVINO gives signal handlers another stack, which must not be freed while they use it."""
+    programs = [deploy.load(files["float"][1].path, threads=1) for _ in range(3)]
+    for program in programs:
+        program(example())
+    while programs:
+        programs.pop(0)
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda signum, frame: received.append(signum))
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert received == [signal.SIGINT]
 
 
 def test_float_file_runs_in_float(files: dict) -> None:

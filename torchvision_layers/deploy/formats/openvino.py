@@ -3,6 +3,7 @@
 They are made from ONNX, because OpenVINO converts no int8 programs of torch.export.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -32,13 +33,25 @@ _CHECKSUM = "weights_sha256"
 _RULES = "size_rules"
 
 
+@functools.cache
+def _core() -> Any:
+    """One for the process.
+
+    Each one that compiles a model replaces the stack of signal handlers until it is deleted. If they are not deleted in
+    reverse order, OpenVINO 2026.4 leaves a stack that is freed, and the next signal, such as Ctrl-C, kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def serialize(subject: Subject, metadata: str) -> tuple[bytes, bytes]:
     """The graph, with the checksum of the weights, and the weights."""
     import openvino
 
     content = onnx.to_model(subject).SerializeToString()
     try:
-        model = openvino.Core().read_model(content, b"")
+        model = _core().read_model(content, b"")
     except Exception as error:  # it raises plain RuntimeErrors, over many lines
         reason = str(error).strip().splitlines()[-1]
         raise RuntimeError(f"OpenVINO cannot read the model, use format='onnx' or 'pt2': {reason}") from error
@@ -64,9 +77,7 @@ def deserialize(content: bytes, path: Path, threads: int | None = None) -> tuple
 
     Errors: ``ValueError`` if the weights are missing, or are those of another model.
     """
-    import openvino
-
-    model = openvino.Core().read_model(content, _read_weights(content, path))
+    model = _core().read_model(content, _read_weights(content, path))
     if not (model.has_rt_info([NAME]) and model.has_rt_info([_RULES])):
         raise ValueError(f"{path} was not written by deploy.export: it has no {NAME} or no {_RULES}")
     metadata, rules = (str(model.get_rt_info([name]).astype(str)) for name in (NAME, _RULES))
@@ -123,8 +134,6 @@ class _Program:
         return self._for_all
 
     def _compile(self, model: Any) -> Any:
-        import openvino
-
         # By default, OpenVINO computes in bfloat16 or float16 on CPUs that have them, and pins its threads to cores,
         # where they wait for those of torch.
         properties = {
@@ -132,7 +141,7 @@ class _Program:
             "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,
         }
-        return openvino.Core().compile_model(model, "CPU", properties)
+        return _core().compile_model(model, "CPU", properties)
 
 
 def _read_weights(content: bytes, path: Path) -> bytes:
