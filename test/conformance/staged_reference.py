@@ -7,40 +7,9 @@ import numpy as np
 
 from .reference import Array, Weights, conv
 
-__all__ = ["c_layer_norm", "coord_conv", "coordinates", "spatial_attention", "standardized", "standardized_conv"]
+__all__ = ["c_layer_norm", "coord_conv", "coordinates", "spatial_attention"]
 
 _TWO = tuple[int, int]
-
-
-def standardized(weight: Array, eps: float, scale: float = 1.0) -> Array:
-    """Each filter less its mean, over its standard deviation."""
-    filters = np.empty_like(weight)
-    for o, raw in enumerate(weight):
-        mean = raw.sum() / raw.size
-        filters[o] = scale * (raw - mean) / math.sqrt(((raw - mean) ** 2).sum() / raw.size + eps)
-    return filters
-
-
-def standardized_conv(
-    x: Array,
-    weights: Weights,
-    training: bool,
-    *,
-    gamma: float | None = None,
-    stride: _TWO = (1, 1),
-    padding: _TWO = (0, 0),
-    dilation: _TWO = (1, 1),
-    groups: int = 1,
-    border: str = "constant",
-    eps: float = 1e-10,
-) -> Array:
-    """arXiv 1903.10520, eq. 5 to 7; with ``gamma`` arXiv 2101.08692, eq. 4."""
-    scale = 1.0 if gamma is None else gamma / math.sqrt(weights["weight"][0].size)
-    filters = standardized(weights["weight"], eps, scale)
-    if border != "constant":
-        x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)], mode=border)
-        padding = (0, 0)
-    return conv(x, filters, weights.get("bias"), stride, padding, dilation, groups)
 
 
 def coordinates(rows: int, columns: int, with_r: bool) -> Array:

@@ -15,27 +15,6 @@ def test_every_experimental_layer_is_described() -> None:
     assert set(GOLDEN) >= {spec.name for spec in SPECS if spec.status == "experimental"}
 
 
-@golden(enn.WSConv2d)
-def test_ws_conv2d() -> None:
-    assert_expected_inline(
-        described(enn.WSConv2d(4, 8, 3, padding=1)),
-        """\
-WSConv2d(4, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), eps=1e-10)
-weight (8, 4, 3, 3)
-bias (8,)""",
-    )
-
-
-@golden(enn.SWSConv2d)
-def test_sws_conv2d() -> None:
-    assert_expected_inline(
-        described(enn.SWSConv2d(4, 8, (3, 1), bias=False)),
-        """\
-SWSConv2d(4, 8, kernel_size=(3, 1), stride=(1, 1), bias=False, eps=1e-10, gamma=1.7129)
-weight (8, 4, 3, 1)""",
-    )
-
-
 @golden(enn.CoordConv2d)
 def test_coord_conv2d() -> None:
     assert_expected_inline(

@@ -16,6 +16,8 @@ from ..layers.residual import BasicBlock, Bottleneck
 from ..layers.same_conv import Conv2dSame
 from ..layers.squeeze_excitation import SqueezeExcitation
 from ..layers.stochastic_depth import StochasticDepth
+from ..layers.stochastic_depth_schedule import stochastic_depth_schedule
+from ..layers.weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = [
     "MLP",
@@ -37,7 +39,10 @@ __all__ = [
     "LinearDropoutAct",
     "MBConv",
     "Permute",
+    "SWSConv2d",
     "SqueezeExcitation",
     "StochasticDepth",
+    "WSConv2d",
     "replace",
+    "stochastic_depth_schedule",
 ]

@@ -19,6 +19,7 @@ from . import (
     staged_positions,
     staged_windows,
     tokens,
+    weight_standardization,
 )
 
 __all__ = ["SPECS", "LayerSpec", "Sample"]
@@ -26,6 +27,7 @@ __all__ = ["SPECS", "LayerSpec", "Sample"]
 # To add a family, add a file here and its name to this list.
 FAMILIES = (
     conv,
+    weight_standardization,
     lazy,
     linear,
     attention,

@@ -11,29 +11,12 @@ from .shape_strategies import BATCH, IMAGE, SIZE, convolve, each, one_or_each, s
 
 __all__ = [
     "attention",
-    "conv2d",
     "global_response_norm",
     "normalized",
     "rep_conv",
     "se_block",
     "universal_inverted_bottleneck",
 ]
-
-
-@st.composite
-def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
-    """At least two channels per group, so that every filter has weights to standardize."""
-    groups = draw(st.integers(1, 3))
-    channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
-    kernel = draw(one_or_each(st.integers(1, 4), 2))
-    stride, dilation = draw(one_or_each(st.integers(1, 3), 2)), draw(one_or_each(st.integers(1, 3), 2))
-    padding = draw(one_or_each(st.integers(0, 3), 2))
-    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
-    kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    out = convolve(shape, out_channels, each(kernel, 2), each(stride, 2), each(padding, 2), each(dilation, 2))
-    is_refused = shape[1] != channels or (needs_pixels and 0 in shape[2:])
-    return ShapeExample(kwargs, shape, None if is_refused else out)
 
 
 @st.composite

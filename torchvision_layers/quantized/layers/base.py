@@ -15,6 +15,7 @@ from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
 from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
+from ...layers.weight_standardization import WSConv2d
 from ..eager.fusion import fuse_children
 
 __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
@@ -22,8 +23,8 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
-NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
+# The first four accept int8 tensors as they are; the others become or join a plain convolution, or run in float.
+NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap, WSConv2d)
 
 
 _STAGED = "torchvision_layers.experimental."
