@@ -283,7 +283,7 @@ def rep_conv(layer: type[enn.RepConv], shape: Sequence[int], *, branches: int, g
     return candidates
 
 
-def global_response_norm(layer: type[enn.GlobalResponseNorm], shape: Sequence[int], *, channels_dim: int) -> Candidates:
+def global_response_norm(layer: type[tnn.GlobalResponseNorm], shape: Sequence[int], *, channels_dim: int) -> Candidates:
     ours = layer(shape[channels_dim], channels_dim=channels_dim)
     for parameter in ours.parameters():
         nn.init.normal_(parameter)
@@ -308,7 +308,7 @@ def global_response_norm(layer: type[enn.GlobalResponseNorm], shape: Sequence[in
 
 
 def universal_inverted_bottleneck(
-    layer: type[enn.UniversalInvertedBottleneck], shape: Sequence[int], *, start: int, middle: int
+    layer: type[tnn.UniversalInvertedBottleneck], shape: Sequence[int], *, start: int, middle: int
 ) -> Candidates:
     channels = shape[1]
     ours = layer(channels, channels, start, middle)
@@ -378,10 +378,10 @@ CASES = [
     Case(tnn.MLP, (8, 196, 256), mlp, Target(1.0, 0.98)),
     Case(enn.RepConv, EARLY, rep_conv, options={"branches": 1, "groups": 1}),
     Case(enn.RepConv, (8, 128, 28, 28), rep_conv, options={"branches": 4, "groups": 128}),
-    Case(enn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
-    Case(enn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
+    Case(tnn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
+    Case(tnn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
     Case(
-        enn.UniversalInvertedBottleneck,
+        tnn.UniversalInvertedBottleneck,
         (8, 96, 14, 14),
         universal_inverted_bottleneck,
         Target(1.02, 1.02),

@@ -1,13 +1,14 @@
 """The staged layers in NumPy and plain loops, in float64, from the equations of their papers."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 
-from .reference import Array, Weights, conv
+from .reference import Array, Weights, batch_norm, conv, relu, squeeze_excitation
 
-__all__ = ["c_layer_norm", "coord_conv", "coordinates", "spatial_attention"]
+__all__ = ["c_layer_norm", "coord_conv", "coordinates", "rep_conv", "spatial_attention"]
 
 _TWO = tuple[int, int]
 
@@ -94,3 +95,36 @@ def c_layer_norm(x: Array, weights: Weights, training: bool, *, each_channel: bo
         if weights:
             out[n, c] = out[n, c] * weights["weight"][c] + weights["bias"][c]
     return out
+
+
+def rep_conv(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    branches: int = 1,
+    kernel: _TWO = (3, 3),
+    stride: int = 1,
+    dilation: _TWO = (1, 1),
+    groups: int = 1,
+    border: str = "constant",
+    activation: Callable[[Array], Array] = relu,
+) -> Array:
+    """arXiv 2101.03697, eq. 1 and 2, with several branches as in arXiv 2206.04040, section 3.2."""
+
+    def branch(prefix: str, padding: _TWO, dilation: _TWO) -> Array:
+        sides = [(0, 0), (0, 0), *((p, p) for p in padding)]
+        padded = np.pad(x, sides, mode=border)
+        bias = weights.get(f"{prefix}.0.bias")
+        y = conv(padded, weights[f"{prefix}.0.weight"], bias, (stride,) * 2, (0, 0), dilation, groups)
+        return batch_norm(y, weights, f"{prefix}.1", training) if f"{prefix}.1.weight" in weights else y
+
+    padding = tuple(d * (k // 2) for k, d in zip(kernel, dilation, strict=True))
+    total = sum(branch(f"convs.{i}", padding, dilation) for i in range(branches))
+    if "pointwise.0.weight" in weights:
+        total = total + branch("pointwise", (0, 0), (1, 1))
+    if "identity.weight" in weights:
+        total = total + batch_norm(x, weights, "identity", training)
+    if "se.fc1.weight" in weights:
+        total = squeeze_excitation(total, weights, training, prefix="se.")
+    return activation(total)

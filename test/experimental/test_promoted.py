@@ -9,8 +9,14 @@ from torch import nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-NAMES = ["SWSConv2d", "WSConv2d", "stochastic_depth_schedule"]
-OLD_MODULE = "torchvision_layers.experimental.nn.weight_standardization"
+NAMES = ["GlobalResponseNorm", "SWSConv2d", "UniversalInvertedBottleneck", "WSConv2d", "stochastic_depth_schedule"]
+# The module of each class before its promotion, and arguments.
+CLASSES = {
+    tnn.GlobalResponseNorm: ("global_response_norm", (8, 1e-6, 1)),
+    tnn.SWSConv2d: ("weight_standardization", (8, 6, 3)),
+    tnn.UniversalInvertedBottleneck: ("universal_inverted_bottleneck", (8, 6, 3, 5)),
+    tnn.WSConv2d: ("weight_standardization", (8, 6, 3)),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,26 +46,29 @@ def test_other_names_are_unknown(name: str) -> None:
         getattr(enn, name)
 
 
-@pytest.mark.parametrize("cls", [tnn.WSConv2d, tnn.SWSConv2d])
+@pytest.mark.parametrize("cls", CLASSES)
 def test_a_file_from_before_the_promotion_loads(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(cls(3, 8, 3, bias=False), nn.ReLU()).eval()
-    buffer, x = io.BytesIO(), torch.randn(2, 3, 8, 8)
+    name, arguments = CLASSES[cls]
+    module = f"torchvision_layers.experimental.nn.{name}"
+    model = nn.Sequential(cls(*arguments), nn.ReLU()).eval()
+    buffer, x = io.BytesIO(), torch.randn(2, 8, 6, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(cls, "__module__", OLD_MODULE)  # pickle writes it, and looks it up
-        with pytest.warns(FutureWarning, match=OLD_MODULE):
+        patch.setattr(cls, "__module__", module)  # pickle writes it, and looks it up
+        with pytest.warns(FutureWarning, match=module):
             torch.save(model, buffer)
-    assert OLD_MODULE.encode() in buffer.getvalue()
+    assert module.encode() in buffer.getvalue()
     buffer.seek(0)
-    with pytest.warns(FutureWarning, match=f"{OLD_MODULE}.{cls.__name__} will be removed in 0.2"):
+    with pytest.warns(FutureWarning, match=f"{module}.{cls.__name__} will be removed in 0.2"):
         loaded = torch.load(buffer, weights_only=False)
     assert type(loaded[0]) is cls
     assert torch.equal(loaded(x), model(x))
 
 
-@pytest.mark.parametrize("cls", [tnn.WSConv2d, tnn.SWSConv2d])
-def test_a_state_dict_from_before_the_promotion_loads(cls: type[tnn.WSConv2d]) -> None:
-    state = {"weight": torch.randn(6, 4, 3, 3), "bias": torch.randn(6)}
-    layer = cls(4, 6, 3)
-    layer.load_state_dict(state)
-    assert all(torch.equal(value, state[key]) for key, value in layer.state_dict().items())
-    assert layer.state_dict()._metadata == {"": {"version": 1}}
+def test_state_dicts_from_before_the_promotion_load() -> None:
+    conv = {"weight": torch.randn(6, 8, 3, 3), "bias": torch.randn(6)}
+    norm = {"weight": torch.randn(8), "bias": torch.randn(8)}
+    for cls, state in ((tnn.WSConv2d, conv), (tnn.SWSConv2d, conv), (tnn.GlobalResponseNorm, norm)):
+        layer = cls(*CLASSES[cls][1])
+        layer.load_state_dict(state)
+        assert all(torch.equal(value, state[key]) for key, value in layer.state_dict().items())
+        assert layer.state_dict()._metadata == {"": {"version": 1}}

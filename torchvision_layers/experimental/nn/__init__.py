@@ -14,7 +14,6 @@ from .coord_conv import CoordConv2d
 from .csp_block import CSPBlock
 from .feature_pyramid import FeaturePyramid
 from .gated_mlp import GatedMLP
-from .global_response_norm import GlobalResponseNorm
 from .layer_norm import CLayerNorm, PFLayerNorm
 from .patch_embedding import PatchEmbedding
 from .patch_merging import PatchMerging
@@ -26,7 +25,6 @@ from .spatial_attention import MultiHeadedSpatialAttention
 from .sppf import SPPF
 from .swin_block import SwinBlock
 from .transformer_block import TransformerEncoderBlock
-from .universal_inverted_bottleneck import UniversalInvertedBottleneck
 from .up_block import UpBlock
 from .window_attention import WindowAttention
 
@@ -41,7 +39,6 @@ __all__ = [
     "FeaturePyramid",
     "Flatten",
     "GatedMLP",
-    "GlobalResponseNorm",
     "Mish",
     "MultiHeadSelfAttention",
     "MultiHeadedSpatialAttention",
@@ -56,7 +53,6 @@ __all__ = [
     "SwinBlock",
     "Swish",
     "TransformerEncoderBlock",
-    "UniversalInvertedBottleneck",
     "UpBlock",
     "WindowAttention",
 ]
