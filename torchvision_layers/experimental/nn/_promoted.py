@@ -20,7 +20,7 @@ _PROMOTED = {
 
 
 def promoted(name: str, module: str) -> Any:
-    """The layer or function that ``name`` in ``module`` stands for, with a warning that gives its new path.
+    """The layer or function that was ``name`` in ``module``, with a warning that gives its new path.
 
     Errors: ``AttributeError``, as for any module, if no layer of this name was promoted.
     """
