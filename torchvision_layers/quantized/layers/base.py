@@ -16,7 +16,6 @@ from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
 from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
-from ...layers.universal_inverted_bottleneck import UniversalInvertedBottleneck
 from ...layers.weight_standardization import WSConv2d
 from ..eager.fusion import fuse_children
 
@@ -29,7 +28,7 @@ NEED_NO_TWIN = (
     *(Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d),  # accept int8 tensors as they are
     *(FrozenBatchNorm2d, WSConv2d),  # become part of a convolution, or a plain one
     PositionMap,  # runs in float
-    *(GlobalResponseNorm, UniversalInvertedBottleneck),  # their forward is rewritten, like that of a user's layer
+    GlobalResponseNorm,  # its forward is rewritten, like that of a user's layer
 )
 
 
