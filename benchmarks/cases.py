@@ -125,14 +125,14 @@ def with_weights_of(layer: nn.Module, module: nn.Module) -> nn.Module:
     return module
 
 
-def standardized(layer: type[enn.WSConv2d], shape: Sequence[int]) -> Candidates:
+def standardized(layer: type[tnn.WSConv2d], shape: Sequence[int]) -> Candidates:
     channels = shape[1]
     ours, plain, folded = (cls(channels, channels, 3, padding=1) for cls in (layer, nn.Conv2d, nn.Conv2d))
     folded.load_state_dict({"weight": ours.standardized_weight(), "bias": ours.bias})
     candidates = {"nn.Conv2d": Candidate(plain, is_equal=False), "ours": Candidate(ours)}
     candidates["folded"] = Candidate(folded, trains=False)
     if timm := timm_layers():
-        if layer is enn.SWSConv2d:
+        if layer is tnn.SWSConv2d:
             peer = timm.ScaledStdConv2d(channels, channels, 3, padding=1, gamma=ours.gamma, eps=ours.eps)
         else:
             peer = timm.StdConv2d(channels, channels, 3, padding=1, bias=True, eps=ours.eps)
@@ -283,7 +283,7 @@ def rep_conv(layer: type[enn.RepConv], shape: Sequence[int], *, branches: int, g
     return candidates
 
 
-def global_response_norm(layer: type[enn.GlobalResponseNorm], shape: Sequence[int], *, channels_dim: int) -> Candidates:
+def global_response_norm(layer: type[tnn.GlobalResponseNorm], shape: Sequence[int], *, channels_dim: int) -> Candidates:
     ours = layer(shape[channels_dim], channels_dim=channels_dim)
     for parameter in ours.parameters():
         nn.init.normal_(parameter)
@@ -357,10 +357,10 @@ def kept_rows(layer: type[tnn.ConvNeXtBlock], shape: Sequence[int], *, rate: flo
 EARLY, LATE = (8, 64, 56, 56), (8, 256, 14, 14)
 
 CASES = [
-    Case(enn.WSConv2d, EARLY, standardized, Target(1.00, 1.02)),
-    Case(enn.WSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
-    Case(enn.SWSConv2d, EARLY, standardized, Target(1.00, 1.02)),
-    Case(enn.SWSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
+    Case(tnn.WSConv2d, EARLY, standardized, Target(1.00, 1.02)),
+    Case(tnn.WSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
+    Case(tnn.SWSConv2d, EARLY, standardized, Target(1.00, 1.02)),
+    Case(tnn.SWSConv2d, (1, 512, 14, 14), standardized, Target(1.00, 1.15)),
     Case(enn.MultiHeadedSpatialAttention, EARLY, attention, Target(8, 14, 25), {"heads": 4}),
     Case(enn.MultiHeadedSpatialAttention, LATE, attention, Target(8, 14, 25), {"heads": 8}),
     Case(enn.PFLayerNorm, EARLY, normalization, Target(1.05, 1.05), {"dims": (1, 2, 3)}),
@@ -378,8 +378,8 @@ CASES = [
     Case(tnn.MLP, (8, 196, 256), mlp, Target(1.0, 0.98)),
     Case(enn.RepConv, EARLY, rep_conv, options={"branches": 1, "groups": 1}),
     Case(enn.RepConv, (8, 128, 28, 28), rep_conv, options={"branches": 4, "groups": 128}),
-    Case(enn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
-    Case(enn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
+    Case(tnn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
+    Case(tnn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
     Case(
         enn.UniversalInvertedBottleneck,
         (8, 96, 14, 14),

@@ -1,8 +1,9 @@
-"""Drawings of experimental layers, made from the layers themselves."""
+"""Drawings of ``RepConv`` and ``GlobalResponseNorm``, made from the layers themselves."""
 
 import torch
 from torch import nn
 
+from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 from .svg import ACTIVATION, CONV, MUTED, NORM, Sheet
@@ -72,7 +73,7 @@ def _column(
 
 def draw_responses() -> Sheet:
     """Norms of six channels, and the gains that a GlobalResponseNorm with γ = 1 gives them."""
-    layer = enn.GlobalResponseNorm(6, channels_dim=1).double()
+    layer = tnn.GlobalResponseNorm(6, channels_dim=1).double()
     nn.init.ones_(layer.weight)
     norms = torch.tensor([0.5, 1.0, 4.0, 2.0, 0.0, 1.5], dtype=torch.float64)
     image = (norms / 4).view(1, 6, 1, 1).expand(1, 6, 4, 4)  # 16 equal pixels have four times the norm of one

@@ -143,7 +143,7 @@ PEERS = (
     ),
     Peer(
         "timm.layers.StdConv2d",
-        "torchvision_layers.experimental.nn.WSConv2d",
+        "torchvision_layers.nn.WSConv2d",
         ("out_channels", "kernel_size", "stride", "dilation", "groups", "bias", "eps", *_PLACE),
         {
             "in_channel": 4,
@@ -171,13 +171,13 @@ PEERS = (
     ),
     Peer(
         "timm.layers.ScaledStdConv2d",
-        "torchvision_layers.experimental.nn.SWSConv2d",
+        "torchvision_layers.nn.SWSConv2d",
         ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "bias", "gamma", "eps", *_PLACE),
         {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 2, "gamma": 1.7, "eps": 1e-6},
         {"in_channels": 4, "out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 2, "gamma": 1.7, "eps": 1e-6},
         (2, 4, 9, 8),
         renamed={"padding": "``padding``, 0 by default as in ``nn.Conv2d``"},
-        absent={"gain_init": "not supported: there is no learned gain"},
+        absent={"gain_init": "not supported: use ``tnn.LayerScale(out_channels, 1.0)`` after the layer"},
         lost_keys=("gain",),
         note="By default, ``gamma`` is computed from ``activation``.",
     ),

@@ -124,6 +124,37 @@ def conv2d_same_norm_act(x: Array, weights: Weights, training: bool, *, stride: 
     return activation(batch_norm(x, weights, "1", training))
 
 
+def standardized(weight: Array, eps: float, scale: float = 1.0) -> Array:
+    """Each filter less its mean, over its standard deviation."""
+    filters = np.empty_like(weight)
+    for o, raw in enumerate(weight):
+        mean = raw.sum() / raw.size
+        filters[o] = scale * (raw - mean) / math.sqrt(((raw - mean) ** 2).sum() / raw.size + eps)
+    return filters
+
+
+def standardized_conv(
+    x: Array,
+    weights: Weights,
+    training: bool,
+    *,
+    gamma: float | None = None,
+    stride: tuple = (1, 1),
+    padding: tuple = (0, 0),
+    dilation: tuple = (1, 1),
+    groups: int = 1,
+    border: str = "constant",
+    eps: float = 1e-10,
+) -> Array:
+    """arXiv 1903.10520, eq. 5 to 7; with ``gamma`` arXiv 2101.08692, eq. 4."""
+    scale = 1.0 if gamma is None else gamma / math.sqrt(weights["weight"][0].size)
+    filters = standardized(weights["weight"], eps, scale)
+    if border != "constant":
+        x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)], mode=border)
+        padding = (0, 0)
+    return conv(x, filters, weights.get("bias"), stride, padding, dilation, groups)
+
+
 def frozen_batch_norm(x: Array, weights: Weights, training: bool) -> Array:
     return batch_norm(x, {f"n.{key}": value for key, value in weights.items()}, "n", training=False)
 
@@ -347,3 +378,16 @@ def inverted_residual(
     branch = conv(branch, weights[f"conv.{place}.weight"], None, (1, 1), (0, 0), (1, 1), 1)
     branch = batch_norm(branch, weights, f"conv.{place + 1}", training)
     return x + branch if has_skip else branch
+
+
+def global_response_norm(x: Array, weights: Weights, training: bool, *, axis: int = -1, eps: float = 1e-6) -> Array:
+    """arXiv 2301.00808, eq. 1 to 3 with the residual of algorithm 1."""
+    x = np.moveaxis(x, axis, 1)
+    out = np.empty_like(x)
+    for image, y in zip(x, out, strict=True):
+        responses = [math.sqrt((channel**2).sum()) for channel in image]
+        mean = sum(responses) / len(responses)
+        for c, response in enumerate(responses):
+            normalized = image[c] * response / (mean + eps)
+            y[c] = weights["weight"][c] * normalized + weights["bias"][c] + image[c]
+    return np.moveaxis(out, 1, axis)

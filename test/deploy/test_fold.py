@@ -98,15 +98,15 @@ FOLDS: dict[str, Callable[[], nn.Module]] = {
     "scale ahead, nested": lambda: nn.Sequential(
         tnn.LayerScale(4), nn.Dropout(), nn.Sequential(nn.Identity(), tnn.ConvNormAct(4, 8, activation_layer=None))
     ),
-    "scale ahead of standardized weights": lambda: nn.Sequential(tnn.LayerScale(4), enn.WSConv2d(4, 8, 3)),
+    "scale ahead of standardized weights": lambda: nn.Sequential(tnn.LayerScale(4), tnn.WSConv2d(4, 8, 3)),
     "scale ahead of coordinates": lambda: nn.Sequential(tnn.LayerScale(4), enn.CoordConv2d(4, 8, 3, padding=1)),
     "scale after coordinates": lambda: nn.Sequential(enn.CoordConv2d(4, 8, 3), tnn.LayerScale(8)),
     "coordinates": lambda: nn.Sequential(enn.CoordConv2d(4, 8, 3, groups=2, padding=1), nn.BatchNorm2d(8)),
     "coordinates, no bias": lambda: nn.Sequential(
         enn.CoordConv2d(4, 8, 3, bias=False, with_r=True, padding_mode="circular", padding=1), tnn.FrozenBatchNorm2d(8)
     ),
-    "standardized": lambda: nn.Sequential(enn.WSConv2d(4, 8, 3, groups=2, eps=1e-3), nn.BatchNorm2d(8)),
-    "standardized and scaled": lambda: nn.Sequential(enn.SWSConv2d(4, 8, 3, padding="same"), nn.BatchNorm2d(8)),
+    "standardized": lambda: nn.Sequential(tnn.WSConv2d(4, 8, 3, groups=2, eps=1e-3), nn.BatchNorm2d(8)),
+    "standardized and scaled": lambda: nn.Sequential(tnn.SWSConv2d(4, 8, 3, padding="same"), nn.BatchNorm2d(8)),
     "norm after a block": lambda: nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 8, 3)), nn.BatchNorm2d(8)),
     "norm after a block of a user": lambda: nn.Sequential(
         FunctionModule(lambda self, x: self.conv(x.relu()), conv=nn.Conv2d(4, 8, 3)), nn.BatchNorm2d(8)
@@ -149,7 +149,7 @@ class OwnDropout(nn.Dropout):
         return input + 1
 
 
-class OwnStandardized(enn.WSConv2d):
+class OwnStandardized(tnn.WSConv2d):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
@@ -177,7 +177,7 @@ NOT_FOLDED: dict[str, Callable[[], list[nn.Module]]] = {
     "patched convolution": lambda: [with_own_forward(nn.Conv2d(4, 8, 3)), nn.BatchNorm2d(8)],
     "patched norm": lambda: [nn.Conv2d(4, 8, 3), with_own_forward(nn.BatchNorm2d(8))],
     "patched block": lambda: [with_own_forward(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))],
-    "patched folded()": lambda: [with_own_forward(enn.WSConv2d(4, 8, 3))],
+    "patched folded()": lambda: [with_own_forward(tnn.WSConv2d(4, 8, 3))],
     "batch statistics": lambda: [nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)],
     "norm first": lambda: [nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3)],
     "activation between": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)],

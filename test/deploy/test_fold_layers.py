@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from ._support import (
     IMAGES,
@@ -60,7 +59,7 @@ def test_result_of_folded_is_folded_too() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(enn.WSConv2d(4, 4, 3), norm())
+            self.body = nn.Sequential(tnn.WSConv2d(4, 4, 3), norm())
 
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x)
@@ -73,7 +72,7 @@ def test_result_of_folded_is_folded_too() -> None:
     class Chained(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = enn.WSConv2d(4, 4, 3)
+            self.inner = tnn.WSConv2d(4, 4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x)
@@ -130,7 +129,7 @@ def symmetric(module: nn.Conv2d) -> nn.Module:
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, symmetric])
-@pytest.mark.parametrize("make", [conv, lambda: enn.WSConv2d(4, 4, 3)], ids=["plain", "standardized"])
+@pytest.mark.parametrize("make", [conv, lambda: tnn.WSConv2d(4, 4, 3)], ids=["plain", "standardized"])
 def test_parametrized_weights(wrap: Callable[..., nn.Module], make: Callable[[], nn.Conv2d]) -> None:
     model = randomize(nn.Sequential(wrap(make()), norm()))
     folded = assert_folds(model, IMAGES)

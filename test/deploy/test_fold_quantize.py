@@ -25,16 +25,16 @@ group_norm = partial(nn.GroupNorm, 4)
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "standardized, group norm": lambda: nn.Sequential(
-        tnn.ConvNormAct(3, 16, conv_layer=enn.WSConv2d, norm_layer=group_norm),
-        tnn.BasicBlock(16, 16, conv_layer=enn.WSConv2d, norm_layer=group_norm),
+        tnn.ConvNormAct(3, 16, conv_layer=tnn.WSConv2d, norm_layer=group_norm),
+        tnn.BasicBlock(16, 16, conv_layer=tnn.WSConv2d, norm_layer=group_norm),
         nn.Conv2d(16, 8, 1),
     ),
     "standardized, batch norm": lambda: nn.Sequential(
-        tnn.ConvNormAct(3, 16, conv_layer=enn.WSConv2d), tnn.ConvNormAct(16, 16, conv_layer=enn.SWSConv2d, groups=2)
+        tnn.ConvNormAct(3, 16, conv_layer=tnn.WSConv2d), tnn.ConvNormAct(16, 16, conv_layer=tnn.SWSConv2d, groups=2)
     ),
     "scaled, no norm": lambda: nn.Sequential(
-        tnn.ConvNormAct(3, 16, conv_layer=enn.SWSConv2d, norm_layer=None),
-        tnn.ConvNormAct(16, 16, conv_layer=enn.SWSConv2d, norm_layer=None),
+        tnn.ConvNormAct(3, 16, conv_layer=tnn.SWSConv2d, norm_layer=None),
+        tnn.ConvNormAct(16, 16, conv_layer=tnn.SWSConv2d, norm_layer=None),
         nn.Conv2d(16, 8, 1),
     ),
     "coordinates": lambda: nn.Sequential(enn.CoordConv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3)),

@@ -18,7 +18,7 @@ from ._support import FunctionModule, leaf_classes, randomize, relative_error
 def small_model() -> nn.Module:
     return nn.Sequential(
         tnn.ConvNormAct(3, 8, stride=2),
-        tnn.BasicBlock(8, 8, conv_layer=enn.WSConv2d, se_layer=tnn.SqueezeExcitation),
+        tnn.BasicBlock(8, 8, conv_layer=tnn.WSConv2d, se_layer=tnn.SqueezeExcitation),
         enn.CoordConv2d(8, 8, 3, padding=1),
         nn.BatchNorm2d(8),
         tnn.ConvNeXtBlock(8, stochastic_depth=0.2),

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from ._support import (
     IMAGES,
@@ -96,7 +95,7 @@ class Named(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = enn.WSConv2d(4, 4, 3)
+        self.conv = tnn.WSConv2d(4, 4, 3)
         self.first = self.second = norm()
         self.last = nn.BatchNorm2d(4)
         self.steps = [self.conv, self.second, nn.Conv2d(4, 4, 1), self.last]
@@ -134,7 +133,7 @@ def test_modules_also_registered_in_module_list() -> None:
     class Register(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm = enn.WSConv2d(4, 4, 3), norm()
+            self.conv, self.norm = tnn.WSConv2d(4, 4, 3), norm()
             self.all = nn.ModuleList([self.conv, self.norm])
 
         def forward(self, x: Tensor) -> Tensor:

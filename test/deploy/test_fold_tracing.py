@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from ._support import IMAGES, assert_folds, conv, conv_and_norm, count_norms, norm, randomize, relative_error
 
@@ -116,7 +115,7 @@ def test_untraceable_forward() -> None:
 def test_untraceable_forward_without_anything_to_fold() -> None:
     model = Branches(nn.Sequential(conv(), nn.Dropout(), nn.ReLU()))
     assert len(assert_folds(model, IMAGES).body) == 3
-    assert_folds(randomize(Branches(Branches(nn.Sequential(tnn.ConvNeXtBlock(4), enn.WSConv2d(4, 4, 3))))), IMAGES)
+    assert_folds(randomize(Branches(Branches(nn.Sequential(tnn.ConvNeXtBlock(4), tnn.WSConv2d(4, 4, 3))))), IMAGES)
 
 
 def test_untraceable_forward_with_module_list() -> None:

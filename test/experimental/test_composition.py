@@ -15,8 +15,8 @@ from torchvision_layers.experimental import nn as enn
 Composition = tuple[Callable[..., nn.Module], type[nn.Module], dict[str, dict[str, Any]]]
 COMPOSITIONS: dict[str, Composition] = {
     "ConvNormAct": (
-        partial(tnn.ConvNormAct, 8, 16, 3, stride=2, dilation=2, groups=4, conv_layer=enn.WSConv2d),
-        enn.WSConv2d,
+        partial(tnn.ConvNormAct, 8, 16, 3, stride=2, dilation=2, groups=4, conv_layer=tnn.WSConv2d),
+        tnn.WSConv2d,
         {
             "0": {
                 "in_channels": 8,
@@ -32,8 +32,8 @@ COMPOSITIONS: dict[str, Composition] = {
         },
     ),
     "ConvNormAct without norm": (
-        partial(tnn.ConvNormAct, 8, 16, norm_layer=None, conv_layer=partial(enn.SWSConv2d, gamma=1.5)),
-        enn.SWSConv2d,
+        partial(tnn.ConvNormAct, 8, 16, norm_layer=None, conv_layer=partial(tnn.SWSConv2d, gamma=1.5)),
+        tnn.SWSConv2d,
         {"0": {"padding": (1, 1), "gamma": 1.5}},
     ),
     "BasicBlock": (
@@ -147,7 +147,7 @@ def test_weights_load_into_another_block(name: str) -> None:
     assert list(other.state_dict()) == list(block.state_dict())
 
 
-@pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
+@pytest.mark.parametrize("cls", [tnn.WSConv2d, tnn.SWSConv2d])
 @pytest.mark.parametrize("bias", [True, False])
 def test_checkpoints_of_plain_convolutions_load(cls: type[nn.Conv2d], bias: bool) -> None:
     plain, layer = nn.Conv2d(4, 6, 3, groups=2, bias=bias), cls(4, 6, 3, groups=2, bias=bias)

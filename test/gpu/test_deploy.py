@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from torchvision_layers import deploy
+from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 X = torch.linspace(-1, 1, 2 * 3 * 16 * 20).sin().view(2, 3, 16, 20)
@@ -20,7 +21,7 @@ def assert_on(module: nn.Module, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [None, enn.WSConv2d, enn.CoordConv2d], ids=lambda layer: getattr(layer, "__name__", "-")
+    "layer", [None, tnn.WSConv2d, enn.CoordConv2d], ids=lambda layer: getattr(layer, "__name__", "-")
 )
 @torch.no_grad()
 def test_fold_keeps_the_device(device: torch.device, model: nn.Module, layer: type[nn.Module] | None) -> None:

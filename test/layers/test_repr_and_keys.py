@@ -38,6 +38,27 @@ def test_every_public_layer_is_described() -> None:
     assert set(GOLDEN) >= {name for name in tnn.__all__ if isinstance(getattr(tnn, name), type)}
 
 
+@golden(tnn.WSConv2d)
+def test_ws_conv2d() -> None:
+    assert_expected_inline(
+        described(tnn.WSConv2d(4, 8, 3, padding=1)),
+        """\
+WSConv2d(4, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), eps=1e-10)
+weight (8, 4, 3, 3)
+bias (8,)""",
+    )
+
+
+@golden(tnn.SWSConv2d)
+def test_sws_conv2d() -> None:
+    assert_expected_inline(
+        described(tnn.SWSConv2d(4, 8, (3, 1), bias=False)),
+        """\
+SWSConv2d(4, 8, kernel_size=(3, 1), stride=(1, 1), bias=False, eps=1e-10, gamma=1.7129)
+weight (8, 4, 3, 1)""",
+    )
+
+
 @golden(tnn.ConvNormAct)
 def test_conv_norm_act() -> None:
     assert_expected_inline(
@@ -474,3 +495,14 @@ fc2.bias""",
     )
     layer(torch.zeros(1, 8, 5, 6))
     assert described(layer) == described(tnn.SqueezeExcitation(8, 2))
+
+
+@golden(tnn.GlobalResponseNorm)
+def test_global_response_norm() -> None:
+    assert_expected_inline(
+        described(tnn.GlobalResponseNorm(8)),
+        """\
+GlobalResponseNorm(8, eps=1e-06, channels_dim=-1)
+weight (8,)
+bias (8,)""",
+    )

@@ -39,8 +39,8 @@ def our_layer(choices: Choices, channels: int, sizes: Sizes) -> Layer:
         f"tnn.FusedMBConv({channels}, {out_channels}, {odd}{strided}, expand_ratio=2{tail}{depth})",
         f"tnn.Bottleneck({channels}, 2{strided}{act}{se})",
         f"enn.CoordConv2d({channels}, {out_channels}, 3, padding=1{strided})",
-        f"enn.WSConv2d({channels}, {out_channels}, 3, padding=1{strided}{bias})",
-        f"enn.SWSConv2d({channels}, {out_channels}, 3, padding=1{strided}{bias})",
+        f"tnn.WSConv2d({channels}, {out_channels}, 3, padding=1{strided}{bias})",
+        f"tnn.SWSConv2d({channels}, {out_channels}, 3, padding=1{strided}{bias})",
     ]
     keeping = [
         f"tnn.ConvNeXtBlock({channels}, kernel_size={odd}, expansion=2, layer_scale=0.5{depth})",

@@ -73,6 +73,7 @@ FrozenBatchNorm2d(num_features, eps=1e-05, *, device=None, dtype=None)
 FusedMBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=4,
     norm_layer=BatchNorm2d, activation_layer=SiLU, *, conv_layer=Conv2d, stochastic_depth=0.0,
     kept_rows_only=False, device=None, dtype=None)
+GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
 InvertedResidual(inp, oup, stride, expand_ratio, norm_layer=None, *, kernel_size=3, dilation=1,
     activation_layer=ReLU6, se_layer=None, conv_layer=Conv2d, stochastic_depth=0.0,
     kept_rows_only=False, device=None, dtype=None)
@@ -91,10 +92,16 @@ MBConv(in_channels, out_channels, kernel_size=3, stride=1, expand_ratio=6, norm_
 MLP(in_channels, hidden_channels, norm_layer=None, activation_layer=ReLU, inplace=None, bias=True,
     dropout=0.0, *, device=None, dtype=None)
 Permute(dims, *, device=None, dtype=None)
+SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+    bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
+    dtype=None)
 SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
     device=None, dtype=None)
 StochasticDepth(p, mode, *, kept_rows_only=False, device=None, dtype=None)
-replace(model, old, new, *, inplace=False)""",
+WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
+    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)
+replace(model, old, new, *, inplace=False)
+stochastic_depth_schedule(rate, depths)""",
     )
 
 
@@ -182,7 +189,6 @@ FeaturePyramid(in_channels_list, out_channels, extra_blocks=None, norm_layer=Non
 Flatten(start_dim=1, end_dim=-1)
 GatedMLP(in_channels, hidden_channels, norm_layer=None, activation_layer=SiLU, bias=True,
     dropout=0.0, *, device=None, dtype=None)
-GlobalResponseNorm(dim, eps=1e-06, channels_dim=-1, *, device=None, dtype=None)
 Mish(inplace=False)
 MultiHeadSelfAttention(embed_dim, num_heads, dropout=0.0, bias=True, *, out_bias=True,
     qk_norm_layer=None, device=None, dtype=None)
@@ -201,9 +207,6 @@ RepConv(in_channels, out_channels, kernel_size=3, stride=1, dilation=1, groups=1
 SEBlock(in_channels=None, ratio=16, activation=SiLU, *, device=None, dtype=None)
 SPPF(in_channels, out_channels, kernel_size=5, *, pools=3, hidden_channels=None,
     norm_layer=BatchNorm2d, activation_layer=SiLU, device=None, dtype=None)
-SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
-    bias=True, padding_mode='zeros', *, activation=ReLU, gamma=None, eps=1e-10, device=None,
-    dtype=None)
 SinePositionEmbedding2d(channels, temperature=10000.0, normalize=True, *, device=None, dtype=None)
 SwinBlock(dim, num_heads, window_size, shift_size=0, *, mlp_ratio=4.0, dropout=0.0,
     attention_dropout=0.0, stochastic_depth=0.0, kept_rows_only=False, norm_layer=LayerNorm,
@@ -218,11 +221,8 @@ UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle
     dtype=None)
 UpBlock(in_channels, skip_channels, out_channels, *, up_layer=None, mode='nearest',
     norm_layer=BatchNorm2d, activation_layer=ReLU, device=None, dtype=None)
-WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
-    bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)
 WindowAttention(dim, num_heads, window_size, shift_size=0, *, qkv_bias=True, proj_bias=True,
-    attention_dropout=0.0, dropout=0.0, version=1, device=None, dtype=None)
-stochastic_depth_schedule(rate, depths)""",
+    attention_dropout=0.0, dropout=0.0, version=1, device=None, dtype=None)""",
     )
 
 

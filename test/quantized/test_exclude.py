@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.experimental import nn as enn
 from torchvision_layers.testing._checks._quantization import decibels
 
 from .pt2e._support import with_running_stats
@@ -211,7 +210,7 @@ class Reading(nn.Module):
         return nn.functional.conv2d(x, self.weight * x.mean())
 
 
-@pytest.mark.parametrize("make", [Reading, lambda: nn.ConvTranspose2d(8, 8, 2), lambda: enn.WSConv2d(8, 8, 3)])
+@pytest.mark.parametrize("make", [Reading, lambda: nn.ConvTranspose2d(8, 8, 2), lambda: tnn.WSConv2d(8, 8, 3)])
 @engines
 def test_excluded_module_needs_no_allow_float(engine: str, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)

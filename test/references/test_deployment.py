@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from ..interpreter import Interpreter
 
@@ -38,7 +37,7 @@ def small(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) ->
 
 def standardized(num_classes: int, width_mult: float = 1.0, depth_mult: float = 1.0) -> nn.Module:
     norm = partial(nn.GroupNorm, 4)
-    return ResNet(tnn.BasicBlock, (1, 1, 1, 1), num_classes, 0.125, norm_layer=norm, conv_layer=enn.WSConv2d)
+    return ResNet(tnn.BasicBlock, (1, 1, 1, 1), num_classes, 0.125, norm_layer=norm, conv_layer=tnn.WSConv2d)
 
 
 class Branching(nn.Module):

@@ -179,7 +179,7 @@ def test_a_file_contains_only_what_the_model_uses(folder: Path) -> None:
     comments = re.findall(" # .+", (PACKAGE / "layers" / "squeeze_excitation.py").read_text(encoding="utf-8"))
     assert comments
     assert all(comment in layer for comment in comments)
-    assert "enn.WSConv2d" not in (folder / "resnet50_gn_ws.py").read_text(encoding="utf-8")
+    assert "tnn.WSConv2d" not in (folder / "resnet50_gn_ws.py").read_text(encoding="utf-8")
 
 
 def test_the_text_is_deterministic(folder: Path) -> None:

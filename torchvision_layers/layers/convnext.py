@@ -43,7 +43,7 @@ class ConvNeXtBlock(nn.Module):
         activation_layer: activation of the MLP; ``None`` for none. Default: ``nn.GELU``.
         hidden_norm_layer: norm after this activation, called with ``expansion * dim``; its input is
             :math:`(N, H, W, C)`. `ConvNeXt V2 <https://arxiv.org/abs/2301.00808>`_ has
-            :class:`~torchvision_layers.experimental.nn.GlobalResponseNorm`, and no layer scale. Default: ``None``.
+            :class:`GlobalResponseNorm`, and no layer scale. Default: ``None``.
         conv_layer: depthwise convolution, called like ``nn.Conv2d``. Default: ``nn.Conv2d``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.

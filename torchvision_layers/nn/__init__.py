@@ -4,6 +4,7 @@ from ..layers.conv import Conv1dNormAct, Conv3dNormAct, ConvNormAct
 from ..layers.convnext import ConvNeXtBlock
 from ..layers.depthwise import DepthwiseSeparableConv
 from ..layers.frozen_batch_norm import FrozenBatchNorm2d
+from ..layers.global_response_norm import GlobalResponseNorm
 from ..layers.inverted_residual import InvertedResidual
 from ..layers.layer_norm import LayerNorm2d, LayerScale
 from ..layers.lazy import LazyConvNormAct, LazySqueezeExcitation
@@ -16,6 +17,8 @@ from ..layers.residual import BasicBlock, Bottleneck
 from ..layers.same_conv import Conv2dSame
 from ..layers.squeeze_excitation import SqueezeExcitation
 from ..layers.stochastic_depth import StochasticDepth
+from ..layers.stochastic_depth_schedule import stochastic_depth_schedule
+from ..layers.weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = [
     "MLP",
@@ -29,6 +32,7 @@ __all__ = [
     "DepthwiseSeparableConv",
     "FrozenBatchNorm2d",
     "FusedMBConv",
+    "GlobalResponseNorm",
     "InvertedResidual",
     "LayerNorm2d",
     "LayerScale",
@@ -37,7 +41,10 @@ __all__ = [
     "LinearDropoutAct",
     "MBConv",
     "Permute",
+    "SWSConv2d",
     "SqueezeExcitation",
     "StochasticDepth",
+    "WSConv2d",
     "replace",
+    "stochastic_depth_schedule",
 ]

@@ -46,15 +46,12 @@ class ConvNeXt(nn.Module):
                 3, base_channels, 4, stride=4, padding=0, norm_layer=tnn.LayerNorm2d, activation_layer=None, bias=True
             )
         ]
-        index, step = 0, stochastic_depth / max(1, sum(blocks_of) - 1)
-        for stage, depth in enumerate(blocks_of):
+        for stage, drops in enumerate(tnn.stochastic_depth_schedule(stochastic_depth, blocks_of)):
             channels = base_channels * 2**stage
             if stage > 0:
                 downsample = nn.Conv2d(channels // 2, channels, 2, stride=2)
                 features.append(nn.Sequential(tnn.LayerNorm2d(channels // 2), downsample))
-            drops = [step * i for i in range(index, index + depth)]
             features.append(nn.Sequential(*(block(channels, stochastic_depth=drop) for drop in drops)))
-            index += depth
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(tnn.LayerNorm2d(channels), nn.Flatten(1), nn.Linear(channels, num_classes))

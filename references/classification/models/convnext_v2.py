@@ -7,11 +7,10 @@ instead of a layer scale.
 from functools import partial
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from .convnext import ConvNeXt
 
 
 def convnextv2_atto(num_classes: int = 1000, width_mult: float = 1.0, depth_mult: float = 1.0) -> ConvNeXt:
-    block = partial(tnn.ConvNeXtBlock, layer_scale=None, hidden_norm_layer=enn.GlobalResponseNorm)
+    block = partial(tnn.ConvNeXtBlock, layer_scale=None, hidden_norm_layer=tnn.GlobalResponseNorm)
     return ConvNeXt((2, 2, 6, 2), num_classes, width_mult, depth_mult, channels=40, block=block)

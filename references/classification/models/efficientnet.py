@@ -50,10 +50,11 @@ class EfficientNet(nn.Module):
         channels = round_channels(32 * width_mult)
         features: list[nn.Module] = [conv(3, channels, stride=2)]
         depths = [scale_depth(repeats, depth_mult) for _, _, _, repeats, _ in STAGES]
-        index = 0
-        for depth, (expand_ratio, kernel_size, base_channels, _, stride) in zip(depths, STAGES, strict=True):
+        # As in torchvision, the last block is not dropped at the full rate: that of one more block would be.
+        rates = tnn.stochastic_depth_schedule(stochastic_depth, [*depths, 1])[:-1]
+        for drops, (expand_ratio, kernel_size, base_channels, _, stride) in zip(rates, STAGES, strict=True):
             out_channels, blocks = round_channels(base_channels * width_mult), []
-            for i in range(depth):
+            for i, drop in enumerate(drops):
                 blocks.append(
                     tnn.MBConv(
                         channels,
@@ -61,10 +62,10 @@ class EfficientNet(nn.Module):
                         kernel_size,
                         stride if i == 0 else 1,
                         expand_ratio,
-                        stochastic_depth=stochastic_depth * index / sum(depths),
+                        stochastic_depth=drop,
                     )
                 )
-                channels, index = out_channels, index + 1
+                channels = out_channels
             features.append(nn.Sequential(*blocks))
         features.append(conv(channels, 4 * channels, kernel_size=1))
         self.features = nn.Sequential(*features)

@@ -53,14 +53,14 @@ class EfficientNetLite(nn.Module):
         features: list[nn.Module] = [conv(3, channels, stride=2, conv_layer=tnn.Conv2dSame)]
         depths = [scale_depth(repeats, depth * depth_mult) for _, _, _, repeats, _ in STAGES]
         depths[0], depths[-1] = (scale_depth(STAGES[stage][3], depth_mult) for stage in (0, -1))
-        index = 0
-        for blocks, (expand_ratio, kernel_size, base_channels, _, stride) in zip(depths, STAGES, strict=True):
+        # As in torchvision, the last block is not dropped at the full rate: that of one more block would be.
+        rates = tnn.stochastic_depth_schedule(stochastic_depth, [*depths, 1])[:-1]
+        for drops, (expand_ratio, kernel_size, base_channels, _, stride) in zip(rates, STAGES, strict=True):
             out_channels, stage = round_channels(base_channels * width * width_mult), []
-            for i in range(blocks):
-                drop = stochastic_depth * index / sum(depths)
+            for i, drop in enumerate(drops):
                 step = stride if i == 0 else 1
                 stage.append(block(channels, out_channels, kernel_size, step, expand_ratio, stochastic_depth=drop))
-                channels, index = out_channels, index + 1
+                channels = out_channels
             features.append(nn.Sequential(*stage))
         last_channels = round_channels(1280 * width_mult)
         features.append(conv(channels, last_channels, kernel_size=1))

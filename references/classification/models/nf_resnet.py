@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.experimental import nn as enn
 
 from .scaling import check_multipliers, scale_channels, scale_depth
 
@@ -67,16 +66,16 @@ class NFBlock(nn.Module):
         # ReLU(h / β) = ReLU(h) / β, so the filters are divided by β instead of the activations.
         gamma = GAMMA / beta
         self.act1 = nn.ReLU()
-        self.conv1 = enn.SWSConv2d(in_channels, planes, 1, gamma=gamma)
+        self.conv1 = tnn.SWSConv2d(in_channels, planes, 1, gamma=gamma)
         self.act2 = nn.ReLU(inplace=True)
-        self.conv2 = enn.SWSConv2d(planes, planes, 3, stride, padding=1, gamma=GAMMA)
+        self.conv2 = tnn.SWSConv2d(planes, planes, 3, stride, padding=1, gamma=GAMMA)
         self.act3 = nn.ReLU(inplace=True)
-        self.conv3 = enn.SWSConv2d(planes, out_channels, 1, gamma=GAMMA)
+        self.conv3 = tnn.SWSConv2d(planes, out_channels, 1, gamma=GAMMA)
         self.skip_gain = SkipGain(out_channels, alpha)
         self.stochastic_depth = tnn.StochasticDepth(stochastic_depth, "row") if stochastic_depth > 0 else None
         self.projection = None
         if stride != 1 or in_channels != out_channels:
-            self.projection = enn.SWSConv2d(in_channels, out_channels, 1, stride, gamma=gamma)
+            self.projection = tnn.SWSConv2d(in_channels, out_channels, 1, stride, gamma=gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.act1(x)
@@ -127,18 +126,19 @@ class NFResNet(nn.Module):
         super().__init__()
         check_multipliers(width_mult, depth_mult)
         base_channels = scale_channels(64, width_mult)
-        self.conv1 = enn.SWSConv2d(3, base_channels, 7, stride=2, padding=3, bias=False, activation=None)
+        self.conv1 = tnn.SWSConv2d(3, base_channels, 7, stride=2, padding=3, bias=False, activation=None)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index, variance = base_channels, 0, 1.0
-        for stage, depth in enumerate(blocks_of):
+        channels, variance = base_channels, 1.0
+        # The last block is not dropped at the full rate: that of one more block would be.
+        for stage, drops in enumerate(tnn.stochastic_depth_schedule(stochastic_depth, [*blocks_of, 1])[:-1]):
             planes, blocks = base_channels * 2**stage, []
-            for i in range(depth):
-                stride, drop = 2 if stage > 0 and i == 0 else 1, stochastic_depth * index / sum(blocks_of)
+            for i, drop in enumerate(drops):
+                stride = 2 if stage > 0 and i == 0 else 1
                 blocks.append(NFBlock(channels, planes, stride, variance**0.5, alpha, drop))
                 variance = (1.0 if i == 0 else variance) + alpha**2
-                channels, index = planes * NFBlock.expansion, index + 1
+                channels = planes * NFBlock.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
 
         self.relu = nn.ReLU(inplace=True)

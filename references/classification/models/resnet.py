@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from .scaling import check_multipliers, scale_channels, scale_depth
 
@@ -60,10 +59,10 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
-        channels, index = base_channels, 0
-        for stage, depth in enumerate(blocks_of):
+        channels = base_channels
+        for stage, drops in enumerate(tnn.stochastic_depth_schedule(stochastic_depth, blocks_of)):
             planes, blocks = base_channels * 2**stage, []
-            for i in range(depth):
+            for i, drop in enumerate(drops):
                 blocks.append(
                     block(
                         channels,
@@ -74,10 +73,10 @@ class ResNet(nn.Module):
                         norm_layer=norm_layer,
                         conv_layer=conv_layer,
                         se_layer=se_layer,
-                        stochastic_depth=stochastic_depth * index / max(1, sum(blocks_of) - 1),
+                        stochastic_depth=drop,
                     )
                 )
-                channels, index = planes * block.expansion, index + 1
+                channels = planes * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -128,7 +127,7 @@ def resnet50_gn_ws(num_classes: int = 1000, width_mult: float = 1.0, depth_mult:
     check_multipliers(width_mult, depth_mult)
     norm = partial(nn.GroupNorm, gcd(32, scale_channels(64, width_mult)))
     return ResNet(
-        tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, norm_layer=norm, conv_layer=enn.WSConv2d
+        tnn.Bottleneck, (3, 4, 6, 3), num_classes, width_mult, depth_mult, norm_layer=norm, conv_layer=tnn.WSConv2d
     )
 
 

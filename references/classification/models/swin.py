@@ -40,7 +40,7 @@ class SwinTransformer(nn.Module):
         super().__init__()
         check_multipliers(width_mult, depth_mult)
         channels = scale_channels(96, width_mult)
-        rates = enn.stochastic_depth_schedule(stochastic_depth, [scale_depth(depth, depth_mult) for depth in DEPTHS])
+        rates = tnn.stochastic_depth_schedule(stochastic_depth, [scale_depth(depth, depth_mult) for depth in DEPTHS])
         features: list[nn.Module] = [
             nn.Sequential(
                 nn.Conv2d(3, channels, 4, stride=4),

@@ -13,6 +13,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 from .scaling import check_multipliers, scale_channels, scale_depth
@@ -30,8 +31,8 @@ class Encoder(nn.Module):
         self.grid = grid
         self.pos_embedding = nn.Parameter(torch.empty(1, 1 + grid**2, hidden_dim).normal_(std=0.02))
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
-        for i in range(depth):
-            drop = stochastic_depth * i / max(1, depth - 1)
+        (drops,) = tnn.stochastic_depth_schedule(stochastic_depth, [depth])
+        for i, drop in enumerate(drops):
             blocks[f"encoder_layer_{i}"] = enn.TransformerEncoderBlock(
                 num_heads, hidden_dim, mlp_dim, stochastic_depth=drop
             )

@@ -17,8 +17,10 @@ from . import (
     staged_necks,
     staged_norms,
     staged_positions,
+    staged_rep_conv,
     staged_windows,
     tokens,
+    weight_standardization,
 )
 
 __all__ = ["SPECS", "LayerSpec", "Sample"]
@@ -26,6 +28,7 @@ __all__ = ["SPECS", "LayerSpec", "Sample"]
 # To add a family, add a file here and its name to this list.
 FAMILIES = (
     conv,
+    weight_standardization,
     lazy,
     linear,
     attention,
@@ -34,6 +37,7 @@ FAMILIES = (
     convnext,
     norms,
     plain,
+    staged_rep_conv,
     staged_bottlenecks,
     staged_convs,
     staged_necks,

@@ -106,4 +106,58 @@ SPECS = (
         quantized.QuantizableLayerScale,
         shape_strategies.layer_scale(),
     ),
+    LayerSpec(
+        tnn.GlobalResponseNorm,
+        (
+            Sample(
+                "channels last",
+                {"dim": 5},
+                (2, 7, 9, 5),
+                ref.global_response_norm,
+                reads_mode=False,
+                dynamic_dims=(0, 1, 2),
+                is_island=True,
+            ),
+            Sample(
+                "channels first",
+                {"dim": 4, "channels_dim": 1, "eps": 0.5},
+                (2, 4, 6, 7),
+                partial(ref.global_response_norm, axis=1, eps=0.5),
+                reads_mode=False,
+                is_island=True,
+            ),
+            Sample(
+                "tokens",
+                {"dim": 5},
+                (2, 7, 5),
+                ref.global_response_norm,
+                reads_mode=False,
+                dynamic_dims=(0, 1),
+                is_island=True,
+            ),
+        ),
+        (
+            *invalid_inputs.channels("dim"),
+            *invalid_inputs.eps(),
+            BadArguments(InvalidInput.CHOICE, {"channels_dim": 0}, ValueError, "channels_dim must be 1 or -1, got 0"),
+            BadArguments(InvalidInput.CHOICE, {"channels_dim": 2}, ValueError, "channels_dim must be 1 or -1, got 2"),
+            BadArguments(
+                InvalidInput.CHOICE, {"channels_dim": "last"}, TypeError, "channels_dim must be an int, got 'last'"
+            ),
+        ),
+        (
+            BadInput(InvalidInput.RANK, (2, 5), ValueError, r"input must have at least 3 dimensions, got 2: shape"),
+            BadInput(InvalidInput.WIDTH, (2, 7, 9, 4), ValueError, r"size 5 in dimension -1, got shape \[2, 7, 9, 4\]"),
+            BadInput(
+                InvalidInput.WIDTH,
+                (2, 4, 9, 5),
+                ValueError,
+                r"size 5 in dimension 1, got shape \[2, 4, 9, 5\]",
+                {"channels_dim": 1},
+            ),
+            *invalid_inputs.no_tensors(),
+            *invalid_inputs.types((2, 7, 9, 5)),
+        ),
+        shape_strategy=shape_strategies.global_response_norm(),
+    ),
 )

@@ -94,6 +94,22 @@ def conv_norm_act(draw: st.DrawFn, dims: int) -> ShapeExample:
 
 
 @st.composite
+def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
+    """At least two channels per group, so that every filter has weights to standardize."""
+    groups = draw(st.integers(1, 3))
+    channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
+    kernel = draw(one_or_each(st.integers(1, 4), 2))
+    stride, dilation = draw(one_or_each(st.integers(1, 3), 2)), draw(one_or_each(st.integers(1, 3), 2))
+    padding = draw(one_or_each(st.integers(0, 3), 2))
+    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
+    kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
+    out = convolve(shape, out_channels, each(kernel, 2), each(stride, 2), each(padding, 2), each(dilation, 2))
+    is_refused = shape[1] != channels or (needs_pixels and 0 in shape[2:])
+    return ShapeExample(kwargs, shape, None if is_refused else out)
+
+
+@st.composite
 def conv2d_same(draw: st.DrawFn) -> ShapeExample:
     groups = draw(st.integers(1, 3))
     channels, out_channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
@@ -230,3 +246,13 @@ def stochastic_depth(draw: st.DrawFn) -> ShapeExample:
     kwargs = {"p": draw(st.floats(0, 1)), "mode": draw(st.sampled_from(["row", "batch"]))}
     shape = tuple(draw(st.lists(SIZE, max_size=4)))
     return ShapeExample(kwargs, shape, shape or None)
+
+
+@st.composite
+def global_response_norm(draw: st.DrawFn) -> ShapeExample:
+    """Any number of dimensions between batch and channels."""
+    channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
+    image = draw(st.lists(SIZE, max_size=3))
+    size = draw(width(channels))
+    shape = (draw(BATCH), *image, size) if place == -1 else (draw(BATCH), size, *image)
+    return ShapeExample({"dim": channels, "channels_dim": place}, shape, shape if size == channels and image else None)

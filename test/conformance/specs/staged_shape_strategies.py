@@ -7,33 +7,15 @@ from hypothesis import strategies as st
 from torchvision_layers import nn as tnn
 from torchvision_layers.testing import ShapeExample
 
-from .shape_strategies import BATCH, IMAGE, SIZE, convolve, each, one_or_each, same_size, width
+from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, same_size, width
 
 __all__ = [
     "attention",
-    "conv2d",
-    "global_response_norm",
     "normalized",
     "rep_conv",
     "se_block",
     "universal_inverted_bottleneck",
 ]
-
-
-@st.composite
-def conv2d(draw: st.DrawFn, needs_pixels: bool = False) -> ShapeExample:
-    """At least two channels per group, so that every filter has weights to standardize."""
-    groups = draw(st.integers(1, 3))
-    channels, out_channels = groups * draw(st.integers(2, 3)), groups * draw(st.integers(1, 3))
-    kernel = draw(one_or_each(st.integers(1, 4), 2))
-    stride, dilation = draw(one_or_each(st.integers(1, 3), 2)), draw(one_or_each(st.integers(1, 3), 2))
-    padding = draw(one_or_each(st.integers(0, 3), 2))
-    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "kernel_size": kernel}
-    kwargs |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    out = convolve(shape, out_channels, each(kernel, 2), each(stride, 2), each(padding, 2), each(dilation, 2))
-    is_refused = shape[1] != channels or (needs_pixels and 0 in shape[2:])
-    return ShapeExample(kwargs, shape, None if is_refused else out)
 
 
 @st.composite
@@ -88,16 +70,6 @@ def rep_conv(draw: st.DrawFn) -> ShapeExample:
     padding = tuple(d * (k // 2) for k, d in zip(each(kernel, 2), each(dilation, 2), strict=True))
     out = convolve(shape, out_channels, each(kernel, 2), (stride,) * 2, padding, each(dilation, 2))
     return ShapeExample(kwargs, shape, out if shape[1] == channels else None)
-
-
-@st.composite
-def global_response_norm(draw: st.DrawFn) -> ShapeExample:
-    """Any number of dimensions between batch and channels."""
-    channels, place = draw(st.integers(1, 6)), draw(st.sampled_from([1, -1]))
-    image = draw(st.lists(SIZE, max_size=3))
-    size = draw(width(channels))
-    shape = (draw(BATCH), *image, size) if place == -1 else (draw(BATCH), size, *image)
-    return ShapeExample({"dim": channels, "channels_dim": place}, shape, shape if size == channels and image else None)
 
 
 @st.composite

@@ -48,7 +48,7 @@ class Transposed(nn.ConvTranspose2d):
 
 def refused_model() -> nn.Sequential:
     own_weights = OwnWeight(), OwnWeightBehindBranch(), ReadsWeight()
-    without_twin = enn.WSConv2d(8, 8, 1), enn.MultiHeadedSpatialAttention(8, 8, 1)
+    without_twin = enn.CoordConv2d(8, 8, 1), enn.MultiHeadedSpatialAttention(8, 8, 1)
     return nn.Sequential(*own_weights, Transposed(8, 8, 1), Net().a, *without_twin).eval()
 
 
@@ -67,7 +67,7 @@ def test_all_problems_are_in_one_error() -> None:
         "1": "OwnWeightBehindBranch .*test_problems.py:.*, whose forward calls conv2d with a weight of its own",
         "2": "ReadsWeight .*test_problems.py:.*, whose forward reads 2.a.weight in mean",
         "3": "Transposed .*test_problems.py:.*, which int8 is not known to run; pass allow_float=True",
-        "5": "WSConv2d .*weight_standardization.py:.*, which int8 is not known to run; pass allow_float=True",
+        "5": "CoordConv2d .*coord_conv.py:.*, which int8 is not known to run; pass allow_float=True",
         "6": "MultiHeadedSpatialAttention .*spatial_attention.py:.*, which has no quantizable twin; pass",
     }
     for line, (path, text) in zip(sorted(lines), expected.items(), strict=True):

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchvision_layers import nn as tnn
 from torchvision_layers._utils.inputs import Inputs
-from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import prepare_qat
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
@@ -216,7 +215,7 @@ def test_allow_float_applies_to_conversion() -> None:
     def attend(module: nn.Module, x: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(x, module.fc(x), x, None, 0.5 if module.training else 0.0)
 
-    model, x = nn.Sequential(FunctionModule(attend, fc=nn.Linear(8, 8)), enn.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
+    model, x = nn.Sequential(FunctionModule(attend, fc=nn.Linear(8, 8)), tnn.WSConv2d(3, 4, 3)), torch.randn(4, 3, 8, 8)
     graph = workflow.prepare_qat(model, Inputs((x,)), Settings("x86", allow_float=True))
     train_step(graph, x, sgd(graph))
     workflow.freeze(graph)

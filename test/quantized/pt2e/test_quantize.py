@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
-from torchvision_layers.experimental import nn as enn
 from torchvision_layers.quantized import convert, freeze, pt2e, quantizable
 from torchvision_layers.quantized.pt2e import workflow
 from torchvision_layers.quantized.settings import Settings
@@ -213,7 +212,7 @@ def test_unsupported_model_raises(model: nn.Module, inputs: list[Tensor], error:
 
 
 def test_allow_float_keeps_unsupported_layers() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), enn.WSConv2d(4, 4, 3), nn.ConvTranspose2d(4, 3, 3)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), tnn.WSConv2d(4, 4, 3), nn.ConvTranspose2d(4, 3, 3)).eval()
     graph = int8(model, INPUTS, allow_float=True)
     assert decibels(model(INPUTS[0]), graph(INPUTS[0])) >= 35
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from torchvision_layers.experimental import nn as enn
+from torchvision_layers import nn as tnn
 from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize, report
 from torchvision_layers.testing._checks._quantization import decibels
 
@@ -66,7 +66,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 COMPUTED = {
     "standardized": lambda: StandardizedConv2d(4, 6, 3),
-    "own": lambda: enn.WSConv2d(4, 6, 3),
+    "own": lambda: tnn.WSConv2d(4, 6, 3),
     "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(4, 6, 3)),
     "scaled linear": lambda: FunctionModule(
         lambda m, x: functional.linear(x.mean((2, 3)), functional.normalize(m.fc.weight), m.fc.bias * 2),

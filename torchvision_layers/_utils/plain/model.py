@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..modules import numeric_padding
+from ..scaling import CONV_AND_LINEAR
 from ..tracing import trace_forward
 from .activations import plain_activation
 from .keys import hide_name
@@ -20,8 +21,8 @@ def make_plain_(
 
     A convolution that pads by itself or computes its weight, a batch norm that calls an activation, or an activation
     under another name, of any class, becomes the modules of torch that compute the same: every reference to it sees
-    them. Layers of torch and the stable layers of this package stay as they are, and so does a layer whose parameters
-    or children a ``forward`` above it uses.
+    them. Layers of torch and the stable layers of this package stay as they are, except convolutions that compute their
+    weight, and so does a layer whose parameters or children a ``forward`` above it uses.
 
     Args:
         model: any model.
@@ -62,7 +63,9 @@ def _is_candidate(module: nn.Module, splits_padding: bool) -> bool:
         return module.padding_mode != "zeros" or numeric_padding(module) is None
     names = [cls.__module__ for cls in type(module).__mro__]
     own = [name for name in names if name.startswith("torchvision_layers.")]
-    is_known = names[0].startswith("torch.nn.modules") or any(not name.startswith(_STAGED) for name in own)
+    is_stable = any(not name.startswith(_STAGED) for name in own)
+    computes_weight = isinstance(module, CONV_AND_LINEAR) and hasattr(type(module), "folded")  # which is plain then
+    is_known = names[0].startswith("torch.nn.modules") or (is_stable and not computes_weight)
     return not is_known and type(module).forward is not nn.Module.forward
 
 

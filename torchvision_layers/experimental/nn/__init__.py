@@ -1,8 +1,11 @@
 """Experimental layers: ``from torchvision_layers.experimental import nn as enn``."""
 
+from typing import TYPE_CHECKING, Any
+
 from torch.nn import Flatten, Mish
 from torch.nn import SiLU as Swish
 
+from ._promoted import promoted
 from .aspp import ASPP
 from .attention import MultiHeadSelfAttention
 from .classifier_head import ClassifierHead
@@ -11,7 +14,6 @@ from .coord_conv import CoordConv2d
 from .csp_block import CSPBlock
 from .feature_pyramid import FeaturePyramid
 from .gated_mlp import GatedMLP
-from .global_response_norm import GlobalResponseNorm
 from .layer_norm import CLayerNorm, PFLayerNorm
 from .patch_embedding import PatchEmbedding
 from .patch_merging import PatchMerging
@@ -21,12 +23,10 @@ from .rep_conv import RepConv
 from .se_block import SEBlock
 from .spatial_attention import MultiHeadedSpatialAttention
 from .sppf import SPPF
-from .stochastic_depth_schedule import stochastic_depth_schedule
 from .swin_block import SwinBlock
 from .transformer_block import TransformerEncoderBlock
 from .universal_inverted_bottleneck import UniversalInvertedBottleneck
 from .up_block import UpBlock
-from .weight_standardization import SWSConv2d, WSConv2d
 from .window_attention import WindowAttention
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "FeaturePyramid",
     "Flatten",
     "GatedMLP",
-    "GlobalResponseNorm",
     "Mish",
     "MultiHeadSelfAttention",
     "MultiHeadedSpatialAttention",
@@ -51,14 +50,16 @@ __all__ = [
     "PositionEmbedding2d",
     "RepConv",
     "SEBlock",
-    "SWSConv2d",
     "SinePositionEmbedding2d",
     "SwinBlock",
     "Swish",
     "TransformerEncoderBlock",
     "UniversalInvertedBottleneck",
     "UpBlock",
-    "WSConv2d",
     "WindowAttention",
-    "stochastic_depth_schedule",
 ]
+
+if not TYPE_CHECKING:  # type checkers know the new paths only
+
+    def __getattr__(name: str) -> Any:
+        return promoted(name, __name__)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import check_bool, check_input
+from ...layers.checked_conv import CheckedConv2d
 from ...layers.positional_conv import PositionalConv2d, PositionMap, coordinates
-from ._conv import CheckedConv2d
 
 __all__ = ["CoordConv2d"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
 from ..._utils.construct import Builder, LayerArgument
+from ...layers.checked_conv import in_layout_of
 from ...layers.conv import ConvNormAct
-from ._conv import in_layout_of
 
 __all__ = ["RepConv"]
 

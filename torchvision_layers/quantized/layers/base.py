@@ -11,10 +11,12 @@ from typing_extensions import Self
 from ..._utils.checks import check_not_lazy
 from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
+from ...layers.global_response_norm import GlobalResponseNorm
 from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
 from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
+from ...layers.weight_standardization import WSConv2d
 from ..eager.fusion import fuse_children
 
 __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
@@ -22,8 +24,12 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-# The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
-NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
+NEED_NO_TWIN = (
+    *(Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d),  # accept int8 tensors as they are
+    *(FrozenBatchNorm2d, WSConv2d),  # become part of a convolution, or a plain one
+    PositionMap,  # runs in float
+    GlobalResponseNorm,  # its forward is rewritten, like that of a user's layer
+)
 
 
 _STAGED = "torchvision_layers.experimental."

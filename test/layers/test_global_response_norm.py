@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 
-def randomized(layer: enn.GlobalResponseNorm) -> enn.GlobalResponseNorm:
+def randomized(layer: tnn.GlobalResponseNorm) -> tnn.GlobalResponseNorm:
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     return layer
@@ -18,13 +17,13 @@ def randomized(layer: enn.GlobalResponseNorm) -> enn.GlobalResponseNorm:
 def test_untrained_layer_is_the_identity() -> None:
     """Algorithm 1: gamma and beta are zero at first."""
     x = torch.randn(2, 5, 6, 8)
-    assert torch.equal(enn.GlobalResponseNorm(8)(x), x)
+    assert torch.equal(tnn.GlobalResponseNorm(8)(x), x)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_both_places_of_the_channels_are_equal(layout: torch.memory_format) -> None:
-    last, x = randomized(enn.GlobalResponseNorm(8)), torch.randn(2, 8, 5, 6).contiguous(memory_format=layout)
-    first = enn.GlobalResponseNorm(8, channels_dim=1)
+    last, x = randomized(tnn.GlobalResponseNorm(8)), torch.randn(2, 8, 5, 6).contiguous(memory_format=layout)
+    first = tnn.GlobalResponseNorm(8, channels_dim=1)
     first.load_state_dict(last.state_dict())
     torch.testing.assert_close(first(x), last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
     assert first(x).is_contiguous(memory_format=layout)
@@ -32,7 +31,7 @@ def test_both_places_of_the_channels_are_equal(layout: torch.memory_format) -> N
 
 def test_scale_of_the_input_passes_through() -> None:
     """Responses are relative to those of the other channels, so the gain does not depend on the scale."""
-    layer = randomized(enn.GlobalResponseNorm(8)).double()
+    layer = randomized(tnn.GlobalResponseNorm(8)).double()
     nn.init.zeros_(layer.bias)
     x = torch.randn(2, 5, 6, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(1000 * x), 1000 * layer(x), rtol=1e-4, atol=0)
@@ -40,7 +39,7 @@ def test_scale_of_the_input_passes_through() -> None:
 
 def test_channels_with_larger_responses_get_larger_gains() -> None:
     """Section 3.3: the normalization makes channels compete."""
-    layer = enn.GlobalResponseNorm(3, channels_dim=1)
+    layer = tnn.GlobalResponseNorm(3, channels_dim=1)
     nn.init.ones_(layer.weight)
     x = torch.ones(1, 3, 4, 4) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
     gains = (layer(x) / x)[0, :, 0, 0]
@@ -48,7 +47,7 @@ def test_channels_with_larger_responses_get_larger_gains() -> None:
 
 
 def test_silent_image_has_finite_gradients() -> None:
-    layer, x = randomized(enn.GlobalResponseNorm(4)), torch.zeros(2, 3, 3, 4, requires_grad=True)
+    layer, x = randomized(tnn.GlobalResponseNorm(4)), torch.zeros(2, 3, 3, 4, requires_grad=True)
     output = layer(x)
     assert torch.equal(output, layer.bias.expand_as(output))
     output.sum().backward()
@@ -58,7 +57,7 @@ def test_silent_image_has_finite_gradients() -> None:
 
 def test_layer_of_timm() -> None:
     timm = pytest.importorskip("timm.layers.grn")
-    ours, x = randomized(enn.GlobalResponseNorm(8)), torch.randn(2, 5, 6, 8)
+    ours, x = randomized(tnn.GlobalResponseNorm(8)), torch.randn(2, 5, 6, 8)
     theirs = timm.GlobalResponseNorm(8)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -66,10 +65,10 @@ def test_layer_of_timm() -> None:
 
 def test_block_of_convnext_v2() -> None:
     """Section 4: the norm follows GELU in the MLP, and there is no layer scale."""
-    block = tnn.ConvNeXtBlock(8, hidden_norm_layer=enn.GlobalResponseNorm, layer_scale=None)
+    block = tnn.ConvNeXtBlock(8, hidden_norm_layer=tnn.GlobalResponseNorm, layer_scale=None)
     assert "layer_scale" not in block.state_dict()
     norm = block.block[5]
-    assert isinstance(norm, enn.GlobalResponseNorm)
+    assert isinstance(norm, tnn.GlobalResponseNorm)
     assert norm.dim == 32
     randomized(norm)
     x = torch.randn(2, 8, 9, 9)

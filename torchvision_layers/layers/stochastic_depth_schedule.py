@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..._utils.checks import check_int, check_probability
+from .._utils.checks import check_int, check_probability
 
 __all__ = ["stochastic_depth_schedule"]
 
@@ -25,7 +25,7 @@ def stochastic_depth_schedule(rate: float, depths: Sequence[int]) -> list[list[f
 
     Examples::
 
-        >>> enn.stochastic_depth_schedule(0.2, [2, 3])
+        >>> tnn.stochastic_depth_schedule(0.2, [2, 3])
         [[0.0, 0.05], [0.1, 0.15000000000000002, 0.2]]
     """
     check_probability("rate", rate)

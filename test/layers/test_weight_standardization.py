@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
-from ..conformance.staged_reference import standardized
+from ..conformance.reference import standardized
 
 
 def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,8 +39,8 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_each_filter_has_mean_0_and_variance_1(
     change: str, groups: int, memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
-    layer = enn.WSConv2d(8, 12, (3, 5), groups=groups, dtype=dtype)
-    scaled = enn.SWSConv2d(8, 12, (3, 5), groups=groups, dtype=dtype)
+    layer = tnn.WSConv2d(8, 12, (3, 5), groups=groups, dtype=dtype)
+    scaled = tnn.SWSConv2d(8, 12, (3, 5), groups=groups, dtype=dtype)
     with torch.no_grad():
         layer.weight.copy_(WEIGHTS[change](layer.weight))
     layer = layer.to(memory_format=memory_format)
@@ -63,8 +63,8 @@ def test_each_filter_has_mean_0_and_variance_1(
     torch.testing.assert_close(variance * fan_in, expected * gamma_squared, rtol=0, atol=10 * atol + 1e-7)
 
 
-@pytest.mark.parametrize("make", [enn.WSConv2d, partial(enn.SWSConv2d, activation=None)], ids=["ws", "sws"])
-def test_an_optimizer_step_changes_filters_and_preserves_their_moments(make: Callable[..., enn.WSConv2d]) -> None:
+@pytest.mark.parametrize("make", [tnn.WSConv2d, partial(tnn.SWSConv2d, activation=None)], ids=["ws", "sws"])
+def test_an_optimizer_step_changes_filters_and_preserves_their_moments(make: Callable[..., tnn.WSConv2d]) -> None:
     layer = make(4, 6, 3)
     before = layer.standardized_weight().detach()
     layer(torch.randn(2, 4, 8, 8)).square().mean().backward()
@@ -89,8 +89,8 @@ def test_it_equals_the_convolution_with_filters_standardized_by_hand(arguments: 
     x = torch.randn(2, 6, 9, 10, dtype=torch.float64)
     eps = 1e-3  # large enough to make a difference
     for make, scale in (
-        (enn.WSConv2d, 1.0),
-        (partial(enn.SWSConv2d, gamma=1.5), 1.5 / math.sqrt(6 // arguments.get("groups", 1) * 6)),
+        (tnn.WSConv2d, 1.0),
+        (partial(tnn.SWSConv2d, gamma=1.5), 1.5 / math.sqrt(6 // arguments.get("groups", 1) * 6)),
     ):
         layer = make(6, 9, (3, 2), eps=eps, dtype=torch.float64, **arguments)
         plain = nn.Conv2d(6, 9, (3, 2), dtype=torch.float64, **arguments)
@@ -102,8 +102,8 @@ def test_it_equals_the_convolution_with_filters_standardized_by_hand(arguments: 
         torch.testing.assert_close(output, plain(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
-def test_invariance_to_scale_and_shift_of_a_filter(cls: type[enn.WSConv2d]) -> None:
+@pytest.mark.parametrize("cls", [tnn.WSConv2d, tnn.SWSConv2d])
+def test_invariance_to_scale_and_shift_of_a_filter(cls: type[tnn.WSConv2d]) -> None:
     layer = cls(5, 7, 3, bias=False, dtype=torch.float64)
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
     expected = layer(x)
@@ -114,8 +114,8 @@ def test_invariance_to_scale_and_shift_of_a_filter(cls: type[enn.WSConv2d]) -> N
     torch.testing.assert_close(layer(x), expected * scales.sign().view(-1, 1, 1), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("cls", [enn.WSConv2d, enn.SWSConv2d])
-def test_gradients_are_orthogonal_to_constants_and_to_the_filter(cls: type[enn.WSConv2d]) -> None:
+@pytest.mark.parametrize("cls", [tnn.WSConv2d, tnn.SWSConv2d])
+def test_gradients_are_orthogonal_to_constants_and_to_the_filter(cls: type[tnn.WSConv2d]) -> None:
     """This follows from the invariance; the paper explains the smoother loss by it (section 3.3)."""
     layer = cls(5, 7, 3, dtype=torch.float64)
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
@@ -126,6 +126,24 @@ def test_gradients_are_orthogonal_to_constants_and_to_the_filter(cls: type[enn.W
     assert bool((size > 0).all())
     assert bool((gradient.sum(1).abs() < 1e-9 * size).all())
     assert bool(((gradient * weight).sum(1).abs() < 1e-6 * size).all())  # not exactly, because of eps
+
+
+# The gain
+
+
+def test_a_learned_gain_is_a_layer_scale_that_folds_into_the_weight() -> None:
+    """The gain of arXiv 2102.06171, which is no argument: it multiplies each filter after its standardization."""
+    layer, scale = tnn.SWSConv2d(5, 7, 3, bias=False), tnn.LayerScale(7, 1.0)
+    x, gain = torch.randn(2, 5, 8, 8), torch.linspace(-1, 2, 7)
+    with torch.no_grad():
+        scale.weight.copy_(gain)
+    filters = standardized(layer.weight.detach().numpy(), 1e-10, math.sqrt(2 / (1 - 1 / math.pi) / 45))
+    expected = F.conv2d(x, gain.view(-1, 1, 1, 1) * torch.from_numpy(filters))
+    model = nn.Sequential(layer, scale).eval()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+    folded = deploy.fold(model, x)
+    assert [type(m) for m in folded.modules() if not isinstance(m, (nn.Sequential, nn.Identity))] == [nn.Conv2d]
+    torch.testing.assert_close(folded(x), expected, rtol=0, atol=1e-5)
 
 
 # Micro-batches
@@ -162,5 +180,5 @@ def accuracy_after_single_images(conv_layer: type[nn.Conv2d], norm_layer: Callab
 
 
 def test_it_trains_on_single_images_and_batch_normalization_does_not() -> None:
-    assert accuracy_after_single_images(enn.WSConv2d, partial(nn.GroupNorm, 4)) > 0.88
+    assert accuracy_after_single_images(tnn.WSConv2d, partial(nn.GroupNorm, 4)) > 0.88
     assert accuracy_after_single_images(nn.Conv2d, nn.BatchNorm2d) < 0.3

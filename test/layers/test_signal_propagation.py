@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from torchvision_layers.experimental import nn as enn
+from torchvision_layers import nn as tnn
 
 # The gain
 
 
 def gamma(activation: Any) -> float:
-    return enn.SWSConv2d(2, 2, 3, activation=activation).gamma
+    return tnn.SWSConv2d(2, 2, 3, activation=activation).gamma
 
 
 def integrated_gamma(function: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -35,8 +35,8 @@ def test_known_gains() -> None:
     known = {nn.ReLU: 1.7129, nn.SiLU: 1.7872, nn.GELU: 1.7009, nn.Mish: 1.5920}
     for activation, value in known.items():
         assert gamma(activation) == pytest.approx(value, abs=1e-3)
-    assert enn.SWSConv2d(2, 2, 3).gamma == gamma(nn.ReLU)
-    assert enn.SWSConv2d(2, 2, 3, activation=nn.SiLU, gamma=1.25).gamma == 1.25
+    assert tnn.SWSConv2d(2, 2, 3).gamma == gamma(nn.ReLU)
+    assert tnn.SWSConv2d(2, 2, 3, activation=nn.SiLU, gamma=1.25).gamma == 1.25
 
 
 def leaky(slope: float) -> float:
@@ -89,9 +89,9 @@ def test_jumps_anywhere_are_integrated() -> None:
 def test_the_activation_is_neither_stored_nor_changed() -> None:
     activation = nn.Sequential(nn.PReLU(init=0.1), nn.Dropout(0.5), nn.ReLU(inplace=True))
     before, seed = copy.deepcopy(activation), torch.get_rng_state()
-    layer = enn.SWSConv2d(4, 4, 3, activation=activation)
+    layer = tnn.SWSConv2d(4, 4, 3, activation=activation)
     torch.set_rng_state(seed)
-    plain = enn.SWSConv2d(4, 4, 3, activation=None)
+    plain = tnn.SWSConv2d(4, 4, 3, activation=None)
     assert torch.equal(layer.weight, plain.weight)  # no number was drawn for the gain
     assert layer.gamma == pytest.approx(gamma(nn.ReLU), rel=1e-6)
     assert list(layer.modules()) == [layer]
@@ -110,10 +110,10 @@ def test_the_activation_is_neither_stored_nor_changed() -> None:
 def test_gain_does_not_depend_on_device_dtype_or_mode(activation: Any) -> None:
     expected = gamma(activation)
     with torch.device("meta"):
-        layer = enn.SWSConv2d(2, 2, 3, activation=activation)
+        layer = tnn.SWSConv2d(2, 2, 3, activation=activation)
     assert layer.weight.is_meta
     assert layer.gamma == expected
-    assert enn.SWSConv2d(2, 2, 3, activation=activation, device="meta", dtype=torch.float16).gamma == expected
+    assert tnn.SWSConv2d(2, 2, 3, activation=activation, device="meta", dtype=torch.float16).gamma == expected
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -126,7 +126,7 @@ def test_gain_does_not_depend_on_device_dtype_or_mode(activation: Any) -> None:
 
 def test_a_module_that_a_function_shares_is_unchanged() -> None:
     shared = nn.PReLU().train()
-    assert enn.SWSConv2d(2, 2, 3, activation=lambda: shared).gamma > 1
+    assert tnn.SWSConv2d(2, 2, 3, activation=lambda: shared).gamma > 1
     assert shared.training
     assert shared.weight.dtype == torch.float32
 
@@ -160,7 +160,7 @@ def variance_after(activation: nn.Module, before: float) -> float:
 # with GELU, 1.00 with Mish and ReLU), by 18 after 30 layers, so SiLU needs more channels.
 @pytest.mark.parametrize(("activation", "channels"), [(nn.ReLU, 256), (nn.SiLU, 512), (nn.GELU, 256), (nn.Mish, 256)])
 def test_variance_is_preserved_through_30_convolutions(activation: type[nn.Module], channels: int) -> None:
-    conv = partial(enn.SWSConv2d, channels, channels, 3, padding=1, padding_mode="circular", activation=activation)
+    conv = partial(tnn.SWSConv2d, channels, channels, 3, padding=1, padding_mode="circular", activation=activation)
     signal = variances(conv, activation(), channels)
     assert len(signal) == 30
     assert min(signal) > 0.8

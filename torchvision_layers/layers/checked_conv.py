@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._utils.checks import check_bool, check_groups, check_int, check_sizes
+from .._utils.checks import check_bool, check_groups, check_int, check_sizes
 
 __all__ = ["CheckedConv2d", "in_layout_of"]
 
@@ -67,6 +67,6 @@ class CheckedConv2d(nn.Conv2d):
 @torch.fx.wrap  # stays one node in a traced graph, so that the choice between layouts survives
 def in_layout_of(output: Tensor, input: Tensor) -> Tensor:
     """Returns ``output`` in the memory layout of ``input``, channels_last or contiguous, copied if necessary."""
-    if input.stride(1) == 1:
+    if input.stride(3) != 1 and input.stride(1) == 1:  # a contiguous image of one pixel has stride(1) == 1, too
         return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap does not support memory_format
     return output.contiguous()
