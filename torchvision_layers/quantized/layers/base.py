@@ -24,12 +24,10 @@ __all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
-NEED_NO_TWIN = (
-    *(Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d),  # accept int8 tensors as they are
-    *(FrozenBatchNorm2d, WSConv2d),  # become part of a convolution, or a plain one
-    PositionMap,  # runs in float
-    GlobalResponseNorm,  # its forward is rewritten, like that of a user's layer
-)
+# The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
+NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
+# `quantize` makes plain convolutions of one, and rewrites the forward of the other; a standalone file cannot.
+_REWRITTEN = (WSConv2d, GlobalResponseNorm)
 
 
 _STAGED = "torchvision_layers.experimental."
@@ -147,7 +145,7 @@ def _twin_class(module: nn.Module) -> type[QuantizableLayer] | None:
     """The twin of a float layer of this package; ``None`` for any other module."""
     if type(module) in TWINS:
         return TWINS[type(module)]
-    if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN)):
+    if isinstance(module, (QuantizableLayer, *NEED_NO_TWIN, *_REWRITTEN)):
         return None
     classes = type(module).__mro__
     package_layer = next((i for i, c in enumerate(classes) if c.__module__.startswith(_PACKAGE_LAYERS)), None)
