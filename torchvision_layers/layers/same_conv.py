@@ -2,15 +2,16 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._utils.checks import check_bool, check_groups, check_input, check_int, check_sizes
+from .._utils.checks import check_input, check_sizes
 from .._utils.plain.padding import constant_same_padding, pad_same
+from .checked_conv import CheckedConv2d
 
 __all__ = ["Conv2dSame"]
 
 
-class Conv2dSame(nn.Conv2d):
+class Conv2dSame(CheckedConv2d):
     r"""Convolution with TensorFlow's ``"SAME"`` padding: an output of :math:`\lceil H/s \rceil` by :math:`\lceil W/s
     \rceil`.
 
@@ -59,31 +60,17 @@ class Conv2dSame(nn.Conv2d):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_int("in_channels", in_channels)
-        check_int("out_channels", out_channels)
-        height, width = check_sizes("kernel_size", kernel_size, 2)
-        row_stride, column_stride = check_sizes("stride", stride, 2)
-        row_step, column_step = check_sizes("dilation", dilation, 2)
-        check_groups(groups, in_channels=in_channels, out_channels=out_channels)
-        check_bool("bias", bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, "zeros", device, dtype
+        )
+        (height, width), (row_step, column_step) = self.kernel_size, self.dilation
         keeps_size = ((height - 1) * row_step // 2, (width - 1) * column_step // 2)
         if padding != "same" and (
             isinstance(padding, str) or check_sizes("padding", padding, 2, minimum=0) != keeps_size
         ):
             raise ValueError(f"padding must be 'same' or {keeps_size}, which keeps the size, got {padding!r}")
-        super().__init__(
-            in_channels,
-            out_channels,
-            (height, width),
-            (row_stride, column_stride),
-            0,
-            (row_step, column_step),
-            groups,
-            bias,
-            device=device,
-            dtype=dtype,
-        )
         self.padding = "same"
+        row_stride, column_stride = self.stride
         self.reduction = row_stride if row_stride == column_stride else (row_stride, column_stride)
 
     def forward(self, input: Tensor) -> Tensor:

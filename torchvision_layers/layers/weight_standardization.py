@@ -43,9 +43,10 @@ class WSConv2d(CheckedConv2d):
         groups: number of channel groups; divides ``in_channels`` and ``out_channels``. Default: ``1``.
         bias: whether each output channel has a learned bias. Default: ``True``.
         padding_mode: as in ``nn.Conv2d``. Default: ``"zeros"``.
-        eps: added to the variance; above 0. It is far smaller than in a normalization of features because the weights
-            of a large filter have a variance near ``1e-5`` themselves. A filter of equal weights becomes zero, and its
-            gradients are up to :math:`\epsilon^{-1/2}` times those of the standardized filter. Default: ``1e-10``.
+        eps: added to the variance; above 0. It is far smaller than in a normalization of features, because the
+            variance of a large filter's weights is about ``1e-5``. If all weights of a filter are equal, the
+            standardized filter is zero, and gradients of the weights are up to :math:`\epsilon^{-1/2}` times those of
+            the standardized filter. Default: ``1e-10``.
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 
-from .scaling import check_multipliers, round_channels, scale_depth
+from .scaling import check_multipliers, rates_below, round_channels, scale_depth
 
 # Expansion, kernel, channels, repeats and stride of each stage: rows 2 to 8 of table 1.
 STAGES = (
@@ -50,8 +50,7 @@ class EfficientNet(nn.Module):
         channels = round_channels(32 * width_mult)
         features: list[nn.Module] = [conv(3, channels, stride=2)]
         depths = [scale_depth(repeats, depth_mult) for _, _, _, repeats, _ in STAGES]
-        # As in torchvision, the last block is not dropped at the full rate: that of one more block would be.
-        rates = tnn.stochastic_depth_schedule(stochastic_depth, [*depths, 1])[:-1]
+        rates = rates_below(stochastic_depth, depths)
         for drops, (expand_ratio, kernel_size, base_channels, _, stride) in zip(rates, STAGES, strict=True):
             out_channels, blocks = round_channels(base_channels * width_mult), []
             for i, drop in enumerate(drops):

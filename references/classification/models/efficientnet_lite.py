@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 
 from .efficientnet import STAGES
-from .scaling import check_multipliers, round_channels, scale_depth
+from .scaling import check_multipliers, rates_below, round_channels, scale_depth
 
 # The constants of TensorFlow, in the terms of torch.
 NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
@@ -53,8 +53,7 @@ class EfficientNetLite(nn.Module):
         features: list[nn.Module] = [conv(3, channels, stride=2, conv_layer=tnn.Conv2dSame)]
         depths = [scale_depth(repeats, depth * depth_mult) for _, _, _, repeats, _ in STAGES]
         depths[0], depths[-1] = (scale_depth(STAGES[stage][3], depth_mult) for stage in (0, -1))
-        # As in torchvision, the last block is not dropped at the full rate: that of one more block would be.
-        rates = tnn.stochastic_depth_schedule(stochastic_depth, [*depths, 1])[:-1]
+        rates = rates_below(stochastic_depth, depths)
         for drops, (expand_ratio, kernel_size, base_channels, _, stride) in zip(rates, STAGES, strict=True):
             out_channels, stage = round_channels(base_channels * width * width_mult), []
             for i, drop in enumerate(drops):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 
-from .scaling import check_multipliers, scale_channels, scale_depth
+from .scaling import check_multipliers, rates_below, scale_channels, scale_depth
 
 # Compensates for the variance that ReLU removes from a standard normal variable (section 4.2).
 GAMMA = (2 / (1 - 1 / pi)) ** 0.5
@@ -131,8 +131,7 @@ class NFResNet(nn.Module):
 
         blocks_of = [scale_depth(depth, depth_mult) for depth in depths]
         channels, variance = base_channels, 1.0
-        # The last block is not dropped at the full rate: that of one more block would be.
-        for stage, drops in enumerate(tnn.stochastic_depth_schedule(stochastic_depth, [*blocks_of, 1])[:-1]):
+        for stage, drops in enumerate(rates_below(stochastic_depth, blocks_of)):
             planes, blocks = base_channels * 2**stage, []
             for i, drop in enumerate(drops):
                 stride = 2 if stage > 0 and i == 0 else 1

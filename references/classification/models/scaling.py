@@ -1,8 +1,11 @@
-"""Channels and depth of scaled models."""
+"""Channels, depth and rates of stochastic depth of scaled models."""
 
+from collections.abc import Sequence
 from math import ceil, isfinite
 
-__all__ = ["check_multipliers", "round_channels", "scale_channels", "scale_depth"]
+from torchvision_layers import nn as tnn
+
+__all__ = ["check_multipliers", "rates_below", "round_channels", "scale_channels", "scale_depth"]
 
 
 def check_multipliers(width_mult: float, depth_mult: float) -> None:
@@ -26,3 +29,8 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     """The nearest multiple of ``divisor``, or the next one if rounding would lose over a tenth of the channels."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def rates_below(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates of stochastic depth as in torchvision's EfficientNet: the last block has less than ``rate``."""
+    return tnn.stochastic_depth_schedule(rate, [*depths, 1])[:-1]
