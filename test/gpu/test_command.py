@@ -67,6 +67,10 @@ def test_without_their_packages_runs_of_training_are_left_out(
 
 def test_make_installs_nothing() -> None:
     commands = subprocess.run(
-        ["make", "--dry-run", "test-gpu", "GPU=-x"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["make", "--no-print-directory", "--dry-run", "test-gpu", "GPU=-x"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     assert commands.split()[1:] == ["-m", "test.gpu", "-x"]
