@@ -48,8 +48,9 @@ def resolve_short_names(app: Sphinx, doctree: nodes.document) -> None:
             continue
         if node["reftype"] == "mod" and target in _PACKAGES:
             node["reftarget"] = f"torchvision_layers.{target}"
-        if target in names:
-            node["reftarget"] = names[target]
+        owner, dot, member = target.partition(".")
+        if owner in names:
+            node["reftarget"] = names[owner] + dot + member
         for prefix, documented in _DOCUMENTED_MODULES.items():
             if target.startswith(prefix):
                 node["reftarget"] = documented + target.rsplit(".", 1)[1]

@@ -13,6 +13,8 @@ from .blocks import draw_block
 from .diagrams import draw_fusing, draw_packages
 from .figures import draw_activations, draw_attention_window, draw_coordinates
 from .flows import draw_flow
+from .maps import draw_map, map_alt
+from .package_maps import PACKAGE_MAPS
 from .staged import draw_rep_conv, draw_responses
 from .svg import Sheet
 from .tokens import draw_classifier_head, draw_encoder_block, draw_gated_mlp, draw_patches, draw_self_attention
@@ -223,3 +225,4 @@ DRAWINGS: dict[str, Drawing] = {
         "the same way.",
     ),
 }
+DRAWINGS |= {name: Drawing(partial(draw_map, shown), map_alt(shown)) for name, shown in PACKAGE_MAPS.items()}

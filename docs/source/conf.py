@@ -69,8 +69,9 @@ for name, render in (("runtimes", figures.runtimes), ("accuracy", figures.accura
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
 # The folded form of CoordConv2d, the export of QuantizableGraph, the program of LoweredModel and the inputs of a call
-# are not public; torch has no page for the return type of load_state_dict.
+# are not public; torch has no page for the return type of load_state_dict; the type variable of `replace` has no page.
 nitpick_ignore = [
+    ("py:class", "torchvision_layers.layers.replacement._Module"),
     ("py:class", "PositionalConv2d"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionMap"),
     ("py:class", "torchvision_layers.layers.positional_conv.PositionalConv2d"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from drawings import DRAWINGS
+from drawings.package_maps import PACKAGE_MAPS
 from inventories import PROJECTS
 from moving import PEERS, Peer, check
 
@@ -92,6 +93,11 @@ def test_each_drawing_is_on_a_page_and_has_an_alt_text() -> None:
     assert set(DRAWINGS) == drawn | (documented_names & set(DRAWINGS))
     assert {path.stem for path in (SOURCE / "images").glob("*.svg")} == set(DRAWINGS)
     assert all(len(drawing.alt) > 40 for drawing in DRAWINGS.values())
+
+
+@pytest.mark.parametrize("name", PACKAGE_MAPS)
+def test_the_map_of_a_package_has_each_file_once(name: str) -> None:
+    assert sorted(PACKAGE_MAPS[name].names) == PACKAGE_MAPS[name].existing
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.theirs)

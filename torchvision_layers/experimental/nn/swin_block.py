@@ -42,8 +42,7 @@ class SwinBlock(nn.Module):
         attention_dropout: probability of zeroing an attention weight, in [0, 1]. Default: ``0.0``.
         stochastic_depth: probability of dropping each of the two branches for a sample, in [0, 1]. Default: ``0.0``.
         kept_rows_only: whether training computes a branch only for the samples that keep it, which saves time; an
-            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch
-            <torchvision_layers.nn.StochasticDepth.run_branch>`. Default: ``False``.
+            error if the branch has batch statistics. See :meth:`StochasticDepth.run_branch`. Default: ``False``.
         norm_layer: called with ``dim``; normalizes the last dimension. Default: ``nn.LayerNorm``.
         activation_layer: called with nothing; ``None`` for none. Default: ``nn.GELU``.
         version: ``1`` or ``2``. Default: ``1``.
