@@ -22,7 +22,7 @@ from typing import NamedTuple
 __all__ = ["BROWSERS", "WIDTHS", "Measured", "browser", "measure", "take"]
 
 BUILT = Path(__file__).parent / "build" / "html"
-WIDTHS = (390, 1440)
+WIDTHS = (400, 1280)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _MARK = "measured:"
 

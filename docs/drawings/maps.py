@@ -39,7 +39,7 @@ class PackageMap(NamedTuple):
 
     @property
     def existing(self) -> list[str]:
-        """All names in the folder of the package: its modules except ``__init__`` and ``__main__``, and its subpackages."""
+        """All names in its folder: modules except ``__init__`` and ``__main__``, and subpackages."""
         folder = ROOT / self.package
         modules = [path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__")]
         return sorted([*modules, *(f"{path.parent.name}/" for path in folder.glob("*/__init__.py"))])

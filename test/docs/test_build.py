@@ -46,11 +46,11 @@ class TestInABrowser:
         body = '<!doctype html><body><div class="wide" style="width:800px">x</div><img src="none.png" alt="">'
         (tmp_path / "page.html").write_text(body)
         narrow, wide = screenshots.measure(tmp_path, ["page.html"])
-        assert narrow.content > 390
+        assert narrow.content > 400
         assert narrow.offenders == ("DIV.wide: x",)
-        assert wide.content == 1440
+        assert wide.content == 1280
         assert len(wide.bad_images) == 1
 
     def test_a_screenshot_is_written(self, built: Path, tmp_path: Path) -> None:
-        screenshots.take(built, "index.html", 390, tmp_path / "page.png")
+        screenshots.take(built, "index.html", 400, tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
