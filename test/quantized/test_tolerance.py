@@ -1,5 +1,6 @@
 """Modules are left out until a tolerance holds."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -133,8 +134,11 @@ def test_batches_are_read_again() -> None:
         quantized.quantize(net(), iter([X]), tolerance=30.0)
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_tqdm", [True, False])
+def test_progress_bar(has_tqdm: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    if not has_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
     quantized.quantize(net(), [X], tolerance=5.0)
     assert "keeping tolerance=5" in capsys.readouterr().err
     quantized.quantize(net(), [X], tolerance=5.0, progress=False)

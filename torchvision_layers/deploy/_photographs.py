@@ -9,7 +9,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as transforms
-from tqdm import tqdm
+
+from .._utils.progress import track
 
 __all__ = ["PRESETS", "Preprocessing", "load_photographs"]
 
@@ -75,7 +76,7 @@ def load_photographs(folder: Path, preprocessing: Preprocessing, channels: int, 
     count = min(limit, len(paths))
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     inputs = []
-    for path in tqdm(chosen, desc="reading images", unit="image", disable=None):  # None: off a terminal
+    for path in track(chosen, "reading images", "image"):
         try:
             with Image.open(path) as image:
                 inputs.append(preprocessing.input(image.convert(_MODES[channels])))

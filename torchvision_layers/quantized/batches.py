@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .._utils.inputs import Inputs, inputs_of
+from .._utils.progress import Progress
 
 __all__ = ["iterate"]
 
@@ -26,7 +26,7 @@ def iterate(batches: Iterable[Any], model: nn.Module, progress: bool, label: str
     bar = None
     for i, batch in enumerate(batches):
         if i == 1 and progress:
-            bar = tqdm(desc=label, total=total, initial=1, unit="batch", disable=None)  # None: off a terminal
+            bar = Progress(label, "batch", total, done=1)
         yield inputs_of(f"the input in batch {i}", batch, model)
         if bar is not None:
             bar.update()

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .._utils.checks import check_number
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.outputs import outputs_of
+from .._utils.progress import Progress
 from .._utils.scaling import CONV_AND_LINEAR
 from .exclusion import excluding_path
 from .measurement import OutputMeasurement
@@ -114,7 +114,7 @@ def keep_tolerance(
     tolerance.start(model)
     multiplications = _multiplications(model, next(batches()))
     trials: list[Trial] = []
-    bar = tqdm(desc=f"keeping {tolerance}", unit="trial", disable=None if progress else True)
+    bar = Progress(f"keeping {tolerance}", "trial", shown=progress)
 
     def attempt(left_out: list[str]) -> Model:
         names = excluded | {path: str(tolerance) for path in left_out}
@@ -124,8 +124,7 @@ def keep_tolerance(
         copied = int8 if int8.backend == "qnnpack" else copy.deepcopy(int8)
         value = tolerance.value(copied, model, batches())
         trials.append(Trial(tuple(left_out), value, share / max(sum(multiplications.values()), 1)))
-        bar.update()
-        bar.set_postfix_str(f"{len(left_out)} left out, {tolerance.describe(value)}")
+        bar.update(f"{len(left_out)} left out, {tolerance.describe(value)}")
         return int8
 
     with bar:

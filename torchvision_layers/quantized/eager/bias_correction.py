@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..._utils.progress import track
 from ..bias_correction import InputMean, rounding_error
 from ..gptq import InputMoments
 from .torch_ao.fixed_steps import set_rounded_weight
@@ -40,8 +40,7 @@ def measure_inputs(model: nn.Module, rounding: str = "nearest") -> Iterator[dict
 def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
     """Rounds weights if second moments of their inputs were measured, and corrects the biases of all layers."""
     is_learned = any(isinstance(mean, InputMoments) for mean in means.values())
-    disable = None if progress and is_learned else True
-    for module, mean in tqdm(means.items(), desc="rounding", unit="layer", disable=disable):
+    for module, mean in track(means.items(), "rounding", "layer", shown=progress and is_learned):
         weight, observer = module.weight.detach(), module.qconfig.weight()
         if isinstance(mean, InputMoments):
             rounded, steps = mean.rounded(weight, observer)

@@ -6,8 +6,8 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
-from tqdm import tqdm
 
+from ..._utils.progress import track
 from ..bias_correction import InputMean, rounding_error, significant_mean
 from ..gptq import InputMoments
 from ..pairs import PairRange
@@ -64,13 +64,12 @@ def _round_weights(module: fx.GraphModule, means: Means, progress: bool) -> dict
 
     A weight that something else reads as well is left alone.
     """
-    layers: dict[str, list[fx.Node]] = {}
+    layers: dict[str, list[Any]] = {}  # nodes
     for node, mean in means.items():
         if isinstance(mean, InputMoments):
             layers.setdefault(_weight_path(node), []).append(node)
     readers, errors = _readers(module.graph), dict[str, Tensor]()
-    disable = None if progress and layers else True
-    for path, nodes in tqdm(layers.items(), desc="rounding", unit="layer", disable=disable):
+    for path, nodes in track(layers.items(), "rounding", "layer", shown=progress and bool(layers)):
         observers, moments = {node.args[1] for node in nodes}, [means[node] for node in nodes]
         has_other_readers = any(len(observer.users) > len(nodes) for observer in observers)
         if has_other_readers or readers[path] != len(observers) or len({mean.groups for mean in moments}) > 1:
