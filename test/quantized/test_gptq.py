@@ -211,6 +211,18 @@ def test_inputs_of_zero(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.parametrize("mean", [3e3, 1e25])
+def test_inputs_with_a_large_mean(mean: float, engine: str) -> None:
+    """Their second moments in float32 are not positive definite; the largest overflow."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(64, 8, 1)).eval(), mean + mean / 1e3 * torch.randn(4, 64, 6, 6)
+    int8 = [quantized.quantize(model, [x], engine=engine, rounding=rounding) for rounding in ("nearest", "gptq")]
+    with torch.no_grad():
+        nearest, learned = (float((each(x) - model(x)).double().square().mean()) for each in int8)
+    assert learned < 1.1 * nearest
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
 def test_blocks_with_norms_and_activations(engine: str) -> None:
     """Learned rounding and corrected biases together keep a block with a depthwise convolution near float."""
     torch.manual_seed(0)

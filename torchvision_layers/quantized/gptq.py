@@ -139,9 +139,19 @@ def round_columns(weights: Tensor, moments: Sequence[Tensor], largest: int, limi
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of damped second moments."""
+    """The upper Cholesky factor of the inverse of damped second moments.
+
+    If the inputs of a layer have a mean far above their deviation, the difference of sums in float32 is not positive
+    definite, so damping grows until it is. Moments that are not finite give the identity: each weight to the nearest.
+    """
     diagonals = moments.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     damping = torch.where(diagonals > 0, _DAMPING * diagonals, 1.0)
-    damped = moments + torch.diag_embed(damping.expand(moments.shape[:-1]))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    while bool(damping.isfinite().all()):
+        damped = moments + torch.diag_embed(damping.expand(moments.shape[:-1]))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed.any():
+            return factor
+        damping = torch.where(failed[:, None] > 0, 10 * damping, damping)
+    return torch.eye(moments.shape[-1]).to(moments).expand_as(moments)
