@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from .._utils.inputs import Inputs
+from .._utils.quiet import quiet
 from .eager.torch_ao import explain_missing_torch_ao
 from .measurement import OutputMeasurement
 from .report_row import ReportRow
@@ -52,7 +53,8 @@ def load_engine(name: str) -> Engine[Any]:
         return eager
     if name == "pt2e":
         try:
-            from .pt2e import workflow as pt2e
+            with quiet():  # torchao logs warnings about itself
+                from .pt2e import workflow as pt2e
         except ImportError as error:
             raise ImportError(
                 f"engine='pt2e' needs torchao, which cannot be imported here ({error}): "

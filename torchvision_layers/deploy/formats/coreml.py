@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch.export import ExportedProgram
 
+from ..._utils.quiet import quiet
 from .._metadata import NAME
 from .._subject import Subject
 from .program import export_fixed, root_cause
-from .quiet import quiet
 
 __all__ = ["restrict", "serialize_float16", "serialize_float32"]
 

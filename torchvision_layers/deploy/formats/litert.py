@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..._utils.inputs import Inputs
+from ..._utils.quiet import quiet
 from ..._utils.structure import flatten
 from ...quantized.pt2e.nodes import is_dequantize
 from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
 from .program import export_fixed, root_cause
-from .quiet import quiet
 
 __all__ = ["deserialize", "restrict", "serialize"]
 

@@ -1,4 +1,4 @@
-"""Hides the output of converters."""
+"""Hides the output of other packages."""
 
 import io
 import logging
