@@ -10,17 +10,12 @@ page yourself, run ``python -m http.server --directory outputs/browser``.
 import argparse
 import json
 import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Sequence
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
-from screenshots import browser
+from chromium import npm_install, post_of_page
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -85,62 +80,15 @@ def write_page(folder: Path) -> dict[str, list[str]]:
 
 def install_runtime(folder: Path) -> None:
     """Installs onnxruntime-web below a folder. Errors: ``FileNotFoundError`` without npm."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError("npm must be on the path to install onnxruntime-web: install Node.js")
-    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), _RUNTIME]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    npm_install(folder, _RUNTIME)
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, and keeps what the page posts."""
-
-    posted: threading.Event
-    bodies: list[bytes]
-
-    def do_POST(self) -> None:
-        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(204)
-        self.end_headers()
-        self.posted.set()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def classify_in_browser(folder: Path, timeout: float = 120) -> dict[str, list[str]]:
+def classify_in_browser(folder: Path) -> dict[str, list[str]]:
     """The labels that each model gives on the page of a folder, in headless Chromium.
 
     Errors: ``FileNotFoundError`` without Chromium; ``RuntimeError`` for an error on the page, or if it does not end.
     """
-    chromium = browser()
-    if chromium is None:
-        raise FileNotFoundError("chromium must be on the path to open the page: apt-get install chromium")
-    handler = type("Handler", (_Handler,), {"posted": threading.Event(), "bodies": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # Only the local server resolves, so the page loads nothing from the network.
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        # Without a port for debugging, it exits before the page has ended.
-        options += ["--remote-debugging-port=0", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        command = [chromium, *options, f"http://127.0.0.1:{server.server_port}/index.html"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            handler.posted.wait(timeout)
-        finally:
-            process.terminate()
-            process.wait(30)
-            server.shutdown()
-            thread.join()
-            server.server_close()
-    if not handler.bodies:
-        raise RuntimeError(f"the page must end within {timeout:g} seconds")
-    result = json.loads(handler.bodies[0])
-    if "error" in result:
-        raise RuntimeError(f"the page raised an error: {result['error']}")
-    return dict(result["labels"])
+    return dict(post_of_page(folder)["labels"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

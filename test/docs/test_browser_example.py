@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser_example import classify_in_browser, install_runtime, write_page
-from screenshots import browser
+from chromium import browser
 
 
 @pytest.mark.slow
