@@ -13,7 +13,7 @@ TORCH ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-gpu test-litert fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist test-dist clean
+.PHONY: demo test test-all test-gpu test-litert fuzz table docs upstream bench bench-gpu bench-int8 bench-deploy bench-accuracy zoo lint dist dist-check test-dist release-check versions clean
 
 # Without the weights and photographs, the demo leaves out its third part.
 demo: .venv/demo.stamp
@@ -93,6 +93,24 @@ dist: .venv/dist.stamp
 
 test-dist:
 	.ci/installed "$(PYTHON)" dist/*.$(KIND)
+
+# Inspects both: metadata, content and size.
+dist-check: dist
+	$(VENV_PYTHON) -m twine check --strict dist/*
+	$(VENV_PYTHON) -m tools.release_check dist
+
+# Runs all steps of a release except publishing. `SUITE=no` leaves out the suite, which otherwise runs for each distribution.
+SUITE ?= yes
+export SUITE
+release-check: dist-check
+	$(MAKE) test-dist KIND=whl
+	$(MAKE) test-dist KIND=tar.gz
+
+# Tries the first steps with pairs of Python and torch, and every extra, and writes docs/source/versions.json; takes an hour.
+PYTHONS ?= $(PYTHON)
+TORCHES ?= 2.11 2.12 2.14 2.15
+versions: dist
+	$(VENV_PYTHON) -m tools.versions --wheel dist/*.whl --python $(PYTHONS) --torch $(TORCHES) --extras
 
 NNCF_PYTHON = $(patsubst .venv/%,.venv-nncf/%,$(VENV_PYTHON))
 .venv-nncf/accuracy.stamp: setup.py version.txt

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from measure import Ratio
 
-__all__ = ["accuracy", "layers", "load", "models", "runtimes"]
+__all__ = ["accuracy", "extras", "import_time", "layers", "load", "models", "runtimes", "versions"]
 
 NONE = "–"
 
@@ -86,6 +86,51 @@ def accuracy(record: dict[str, Any]) -> str:
             conditions.setdefault(text, []).append(model)
     lines += [f"* {', '.join(dict.fromkeys(models))}: {text}" for text, models in conditions.items()]
     return "\n".join([*lines, ""])
+
+
+def versions(record: dict[str, Any]) -> str:
+    """One row per Python, one column per version of torch; then the reasons of those that do not work."""
+    pairs = {tuple(key.split(", ")): cell for key, cell in record["pairs"].items()}
+    pythons, torches = (sorted({pair[i] for pair in pairs}, key=_numbers) for i in (0, 1))
+    reasons: dict[str, list[str]] = {}
+    rows = []
+    for python in pythons:
+        row = [f"Python {python}"]
+        for torch in torches:
+            cell = pairs.get((python, torch))
+            failed = {name: text for name, text in (cell or {"steps": {}})["steps"].items() if text != "passed"}
+            if cell and not failed:
+                row.append(
+                    f"{cell['versions']['torch'].split('+')[0]}, {cell['versions']['torchvision'].split('+')[0]}"
+                )
+            else:
+                row.append(NONE)
+            for step, text in list(failed.items())[:1]:
+                reasons.setdefault(f"{step}: ``{text.replace('`', chr(39))}``", []).append(f"{python} with {torch}")
+        rows.append(row)
+    lines = _list_table(["", *(f"torch {torch}" for torch in torches)], rows)
+    return "\n".join([*lines, *(f"* {', '.join(places)}: {reason}" for reason, places in reasons.items()), ""])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def extras(record: dict[str, Any]) -> str:
+    """One line per outcome, with the extras that have it."""
+    outcomes: dict[str, list[str]] = {}
+    for name, cell in record["extras"].items():
+        outcomes.setdefault(cell["outcome"], []).append(name if name == "all together" else f"``{name}``")
+    return "\n".join([*(f"* {outcome}: {', '.join(names)}" for outcome, names in outcomes.items()), ""])
+
+
+def import_time(report: dict[str, Any]) -> str:
+    """The median, and the modules that take longest."""
+    low, high = report["quartiles"]
+    figure = f"{report['milliseconds']:.1f} ms, quartiles {low:.1f} and {high:.1f}; target {report['target']} ms."
+    head = ["; ".join(f"{name}: {value}" for name, value in report["conditions"].items()), "", figure, ""]
+    rows = ([f"``{name}``", f"{own:.1f} ms"] for name, own in report["modules"])
+    return "\n".join([*head, *_list_table(["module", "time of its own"], rows)])
 
 
 def _tool(name: str) -> str:

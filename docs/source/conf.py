@@ -9,6 +9,7 @@ GENERATED.mkdir(exist_ok=True)
 sys.path.insert(0, str(SOURCE.parent))
 
 import figures  # noqa: E402
+import gallery  # noqa: E402
 from drawings import DRAWINGS  # noqa: E402
 from inventories import write_inventories  # noqa: E402
 from moving import PEERS, check, table  # noqa: E402
@@ -27,8 +28,11 @@ extensions = [
     "sphinx.ext.doctest",  # for `testsetup`: code that examples need but readers do not
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
+exclude_patterns = ["tutorials"]  # sources; sphinx-gallery writes the pages to generated/tutorials
+sphinx_gallery_conf = gallery.settings()
 html_static_path = ["_static"]
 
 # API pages: the docstring, with the types in the signature.
@@ -65,6 +69,13 @@ for name, render in (("runtimes", figures.runtimes), ("accuracy", figures.accura
     text = render(figures.load(path)) if path.exists() else "No figures are recorded yet.\n"
     (GENERATED / f"benchmarks_{name}.txt").write_text(text, encoding="utf-8")
 
+for name, source, render in (
+    ("versions", "versions.json", figures.versions),
+    ("extras", "versions.json", figures.extras),
+    ("import_time", "benchmarks_import.json", figures.import_time),
+):
+    (GENERATED / f"{name}.txt").write_text(render(figures.load(SOURCE / source)), encoding="utf-8")
+
 # Links to other projects use inventories with only the names in inventories.py.
 intersphinx_mapping = write_inventories(GENERATED / "inventories")
 nitpicky = True
@@ -86,6 +97,7 @@ html_math_renderer = "mathml"  # in directives.py: browsers render MathML withou
 html_theme = "pydata_sphinx_theme"
 html_title = "torchvision_layers"
 html_css_files = ["layout.css"]
+html_js_files = [("accessible.js", {"defer": "defer"})]
 html_sidebars = {"index": []}
 html_show_sourcelink = False
 html_theme_options = {
