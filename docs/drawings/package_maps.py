@@ -20,7 +20,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             ],
             [
                 Group("Exported programs", "exporting size_limit"),
-                Group("Files and commands", "atomic command importing"),
+                Group("Files and commands", "atomic command importing progress quiet"),
             ],
         ],
         flow=False,
@@ -138,7 +138,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
     "package_formats": PackageMap(
         "deploy/formats",
         [
-            [Group("Which formats exist", "table format"), Group("Shared", "program quiet")],
+            [Group("Which formats exist", "table format"), Group("Shared", "program")],
             [
                 Group("torch", "pt2 lowered packing graph aoti torchscript tracing"),
                 Group("Other runtimes", "onnx openvino litert coreml executorch"),

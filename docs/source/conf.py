@@ -31,7 +31,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["tutorials"]  # sources; sphinx-gallery writes the pages to generated/tutorials
+exclude_patterns = ["tutorials", "generated/tutorial_sources"]  # sphinx-gallery writes the pages
 sphinx_gallery_conf = gallery.settings()
 html_static_path = ["_static"]
 
