@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +81,28 @@ def test_container_runs_in_float_as_a_whole(engine: str, backend: str) -> None:
         if engine == "eager":
             stem = int8.model.stem(int8.quant(X)).dequantize()
             assert torch.allclose(int8.model.blocks.module(stem), model.blocks(stem), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: tnn.Conv2dSame(3, 8, 3, stride=2),
+        lambda: timm.layers.Conv2dSame(3, 8, 3, stride=2),
+        lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3)),
+        lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1))),
+    ],
+    ids=["same", "timm's", "padding", "nested"],
+)
+def test_norm_after_an_excluded_layer_of_several_modules_runs_in_float(layer: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = with_running_stats(nn.Sequential(layer(), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))).eval()
+    int8 = quantized.quantize(model, [X], exclude=["0"])
+    floats = {row.path for row in quantized.report(int8).rows if row.runs_in == "float"}
+    assert {"1", "2"} <= floats
+    with torch.no_grad():
+        exact = model[:3](X)
+        in_float = int8.model[:3](int8.quant(X))
+    assert torch.allclose(in_float.dequantize(), exact, rtol=0, atol=float(exact.max()) / 200)  # one rounding
 
 
 @backends
@@ -174,7 +197,8 @@ def test_training_without_an_example() -> None:
     prepared.eval()(X)
     assert excluded_paths(quantized.convert(prepared)) == {
         "blocks.1": "excluded by 'blocks.1'",
-        "classifier": "excluded by 'classifier'",
+        "classifier.0": "excluded by 'classifier'",
+        "classifier.1": "excluded by 'classifier'",
     }
 
 

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._utils.inputs import Inputs
+from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from ..layers.observed import Addition, Multiplication, QuantStub
+from ..layers.same_conv import QuantizableConv2dSame
 from ..report_row import Int8Support
 from .support import int8_support
 
@@ -17,10 +19,24 @@ __all__ = ["exclude_", "mark_float_chains_"]
 
 
 def exclude_(model: nn.Module, excluded: Mapping[str, str]) -> None:
-    """Marks modules to stay in float with all below them, in place."""
+    """Marks modules to stay in float with all below them, in place.
+
+    An ``nn.Sequential`` that ends in a convolution or linear layer, or a twin that does, is not marked itself, but each
+    of its modules: a norm after it fuses with that layer.
+    """
     for path, by in excluded.items():
         for module in model.get_submodule(path).modules():
+            if _ends_in_layer(module):
+                continue
             module.stays_in_float, module.excluded_by = True, by  # type: ignore[assignment]  # plain attributes
+
+
+def _ends_in_layer(module: nn.Module) -> bool:
+    if isinstance(module, QuantizableConv2dSame):
+        return True
+    if type(module) is not nn.Sequential or len(module) == 0:
+        return False
+    return isinstance(module[-1], CONV_AND_LINEAR) or _ends_in_layer(module[-1])
 
 
 @torch.no_grad()
