@@ -39,10 +39,10 @@ def lowered(model: nn.Module, batch: Tensor, dtype: torch.dtype = torch.float32)
     return deploy.lower(model, batch[:1], dtype=dtype)
 
 
-def through_file(model: nn.Module, batch: Tensor, **options: Any) -> Call:
+def through_file(model: nn.Module, batch: Tensor, format: str, **options: Any) -> Call:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt2"
-        deploy.export(model, batch, path, **options)
+        path = Path(folder) / ("model.onnx" if format.startswith("onnx") else "model.pt2")
+        deploy.export(model, batch, path, format=format, **options)
         return deploy.load(path)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
 from torchvision_layers.deploy.formats import onnx as onnx_format
+from torchvision_layers.deploy.formats.table import FORMATS
 
 from ._support import CASES, CLASSES, FAST, SLOW, FunctionModule, example, float_model, int8_model
 
@@ -158,7 +159,7 @@ def test_nested_int8_model_is_recognized(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
 def test_fixed_image_size(format: str, tmp_path: Path) -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), nn.Flatten(), nn.Linear(4 * 256, 2)).eval()
-    exported = deploy.export(model, example(), tmp_path / "model.pt2", format=format)
+    exported = deploy.export(model, example(), tmp_path / f"model{FORMATS[format].suffix}", format=format)
     assert {shape[1:] for shape in exported.shapes} == {(3, 16, 16)}
     loaded = deploy.load(exported.path)
     assert loaded.metadata["input_shape"] == [None, 3, 16, 16]
@@ -178,7 +179,9 @@ def test_fixed_image_size(format: str, tmp_path: Path) -> None:
     ],
 )
 def test_input_dimensions(format: str, model, shape: tuple, input_shape: list, tmp_path: Path) -> None:
-    exported = deploy.export(model.eval(), torch.randn(shape), tmp_path / "model.pt2", format=format)
+    exported = deploy.export(
+        model.eval(), torch.randn(shape), tmp_path / f"model{FORMATS[format].suffix}", format=format
+    )
     assert deploy.load(exported.path).metadata["input_shape"] == input_shape
     assert exported.difference < 1e-5
 
@@ -241,7 +244,7 @@ def test_global_state_and_model_do_not_change(name: str, tmp_path: Path) -> None
     torch.backends.quantized.engine = "onednn"  # not the backend of the model
     try:
         before, output, modules = _state(), model(example()), [type(module) for module in model.modules()]
-        exported = deploy.export(model, example(), tmp_path / "model.pt2", format=case.format)
+        exported = deploy.export(model, example(), tmp_path / f"model{case.suffix}", format=case.format)
         deploy.load(exported.path)(example())
         assert vars(_state()) == vars(before)
     finally:
@@ -287,7 +290,7 @@ def test_features_of_one_pixel_do_not_fix_sizes(format: str, tmp_path: Path) -> 
     """torch treats sizes of one as constants, inside a model too."""
     stages = [tnn.BasicBlock(channels, 2 * channels, stride=2) for channels in (3, 6, 12)]
     model = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    images, path = torch.randn(2, 3, 8, 8), tmp_path / "model.pt2"
+    images, path = torch.randn(2, 3, 8, 8), tmp_path / f"model{FORMATS[format].suffix}"
     deploy.export(model, images, path, format=format)
     loaded = deploy.load(path)
     for shape in ((2, 3, 8, 8), (1, 3, 8, 8), (3, 3, 5, 7), (2, 3, 40, 64)):

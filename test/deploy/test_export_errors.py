@@ -23,12 +23,12 @@ EAGER_REMEDY = "does not support a model that is int8 of engine='eager'.*: use f
 @pytest.mark.parametrize(
     ("engine", "format", "message"),
     [
-        ("eager", "pt2", f"{EAGER_REMEDY}, or call .*engine='pt2e', backend='x86'"),
+        ("eager", "pt2", f"{EAGER_REMEDY} and a path that ends in .pt, or call .*engine='pt2e', backend='x86'"),
         ("eager", "aoti", EAGER_REMEDY),
-        ("eager", "onnx", f"{EAGER_REMEDY}$"),
+        ("eager", "onnx", f"{EAGER_REMEDY} and a path that ends in .pt$"),
         ("eager", "onnx-qdq", EAGER_REMEDY),
         ("eager", "openvino", EAGER_REMEDY),
-        ("eager", "executorch", f"{EAGER_REMEDY}, or call .*engine='pt2e', backend='xnnpack'"),
+        ("eager", "executorch", f"{EAGER_REMEDY} and .*, or call .*engine='pt2e', backend='xnnpack'"),
         (
             "pt2e",
             "torchscript",
@@ -162,7 +162,7 @@ def test_export_error_names_other_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
 def test_file_of_other_model(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.pt2"
+    path = tmp_path / f"model{FORMATS[format].suffix}"
     path.write_bytes(b"earlier")
     correct, other = FORMATS[format], float_model(seed=1)
 
@@ -173,7 +173,7 @@ def test_file_of_other_model(format: str, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match=f"format '{format}' gives other values than the model"):
         deploy.export(float_model(), example(), path, format=format)
     assert path.read_bytes() == b"earlier"
-    assert os.listdir(tmp_path) == ["model.pt2"]
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_random_forward_leaves_generator_unchanged(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torchvision_layers import deploy
 from torchvision_layers._utils.atomic import atomic_path
 from torchvision_layers.deploy.formats import aoti
+from torchvision_layers.deploy.formats.table import FORMATS
 
 from ._support import CASES, example, float_model, int8_model
 
@@ -25,7 +26,8 @@ def fill_up(path: Path, content: bytes) -> int:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_full_disk_keeps_earlier_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, path = CASES[name], tmp_path / "model.pt2"
+    case = CASES[name]
+    path = tmp_path / f"model{case.suffix}"
     model = float_model() if case.engine is None else int8_model(case.engine)
     path.write_bytes(b"earlier")
     if case.format == "aoti":  # no need to compile
@@ -39,7 +41,7 @@ def test_full_disk_keeps_earlier_file(name: str, tmp_path: Path, monkeypatch: py
         deploy.export(model, example(), path, format=case.format)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"earlier"
-    assert os.listdir(tmp_path) == ["model.pt2"]
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.fixture
@@ -54,12 +56,12 @@ def no_long_files() -> Iterator[None]:
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
 def test_interrupted_write_keeps_earlier_file(format: str, tmp_path: Path, no_long_files: None) -> None:
-    path = tmp_path / "model.pt2"
+    path = tmp_path / f"model{FORMATS[format].suffix}"
     path.write_bytes(b"earlier")
     with pytest.raises(OSError, match="File too large"):
         deploy.export(float_model(), example(), path, format=format)
     assert path.read_bytes() == b"earlier"
-    assert os.listdir(tmp_path) == ["model.pt2"]
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_full_disk_during_compilation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

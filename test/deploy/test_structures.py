@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from torchvision_layers import deploy, quantized
+from torchvision_layers.deploy.formats.table import FORMATS
 
 from ._support import FunctionModule, relative_error
 
@@ -142,7 +143,7 @@ def test_onnx_names_follow_parameters_and_keys(end: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("example", [{"image": IMAGE, "depth": DEPTH}, (IMAGE, DEPTH, 2.0)])
 def test_compiled_files_with_containers(format: str, example: Any, tmp_path: Path) -> None:
     model = RGBD(lambda y: Result(y.mean((2, 3)), [y, y.argmax(1)]))
-    check(model, example, deploy.export(model, example, tmp_path / "m.pt2", format=format))
+    check(model, example, deploy.export(model, example, tmp_path / f"m{FORMATS[format].suffix}", format=format))
 
 
 def test_sizes_of_each_input(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_int8_program_with_several_inputs(format: str, tmp_path: Path) -> None:
     example = {"bias": BIAS, "image": IMAGE}
     backend = "onnxruntime" if format == "onnx-qdq" else "x86"
     model = quantized.quantize(Attentive(), [example], engine="pt2e", backend=backend)
-    loaded = deploy.load(deploy.export(model, example, tmp_path / "m.pt2", format=format).path)
+    loaded = deploy.load(deploy.export(model, example, tmp_path / f"m{FORMATS[format].suffix}", format=format).path)
     assert [spec["name"] for spec in loaded.metadata["inputs"]] == ["image", "bias"]
     image, bias = torch.randn(3, 3, 21, 18), torch.ones(3, 4, 1, 1)
     with torch.no_grad():
@@ -281,7 +282,7 @@ def test_graph_of_a_feature_extractor(tmp_path: Path) -> None:
 
     model = torch.fx.symbolic_trace(FunctionModule(forward, conv=nn.Conv2d(3, 4, 3, padding=1))).eval()
     for format in ("pt2", "onnx"):
-        check(model, (IMAGE,), deploy.export(model, IMAGE, tmp_path / "m.pt2", format=format))
+        check(model, (IMAGE,), deploy.export(model, IMAGE, tmp_path / f"m{FORMATS[format].suffix}", format=format))
 
 
 def test_strings_in_outputs_name_other_formats(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ DEPLOYED = """
     with Plain(), torch.no_grad():
         for loaded in (deploy.load(path), torch.export.load(path).module()):
             assert torch.equal(loaded(expected[0]), expected[1])
-    file = deploy.export(model, x, sys.argv[2])
+    file = deploy.export(model, x, sys.argv[2] + "2")
     torch.testing.assert_close(deploy.load(file.path)(x), model(x), rtol=0, atol=1e-5)
 """
 

@@ -1,8 +1,10 @@
 """Argument checks. Every error names the argument, the rule and the value."""
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 import torch.fx
@@ -23,6 +25,7 @@ __all__ = [
     "check_not_lazy",
     "check_number",
     "check_odd",
+    "check_path",
     "check_probability",
     "check_same_shape",
     "check_shape",
@@ -103,6 +106,13 @@ def check_bool(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
     return value
+
+
+def check_path(argument: str, value: object) -> Path:
+    """Returns ``value``, the path of a file, as a ``Path``."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{argument} must be a str or a Path, got {type(value).__name__}")
+    return Path(value)
 
 
 def check_module(argument: str, value: object) -> nn.Module:

@@ -24,7 +24,7 @@ from ._int8_options import add_int8_options, check_int8_options, int8_options
 from ._named_model import named_function, usual_preprocessing
 from ._photographs import PRESETS, Preprocessing, load_photographs
 from .formats.format import Format
-from .formats.table import FORMATS, LOWERED, default_format
+from .formats.table import FORMATS, LOWERED, check_suffix, default_format, list_suffixes
 
 __all__ = ["main"]
 
@@ -195,8 +195,8 @@ def _format(name: str | None, output: Path, is_int8: bool) -> tuple[Format, bool
     by_suffix = default_format(output.suffix, is_int8)
     format = by_suffix if name is None else FORMATS[name]
     if format is None:
-        suffixes = ", ".join(sorted({format.suffix for format in FORMATS.values()}))
-        raise ValueError(f"--output must end in {suffixes}, or pass --format; got {output}")
+        raise ValueError(f"--output must end in {list_suffixes()}, or pass --format; got {output}")
+    check_suffix("--output", output, format)
     if is_int8 and format.engine is None:
         remedy = default_format(format.suffix, is_int8=True)
         raise ValueError(f"--format {format.name} supports float only: pass --format {remedy and remedy.name} for int8")

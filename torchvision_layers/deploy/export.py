@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.atomic import atomic_path
-from .._utils.checks import check_bool, check_number
+from .._utils.checks import check_bool, check_number, check_path
 from .._utils.inputs import Inputs
 from ._comparison import compare
 from ._example import check_example
 from ._metadata import describe
 from ._running import shapes_of
-from ._subject import Subject, check_model, int8_engine
+from ._subject import Subject, check_model
 from .formats.format import Format
-from .formats.table import LOWERED, check_support, find_format
+from .formats.table import LOWERED, check_suffix, check_support, find_format, format_of_suffix
 from .integrity.checksum import Container, append_checksum, read_verified
 
 __all__ = ["Exported", "export"]
@@ -69,19 +69,22 @@ def export(
         example: typical inputs of one call: a float32 tensor, a tuple of positional inputs, or a mapping of keyword
             inputs. Tensors may be in tuples, lists and dicts. Numbers, strings and ``None`` are constants of the file.
             The first dimension of the first tensor is the batch, and so is that of every tensor with the same one.
-        path: the file to write, in an existing folder. OpenVINO's weights go beside it, into ``.bin``.
+        path: the file to write, in an existing folder. Its suffix chooses the format: ``.pt2``, ``.pt`` or ``.ts`` for
+            TorchScript, ``.onnx``, ``.xml`` for OpenVINO, whose weights go beside it, into ``.bin``, ``.mlpackage``,
+            ``.tflite`` or ``.pte``.
         format: ``"pt2"``, a program of torch.export, and ``"aoti"``, compiled for this processor, for float and
             ``engine="pt2e"``; ``"torchscript"``, which torch has deprecated, for float and ``engine="eager"``;
             ``"onnx"`` for float; ``"onnx-qdq"`` for int8 of ``engine="pt2e"``, preferably with
             ``backend="onnxruntime"``; ``"openvino"`` for float and for the same int8; ``"coreml"``, in float16, for
             float and ``engine="pt2e"``, and ``"coreml-float32"`` for float; ``"litert"`` for float, and for
             ``engine="pt2e"`` with ``backend="litert"``; ``"executorch"`` for float, and for ``engine="pt2e"`` with
-            ``backend="xnnpack"``. Default: ``None``, ``"pt2"`` with ``lowered=True``, but
-            ``"torchscript"`` for int8 of ``engine="eager"``, which only that format can hold.
+            ``backend="xnnpack"``. Default: ``None``, the format of the suffix that supports the model; without a
+            suffix, ``"torchscript"`` for int8 of ``engine="eager"``, which only that format can hold, and ``"pt2"`` for
+            any other model.
         lowered: for ``"pt2"``, whether to write the program of :func:`lower`, which runs on CPUs with oneDNN at the
             speed of a lowered model; a :class:`LoweredModel` is written as it is. ``False`` writes the model with the
             operators of its ``forward``, to run on other devices or to compile. Default: ``None``, ``True`` if
-            ``format`` is ``None`` too.
+            ``format`` is ``None`` and its default is ``"pt2"``.
         classes: names along the last dimension of the first output, for the metadata. Default: none.
         mean: the value to subtract from each channel of the first input, for the metadata; the file does not subtract
             it. Default: none.
@@ -89,17 +92,19 @@ def export(
         about: further facts for the metadata, as JSON values. Default: none.
 
     Errors: ``TypeError`` for a model that the format does not support, with the formats that do, and for an argument of
-    another type; ``ValueError`` for an argument that breaks its rule, a model in a wrapper or in training mode, and
-    outputs that are not finite; ``FileNotFoundError`` if the folder or a compiler is missing; ``ImportError`` if the
-    format needs a package that is not installed; ``RuntimeError`` if the model cannot be written in the format, or if
-    the file gives other values; ``OSError`` if the disk is full.
+    another type; ``ValueError`` for an argument that breaks its rule, a suffix that is unknown or that of another
+    format, a model in a wrapper or in training mode, and outputs that are not finite; ``FileNotFoundError`` if the
+    folder or a compiler is missing; ``PermissionError`` if the folder is read-only; ``ImportError`` if the format needs
+    a package that is not installed; ``RuntimeError`` if the model cannot be written in the format, or if the file gives
+    other values; ``OSError`` if the disk is full.
     """
     check_model(model)
     inputs = check_example(example, model)
-    file_format = _find_format(model, format, lowered)
+    path = check_path("path", path)
+    file_format = _find_format(model, path, format, lowered)
     check_support(file_format, model)
     file_format.require((*file_format.writer_packages, *file_format.reader_packages))
-    target = _check_path(path, file_format)
+    target = _check_target(path, file_format)
     _check_normalization(mean, std, inputs)
     facts = _check_about(about)
     # Dropout that stays active in eval mode, and tools of torch, may draw random numbers; the caller's generator must
@@ -137,31 +142,32 @@ def _write(contents: bytes | tuple[bytes, ...] | dict[str, bytes], path: Path, f
     return sum(map(len, files.values()))
 
 
-def _find_format(model: nn.Module, format: str | None, lowered: bool | None) -> Format:
+def _find_format(model: nn.Module, path: Path, format: str | None, lowered: bool | None) -> Format:
     if lowered is not None:
         check_bool("lowered", lowered)
     if format is None:
-        # torch.export has no quantized dtypes.
-        format = "torchscript" if int8_engine(model)[0] == "eager" and not lowered else LOWERED.name
-        lowered = format == LOWERED.name and lowered is not False
+        format = LOWERED.name if lowered and not path.suffix else format_of_suffix(path, model)
+        lowered = format == LOWERED.name if lowered is None else lowered
     return find_format(format, bool(lowered))
 
 
-def _check_path(path: str | Path, format: Format) -> Path:
-    target = Path(path)
+def _check_target(target: Path, format: Format) -> Path:
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must be in an existing folder, got {path}")
+        raise FileNotFoundError(f"path must be in an existing folder, got {target}")
+    if not os.access(os.path.realpath(target.parent), os.W_OK):
+        raise PermissionError(f"path must be in a folder that this process may write to, got {target}")
+    check_suffix("path", target, format)
     if format.container is Container.FOLDER:
         if target.exists() and not (target / "Manifest.json").is_file():
-            raise ValueError(f"path must be a package for Core ML, or not exist yet, got {path}")
+            raise ValueError(f"path must be a package for Core ML, or not exist yet, got {target}")
     elif target.exists() and not target.is_file():
-        raise ValueError(f"path must be a file, got {path}")
-    if format.is_suffix_required and target.suffix != format.suffix:
-        raise ValueError(f"path must end in {format.suffix} for format={format.name!r}, got {path}")
+        raise ValueError(f"path must be a file, got {target}")
     for suffix in format.beside:
         beside = Path(os.path.realpath(target)).with_suffix(suffix)
         if beside.exists() and not (target.exists() and beside.is_file()):
-            raise ValueError(f"path must leave other files alone, but {path} needs {beside}, which exists: rename one")
+            raise ValueError(
+                f"path must leave other files alone, but {target} needs {beside}, which exists: rename one"
+            )
     return target
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_float32, check_int, check_shape
+from .._utils.checks import check_float32, check_int, check_path, check_shape
 from .._utils.inputs import Inputs
 from .._utils.structure import map_tensors
 from ._metadata import parse
@@ -113,7 +113,7 @@ def load(
         check_int("threads", threads)
     if providers is not None:
         _check_providers(providers)
-    path = Path(path)
+    path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if (path / "Manifest.json").is_file():

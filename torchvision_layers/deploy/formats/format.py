@@ -25,7 +25,7 @@ class Format:
     """How a format is named, written and read, which models it supports, and what it requires."""
 
     name: str
-    #: The suffix that the command chooses the format by.
+    #: The suffix that the format is chosen by.
     suffix: str
     #: For the help of the command.
     summary: str
@@ -50,6 +50,8 @@ class Format:
     #: Whether int8 runs on other kernels than the model's, which may round differently.
     has_int8_kernels: bool = False
     is_suffix_required: bool = False
+    #: Further suffixes that the format is chosen by.
+    other_suffixes: tuple[str, ...] = ()
     #: The suffixes of further files beside the first.
     beside: tuple[str, ...] = ()
     #: Whether its runtime has threads of its own.
@@ -63,6 +65,11 @@ class Format:
     writer_packages: tuple[str, ...] = ()
     reader_packages: tuple[str, ...] = ()
     install: str = ""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """All suffixes that the format is chosen by."""
+        return (self.suffix, *self.other_suffixes)
 
     def supports(self, engine: str | None, backend: str | None) -> bool:
         """Whether it supports float models, for ``engine=None``, or int8 models of an engine and a backend."""

@@ -11,7 +11,17 @@ from ..integrity.checksum import Container, container_of
 from . import aoti, coreml, executorch, litert, lowered, onnx, openvino, pt2, torchscript
 from .format import Format
 
-__all__ = ["FORMATS", "LOWERED", "check_support", "default_format", "find_format", "format_of"]
+__all__ = [
+    "FORMATS",
+    "LOWERED",
+    "check_suffix",
+    "check_support",
+    "default_format",
+    "find_format",
+    "format_of",
+    "format_of_suffix",
+    "list_suffixes",
+]
 
 #: Backends whose int8 models torch's own kernels for x86 do not compute, so that a program in torch is float.
 _OTHER_BACKENDS = ("litert", "tensorrt", "xnnpack")
@@ -59,6 +69,7 @@ FORMATS = {
             torchscript.serialize,
             torchscript.deserialize,
             engine="eager",
+            other_suffixes=(".ts",),
             marker="constants.pkl",
         ),
         Format(
@@ -188,9 +199,41 @@ def find_format(name: str, is_lowered: bool) -> Format:
 def default_format(suffix: str, is_int8: bool) -> Format | None:
     """The first format with ``suffix`` that supports float or int8 models."""
     for format in FORMATS.values():
-        if format.suffix == suffix and (format.engine if is_int8 else format.supports_float):
+        if suffix.lower() in format.suffixes and (format.engine if is_int8 else format.supports_float):
             return format
     return None
+
+
+def format_of_suffix(path: Path, model: nn.Module) -> str:
+    """The name of the format of ``path`` for a model; without a suffix, that of the default.
+
+    Errors: ``ValueError`` for an unknown suffix.
+    """
+    engine, backend = int8_engine(model)
+    if not path.suffix:
+        return "torchscript" if engine == "eager" else LOWERED.name  # torch.export has no quantized dtypes
+    formats = [format for format in FORMATS.values() if path.suffix.lower() in format.suffixes]
+    if not formats:
+        raise ValueError(f"path must end in {list_suffixes()} if format is None, got {path}")
+    usable = [format for format in formats if format.supports(engine, backend)]
+    return (*usable, default_format(path.suffix, engine is not None) or formats[0])[0].name
+
+
+def list_suffixes() -> str:
+    """All suffixes that a format is chosen by, for errors."""
+    return ", ".join(sorted({suffix for format in FORMATS.values() for suffix in format.suffixes}))
+
+
+def check_suffix(argument: str, path: Path, format: Format) -> None:
+    """Errors: ``ValueError`` for the suffix of another format, or any but ``format``'s if its readers need that."""
+    if format.is_suffix_required:
+        is_right = path.suffix == format.suffix
+    else:
+        suffix = path.suffix.lower()
+        is_right = suffix in format.suffixes or all(suffix not in other.suffixes for other in FORMATS.values())
+    if not is_right:
+        suffixes = " or ".join(format.suffixes)
+        raise ValueError(f"{argument} must end in {suffixes} for format={format.name!r}, got {path}")
 
 
 def format_of(content: bytes, path: Path) -> Format:
@@ -211,8 +254,10 @@ def check_support(format: Format, model: nn.Module) -> None:
     engine, backend = int8_engine(model)
     if not format.supports(engine, backend):
         kind = "float" if engine is None else f"int8 of engine={engine!r} and backend={backend!r}"
-        others = [repr(other.name) for other in FORMATS.values() if other.supports(engine, backend)]
-        remedy = f"use format={' or '.join(others)}"
+        others = [other for other in FORMATS.values() if other.supports(engine, backend)]
+        remedy = f"use format={' or '.join(repr(other.name) for other in others)}"
+        if len(others) == 1 and others[0].suffix != format.suffix:
+            remedy += f" and a path that ends in {others[0].suffix}"
         if format.engine is not None:
             remedy += (
                 f", or call quantized.quantize(model, batches, engine={format.engine!r}, backend={format.backend!r})"
