@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
@@ -84,3 +85,56 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
     with pytest.raises(PermissionError, match="path must be in a folder that this process may write to, got"):
         deploy.export(NET, X, tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Net, r"pass an instance, Net\(\.\.\.\)\.eval\(\)"),
+        (torchvision.models.resnet18, r"the function resnet18: pass the model that it returns, resnet18\(\.\.\.\)"),
+        (
+            NET.state_dict(),
+            "OrderedDict with the keys 'stem.weight', 'stem.bias', ...: build the model, call load_state",
+        ),
+        (Net().load_state_dict(NET.state_dict()), r"what load_state_dict returns: call model\.load_state_dict"),
+        ("resnet18.pth", r"call model\.load_state_dict\(torch\.load\('resnet18\.pth'\)\), and pass model"),
+        (X, r"a tensor of shape \[2, 3, 8, 8\]: the model is the first argument"),
+        (None, "None"),
+    ],
+)
+def test_anything_but_a_model(model: Any, message: str, tmp_path: Path) -> None:
+    calls = [
+        lambda: quantized.quantize(model, [X]),
+        lambda: quantized.prepare_qat(model, X),
+        lambda: quantized.fuse_model(model),
+        lambda: deploy.fold(model, X),
+        lambda: deploy.lower(model, X),
+        lambda: deploy.export(model, X, tmp_path / "m.pt2"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"^model must be a module, got .*{message}") as caught:
+            call()
+        assert len(str(caught.value)) < 220
+
+
+def test_model_that_is_int8_or_lowered_already(int8: nn.Module, graph: nn.Module) -> None:
+    for model in (int8, graph):
+        for engine in ("eager", "pt2e"):
+            with pytest.raises(ValueError, match="model is prepared or converted already; start from the float model"):
+                quantized.quantize(model, [X], engine=engine)
+        with pytest.raises(ValueError, match="fold the float model, then quantize it"):
+            deploy.fold(model, X)
+    with pytest.raises(ValueError, match="the model before it was lowered"):
+        quantized.quantize(deploy.lower(NET, X), [X])
+
+
+def test_model_of_another_dtype_or_device() -> None:
+    for model in (Net().double(), Net().half()):
+        with pytest.raises(TypeError, match=r"stem\.weight is .*: call model\.float\(\)"):
+            quantized.quantize(model, [X])
+        with pytest.raises(TypeError, match=r"stem\.weight is .*: call model\.float\(\)"):
+            deploy.lower(model, X)
+    with pytest.raises(
+        ValueError, match=r"CPU, but stem\.weight is on meta: call model\.to_empty\(device='cpu'\) and load"
+    ):
+        deploy.lower(Net().to("meta"), X)

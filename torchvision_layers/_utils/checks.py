@@ -2,14 +2,13 @@
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 import torch.fx
-from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch import Tensor
 
 __all__ = [
     "check_bool",
@@ -21,8 +20,6 @@ __all__ = [
     "check_input",
     "check_int",
     "check_matrix",
-    "check_module",
-    "check_not_lazy",
     "check_number",
     "check_odd",
     "check_path",
@@ -31,7 +28,6 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
-    "check_unwrapped",
     "is_tensor",
 ]
 
@@ -113,61 +109,6 @@ def check_path(argument: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{argument} must be a str or a Path, got {type(value).__name__}")
     return Path(value)
-
-
-def check_module(argument: str, value: object) -> nn.Module:
-    """Returns ``value``, an ``nn.Module``."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{argument} must be a module, got {value!r}")
-    return value
-
-
-def check_unwrapped(argument: str, value: object, exempt: Collection[nn.Module] = ()) -> nn.Module:
-    """Returns ``value``, a module without a wrapper around it or inside it that runs a module out of reach.
-
-    Modules in ``exempt`` may be wrappers.
-
-    Errors: ``ValueError`` with the code that unwraps it.
-    """
-    model = check_module(argument, value)
-    for path, module in model.named_modules(memo={*exempt}):
-        attribute = _wrapped_attribute(module)
-        if attribute is not None:
-            wrapper = argument if not path else f"{argument}.get_submodule({path!r})"
-            wrapped = f", {wrapper}.{attribute}" if attribute else ""
-            raise ValueError(f"{path or argument} is a {type(module).__name__}: pass the module that it wraps{wrapped}")
-    return model
-
-
-def _wrapped_attribute(module: nn.Module) -> str | None:
-    """The attribute in which a wrapper keeps its module, ``""`` if it keeps none; ``None`` for any other module."""
-    names = {cls.__name__ for cls in type(module).__mro__}  # importing the compiler or FSDP takes seconds
-    if names & {"AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:
-        return "module"
-    if "OptimizedModule" in names:
-        return "_orig_mod"
-    is_lowered = isinstance(module, torch.fx.GraphModule) and any(map(_is_lowered, module.graph.nodes))
-    return "" if is_lowered or "LoweredModel" in names or isinstance(module, torch.jit.ScriptModule) else None
-
-
-def _is_lowered(node: torch.fx.Node) -> bool:
-    """Whether a node calls an operator that ``torch.export`` or a quantization tool put there."""
-    return (
-        isinstance(node.target, torch._ops.OpOverload)
-        or (node.op == "call_function" and getattr(node.target, "__name__", "").startswith("quantize_per_"))
-        or (node.op == "call_module" and "activation_post_process" in str(node.target))
-    )
-
-
-def check_not_lazy(argument: str, model: nn.Module) -> None:
-    """Raises if ``model`` contains a lazy module that has not seen its first batch."""
-    for path, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin):
-            location = f" at {path}" if path else ""
-            raise TypeError(
-                f"{argument} must not contain lazy modules, got {type(module).__name__}{location}: "
-                "initialize it with model(batch)"
-            )
 
 
 def check_float32(argument: str, value: object) -> Tensor:

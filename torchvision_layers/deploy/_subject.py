@@ -7,8 +7,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from typing_extensions import Self
 
-from .._utils.checks import check_module, check_not_lazy, check_unwrapped
 from .._utils.inputs import Inputs
+from .._utils.model_checks import check_cpu, check_module, check_not_lazy, check_unwrapped
 from .._utils.structure import flatten
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
@@ -156,9 +156,7 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
             f"model must be in eval mode, but {training[0] or 'it'} is in training mode: call model.eval()"
         )
     check_not_lazy("model", model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu":
-            raise ValueError(f"model must be on the CPU, but {name} is on {tensor.device}")
+    check_cpu(model)
 
 
 def input_scales(graph: fx.Graph) -> tuple[float, ...]:

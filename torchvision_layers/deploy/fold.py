@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_not_lazy, check_unwrapped
 from .._utils.hooked_weights import compute_hooked_weights
 from .._utils.inputs import Inputs
+from .._utils.model_checks import check_module, check_not_lazy, check_unwrapped
 from .._utils.modules import copy_module, has_hooks
 from .._utils.plain.model import make_plain_
 from ..quantized import QuantizableGraph, QuantizableModel
@@ -83,12 +83,12 @@ def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
 
 
 def _check_model(model: nn.Module) -> None:
-    check_unwrapped("model", model)
-    check_not_lazy("model", model)
-    for path, module in model.named_modules():
+    for path, module in check_module("model", model).named_modules():
         name = path or "model"
         if isinstance(module, (QuantizableGraph, QuantizableModel)):
             raise ValueError(f"{name} is a {type(module).__name__}: fold the float model, then quantize it")
+    check_unwrapped("model", model)
+    check_not_lazy("model", model)
 
 
 def _check_no_hooks(model: nn.Module) -> None:

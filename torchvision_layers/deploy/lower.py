@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._utils.checks import check_int, check_module, check_not_lazy, check_unwrapped
+from .._utils.checks import check_int
 from .._utils.inputs import Inputs
+from .._utils.model_checks import check_cpu, check_module, check_not_lazy, check_unwrapped
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.precision import in_float32
 from ..quantized.pt2e.constants import fold_constants
@@ -185,9 +186,10 @@ def _check_float32(model: nn.Module) -> None:
             )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise TypeError(f"model must be in float32, {path} is in {str(tensor.dtype).removeprefix('torch.')}")
-        if tensor.device.type != "cpu":
-            raise ValueError(f"model must be on the CPU, {path} is on {tensor.device}")
+            raise TypeError(
+                f"model must be in float32, {path} is in {str(tensor.dtype).removeprefix('torch.')}: call model.float()"
+            )
+    check_cpu(model)
 
 
 def _export(model: nn.Module, inputs: Inputs) -> ExportedModel:

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .._utils.checks import check_bool, check_not_lazy, check_unwrapped
+from .._utils.checks import check_bool
 from .._utils.construct import LayerArgument, check_layer_argument
+from .._utils.model_checks import check_not_lazy, check_unwrapped
 from .._utils.modules import copy_module
 from .._utils.successor import Successor, attribute, check_succession, shadow
 

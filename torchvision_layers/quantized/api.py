@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from .._utils.checks import check_bool, check_unwrapped
+from .._utils.checks import check_bool
 from .._utils.folded_forms import join_branches
 from .._utils.inputs import inputs_of
+from .._utils.model_checks import check_unwrapped
 from .batches import iterate
+from .checks import check_not_converted
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
@@ -137,6 +139,7 @@ def quantize(
     backend = workflow.choose_backend(backend)
     if rounding not in ("nearest", "gptq"):
         raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}")
+    check_not_converted(model)
     check_unwrapped("model", model)
     called = unwrapped(model)
     settings = Settings(
@@ -223,6 +226,7 @@ def prepare_qat(
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
+    check_not_converted(model)
     check_unwrapped("model", model)
     excluded = find_excluded(unwrapped(model), exclude)
     settings = Settings(

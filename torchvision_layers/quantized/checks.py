@@ -11,8 +11,15 @@ from .._utils.inputs import Inputs
 from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
 from .finite import describe_origin
+from .wrapper import QuantizableWrapper, Stage
 
-__all__ = ["check_float32_parameters", "check_same_results", "first_of"]
+__all__ = ["check_float32_parameters", "check_not_converted", "check_same_results", "first_of"]
+
+
+def check_not_converted(model: nn.Module) -> None:
+    """Raises ``ValueError`` for a model that an engine prepared or converted."""
+    if isinstance(model, QuantizableWrapper) and model.stage is not Stage.FLOAT:
+        raise ValueError("model is prepared or converted already; start from the float model")
 
 
 def first_of(batches: Iterator[Inputs]) -> Inputs:
@@ -33,7 +40,7 @@ def check_float32_parameters(model: nn.Module) -> None:
             )
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
-            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}")
+            raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}: call model.float()")
 
 
 def check_same_results(

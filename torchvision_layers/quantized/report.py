@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._utils.atomic import atomic_path
-from .._utils.checks import check_module
+from .._utils.model_checks import check_module
 from .batches import iterate
 from .eager.model import unwrapped
 from .eager.report import module_rows

@@ -10,8 +10,8 @@ from .._source.formatting import format_code
 from .._source.ordering import sort_units
 from .._source.rewriting import rewrite
 from .._source.sources import OURS, Definition, External, Sources
-from .._utils.checks import check_unwrapped
 from .._utils.importing import named_module
+from .._utils.model_checks import check_unwrapped
 from ._docstrings import adapt_docstring
 from ._header import header, origin
 from ._naming import name_all

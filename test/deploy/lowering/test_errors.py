@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "lazy": (nn.LazyConv2d(4, 3), X, TypeError, "model must not contain lazy modules"),
     "hooks": (hooked(), X, ValueError, "model has hooks"),
     "double": (nn.Conv2d(3, 4, 3).double(), X, TypeError, "model must be in float32, weight is in float64"),
-    "meta": (nn.Conv2d(3, 4, 3, device="meta"), X, ValueError, "model must be on the CPU, weight is on meta"),
+    "meta": (nn.Conv2d(3, 4, 3, device="meta"), X, ValueError, "model must be on the CPU, but weight is on meta"),
     "no example": (CONV, None, TypeError, "example must be a float32 tensor"),
     "double example": (CONV, X.double(), TypeError, "example must be a float32 tensor, got torch.float64"),
     "wrong example": (CONV, (X, X), TypeError, "example must hold the inputs of forward"),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
-from ..._utils.checks import check_not_lazy, check_unwrapped
 from ..._utils.graph_modules import make_ordinary_
 from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..layers.base import make_twins

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..._utils.checks import check_module
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.hooked_weights import (
     compute_hooked_weights,
@@ -21,10 +20,11 @@ from ..._utils.hooked_weights import (
     list_removals_of_changing_norms,
 )
 from ..._utils.inputs import Inputs
+from ..._utils.model_checks import check_module
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
-from ..checks import check_float32_parameters, check_same_results, first_of
+from ..checks import check_float32_parameters, check_not_converted, check_same_results, first_of
 from ..finite import calibrating
 from ..joining import joined
 from ..measurement import OutputMeasurement
@@ -161,8 +161,7 @@ def _check_dynamic(dynamic_sizes: bool | None) -> None:
 
 def _check_float(model: nn.Module) -> None:
     check_module("model", model)
-    if isinstance(model, QuantizableModel) and model.stage is not Stage.FLOAT:
-        raise ValueError("model is prepared or converted already; start from the float model")
+    check_not_converted(model)
     check_float32_parameters(model)
 
 

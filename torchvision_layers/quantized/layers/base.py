@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 from typing_extensions import Self
 
-from ..._utils.checks import check_not_lazy
+from ..._utils.model_checks import check_not_lazy
 from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.global_response_norm import GlobalResponseNorm

@@ -7,9 +7,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ..._utils.checks import check_module, check_not_lazy
 from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
+from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
