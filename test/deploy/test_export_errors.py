@@ -145,8 +145,8 @@ def test_fixed_batch_size(tmp_path: Path) -> None:
 
 
 def test_model_that_cannot_run_example(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"model must run float32 inputs of shape \[3, 3, .*: Input type"):
-        deploy.export(float_model().half(), example(), tmp_path / "m.pt")
+    with pytest.raises(RuntimeError, match=r"model must run float32 inputs of shape \[3, 3, .*: shape '\[5\]'"):
+        deploy.export(FunctionModule(lambda self, x: x.reshape(5)), example(), tmp_path / "m.pt")
 
 
 def test_script_error_names_other_format(tmp_path: Path) -> None:

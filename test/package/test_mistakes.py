@@ -1,12 +1,15 @@
 """Mistakes of a first visit: each error names the argument, the rule and the value, and shows code that works."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from torchvision_layers import deploy, quantized
 
@@ -138,3 +141,110 @@ def test_model_of_another_dtype_or_device() -> None:
         ValueError, match=r"CPU, but stem\.weight is on meta: call model\.to_empty\(device='cpu'\) and load"
     ):
         deploy.lower(Net().to("meta"), X)
+
+
+UNSUITABLE = [
+    (X.double(), TypeError, r"{} must be a float32 tensor, got torch\.float64: convert it with \.float\(\)"),
+    (X.half(), TypeError, r"{} must be a float32 tensor, got torch\.float16: convert it with \.float\(\)"),
+    (X.to(torch.uint8), TypeError, r"{} must be a float32 tensor, got torch\.uint8: .* \.float\(\) / 255"),
+    (
+        X.permute(0, 2, 3, 1),
+        ValueError,
+        r"{} must have 3 channels .* stem \(.*channels are last, .*permute\(0, 3, 1, 2\)",
+    ),
+    (X[:, :1], ValueError, r"{} must have 3 channels in dimension 1 .*: repeat .* \.expand\(-1, 3, -1, -1\)"),
+    (torch.rand(2, 4, 8, 8), ValueError, r"{} must have 3 channels .*, got shape .*: drop the alpha channel"),
+    (X[0], ValueError, r"{} must be a batch of 4 dimensions for stem .*, got shape \[3, 8, 8\]: .*unsqueeze\(0\)"),
+]
+
+
+@pytest.mark.parametrize(("batch", "error", "message"), UNSUITABLE)
+def test_batch_that_the_first_layer_does_not_take(
+    batch: Tensor, error: type[Exception], message: str, int8: nn.Module, tmp_path: Path
+) -> None:
+    mode = {name: module.training for name, module in NET.named_modules()}
+    calls: dict[str, list[Callable[[], object]]] = {
+        "the input in batch 1": [lambda: quantized.quantize(NET, [X, batch])],
+        "batch": [lambda: deploy.fold(NET, batch)],
+        "example": [lambda: deploy.export(NET, batch, tmp_path / "m.pt2", format="pt2")],
+        "input": [lambda: int8(batch)],
+    }
+    if batch.dim() == 4:
+        calls["the input in batch 0"] = [lambda: quantized.quantize(NET, [batch], engine="pt2e")]
+        calls["example"] += [lambda: deploy.lower(NET, batch), lambda: quantized.prepare_qat(NET, batch)]
+    for name, functions in calls.items():
+        for call in functions:
+            with pytest.raises(error, match=f"^{message.format(name)}"):
+                call()
+    assert mode == {name: module.training for name, module in NET.named_modules()}
+    assert not any(module._forward_pre_hooks for module in NET.modules())
+
+
+def test_remedies_work() -> None:
+    grey, alpha = X[:, :1], torch.rand(2, 4, 8, 8)
+    array, images = X.numpy().astype("float64"), (255 * torch.rand(2, 3, 8, 8)).to(torch.uint8)
+    remedied = [X.double().float(), grey.expand(-1, 3, -1, -1), alpha[:, :3], X[0].unsqueeze(0), images.float() / 255]
+    remedied += [X.permute(0, 2, 3, 1).permute(0, 3, 1, 2), torch.from_numpy(array).float()]
+    quantized.quantize(NET, remedied)
+
+
+def test_own_errors_of_a_forward_remain() -> None:
+    class Picky(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2] < 16:
+                raise ValueError("images must have 16 rows")
+            return super().forward(x)
+
+    message = r"^model must run on the input in batch 0, of shape \[2, 3, 8, 8\]: images must have 16 rows$"
+    with pytest.raises(ValueError, match=message):
+        quantized.quantize(Picky().eval(), [X])
+
+
+LOADER = DataLoader(TensorDataset(X, LABELS), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (X, r"batches must be an iterable of batches, got a Tensor: pass \[batch\]"),
+        ({"x": X}, r"batches must be an iterable of batches, got a dict: pass \[batch\]"),
+        (next(iter(LOADER)), r"batches must be an iterable of batches, got a list: pass \[batch\]"),
+        ((X, LABELS), r"batches must be an iterable of batches, got a tuple: pass \[batch\]"),
+        (X.numpy(), r"batches must be a list or a data loader .*, got ndarray: .*torch\.from_numpy"),
+        ("photos/", "batches must be a list or a data loader of batches of float32 tensors, got 'photos/'"),
+        (None, "batches must be a list or a data loader of batches of float32 tensors, got None"),
+        ([LOADER], r"the input in batch 0 must be a float32 tensor, got DataLoader: .*next\(iter\(loader\)\)\[0\]"),
+        ([X.numpy()], r"the input in batch 0 must be a float32 tensor, got ndarray: .*torch\.from_numpy\(array\)"),
+        ([Image.new("RGB", (8, 8))], r"the input in batch 0 must be a float32 tensor, got Image: .*to_tensor\(image\)"),
+        ([(LABELS, X)], r"the input in batch 0 must be a float32 tensor, got torch\.int64: labels come after images"),
+        (
+            [{"image": X, "label": LABELS}],
+            r"the input in batch 0 must hold the inputs of forward\(x.* keys are 'image', 'label': rename them",
+        ),
+    ],
+)
+def test_anything_but_batches(batches: Any, message: str) -> None:
+    for engine in ("eager", "pt2e"):
+        with pytest.raises(TypeError, match=f"^{message}"):
+            quantized.quantize(NET, batches, engine=engine)
+
+
+def test_forms_of_batches_that_work() -> None:
+    for batches in (LOADER, [X], (X, X), [(X, LABELS)], [next(iter(LOADER))], [{"x": X}], iter([X])):
+        quantized.quantize(NET, batches)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (next(iter(LOADER)), ".*got list: pass the tensor in it that the model takes"),
+        (LOADER, r".*got DataLoader: the images of a batch are mostly next\(iter\(loader\)\)\[0\]"),
+        (X.numpy(), r".*got ndarray: convert it with torch\.from_numpy\(array\)\.float\(\)"),
+        ((X, LABELS), r"{} must hold the inputs of forward\(x.*seems to be a target: leave it out, {}\[0\]"),
+    ],
+)
+def test_anything_but_an_example(example: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=message.format("example", "example")):
+        deploy.export(NET, example, tmp_path / "m.pt2")
+    with pytest.raises(TypeError, match=message.format("batch", "batch")):
+        deploy.fold(NET, example)

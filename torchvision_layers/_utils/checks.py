@@ -10,6 +10,8 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from .input_remedies import remedy
+
 __all__ = [
     "check_bool",
     "check_dtype",
@@ -114,9 +116,9 @@ def check_path(argument: str, value: object) -> Path:
 def check_float32(argument: str, value: object) -> Tensor:
     """Returns ``value``, a float32 tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a float32 tensor, got {type(value).__name__}")
+        raise TypeError(f"{argument} must be a float32 tensor, got {type(value).__name__}{remedy(value)}")
     if value.dtype != torch.float32:
-        raise TypeError(f"{argument} must be a float32 tensor, got {value.dtype}")
+        raise TypeError(f"{argument} must be a float32 tensor, got {value.dtype}{remedy(value)}")
     return value
 
 

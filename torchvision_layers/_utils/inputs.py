@@ -30,6 +30,18 @@ class Inputs:
         """All tensors, positional ones first."""
         return flatten((self.args, self.kwargs))[0]
 
+    def bind(self, name: str, forward: inspect.Signature) -> inspect.BoundArguments:
+        """The arguments of ``forward`` by name; raises ``TypeError``, which calls them ``name``, if it takes others."""
+        try:
+            return forward.bind(*self.args, **self.kwargs)
+        except TypeError as error:
+            hint = ""
+            if len(self.args) > 1 and _is_target(self.args[-1]):
+                hint = f"; the last item seems to be a target: leave it out, {name}[0]"
+            elif self.kwargs and not self.args:
+                hint = f"; its keys are {', '.join(map(repr, self.kwargs))}: rename them, or pass (input, target)"
+            raise TypeError(f"{name} must hold the inputs of forward{forward}: {error}{hint}") from error
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same inputs with ``function`` applied to each tensor."""
         return type(self)(*map_tensors(function, (self.args, self.kwargs)))
@@ -52,10 +64,7 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     """
     signature = inspect.signature(model.forward)
     inputs = _split(batch, signature, model)
-    try:
-        bound = signature.bind(*inputs.args, **inputs.kwargs)
-    except TypeError as error:
-        raise TypeError(f"{name} must hold the inputs of forward{signature}: {error}") from error
+    bound = inputs.bind(name, signature)
     inputs = Inputs(bound.args, bound.kwargs)
     tensors = [tensor for tensor in inputs.tensors() if tensor.is_floating_point() or tensor.is_complex()]
     for tensor in tensors or [*inputs.args, *inputs.kwargs.values()][:1]:

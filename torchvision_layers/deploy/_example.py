@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import check_float32
+from .._utils.input_remedies import remedy
 from .._utils.inputs import Inputs
 from ._signature import describe_structure, forward_signature, plain
 
@@ -26,10 +27,7 @@ def check_example(example: Any, model: nn.Module) -> Inputs:
     """
     inputs = _inputs(example)
     signature = forward_signature(model)
-    try:
-        bound = signature.bind(*inputs.args, **inputs.kwargs)
-    except TypeError as error:
-        raise TypeError(f"example must hold the inputs of forward{signature}: {error}") from error
+    bound = inputs.bind("example", signature)
     order = [*bound.arguments, *inputs.kwargs]
     inputs = Inputs(inputs.args, {key: inputs.kwargs[key] for key in sorted(inputs.kwargs, key=order.index)})
     try:
@@ -57,7 +55,7 @@ def _inputs(example: Any) -> Inputs:
     else:
         raise TypeError(
             "example must be a float32 tensor, a tuple of positional inputs, or a mapping of keyword inputs, got "
-            f"{type(example).__name__}"
+            f"{type(example).__name__}{remedy(example)}"
         )
     if not any(tensor.dtype == torch.float32 for tensor in inputs.tensors()):
         raise TypeError(f"example must hold a float32 tensor, got {example!r:.100}")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.failed_runs import check_first_layer
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.outputs import outputs_of
@@ -24,6 +25,7 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     try:
         output = plain(inputs.map(Tensor.clone).run(model))
     except Exception as error:  # a forward may raise anything
+        check_first_layer(model, "example", inputs, error)
         raise RuntimeError(f"model must run {describe_shapes(inputs)}: {error}") from error
     try:
         describe_structure(output, repeat(""))

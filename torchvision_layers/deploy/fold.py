@@ -1,12 +1,15 @@
 """Folds a model for inference: computes everything that is constant there once, into the weights."""
 
+import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._utils.failed_runs import explaining
 from .._utils.hooked_weights import compute_hooked_weights
+from .._utils.input_remedies import remedy
 from .._utils.inputs import Inputs
 from .._utils.model_checks import check_module, check_not_lazy, check_unwrapped
 from .._utils.modules import copy_module, has_hooks
@@ -63,22 +66,27 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
         )
     """
     if batch is not None and not isinstance(batch, (Tensor, tuple)):
-        raise TypeError(f"batch must be a tensor, or a tuple with the inputs of model, got {type(batch).__name__}")
+        raise TypeError(
+            f"batch must be a tensor, or a tuple with the inputs of model, got {type(batch).__name__}{remedy(batch)}"
+        )
     return fold_call(model, None if batch is None else Inputs(batch if isinstance(batch, tuple) else (batch,)))
 
 
-def fold_call(model: nn.Module, inputs: Inputs | None) -> nn.Module:
-    """:func:`fold` for positional and keyword inputs."""
+def fold_call(model: nn.Module, inputs: Inputs | None, name: str = "batch") -> nn.Module:
+    """:func:`fold` for positional and keyword inputs, which errors call ``name``."""
     _check_model(model)
+    if inputs is not None:
+        inputs.bind(name, inspect.signature(model.forward))
     folded = copy_module(model).eval()
     compute_hooked_weights(folded)
     _check_no_hooks(folded)
     remove_parametrizations(folded)
     make_plain_(folded)
-    FoldingPass(folded, None if inputs is None else partial(run_on, inputs)).fold(folded)
-    folded.requires_grad_(False)
-    if inputs is not None:
-        check_same(folded, model, inputs, "folding", _CAUSES)
+    with explaining(model, [] if inputs is None else [(name, inputs)]):
+        FoldingPass(folded, None if inputs is None else partial(run_on, inputs)).fold(folded)
+        folded.requires_grad_(False)
+        if inputs is not None:
+            check_same(folded, model, inputs, "folding", _CAUSES)
     return folded
 
 

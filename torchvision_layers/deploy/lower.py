@@ -105,7 +105,7 @@ def _lower(
     check_unwrapped("model", model)
     check_not_lazy("model", model)
     inputs = check_example(example, model)
-    folded = fold_call(model, inputs)
+    folded = fold_call(model, inputs, "example")
     exported = _export(folded, inputs)
     module, signature = exported.graph_module, exported.signature
     tensors = signature.flatten(inputs)

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from .._utils.checks import check_bool
+from .._utils.failed_runs import explaining
 from .._utils.folded_forms import join_branches
-from .._utils.inputs import inputs_of
+from .._utils.inputs import Inputs, inputs_of
 from .._utils.model_checks import check_unwrapped
 from .batches import iterate
 from .checks import check_not_converted
@@ -154,8 +155,9 @@ def quantize(
     )
 
     def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
-        inputs, widest = iterate(batches, called, progress, "calibrating"), WidestBatch()
-        with in_float32():
+        seen, widest = list[tuple[str, Inputs]](), WidestBatch()
+        inputs = iterate(batches, called, progress, "calibrating", seen)
+        with explaining(called, seen), in_float32():
             observed = widest.watch(inputs) if check else inputs
             int8: QuantizableModel | QuantizableGraph = workflow.quantize(
                 model, observed, replace(settings, excluded=excluded, progress=progress)
@@ -238,7 +240,8 @@ def prepare_qat(
         vnni=_check_vnni(vnni, engine, backend),
     )
     inputs = None if example is None else inputs_of("example", example, unwrapped(model))
-    with in_float32():
+    seen = [] if inputs is None else [("example", inputs)]
+    with explaining(unwrapped(model), seen), in_float32():
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
         if check and inputs is not None:
             check_prepared(prepared, unwrapped(model), inputs)

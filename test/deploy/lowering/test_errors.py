@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "no example": (CONV, None, TypeError, "example must be a float32 tensor"),
     "double example": (CONV, X.double(), TypeError, "example must be a float32 tensor, got torch.float64"),
     "wrong example": (CONV, (X, X), TypeError, "example must hold the inputs of forward"),
-    "wrong channels": (CONV, X[:, :2], RuntimeError, "channels"),
+    "wrong channels": (CONV, X[:, :2], ValueError, "must have 3 channels in dimension 1"),
     "infinite": (CONV, X / 0, ValueError, "example must be finite"),
     "state": (Counter(), X, ValueError, "model must not write to its own parameters and buffers"),
     "switched gradients": (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
+from ..._utils.failed_runs import explaining_int8
 from ..._utils.graph_modules import make_ordinary_
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.model_checks import check_not_lazy, check_unwrapped
@@ -92,7 +93,7 @@ class QuantizableModel(QuantizableWrapper):
             self.remember(inputs)
             with in_float32():
                 return self._run(inputs)
-        with in_float32(), use_backend(self.backend):
+        with explaining_int8(self.model, inputs), in_float32(), use_backend(self.backend):
             if not any(_is_empty(tensor) for tensor in inputs.tensors()):
                 return self._run(inputs)
             # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
