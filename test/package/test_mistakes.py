@@ -1,5 +1,6 @@
 """Mistakes of a first visit: each error names the argument, the rule and the value, and shows code that works."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
+from torchvision_layers.deploy._cli import main
 
 
 class Net(nn.Module):
@@ -248,3 +251,84 @@ def test_anything_but_an_example(example: Any, message: str, tmp_path: Path) -> 
         deploy.export(NET, example, tmp_path / "m.pt2")
     with pytest.raises(TypeError, match=message.format("batch", "batch")):
         deploy.fold(NET, example)
+
+
+def cubed(x: float) -> float:
+    return x**3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"engine": "egaer"}, r"engine must be 'eager' or 'pt2e', got 'egaer': did you mean 'eager'\?"),
+        ({"engine": "onnxruntime"}, "engine must be .*: pass engine='pt2e', backend='onnxruntime'"),
+        ({"backend": "onedn"}, r"backend must be one of auto, .*, got 'onedn': did you mean 'onednn'\?"),
+        ({"backend": "onnxruntime"}, "backend must be one of auto, .*, got 'onnxruntime': engine='pt2e' has it"),
+        ({"backend": "qnnpack", "engine": "pt2e"}, "backend must be .*, got 'qnnpack': engine='eager' has it"),
+        ({"backend": "tensort", "engine": "pt2e"}, r"backend must be .*, got 'tensort': did you mean 'tensorrt'\?"),
+        ({"backend": None}, "backend must be one of auto, .*, got None$"),
+        ({"ranges": "minmix"}, r"ranges must be .*, got 'minmix': did you mean 'minmax'\?"),
+        ({"rounding": "gtpq"}, r"rounding must be 'nearest' or 'gptq', got 'gtpq': did you mean 'gptq'\?"),
+        ({"exclude": ["haed"]}, "exclude must name modules of the model, 'haed' matches none; the closest are head"),
+        (
+            {"exclude": ["Linear"]},
+            "exclude .*'Linear' matches none; it is the name of a class: pass the class itself, L",
+        ),
+        ({"exclude": "head"}, r"exclude must be a list of .*, got 'head': pass \['head'\]"),
+        (
+            {"exclude": [cubed]},
+            "each function in exclude must be a function of a path and a module, such as lambda path",
+        ),
+        ({"exclude": [len]}, "each function in exclude must be a function of a path and a module, .*len"),
+        ({"exclude": [isinstance]}, "each function in exclude must be a function of a path and a module, .*isinstance"),
+    ],
+)
+def test_typing_errors_in_names(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        quantized.quantize(NET, iter([]), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("onx", "onnx"), ("ONNX", "onnx"), (".onnx", "onnx"), ("tflite", "litert"), ("openvio", "openvino")],
+)
+def test_typing_errors_in_formats(format: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"format must be one of torchscript, .*, got '{format}': did you mean '{name}'\?$"
+    ):
+        deploy.export(NET, X, tmp_path / "m", format=format)
+
+
+def test_predicates_of_replace() -> None:
+    for old in (len, isinstance, cubed):
+        with pytest.raises(
+            TypeError, match="^old must be a function of a path and a module, such as lambda path, module: "
+        ):
+            tnn.replace(NET, old, nn.Identity)  # type: ignore[arg-type]
+
+    def fails(path: str, module: nn.Module) -> bool:
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="^of its own$"):
+        tnn.replace(NET, fails, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [("m.onnx", "onnxruntime", "onnx"), ("m.onnx", "onnxscript", "onnx"), ("m.xml", "openvino", "openvino")],
+)
+def test_missing_extra_is_found_before_any_work(
+    name: str,
+    missing: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf'needs {missing}: pip install "torchvision_layers\[{extra}\]"'):
+        deploy.export(NET, X, tmp_path / name)
+    output = str(tmp_path / name)
+    # The command checks it before it reads the checkpoint and the calibration, which do not exist.
+    assert main(["torchvision.models:resnet18", "no.pth", "--output", output, "--int8", "--calibration", "no.npy"]) == 2
+    assert f'needs {missing}: pip install "torchvision_layers[{extra}]"' in capsys.readouterr().err

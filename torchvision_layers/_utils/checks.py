@@ -1,8 +1,9 @@
 """Argument checks. Every error names the argument, the rule and the value."""
 
+import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "did_you_mean",
     "is_tensor",
 ]
 
@@ -104,6 +106,12 @@ def check_bool(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
     return value
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """The choice that is closest to ``value``, to be added to an error; empty if none is close."""
+    close = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def check_path(argument: str, value: object) -> Path:

@@ -34,7 +34,7 @@ def explaining(model: nn.Module, seen: Sequence[tuple[str, Inputs]]) -> Iterator
 
     Args:
         model: the float model that runs.
-        seen: the inputs by the names that errors give them, the last of which runs; read when an error occurs.
+        seen: inputs with the names that errors give them; the last one runs. It is read when an error occurs.
     """
     try:
         yield
@@ -78,7 +78,8 @@ def check_first_layer(
         if len(inputs.args) == 1 and isinstance(inputs.args[0], Mapping):
             keys, forward = ", ".join(map(repr, inputs.args[0])), inspect.signature(model.forward)
             raise TypeError(
-                f"{name} must hold the inputs of forward{forward}; its keys are {keys}: rename them, or pass (input, target)"
+                f"{name} must hold the inputs of forward{forward}; its keys are {keys}: rename them, or pass "
+                "(input, target)"
             ) from error
         return
     path = next(path for path, module in model.named_modules() if module is first.module)
@@ -116,8 +117,8 @@ def _check_dtype(first: _ReachedError, name: str, layer: str, error: Exception) 
         return
     if tensor.device != weight.device:
         raise ValueError(
-            f"{name} must be on the device of the model, {weight.device} for {layer}, got {tensor.device}: move it with "
-            f".to({str(weight.device)!r})"
+            f"{name} must be on the device of the model, {weight.device} for {layer}, got {tensor.device}: move it "
+            f"with .to({str(weight.device)!r})"
         ) from error
     if tensor.dtype != weight.dtype and tensor.dtype == torch.float32:
         raise TypeError(
@@ -152,8 +153,9 @@ def _check_shape(first: _ReachedError, name: str, layer: str, error: Exception, 
             (shape[1], channels) == (1, 3): f": repeat the channel with .expand(-1, 3{', -1' * (dims - 2)})",
             (shape[1], channels) == (4, 3): ": drop the alpha channel with [:, :3]",
         }
+        remedy = remedies.get(True, "")
         raise ValueError(
-            f"{name} must have {channels} channels in dimension 1 for {layer}, got shape {shape}{remedies.get(True, '')}"
+            f"{name} must have {channels} channels in dimension 1 for {layer}, got shape {shape}{remedy}"
         ) from error
 
 

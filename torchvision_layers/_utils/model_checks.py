@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 
 import torch
@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-__all__ = ["check_cpu", "check_module", "check_not_lazy", "check_unwrapped"]
+__all__ = ["call_predicate", "check_cpu", "check_module", "check_not_lazy", "check_unwrapped"]
 
 
 def check_module(argument: str, value: object) -> nn.Module:
@@ -99,3 +99,16 @@ def check_cpu(model: nn.Module) -> None:
         if tensor.device.type != "cpu":
             remedy = "model.to_empty(device='cpu') and load a state_dict" if tensor.is_meta else "model.cpu()"
             raise ValueError(f"model must be on the CPU, but {path} is on {tensor.device}: call {remedy}")
+
+
+def call_predicate(argument: str, predicate: Callable[[str, nn.Module], object], path: str, module: nn.Module) -> bool:
+    """Whether ``predicate`` holds for a module; raises ``TypeError`` if it takes anything but a path and a module."""
+    try:
+        return bool(predicate(path, module))
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # from within the function
+            raise
+        raise TypeError(
+            f"{argument} must be a function of a path and a module, such as lambda path, module: path == 'fc', got "
+            f"{predicate!r}: {error}"
+        ) from error

@@ -146,6 +146,7 @@ def _run(args: Namespace) -> None:
     output = Path(args.output)
     format, is_int8 = _format(args.format, output, args.int8)
     _check_options(args, format, is_int8)
+    format.require((*format.writer_packages, *format.reader_packages))
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output must be in an existing folder, got {output}")
     checkpoint = load_checkpoint(args.checkpoint)

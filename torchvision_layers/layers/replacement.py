@@ -16,7 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .._utils.checks import check_bool
 from .._utils.construct import LayerArgument, check_layer_argument
-from .._utils.model_checks import check_not_lazy, check_unwrapped
+from .._utils.model_checks import call_predicate, check_not_lazy, check_unwrapped
 from .._utils.modules import copy_module
 from .._utils.successor import Successor, attribute, check_succession, shadow
 
@@ -140,7 +140,7 @@ def _matches(model: nn.Module, old: _Old) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_match(path: str, module: nn.Module, old: _Old) -> bool:
     if not isinstance(old, (type, tuple)):
-        return bool(old(path, module))
+        return call_predicate("old", old, path, module)
     # nn.MultiheadAttention reads the weight of this linear layer and never calls it.
     is_read = isinstance(module, NonDynamicallyQuantizableLinear) and old is not NonDynamicallyQuantizableLinear
     return isinstance(module, old) and not is_read

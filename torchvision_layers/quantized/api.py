@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .._utils.checks import check_bool
+from .._utils.checks import check_bool, did_you_mean
 from .._utils.failed_runs import explaining
 from .._utils.folded_forms import join_branches
 from .._utils.inputs import Inputs, inputs_of
@@ -21,7 +21,7 @@ from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
 from .ranges import Percentile, check_ranges
-from .settings import Settings
+from .settings import ROUNDINGS, Settings
 from .tolerance import Tolerance, keep_tolerance
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
@@ -138,8 +138,8 @@ def quantize(
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
-    if rounding not in ("nearest", "gptq"):
-        raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}{did_you_mean(rounding, ROUNDINGS)}")
     check_not_converted(model)
     check_unwrapped("model", model)
     called = unwrapped(model)

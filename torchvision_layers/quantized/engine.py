@@ -5,12 +5,13 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
+from .._utils.checks import did_you_mean
 from .._utils.inputs import Inputs
 from .._utils.quiet import quiet
 from .eager.torch_ao import explain_missing_torch_ao
 from .measurement import OutputMeasurement
 from .report_row import ReportRow
-from .settings import Settings
+from .settings import BACKENDS, Settings
 from .wrapper import QuantizableWrapper
 
 __all__ = ["Engine", "load_engine"]
@@ -61,4 +62,6 @@ def load_engine(name: str) -> Engine[Any]:
                 'pip install "torchvision_layers[pt2e]"'
             ) from error
         return pt2e
-    raise ValueError(f"engine must be 'eager' or 'pt2e', got {name!r}")
+    owners = [engine for engine, backends in BACKENDS.items() if name in backends]
+    remedy = f": pass engine={owners[0]!r}, backend={name!r}" if owners else did_you_mean(name, BACKENDS)
+    raise ValueError(f"engine must be 'eager' or 'pt2e', got {name!r}{remedy}")

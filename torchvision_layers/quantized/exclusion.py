@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterable
 
 from torch import nn
 
+from .._utils.model_checks import call_predicate
 from .._utils.scaling import CONV_AND_LINEAR
 
 __all__ = ["Exclude", "excluding_path", "find_excluded"]
@@ -25,7 +26,8 @@ def find_excluded(model: nn.Module, exclude: Iterable[Exclude]) -> dict[str, str
     if no convolution or linear layer is left for int8.
     """
     if isinstance(exclude, (str, type, nn.Module)) or not isinstance(exclude, Iterable):
-        raise TypeError(f"exclude must be a list of paths, patterns, classes and functions, got {exclude!r}")
+        remedy = f": pass [{exclude!r}]" if isinstance(exclude, str) else ""
+        raise TypeError(f"exclude must be a list of paths, patterns, classes and functions, got {exclude!r}{remedy}")
     modules = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if path]
     excluded: dict[str, str] = {}
     for entry in exclude:
@@ -57,7 +59,7 @@ def _matches(entry: Exclude, path: str, module: nn.Module) -> bool:
         return isinstance(module, entry)
     if not callable(entry) or isinstance(entry, nn.Module):
         raise TypeError(f"exclude must hold paths, patterns, classes and functions, got {entry!r}")
-    return bool(entry(path, module))
+    return call_predicate("each function in exclude", entry, path, module)
 
 
 def _named(entry: Exclude) -> str:
@@ -66,6 +68,8 @@ def _named(entry: Exclude) -> str:
 
 def _hint(entry: Exclude, modules: list[tuple[str, nn.Module]]) -> str:
     """The names that are closest to an entry without a match."""
+    if isinstance(entry, str) and entry in {type(module).__name__ for _, module in modules}:
+        return f"it is the name of a class: pass the class itself, {entry}, without quotes"
     if isinstance(entry, str):
         names = {path: path for path, _ in modules} | {path.rpartition(".")[2]: path for path, _ in reversed(modules)}
         close = [names[name] for name in difflib.get_close_matches(entry.strip("*."), names, cutoff=0.5)]

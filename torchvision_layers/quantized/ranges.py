@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_number
+from .._utils.checks import check_number, did_you_mean
 
 __all__ = ["RULES", "Percentile", "RangeRule", "check_ranges", "find_range"]
 
@@ -45,7 +45,7 @@ def check_ranges(ranges: object) -> RangeRule:
         return ranges
     raise ValueError(
         "ranges must be 'histogram', 'minmax', 'percentile', 'mse', 'auto' or quantized.Percentile(percent), "
-        f"got {ranges!r}"
+        f"got {ranges!r}{did_you_mean(ranges, ('histogram', 'minmax', 'percentile', 'mse', 'auto'))}"
     )
 
 

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 
 from .ranges import RangeRule
 
-__all__ = ["Settings"]
+__all__ = ["BACKENDS", "ROUNDINGS", "Settings"]
+
+#: How weights are rounded.
+ROUNDINGS = ("nearest", "gptq")
+#: The backends of each engine; a machine may lack some.
+BACKENDS = {
+    "eager": ("x86", "onednn", "qnnpack"),
+    "pt2e": ("x86", "litert", "onnxruntime", "tensorrt", "xnnpack"),
+}
 
 
 @dataclass(frozen=True)

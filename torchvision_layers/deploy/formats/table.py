@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..._utils.checks import did_you_mean
 from .._subject import int8_engine
 from ..integrity.archive import Archive
 from ..integrity.checksum import Container, container_of
@@ -190,7 +191,10 @@ def find_format(name: str, is_lowered: bool) -> Format:
     Errors: ``ValueError`` for an unknown name, or a format that does not contain lowered programs.
     """
     if not isinstance(name, str) or name not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
+        suffix = f".{str(name).lower().lstrip('.')}"
+        close = next((f": did you mean {f.name!r}?" for f in FORMATS.values() if suffix in f.suffixes), "")
+        remedy = close or did_you_mean(name, FORMATS)
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}{remedy}")
     if is_lowered and name != LOWERED.name:
         raise ValueError(f"lowered=True is for format={LOWERED.name!r}, got format={name!r}")
     return LOWERED if is_lowered else FORMATS[name]

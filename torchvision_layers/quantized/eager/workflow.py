@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..._utils.checks import did_you_mean
 from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.hooked_weights import (
     compute_hooked_weights,
@@ -30,7 +31,7 @@ from ..joining import joined
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
-from ..settings import Settings
+from ..settings import BACKENDS, Settings
 from ..wrapper import Stage
 from . import measuring
 from .bias_correction import correct_biases, measure_inputs
@@ -49,8 +50,6 @@ from .torch_ao.fusing import is_fused_for_training
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
-_BACKENDS = ("x86", "onednn", "qnnpack")
-
 _REWRITING_CHANGED_RESULTS = (
     "whose result changed when the model was rewritten and fused: its forward depends on more than its input, reads a "
     "tensor after an in-place module or a child wrote into it, or, if it cannot be traced, calls only parts of a layer "
@@ -63,7 +62,7 @@ def choose_backend(name: str) -> str:
 
     Errors: ``ValueError`` unless torch has the backend here.
     """
-    supported = [backend for backend in _BACKENDS if backend in torch.backends.quantized.supported_engines]
+    supported = [backend for backend in BACKENDS["eager"] if backend in torch.backends.quantized.supported_engines]
     if name == "auto":
         if "x86" not in supported:
             return supported[-1]
@@ -71,7 +70,9 @@ def choose_backend(name: str) -> str:
         has_vnni = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
         return "onednn" if has_vnni and "onednn" in supported else "x86"
     if name not in supported:
-        raise ValueError(f"backend must be one of auto, {', '.join(supported)} on this machine, got {name!r}")
+        is_other = name in BACKENDS["pt2e"]
+        remedy = ": engine='pt2e' has it" if is_other else did_you_mean(name, ["auto", *supported])
+        raise ValueError(f"backend must be one of auto, {', '.join(supported)} on this machine, got {name!r}{remedy}")
     return name
 
 

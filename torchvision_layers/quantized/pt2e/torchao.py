@@ -42,9 +42,7 @@ from .nodes import (
 from .tensorrt import placements
 from .weights import constant_products
 
-__all__ = ["BACKENDS", "convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
-
-BACKENDS = ("x86", "litert", "onnxruntime", "tensorrt", "xnnpack")
+__all__ = ["convert", "disable_observers", "exclude", "is_observed", "keep_in_float", "prepare"]
 
 
 def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:

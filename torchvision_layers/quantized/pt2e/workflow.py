@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from ..._utils.checks import did_you_mean
 from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module, check_not_lazy
@@ -18,7 +19,7 @@ from ..joining import joined
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
-from ..settings import Settings
+from ..settings import BACKENDS, Settings
 from ..wrapper import Stage
 from . import measuring, torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs, measure_inputs
@@ -50,8 +51,11 @@ def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
     if name == "auto":
         return "x86"
-    if name not in torchao.BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(torchao.BACKENDS)} with this engine, got {name!r}")
+    if name not in BACKENDS["pt2e"]:
+        is_other = name in BACKENDS["eager"]
+        remedy = ": engine='eager' has it" if is_other else did_you_mean(name, ["auto", *BACKENDS["pt2e"]])
+        choices = ", ".join(BACKENDS["pt2e"])
+        raise ValueError(f"backend must be one of auto, {choices} with this engine, got {name!r}{remedy}")
     return name
 
 
