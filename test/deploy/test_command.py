@@ -100,7 +100,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         arguments["export"] = model, example, path, options
         return deploy.Exported(path, options["format"], 2_340_000, 1.5e-7, ((2, 3, 20, 20), (1, 3, 20, 20)))
 
-    monkeypatch.setattr(Format, "require", lambda format, packages: None)  # the stubs need none
+    monkeypatch.setattr(Format, "require", lambda *_: None)  # the stubs need none
     monkeypatch.setattr(deploy, "fold", fold)
     monkeypatch.setattr(deploy, "export", export)
     monkeypatch.setattr(quantized, "quantize", quantize)

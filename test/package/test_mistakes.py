@@ -1,5 +1,6 @@
 """Mistakes of a first visit: each error names the argument, the rule and the value, and shows code that works."""
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -332,3 +333,59 @@ def test_missing_extra_is_found_before_any_work(
     # The command checks it before it reads the checkpoint and the calibration, which do not exist.
     assert main(["torchvision.models:resnet18", "no.pth", "--output", output, "--int8", "--calibration", "no.npy"]) == 2
     assert f'needs {missing}: pip install "torchvision_layers[{extra}]"' in capsys.readouterr().err
+
+
+def test_loaded_files_are_no_modules(tmp_path: Path) -> None:
+    loaded = deploy.load(deploy.export(NET, X, tmp_path / "m.pt2").path)
+    assert loaded.eval() is loaded.train(False) is loaded
+    torch.testing.assert_close(loaded(input=X), loaded(X), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="a file cannot be trained: train the model that it was exported from"):
+        loaded.train()
+    for name in ("to", "cuda", "half", "parameters", "state_dict"):
+        with pytest.raises(
+            AttributeError, match=f"'Loaded' object has no attribute '{name}': a file is no module; change"
+        ):
+            getattr(loaded, name)
+    with pytest.raises(AttributeError, match="no attribute 'shape'$"):
+        loaded.shape  # noqa: B018
+    with pytest.raises(
+        TypeError, match=r"those of the example, \(input\), got \(images=input\): pass the inputs by position"
+    ):
+        loaded(images=X)
+    assert copy.copy(loaded).format == "pt2"
+
+
+class Two(nn.Module):
+    def forward(self, image: Tensor, scale: Tensor) -> Tensor:
+        return image * scale.mean() - image
+
+
+def test_loaded_file_with_inputs_by_name(tmp_path: Path) -> None:
+    scale = torch.rand(2, 3)
+    loaded = deploy.load(deploy.export(Two().eval(), (X, scale), tmp_path / "m.pt").path)
+    assert torch.equal(loaded(scale=scale, image=X), loaded(X, scale))
+
+
+@pytest.mark.parametrize(
+    ("write", "hint"),
+    [
+        (lambda path: torch.save(NET.state_dict(), path), r"; torch\.load may read it"),
+        (lambda path: torch.export.save(torch.export.export(NET, (X,)), path), r"; torch\.export\.load may read it"),
+        (lambda path: path.write_bytes(b""), "; it is empty"),
+        (lambda path: path.write_text("model"), ""),
+    ],
+)
+def test_files_that_export_did_not_write(write: Callable[[Path], object], hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    write(path)
+    with pytest.raises(ValueError, match=rf"was not written by deploy\.export: it does not end in a checksum{hint}$"):
+        deploy.load(path)
+
+
+def test_int8_model_stays_on_the_cpu_in_float32() -> None:
+    int8 = quantized.quantize(NET, [X])
+    expected = int8(X)
+    for change in (int8.half, int8.double, lambda: int8.to("meta"), lambda: nn.Sequential(int8).to(torch.bfloat16)):
+        with pytest.raises(TypeError, match="int8 model of engine='eager' takes float32 tensors on the CPU only"):
+            change()
+    assert torch.equal(int8.float().cpu().to("cpu")(X), expected)

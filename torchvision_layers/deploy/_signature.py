@@ -119,6 +119,13 @@ class Signature:
         signature.restore([None] * len(outputs))
         return signature
 
+    def with_positions(self, inputs: Inputs) -> Inputs:
+        """The same inputs, with keywords that name positional tensors of the example in their places."""
+        names = [structure.get("tensor") for structure in self.args]
+        if inputs.args or self.kwargs or {*inputs.kwargs} != {*names}:
+            return inputs
+        return Inputs(tuple(inputs.kwargs[name] for name in names))
+
     def check(self, inputs: Inputs) -> None:
         """Errors: ``TypeError`` unless ``inputs`` have the structure and the constants of the example."""
         names = iter([spec.name for spec in self.inputs] + ["tensor"] * len(inputs.tensors()))
@@ -131,7 +138,8 @@ class Signature:
             raise TypeError(f"inputs must be {error}") from error
         if (args, kwargs) != (self.args, self.kwargs):
             expected, got = _show_call(self.args, self.kwargs), _show_call(args, kwargs)
-            raise TypeError(f"inputs must be those of the example, {expected}, got {got}")
+            hint = ": pass the inputs by position" if inputs.kwargs and not self.kwargs else ""
+            raise TypeError(f"inputs must be those of the example, {expected}, got {got}{hint}")
 
     def restore(self, tensors: Sequence[Any]) -> Any:
         """The output with these tensors."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from .._utils.checks import check_float32, check_int, check_path, check_shape
 from .._utils.inputs import Inputs
@@ -25,6 +26,8 @@ class Loaded:
     gradients. It returns tuples, lists and dicts. The sizes of a single input must match ``metadata["input_shape"]``,
     where ``None`` means any size; several inputs are described by ``metadata["inputs"]``, where equal names mean equal
     sizes. Normalize inputs yourself, with ``metadata["mean"]`` and ``metadata["std"]``.
+
+    It is always in eval mode and on the CPU: :meth:`eval` returns it as it is, and it has no other methods of a module.
     """
 
     def __init__(self, path: Path, call: Callable[..., Any], metadata: dict[str, Any]) -> None:
@@ -45,9 +48,26 @@ class Loaded:
             zeros = dense.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]) if _is_empty(tensor) else tensor)
             return map_tensors(lambda tensor: tensor[:0], plain(zeros.run(self._call)))
 
+    def eval(self) -> Self:
+        """Returns this object, which is always in eval mode."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Raises ``RuntimeError`` unless ``mode`` is ``False``."""
+        if mode:
+            raise RuntimeError(
+                "a file cannot be trained: train the model that it was exported from, and export it again"
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        hint = ": a file is no module; change the model that it was exported from" if hasattr(nn.Module, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def _check(self, inputs: Inputs) -> Inputs:
         """The inputs in the order of the example."""
         signature = self._signature
+        inputs = signature.with_positions(inputs)
         if signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
             check_float32("input", inputs.args[0])
         signature.check(inputs)

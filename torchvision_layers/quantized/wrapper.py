@@ -7,7 +7,8 @@ from enum import Enum
 from itertools import chain
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
@@ -52,6 +53,8 @@ class QuantizableWrapper(nn.Module):
     child: ClassVar[str]
     #: Keys that other children have in the ``state_dict``, by the names of these children.
     other_keys: ClassVar[dict[str, str]] = {}
+    #: Whether an int8 model cannot run on other devices.
+    takes_float32_only: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -88,6 +91,17 @@ class QuantizableWrapper(nn.Module):
         self._set_mode(mode)
         if self.is_frozen:
             self._freeze()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.stage is Stage.INT8 and self.takes_float32_only:
+            probe = fn(torch.empty(0))
+            if probe.dtype != torch.float32 or probe.device.type != "cpu":
+                raise TypeError(
+                    "an int8 model of engine='eager' takes float32 tensors on the CPU only: for other devices, "
+                    "quantize with engine='pt2e', and export"
+                )
+        super()._apply(fn, recurse)
         return self
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:

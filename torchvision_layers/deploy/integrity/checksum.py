@@ -7,6 +7,8 @@ end of an ExecuTorch program.
 """
 
 import hashlib
+import io
+import zipfile
 from enum import Enum
 from pathlib import Path
 
@@ -67,4 +69,20 @@ def read_verified(path: Path) -> bytes:
             if content[start : start + _DIGITS] != digest:
                 raise ValueError(f"{path} was altered after it was written: its checksum does not match")
             return content
-    raise ValueError(f"{path} is cut off, or was not written by deploy.export: it does not end in a checksum")
+    raise ValueError(
+        f"{path} is cut off, or was not written by deploy.export: it does not end in a checksum{_hint(content)}"
+    )
+
+
+def _hint(content: bytes) -> str:
+    """The loader of another file of torch, to be added to an error."""
+    if not content:
+        return "; it is empty"
+    try:
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except zipfile.BadZipFile:
+        return ""
+    for end, loader in (("/constants.pkl", "jit.load"), ("/models/model.json", "export.load"), ("/data.pkl", "load")):
+        if any(name.endswith(end) for name in names):
+            return f"; torch.{loader} may read it"
+    return ""

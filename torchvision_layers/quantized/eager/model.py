@@ -49,6 +49,7 @@ class QuantizableModel(QuantizableWrapper):
     engine = "eager"
     child = "model"
     takes_int8 = True
+    takes_float32_only = True
     other_keys = {"quant": "entry", "quants": "entries"}  # noqa: RUF012  # a ClassVar of the base class
 
     def __init__(self, model: nn.Module) -> None:
