@@ -389,3 +389,17 @@ def test_int8_model_stays_on_the_cpu_in_float32() -> None:
         with pytest.raises(TypeError, match="int8 model of engine='eager' takes float32 tensors on the CPU only"):
             change()
     assert torch.equal(int8.float().cpu().to("cpu")(X), expected)
+
+
+def test_batches_of_zeros_warn() -> None:
+    with pytest.warns(UserWarning, match="^batches must hold typical inputs, got only zeros: "):
+        quantized.quantize(NET, [torch.zeros_like(X), torch.zeros_like(X)], check=False)
+    quantized.quantize(NET, [torch.zeros_like(X), X])
+
+
+def test_float_state_of_an_int8_model(int8: nn.Module) -> None:
+    with pytest.raises(
+        ValueError, match="^state_dict must be that of an int8 model, got weights in float: load them into"
+    ):
+        int8.load_state_dict(NET.state_dict())
+    int8.load_state_dict(int8.state_dict())

@@ -1,6 +1,7 @@
 """Checks on models that both engines make."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -13,13 +14,31 @@ from .._utils.structure import flatten
 from .finite import describe_origin
 from .wrapper import QuantizableWrapper, Stage
 
-__all__ = ["check_float32_parameters", "check_not_converted", "check_same_results", "first_of"]
+__all__ = [
+    "check_float32_parameters",
+    "check_not_converted",
+    "check_same_results",
+    "explaining_float_state",
+    "first_of",
+]
 
 
 def check_not_converted(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model that an engine prepared or converted."""
     if isinstance(model, QuantizableWrapper) and model.stage is not Stage.FLOAT:
         raise ValueError("model is prepared or converted already; start from the float model")
+
+
+@contextmanager
+def explaining_float_state() -> Iterator[None]:
+    """Raises ``ValueError`` if int8 layers get the weights of a float model."""
+    try:
+        yield
+    except NotImplementedError as error:  # of the operator that packs int8 weights
+        raise ValueError(
+            "state_dict must be that of an int8 model, got weights in float: load them into the float model, and "
+            "quantize that"
+        ) from error
 
 
 def first_of(batches: Iterator[Inputs]) -> Inputs:

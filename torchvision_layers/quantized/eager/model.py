@@ -18,6 +18,7 @@ from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
+from ..checks import explaining_float_state
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
 from ..pairs import overflows
@@ -179,7 +180,7 @@ class QuantizableModel(QuantizableWrapper):
                 is_packed_for_onednn = hasattr(module, "kernel_class")
                 if overflows(weight.int_repr(), is_packed_for_onednn):
                     raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
-        with self._packing():
+        with explaining_float_state(), self._packing():
             keys = super().load_state_dict(state_dict, strict, assign)
         if self.is_frozen:  # even if the state was saved before freezing
             self._freeze()
