@@ -10,8 +10,8 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
         "_utils",
         [
             [
-                Group("Arguments of layers", "checks construct"),
-                Group("Inputs, outputs", "inputs outputs structure"),
+                Group("Arguments and models", "checks model_checks construct"),
+                Group("Inputs, outputs", "inputs input_remedies failed_runs outputs structure"),
                 Group("Single modules", "modules successor hooked_weights graph_modules"),
             ],
             [
