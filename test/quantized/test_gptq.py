@@ -200,6 +200,7 @@ def test_shared_weights(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.filterwarnings("ignore:batches must hold typical inputs")
 def test_inputs_of_zero(engine: str) -> None:
     """Columns that no batch reaches are rounded to the nearest, and constant inputs have no moments."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
