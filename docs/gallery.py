@@ -23,7 +23,10 @@ def reset(configuration: dict[str, Any], name: str) -> None:
 
 
 def settings() -> dict[str, Any]:
-    """The value of ``sphinx_gallery_conf``. Tutorials run in the folder of their source, and write files there: a copy."""
+    """The value of ``sphinx_gallery_conf``.
+
+    Tutorials run in the folder of their source and write files there, so they are copied first.
+    """
     shutil.rmtree(COPIED, ignore_errors=True)
     shutil.copytree(TUTORIALS, COPIED)
     return {
