@@ -101,8 +101,7 @@ print(quantized.report(int8, [images]))
 # ------
 
 for name in ("gated.pt2", "gated.onnx"):
-    options = {"format": "onnx"} if name.endswith("onnx") else {}
-    exported = deploy.export(folded, images, name, **options)
+    exported = deploy.export(folded, images, name)
     print(f"{name}: {exported.size:,} bytes, differs from the model by {exported.difference:.1e}")
 
 # %%
