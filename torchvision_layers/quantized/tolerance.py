@@ -1,4 +1,4 @@
-"""Leaves modules out of int8, worst first, until a tolerance holds."""
+"""Leaves modules out of int8 until a tolerance holds, those first whose errors change the outputs most."""
 
 import copy
 import math
@@ -18,6 +18,7 @@ from .._utils.scaling import CONV_AND_LINEAR
 from .exclusion import excluding_path
 from .measurement import OutputMeasurement
 from .report_row import ReportRow
+from .sensitivity import output_decibels
 from .trial import Trial
 from .wrapper import QuantizableWrapper
 
@@ -112,7 +113,8 @@ def keep_tolerance(
     Errors: ``RuntimeError`` if the tolerance cannot be kept; it says how near the best trial came.
     """
     tolerance.start(model)
-    multiplications = _multiplications(model, next(batches()))
+    first = next(batches())
+    multiplications = _multiplications(model, first)
     trials: list[Trial] = []
     bar = Progress(f"keeping {tolerance}", "trial", shown=progress)
 
@@ -130,7 +132,12 @@ def keep_tolerance(
     with bar:
         best = attempt([])
         if not tolerance.holds(trials[0].value):
-            worst = _worst_first(measure(best), multiplications)[:-1]  # one stays in int8
+            errors = _own_errors(measure(best), multiplications)
+            try:
+                effects = output_decibels(model, best.first_images(first, 4), errors)
+            except Exception:  # of any type, if a forward takes no other batch size
+                effects = output_decibels(model, first, errors)
+            worst = sorted(effects, key=effects.__getitem__)[:-1]  # one stays in int8
             failing, count, holding = 0, 1, None
             while holding is None and failing < len(worst):
                 count = min(count, len(worst))
@@ -155,14 +162,14 @@ def keep_tolerance(
     return best
 
 
-def _worst_first(rows: Iterable[ReportRow], multiplications: dict[str, int]) -> list[str]:
-    """The int8 convolutions and linear layers by path, those with the largest errors of their own first."""
+def _own_errors(rows: Iterable[ReportRow], multiplications: dict[str, int]) -> dict[str, float]:
+    """Signal over error of each convolution and linear layer in int8 by itself, in dB, by path."""
     errors: dict[str, float] = {}
     for row in rows:
         path = excluding_path(row.path, multiplications)
         if path is not None and row.own_db is not None and row.runs_in == "int8":
             errors[path] = min(errors.get(path, math.inf), row.own_db)
-    return sorted(errors, key=errors.__getitem__)
+    return errors
 
 
 def _multiplications(model: nn.Module, inputs: Inputs) -> dict[str, int]:
