@@ -27,13 +27,14 @@ REPOSITORY = next(
     if (folder / "references").is_dir()
 )
 SCRIPTS = REPOSITORY / "references" / "classification"
+# The network is too small for more than one thread.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 def run(script: str, *arguments: str, lines: int = 12) -> None:
     """Runs a script and prints its last lines."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, SCRIPTS / script, *arguments]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, check=True)
     for line in result.stdout.splitlines()[-lines:]:
         print(line.replace(f"{SCRIPTS}/", ""))
 
@@ -45,9 +46,7 @@ shared = ["--model", "resnet18", "--width-mult", "0.25", "--image-size", "16", "
 # epoch:
 
 command = [sys.executable, SCRIPTS / "train.py", *shared]
-stopped = subprocess.Popen(
-    command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-)
+stopped = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 with stopped:
     for line in stopped.stdout:
         print(line.replace(f"{SCRIPTS}/", ""), end="")
