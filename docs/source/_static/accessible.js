@@ -1,5 +1,8 @@
 // The theme and Sphinx leave these to the page: names of buttons, lists in signatures, and wide content that only a mouse can scroll.
-document.querySelectorAll("button.search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+document.querySelectorAll("button.search-button-field").forEach((button) => {
+  if (button.innerText.trim()) button.removeAttribute("aria-label");
+});
+document.querySelectorAll(".sphx-glr-thumbcontainer a").forEach((link) => link.setAttribute("aria-label", link.textContent.trim()));
 document.querySelectorAll("details > summary").forEach((toggle) => {
   const link = toggle.closest("li")?.querySelector("a");
   if (link && !toggle.textContent.trim()) toggle.setAttribute("aria-label", `Pages below ${link.textContent.trim()}`);
