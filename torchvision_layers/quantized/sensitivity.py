@@ -19,8 +19,8 @@ __all__ = ["output_decibels"]
 def output_decibels(model: nn.Module, inputs: Inputs, decibels: Mapping[str, float]) -> dict[str, float]:
     """Signal over error of the outputs in dB if a module has an error, for one module after the other.
 
-    Noise takes the place of the error, and the rest of the model amplifies it or not. A module that does not run as a whole,
-    because a ``forward`` reads its weight, keeps its own value.
+    Noise takes the place of the error, and the rest of the model amplifies it or not. A module that does not run as a
+    whole, because a ``forward`` reads its weight, keeps its own value.
 
     Args:
         model: the float model.
