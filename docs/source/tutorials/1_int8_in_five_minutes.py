@@ -102,8 +102,8 @@ median = {name: sorted(times)[len(times) // 2] for name, times in seconds.items(
 print(f"int8 takes {median['int8'] / median['float']:.2f} of the time of float")
 
 # %%
-# What does it see?
-# -----------------
+# Predictions
+# -----------
 
 figure, axes = pyplot.subplots(2, 8, figsize=(10, 3), layout="constrained")
 predicted = program(test_images[:16]).argmax(1)

@@ -21,8 +21,8 @@ __all__ = ["exclude_", "mark_float_chains_"]
 def exclude_(model: nn.Module, excluded: Mapping[str, str]) -> None:
     """Marks modules to stay in float with all below them, in place.
 
-    An ``nn.Sequential`` that ends in a convolution or linear layer, or a twin that does, is not marked itself, but each
-    of its modules: a norm after it fuses with that layer.
+    An ``nn.Sequential`` that ends in a convolution or linear layer, or a twin that does, is not marked itself; each of
+    its modules is, so that a norm after it fuses with that layer.
     """
     for path, by in excluded.items():
         for module in model.get_submodule(path).modules():
