@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ._spec import LayerSpec, Sample
 
-__all__ = ["Case", "PerLayerCache", "random_states", "run_seeded"]
+__all__ = ["Case", "PerLayerCache", "loss_of", "random_states", "run_seeded"]
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -130,3 +130,8 @@ def run_seeded(layer: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     """Call the layer from a fixed seed, so that random layers draw the same numbers."""
     torch.manual_seed(1)
     return layer(input)
+
+
+def loss_of(output: Tensor) -> Tensor:
+    """A loss to differentiate. After a norm, a sum of squares is constant, and its gradient rounding alone."""
+    return output.pow(3).sum()

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .._case import Case, run_seeded
+from .._case import Case, loss_of, run_seeded
 from .._check import NotApplicable, Tier, check
 from .._modes import isolated_modes
 from ._not_applicable import BATCH_STATISTICS, NO_PARAMETERS, TRAIN_EVAL, trainable
@@ -62,7 +62,7 @@ def _shard(layer: nn.Module) -> nn.Module:
 
 def _gradients(layer: nn.Module, input: Tensor) -> dict[str, Tensor]:
     """Unsharded gradients by parameter name."""
-    run_seeded(layer, input).square().sum().backward()
+    loss_of(run_seeded(layer, input)).backward()
     gradients = {}
     for name, parameter in trainable(layer):
         assert parameter.grad is not None, f"no gradient reaches {name}"

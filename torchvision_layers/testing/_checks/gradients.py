@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._case import Case, random_states, run_seeded
+from .._case import Case, loss_of, random_states, run_seeded
 from .._check import NotApplicable, Tier, check
 from ._not_applicable import TRAIN_EVAL, trainable
 
@@ -146,13 +146,13 @@ def functional(case: Case) -> None:
     state = dict(layers[0].named_buffers())
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        return call(parameters, state, image[None]).square().sum()
+        return loss_of(call(parameters, state, image[None]))
 
     gradients, of_input = torch.vmap(torch.func.grad(loss, argnums=(0, 1)), (None, 0))(own, input)
     for i in range(input.shape[0]):
         image = input[i : i + 1].clone().requires_grad_()
         layers[0].zero_grad()
-        layers[0](image).square().sum().backward()
+        loss_of(layers[0](image)).backward()
         assert image.grad is not None
         for got, want in (
             (of_input[i], image.grad[0]),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .._case import Case, run_seeded
+from .._case import Case, loss_of, run_seeded
 from .._check import check
 from ._not_applicable import NOT_AN_IMAGE, TRAIN_EVAL, VIEW, trainable
 
@@ -94,7 +94,7 @@ def no_mutation(case: Case) -> None:
         other.load_state_dict(layer.state_dict())
         x = before.clone().requires_grad_()
         output = run_seeded(other, x * 1.0)  # not a leaf: in-place operations on leaves raise
-        output.square().sum().backward()
+        loss_of(output).backward()
         results.append([output, x.grad, *(parameter.grad for parameter in other.parameters())])
     for in_place, out_of_place in zip(*results, strict=True):
         assert torch.equal(in_place, out_of_place), "inplace=True and inplace=False differ"

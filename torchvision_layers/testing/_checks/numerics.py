@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._case import Case, run_seeded
+from .._case import Case, loss_of, run_seeded
 from .._check import NotApplicable, check
 from ._not_applicable import RANDOM_IN_TRAINING, TRAIN_EVAL, lacks
 
@@ -123,7 +123,7 @@ def deterministic(case: Case) -> None:
     with _deterministic_algorithms():
         for _ in range(2):
             output = run_seeded(copy.deepcopy(layer), input)
-            passes.append((output, *torch.autograd.grad(output.square().sum(), input)))
+            passes.append((output, *torch.autograd.grad(loss_of(output), input)))
     for name, first, second in zip(("output", "gradient of the input"), *passes, strict=True):
         assert bool(first.isfinite().all()), f"the {name} is not finite"
         assert torch.equal(first, second), f"two passes differ in the {name}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._case import Case, PerLayerCache, run_seeded
+from .._case import Case, PerLayerCache, loss_of, run_seeded
 from .._check import Tier, check
 from ._not_applicable import TRAIN_EVAL, lacks, trainable
 
@@ -54,8 +54,8 @@ def _check_compiled(case: Case, backend: str, stance: Any, tolerance: float, gra
     twin = input.detach().clone().requires_grad_()
     output, expected = run_seeded(program, input), run_seeded(layer, twin)
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
-    output.square().sum().backward()
-    expected.square().sum().backward()
+    loss_of(output).backward()
+    loss_of(expected).backward()
     assert input.grad is not None
     assert twin.grad is not None
     scale = max(1.0, float(twin.grad.abs().max()))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._case import Case, run_seeded
+from .._case import Case, loss_of, run_seeded
 from .._check import check
 from ._not_applicable import NO_TWIN, TRAIN_EVAL
 
@@ -59,7 +59,7 @@ def fuse(case: Case) -> None:
     for module in (twin, fused):
         x = input.clone().requires_grad_()
         y = run_seeded(module, x)
-        y.square().sum().backward()
+        loss_of(y).backward()
         statistics = [m.running_var for m in module.modules() if isinstance(m, _NORMS) and case.training]
         results.append([y, x.grad, *(s for s in statistics if s is not None)])
     for expected, got in zip(*results, strict=True):
