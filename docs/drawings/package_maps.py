@@ -46,7 +46,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
                 Group("Branches", "stochastic_depth stochastic_depth_schedule"),
                 Group("Order of dimensions", "permute"),
             ],
-            [Group("Blocks made of them", "residual inverted_residual mbconv convnext")],
+            [Group("Blocks made of them", "residual inverted_residual universal_inverted_bottleneck mbconv convnext")],
             [Group("Sizes from the first batch", "lazy"), Group("Models that are built already", "replacement")],
         ],
         flow=False,
@@ -116,7 +116,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Rewrite the graph", "passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems")],
             [
-                Group("Place quantization, calibrate, convert", "workflow torchao tensorrt"),
+                Group("Place quantization, calibrate, convert", "workflow torchao tensorrt xnnpack"),
                 Group("Biases", "bias_correction bias_steps"),
             ],
             [Group("Run", "model"), Group("Report", "report measuring")],

@@ -60,7 +60,7 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
         model: the model to call.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
-    or if there are none; ``ValueError`` for tensors that are empty or not finite.
+    or if there are none; ``ValueError`` for tensors that are empty, on the meta device or not finite.
     """
     signature = inspect.signature(model.forward)
     inputs = _split(batch, signature, model)
@@ -72,6 +72,8 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     for tensor in inputs.tensors():
         if tensor.numel() == 0:
             raise ValueError(f"{name} must not be empty, got shape {list(tensor.shape)}")
+        if tensor.is_meta:
+            raise ValueError(f"{name} must hold values, got a tensor on the meta device")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     return inputs
