@@ -308,7 +308,7 @@ def global_response_norm(layer: type[tnn.GlobalResponseNorm], shape: Sequence[in
 
 
 def universal_inverted_bottleneck(
-    layer: type[enn.UniversalInvertedBottleneck], shape: Sequence[int], *, start: int, middle: int
+    layer: type[tnn.UniversalInvertedBottleneck], shape: Sequence[int], *, start: int, middle: int
 ) -> Candidates:
     channels = shape[1]
     ours = layer(channels, channels, start, middle)
@@ -381,7 +381,7 @@ CASES = [
     Case(tnn.GlobalResponseNorm, EARLY, global_response_norm, Target(1.0, 1.0), {"channels_dim": 1}),
     Case(tnn.GlobalResponseNorm, (8, 196, 640), global_response_norm, Target(1.0, 1.0), {"channels_dim": -1}),
     Case(
-        enn.UniversalInvertedBottleneck,
+        tnn.UniversalInvertedBottleneck,
         (8, 96, 14, 14),
         universal_inverted_bottleneck,
         Target(1.02, 1.02),

@@ -164,7 +164,7 @@ DRAWINGS: dict[str, Drawing] = {
         "batch norm of the input, added; a ReLU. Folded: one 3×3 convolution with bias and a ReLU.",
     ),
     "UniversalInvertedBottleneck": Drawing(
-        _block(partial(enn.UniversalInvertedBottleneck, 96, 96, 3, 5)),
+        _block(partial(tnn.UniversalInvertedBottleneck, 96, 96, 3, 5)),
         "UniversalInvertedBottleneck of 96 channels: a depthwise 3×3 convolution with batch norm, a 1×1 convolution to "
         "384 and a depthwise 5×5 convolution, each with batch norm and ReLU, a 1×1 convolution back to 96 with batch "
         "norm alone; added to the input.",

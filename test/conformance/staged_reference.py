@@ -6,16 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from .reference import Array, Weights, batch_norm, conv, identity, relu, squeeze_excitation
+from .reference import Array, Weights, batch_norm, conv, relu, squeeze_excitation
 
-__all__ = [
-    "c_layer_norm",
-    "coord_conv",
-    "coordinates",
-    "rep_conv",
-    "spatial_attention",
-    "universal_inverted_bottleneck",
-]
+__all__ = ["c_layer_norm", "coord_conv", "coordinates", "rep_conv", "spatial_attention"]
 
 _TWO = tuple[int, int]
 
@@ -135,35 +128,3 @@ def rep_conv(
     if "se.fc1.weight" in weights:
         total = squeeze_excitation(total, weights, training, prefix="se.")
     return activation(total)
-
-
-def universal_inverted_bottleneck(
-    x: Array, weights: Weights, training: bool, *, stride: int = 1, activation: Callable[[Array], Array] = relu
-) -> Array:
-    """arXiv 2404.10518, section 3: the convolutions that have weights, each with batch norm."""
-    branch = x
-    has_middle = "block.middle.0.weight" in weights
-    for name in ("start", "expand", "middle", "se", "project"):
-        prefix = f"block.{name}"
-        if f"{prefix}.fc1.weight" in weights:
-            branch = squeeze_excitation(branch, weights, training, prefix=f"{prefix}.")
-        if f"{prefix}.0.weight" not in weights:
-            continue
-        weight = weights[f"{prefix}.0.weight"]
-        is_depthwise = name in ("start", "middle")
-        step = stride if name == ("middle" if has_middle else "start") else 1
-        padding = weight.shape[-1] // 2
-        branch = conv(
-            branch,
-            weight,
-            weights.get(f"{prefix}.0.bias"),
-            (step,) * 2,
-            (padding,) * 2,
-            (1, 1),
-            branch.shape[1] if is_depthwise else 1,
-        )
-        branch = batch_norm(branch, weights, f"{prefix}.1", training)
-        branch = (activation if name in ("expand", "middle") else identity)(branch)
-    if "block.scale.weight" in weights:
-        branch = branch * weights["block.scale.weight"][:, None, None]
-    return x + branch if branch.shape == x.shape else branch

@@ -116,8 +116,9 @@ def test_every_layer_with_parameters_has_a_twin() -> None:
     """A lazy layer has the twin of its materialized class; the last two accept int8 tensors as they are."""
     stable = [spec for spec in SPECS if spec.status == "stable"]
     without = {spec.cls for spec in stable if spec.twin is None and not issubclass(spec.cls, LazyModuleMixin)}
+    rewritten = {tnn.GlobalResponseNorm, tnn.UniversalInvertedBottleneck}
     folded = {tnn.FrozenBatchNorm2d, tnn.SWSConv2d, tnn.WSConv2d}
-    assert without == {tnn.GlobalResponseNorm, *folded, tnn.Permute, tnn.StochasticDepth}
+    assert without == {*rewritten, *folded, tnn.Permute, tnn.StochasticDepth}
     twins = {name for name in quantized.__all__ if name.startswith("Quantizable")}
     # The last is the twin of a folded CoordConv2d, which is not a public layer.
     others = {"QuantizableGraph", "QuantizableLayer", "QuantizableModel", "QuantizablePositionalConv2d"}

@@ -9,11 +9,12 @@ from torch import nn
 from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
-NAMES = ["GlobalResponseNorm", "SWSConv2d", "WSConv2d", "stochastic_depth_schedule"]
+NAMES = ["GlobalResponseNorm", "SWSConv2d", "UniversalInvertedBottleneck", "WSConv2d", "stochastic_depth_schedule"]
 # The module of each class before its promotion, and arguments.
 CLASSES = {
     tnn.GlobalResponseNorm: ("global_response_norm", (8, 1e-6, 1)),
     tnn.SWSConv2d: ("weight_standardization", (8, 6, 3)),
+    tnn.UniversalInvertedBottleneck: ("universal_inverted_bottleneck", (8, 6, 3, 5)),
     tnn.WSConv2d: ("weight_standardization", (8, 6, 3)),
 }
 

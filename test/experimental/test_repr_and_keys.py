@@ -129,62 +129,6 @@ identity.num_batches_tracked ()""",
     )
 
 
-@golden(enn.UniversalInvertedBottleneck)
-def test_universal_inverted_bottleneck() -> None:
-    assert_expected_inline(
-        described(enn.UniversalInvertedBottleneck(4, 4, 3, 5, expand_ratio=2, layer_scale=1e-5)),
-        """\
-UniversalInvertedBottleneck(
-  (block): Sequential(
-    (start): ConvNormAct(
-      (0): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=4, bias=False)
-      (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-    )
-    (expand): ConvNormAct(
-      (0): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1), bias=False)
-      (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-      (2): ReLU(inplace=True)
-    )
-    (middle): ConvNormAct(
-      (0): Conv2d(8, 8, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=8, bias=False)
-      (1): BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-      (2): ReLU(inplace=True)
-    )
-    (project): ConvNormAct(
-      (0): Conv2d(8, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)
-      (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-    )
-    (scale): LayerScale(4, channels_dim=1)
-  )
-)
-block.start.0.weight (4, 1, 3, 3)
-block.start.1.weight (4,)
-block.start.1.bias (4,)
-block.start.1.running_mean (4,)
-block.start.1.running_var (4,)
-block.start.1.num_batches_tracked ()
-block.expand.0.weight (8, 4, 1, 1)
-block.expand.1.weight (8,)
-block.expand.1.bias (8,)
-block.expand.1.running_mean (8,)
-block.expand.1.running_var (8,)
-block.expand.1.num_batches_tracked ()
-block.middle.0.weight (8, 1, 5, 5)
-block.middle.1.weight (8,)
-block.middle.1.bias (8,)
-block.middle.1.running_mean (8,)
-block.middle.1.running_var (8,)
-block.middle.1.num_batches_tracked ()
-block.project.0.weight (4, 8, 1, 1)
-block.project.1.weight (4,)
-block.project.1.bias (4,)
-block.project.1.running_mean (4,)
-block.project.1.running_var (4,)
-block.project.1.num_batches_tracked ()
-block.scale.weight (4,)""",
-    )
-
-
 @golden(enn.PatchEmbedding)
 def test_patch_embedding() -> None:
     assert_expected_inline(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 
 def is_binomial(successes: int, trials: int, probability: float) -> bool:
@@ -65,7 +64,7 @@ BLOCKS = {
     "FusedMBConv": partial(tnn.FusedMBConv, 4, 4, norm_layer=tnn.FrozenBatchNorm2d),
     "InvertedResidual": partial(tnn.InvertedResidual, 4, 4, 1, 2, norm_layer=GROUP_NORM),
     "MBConv": partial(tnn.MBConv, 4, 4, norm_layer=GROUP_NORM),
-    "UniversalInvertedBottleneck": partial(enn.UniversalInvertedBottleneck, 4, 4, 3, 3, norm_layer=GROUP_NORM),
+    "UniversalInvertedBottleneck": partial(tnn.UniversalInvertedBottleneck, 4, 4, 3, 3, norm_layer=GROUP_NORM),
 }
 each_block = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
 

@@ -98,6 +98,10 @@ SWSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=
 SqueezeExcitation(input_channels, squeeze_channels, activation=ReLU, scale_activation=Sigmoid, *,
     device=None, dtype=None)
 StochasticDepth(p, mode, *, kept_rows_only=False, device=None, dtype=None)
+UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
+    stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
+    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, kept_rows_only=False, device=None,
+    dtype=None)
 WSConv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1,
     bias=True, padding_mode='zeros', *, eps=1e-10, device=None, dtype=None)
 replace(model, old, new, *, inplace=False)
@@ -215,10 +219,6 @@ Swish(inplace=False)
 TransformerEncoderBlock(num_heads, hidden_dim, mlp_dim, dropout=0.0, attention_dropout=0.0,
     norm_layer=None, *, attention_layer=MultiHeadSelfAttention, mlp_layer=None, layer_scale=None,
     stochastic_depth=0.0, kept_rows_only=False, device=None, dtype=None)
-UniversalInvertedBottleneck(in_channels, out_channels, start_kernel_size, middle_kernel_size,
-    stride=1, expand_ratio=4, *, norm_layer=BatchNorm2d, activation_layer=ReLU, se_layer=None,
-    conv_layer=Conv2d, layer_scale=None, stochastic_depth=0.0, kept_rows_only=False, device=None,
-    dtype=None)
 UpBlock(in_channels, skip_channels, out_channels, *, up_layer=None, mode='nearest',
     norm_layer=BatchNorm2d, activation_layer=ReLU, device=None, dtype=None)
 WindowAttention(dim, num_heads, window_size, shift_size=0, *, qkv_bias=True, proj_bias=True,

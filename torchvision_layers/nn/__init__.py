@@ -18,6 +18,7 @@ from ..layers.same_conv import Conv2dSame
 from ..layers.squeeze_excitation import SqueezeExcitation
 from ..layers.stochastic_depth import StochasticDepth
 from ..layers.stochastic_depth_schedule import stochastic_depth_schedule
+from ..layers.universal_inverted_bottleneck import UniversalInvertedBottleneck
 from ..layers.weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SWSConv2d",
     "SqueezeExcitation",
     "StochasticDepth",
+    "UniversalInvertedBottleneck",
     "WSConv2d",
     "replace",
     "stochastic_depth_schedule",

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 from .scaling import check_multipliers, round_channels, scale_depth
 
@@ -72,7 +71,7 @@ class MobileNetV4(nn.Module):
                 stride = row.stride if i == 0 else 1
                 expand_ratio = round_channels(channels * row.expand_ratio) / channels
                 features.append(
-                    enn.UniversalInvertedBottleneck(channels, out_channels, row.start, row.middle, stride, expand_ratio)
+                    tnn.UniversalInvertedBottleneck(channels, out_channels, row.start, row.middle, stride, expand_ratio)
                 )
                 channels = out_channels
         last_channels = round_channels(960 * width_mult)

@@ -256,3 +256,17 @@ def global_response_norm(draw: st.DrawFn) -> ShapeExample:
     size = draw(width(channels))
     shape = (draw(BATCH), *image, size) if place == -1 else (draw(BATCH), size, *image)
     return ShapeExample({"dim": channels, "channels_dim": place}, shape, shape if size == channels and image else None)
+
+
+@st.composite
+def universal_inverted_bottleneck(draw: st.DrawFn) -> ShapeExample:
+    """Only the stride changes the size."""
+    channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    start, middle = (draw(st.sampled_from([None, 1, 3, 5])) for _ in range(2))
+    stride = 1 if start is None and middle is None else draw(st.integers(1, 2))
+    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "stride": stride}
+    kwargs |= {"start_kernel_size": start, "middle_kernel_size": middle}
+    kwargs["expand_ratio"] = draw(st.sampled_from([1, 1.5, 2, 6]))
+    kwargs["se_layer"] = draw(st.sampled_from([None, tnn.SqueezeExcitation]))
+    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
+    return ShapeExample(kwargs, shape, same_size(shape, out_channels, 1, stride) if shape[1] == channels else None)

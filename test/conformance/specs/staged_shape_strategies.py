@@ -4,17 +4,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from torchvision_layers import nn as tnn
 from torchvision_layers.testing import ShapeExample
 
-from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, same_size, width
+from .shape_strategies import BATCH, IMAGE, convolve, each, one_or_each, width
 
 __all__ = [
     "attention",
     "normalized",
     "rep_conv",
     "se_block",
-    "universal_inverted_bottleneck",
 ]
 
 
@@ -70,17 +68,3 @@ def rep_conv(draw: st.DrawFn) -> ShapeExample:
     padding = tuple(d * (k // 2) for k, d in zip(each(kernel, 2), each(dilation, 2), strict=True))
     out = convolve(shape, out_channels, each(kernel, 2), (stride,) * 2, padding, each(dilation, 2))
     return ShapeExample(kwargs, shape, out if shape[1] == channels else None)
-
-
-@st.composite
-def universal_inverted_bottleneck(draw: st.DrawFn) -> ShapeExample:
-    """Only the stride changes the size."""
-    channels, out_channels = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    start, middle = (draw(st.sampled_from([None, 1, 3, 5])) for _ in range(2))
-    stride = 1 if start is None and middle is None else draw(st.integers(1, 2))
-    kwargs: dict[str, Any] = {"in_channels": channels, "out_channels": out_channels, "stride": stride}
-    kwargs |= {"start_kernel_size": start, "middle_kernel_size": middle}
-    kwargs["expand_ratio"] = draw(st.sampled_from([1, 1.5, 2, 6]))
-    kwargs["se_layer"] = draw(st.sampled_from([None, tnn.SqueezeExcitation]))
-    shape = (draw(BATCH), draw(width(channels)), *draw(IMAGE))
-    return ShapeExample(kwargs, shape, same_size(shape, out_channels, 1, stride) if shape[1] == channels else None)

@@ -25,7 +25,6 @@ from .spatial_attention import MultiHeadedSpatialAttention
 from .sppf import SPPF
 from .swin_block import SwinBlock
 from .transformer_block import TransformerEncoderBlock
-from .universal_inverted_bottleneck import UniversalInvertedBottleneck
 from .up_block import UpBlock
 from .window_attention import WindowAttention
 
@@ -54,7 +53,6 @@ __all__ = [
     "SwinBlock",
     "Swish",
     "TransformerEncoderBlock",
-    "UniversalInvertedBottleneck",
     "UpBlock",
     "WindowAttention",
 ]

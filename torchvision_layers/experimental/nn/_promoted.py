@@ -5,6 +5,7 @@ from typing import Any
 
 from ...layers.global_response_norm import GlobalResponseNorm
 from ...layers.stochastic_depth_schedule import stochastic_depth_schedule
+from ...layers.universal_inverted_bottleneck import UniversalInvertedBottleneck
 from ...layers.weight_standardization import SWSConv2d, WSConv2d
 
 __all__ = ["promoted"]
@@ -12,6 +13,7 @@ __all__ = ["promoted"]
 _PROMOTED = {
     "GlobalResponseNorm": GlobalResponseNorm,
     "SWSConv2d": SWSConv2d,
+    "UniversalInvertedBottleneck": UniversalInvertedBottleneck,
     "WSConv2d": WSConv2d,
     "stochastic_depth_schedule": stochastic_depth_schedule,
 }

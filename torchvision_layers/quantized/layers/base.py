@@ -16,6 +16,7 @@ from ...layers.permute import Permute
 from ...layers.positional_conv import PositionMap
 from ...layers.squeeze_excitation import GlobalAvgPool2d
 from ...layers.stochastic_depth import StochasticDepth
+from ...layers.universal_inverted_bottleneck import UniversalInvertedBottleneck
 from ...layers.weight_standardization import WSConv2d
 from ..eager.fusion import fuse_children
 
@@ -26,8 +27,8 @@ TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
 
 # The first four accept int8 tensors as they are; the others fold into a convolution or run as a float fallback.
 NEED_NO_TWIN = (Permute, StochasticDepth, ChannelCap, GlobalAvgPool2d, FrozenBatchNorm2d, PositionMap)
-# `quantize` makes plain convolutions of one, and rewrites the forward of the other; a standalone file cannot.
-_REWRITTEN = (WSConv2d, GlobalResponseNorm)
+# `quantize` makes plain convolutions of the first, and rewrites the forward of the others; a standalone file cannot.
+_REWRITTEN = (WSConv2d, GlobalResponseNorm, UniversalInvertedBottleneck)
 
 
 _STAGED = "torchvision_layers.experimental."

@@ -5,12 +5,11 @@ import torch
 from torch import nn
 
 from torchvision_layers import nn as tnn
-from torchvision_layers.experimental import nn as enn
 
 
 def test_inverted_bottleneck_is_that_of_mobilenet_v2() -> None:
     """Figure 4: without the first depthwise convolution it is the block of MobileNetV2."""
-    ours = enn.UniversalInvertedBottleneck(8, 8, None, 3, expand_ratio=6, activation_layer=nn.ReLU6)
+    ours = tnn.UniversalInvertedBottleneck(8, 8, None, 3, expand_ratio=6, activation_layer=nn.ReLU6)
     theirs = tnn.InvertedResidual(8, 8, stride=1, expand_ratio=6)
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(2, 8, 9, 9)
@@ -19,7 +18,7 @@ def test_inverted_bottleneck_is_that_of_mobilenet_v2() -> None:
 
 def test_feed_forward_block_mixes_no_pixels() -> None:
     """Two pointwise convolutions and nothing else."""
-    block = enn.UniversalInvertedBottleneck(8, 8, None, None).eval()
+    block = tnn.UniversalInvertedBottleneck(8, 8, None, None).eval()
     assert {module.kernel_size for module in block.modules() if isinstance(module, nn.Conv2d)} == {(1, 1)}
     x = torch.randn(2, 8, 6, 6)
     torch.testing.assert_close(block(x.flip(3)), block(x).flip(3))
@@ -33,25 +32,25 @@ def test_feed_forward_block_mixes_no_pixels() -> None:
 def test_stride_is_that_of_the_middle_convolution_if_there_is_one(
     start: int | None, middle: int | None, strides: list[int]
 ) -> None:
-    block = enn.UniversalInvertedBottleneck(4, 6, start, middle, stride=2)
+    block = tnn.UniversalInvertedBottleneck(4, 6, start, middle, stride=2)
     assert [module.stride[0] for module in block.modules() if isinstance(module, nn.Conv2d)] == strides
 
 
 def test_activations_follow_the_wide_convolutions_only() -> None:
-    block = enn.UniversalInvertedBottleneck(4, 4, 3, 3)
+    block = tnn.UniversalInvertedBottleneck(4, 4, 3, 3)
     with_activation = [name for name, part in block.block.named_children() if isinstance(part[-1], nn.ReLU)]
     assert with_activation == ["expand", "middle"]
 
 
 def test_attributes() -> None:
-    block = enn.UniversalInvertedBottleneck(4, 6, 3, None, stride=2)
+    block = tnn.UniversalInvertedBottleneck(4, 6, 3, None, stride=2)
     assert (block.out_channels, block.reduction) == (6, 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"layer_scale": 1e-5, "stochastic_depth": 0.2}], ids=str)
 def test_block_of_timm(options: dict[str, float]) -> None:
     blocks = pytest.importorskip("timm.models._efficientnet_blocks")
-    ours = enn.UniversalInvertedBottleneck(8, 8, 5, 3, expand_ratio=3, **options).eval()
+    ours = tnn.UniversalInvertedBottleneck(8, 8, 5, 3, expand_ratio=3, **options).eval()
     scale = options.get("layer_scale")
     theirs = blocks.UniversalInvertedResidual(8, 8, 5, 3, exp_ratio=3, layer_scale_init_value=scale).eval()
     names = {"dw_start": "start", "pw_exp": "expand", "dw_mid": "middle", "pw_proj": "project", "layer_scale": "scale"}
