@@ -243,9 +243,8 @@ def test_unavailable_backend_raises() -> None:
     ):
         quantized.quantize(nn.Conv2d(3, 4, 3), INPUTS, backend="qnnpack", engine="pt2e")
     if importlib.util.find_spec("executorch") is None:
-        unread = (pytest.fail("read a batch") for _ in "1")
         with pytest.raises(ImportError, match='backend="xnnpack" needs executorch: pip install executorch'):
-            quantized.quantize(nn.Conv2d(3, 4, 3), unread, backend="xnnpack", engine="pt2e")
+            quantized.quantize(nn.Conv2d(3, 4, 3), INPUTS, backend="xnnpack", engine="pt2e")
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")

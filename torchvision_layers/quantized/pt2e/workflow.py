@@ -21,7 +21,7 @@ from ..range_choice import CalibrationRanges
 from ..report_row import ReportRow
 from ..settings import BACKENDS, Settings
 from ..wrapper import Stage
-from . import measuring, torchao, xnnpack
+from . import measuring, torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs, measure_inputs
 from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
@@ -48,10 +48,7 @@ _IMAGES = 8
 
 
 def choose_backend(name: str) -> str:
-    """Returns ``name``; ``"auto"`` means x86.
-
-    Errors: ``ValueError`` unless this engine has the backend; ``ImportError`` if it needs a package that is missing.
-    """
+    """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
     if name == "auto":
         return "x86"
     if name not in BACKENDS["pt2e"]:
@@ -59,8 +56,6 @@ def choose_backend(name: str) -> str:
         remedy = ": engine='eager' has it" if is_other else did_you_mean(name, ["auto", *BACKENDS["pt2e"]])
         choices = ", ".join(BACKENDS["pt2e"])
         raise ValueError(f"backend must be one of auto, {choices} with this engine, got {name!r}{remedy}")
-    if name == "xnnpack":
-        xnnpack.check_installed()
     return name
 
 

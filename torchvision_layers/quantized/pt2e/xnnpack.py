@@ -3,12 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["check_installed", "quantizer"]
-
-
-def check_installed() -> None:
-    """Errors: ``ImportError`` without executorch."""
-    _module()
+__all__ = ["quantizer"]
 
 
 def quantizer(is_per_channel: bool, is_qat: bool) -> Any:
