@@ -116,7 +116,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Rewrite the graph", "passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems")],
             [
-                Group("Place quantization, calibrate, convert", "workflow torchao tensorrt xnnpack"),
+                Group("Place quantization, calibrate, convert", "workflow torchao tensorrt"),
                 Group("Biases", "bias_correction bias_steps"),
             ],
             [Group("Run", "model"), Group("Report", "report measuring")],

@@ -1,6 +1,7 @@
 """Everything that imports torchao."""
 
 import dataclasses
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from ..pairs import PairRange
 from ..range_search import FastRangeSearch
 from ..settings import Settings
 from ..steps import SMALLEST_STEP, SMALLEST_WEIGHT_STEP, FineSteps, with_one_step
-from . import xnnpack
 from .nodes import (
     ADDITIONS,
     AVERAGES,
@@ -95,13 +95,19 @@ def is_observed(graph: fx.GraphModule) -> bool:
 
 def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
     backend = settings.backend
-    if backend == "xnnpack":
-        return xnnpack.quantizer(settings.per_channel, is_qat)
-    config = _own_configuration(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat), is_qat, settings)
-    if backend == "tensorrt":
-        return _TensorRTQuantizer(config)
-    own = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
-    return own[backend]().set_global(config)
+    if backend != "xnnpack":
+        config = _own_configuration(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat), is_qat, settings)
+        if backend == "tensorrt":
+            return _TensorRTQuantizer(config)
+        own = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
+        return own[backend]().set_global(config)
+    try:
+        xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    except ImportError as error:
+        raise ImportError('backend="xnnpack" needs executorch: pip install executorch') from error
+    return xnnpack.XNNPACKQuantizer().set_global(
+        xnnpack.get_symmetric_quantization_config(is_per_channel=settings.per_channel, is_qat=is_qat)
+    )
 
 
 class _HistogramObserver(FiniteValues, FastRangeSearch, pt2e.HistogramObserver):
