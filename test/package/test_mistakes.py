@@ -55,12 +55,6 @@ def test_suffix_chooses_the_format(name: str, format: str, tmp_path: Path) -> No
     torch.testing.assert_close(deploy.load(exported.path)(X), NET(X), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["eager", "pt2e"])
-def test_batch_on_the_meta_device(engine: str) -> None:
-    with pytest.raises(ValueError, match=r"the input in batch 1 must hold values, got a tensor on the meta device"):
-        quantized.quantize(NET, [X, X.to("meta")], engine=engine)
-
-
 def test_suffix_chooses_the_format_of_int8(int8: nn.Module, tmp_path: Path) -> None:
     for name in ("m.pt", "m"):
         assert deploy.export(int8, X, tmp_path / name).format == "torchscript"
@@ -151,6 +145,12 @@ def test_model_of_another_dtype_or_device() -> None:
         ValueError, match=r"CPU, but stem\.weight is on meta: call model\.to_empty\(device='cpu'\) and load"
     ):
         deploy.lower(Net().to("meta"), X)
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_batch_on_the_meta_device(engine: str) -> None:
+    with pytest.raises(ValueError, match=r"the input in batch 1 must hold values, got a tensor on the meta device"):
+        quantized.quantize(NET, [X, X.to("meta")], engine=engine)
 
 
 UNSUITABLE = [
