@@ -48,8 +48,8 @@ class ConvNeXtBlock(nn.Module):
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied. Errors: ``TypeError`` for an argument of the wrong
-    type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
+    A layer argument is a constructor, or a module that is copied. An argument of the wrong type raises ``TypeError``; a
+    number out of range, or an instance with the wrong number of channels, raises ``ValueError``.
 
     Shape: input and output are both :math:`(N, C, H, W)`, where :math:`C` is ``dim``.
 

@@ -58,7 +58,7 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of a run that was not interrupted, even if it was killed in the middle of a write.
+# of an uninterrupted run. This holds even if a kill cuts off the write of a checkpoint.
 
 run("train.py", *shared, "--resume", "auto")
 

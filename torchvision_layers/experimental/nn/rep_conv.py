@@ -57,8 +57,8 @@ class RepConv(nn.Module):
         device: device of the parameters. Default: ``None``, torch's default.
         dtype: dtype of the parameters. Default: ``None``, torch's default.
 
-    A layer argument is a constructor, or a module that is copied for each use. Errors: ``TypeError`` for an argument of
-    the wrong type; ``ValueError`` for a number out of range or an instance with the wrong number of channels.
+    A layer argument is a constructor, or a module that is copied for each use. An argument of the wrong type raises
+    ``TypeError``; a number out of range, or an instance with the wrong number of channels, raises ``ValueError``.
 
     Shape: input :math:`(N, C_{in}, H, W)`, output :math:`(N, C_{out}, \lceil H/s \rceil, \lceil W/s \rceil)`.
 
