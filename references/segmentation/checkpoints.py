@@ -1,6 +1,7 @@
 """Files with a trained model and what is needed to build it."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ from segmenters import build_model
 from shared import save_atomically
 from torch import nn
 
-__all__ = ["load", "save"]
+__all__ = ["build", "load", "save"]
 
-OPTIONS = ("model", "width_mult", "output_stride", "atrous_rates", "image_size")
+MODEL_OPTIONS = ("width_mult", "depth_mult", "output_stride", "atrous_rates", "dropout")
+OPTIONS = ("model", "image_size", *MODEL_OPTIONS)
+
+
+def build(options: Mapping[str, Any]) -> nn.Module:
+    """The untrained model that the options of ``train.py`` describe."""
+    return build_model(options["model"], len(CLASSES), **{name: options[name] for name in MODEL_OPTIONS})
 
 
 def save(model: nn.Module, args: Namespace, path: Path) -> None:
@@ -29,6 +36,6 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if not isinstance(content, dict) or set(content) != {"state", "options"}:
         raise ValueError(f"weights {path} is not a model.pth of references/segmentation/train.py")
     options = content["options"]
-    model = build_model(*(options[name] for name in OPTIONS[:1]), len(CLASSES), *(options[n] for n in OPTIONS[1:4]))
+    model = build(options)
     model.load_state_dict(content["state"])
     return model.eval(), options

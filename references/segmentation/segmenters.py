@@ -19,14 +19,20 @@ class UNet(nn.Module):
     Args:
         num_classes: classes of a pixel, the background included.
         width_mult: multiplies all channels.
+        depth_mult: multiplies the blocks of every stage, rounded up.
         up_layer: of the up blocks; ``None`` for interpolation alone.
     """
 
     def __init__(
-        self, num_classes: int, width_mult: float = 1.0, up_layer: Callable[..., nn.Module] | None = None
+        self,
+        num_classes: int,
+        width_mult: float = 1.0,
+        depth_mult: float = 1.0,
+        *,
+        up_layer: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        backbone = resnet18(1, width_mult)
+        backbone = resnet18(1, width_mult, depth_mult)
         self.stem = nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu)
         self.pool = backbone.maxpool
         self.stages = nn.ModuleList([backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4])
@@ -56,25 +62,29 @@ class DeepLabV3(nn.Module):
     Args:
         num_classes: classes of a pixel, the background included.
         width_mult: multiplies all channels.
-        output_stride: size of the image over that of the last features, 8, 16 or 32. Strides beyond it become
+        depth_mult: multiplies the blocks of every stage, rounded up.
+        output_stride: size of the image over that of the last features, 4, 8, 16 or 32. Strides beyond it become
             dilations.
         atrous_rates: dilations of the pyramid; smaller ones suit smaller images.
+        dropout: probability of zeroing an output value of the pyramid in training.
     """
 
     def __init__(
         self,
         num_classes: int,
         width_mult: float = 1.0,
+        depth_mult: float = 1.0,
         *,
         output_stride: int = 16,
         atrous_rates: Sequence[int] = (12, 24, 36),
+        dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.backbone = mobilenet_v3_large(1, width_mult).features
+        self.backbone = mobilenet_v3_large(1, width_mult, depth_mult).features
         dilate_(self.backbone, output_stride)
         width = max(8, int(256 * width_mult))
         self.classifier = nn.Sequential(
-            enn.ASPP(self.backbone[-1].out_channels, atrous_rates, width),
+            enn.ASPP(self.backbone[-1].out_channels, atrous_rates, width, dropout=dropout),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
@@ -88,8 +98,8 @@ class DeepLabV3(nn.Module):
 
 def dilate_(features: nn.Module, output_stride: int) -> None:
     """Replaces the strides of convolutions that would exceed ``output_stride`` by dilations, in place."""
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    if output_stride not in (4, 8, 16, 32):
+        raise ValueError(f"output_stride must be 4, 8, 16 or 32, got {output_stride}")
     stride = dilation = 1
     for conv in features.modules():
         if not isinstance(conv, nn.Conv2d):
@@ -107,11 +117,25 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"deeplabv3_mobilenet_v3_large": D
 
 
 def build_model(
-    name: str, num_classes: int, width_mult: float, output_stride: int, atrous_rates: Sequence[int]
+    name: str,
+    num_classes: int,
+    *,
+    width_mult: float,
+    depth_mult: float,
+    output_stride: int,
+    atrous_rates: Sequence[int],
+    dropout: float,
 ) -> nn.Module:
-    """Builds the untrained model ``name``, a key of ``MODELS``. The last two arguments are those of DeepLabV3."""
+    """Builds the untrained model ``name``, a key of ``MODELS``. The last three arguments are those of DeepLabV3."""
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
     if name == "unet_resnet18":
-        return UNet(num_classes, width_mult)
-    return DeepLabV3(num_classes, width_mult, output_stride=output_stride, atrous_rates=atrous_rates)
+        return UNet(num_classes, width_mult, depth_mult)
+    return DeepLabV3(
+        num_classes,
+        width_mult,
+        depth_mult,
+        output_stride=output_stride,
+        atrous_rates=atrous_rates,
+        dropout=dropout,
+    )

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import load, save
+from checkpoints import build, load, save
 from evaluation import Result, evaluate
 from pictures import draw_predictions
 from scenes import CLASSES, Scenes, test_scenes, training_scenes
-from segmenters import MODELS, build_model
+from segmenters import MODELS
 from shared import (
     HelpFormatter,
     RecipeParser,
@@ -32,8 +32,10 @@ def get_parser() -> ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add("--model", default="unet_resnet18", choices=MODELS, help="name of the model")
     add("--width-mult", type=float, default=1.0, help="multiplies the channels of the model")
-    add("--output-stride", type=int, default=16, choices=(8, 16, 32), help="of DeepLabV3: image over last features")
+    add("--depth-mult", type=float, default=1.0, help="multiplies the blocks of its stages, rounded up")
+    add("--output-stride", type=int, default=16, choices=(4, 8, 16, 32), help="of DeepLabV3: image over last features")
     add("--atrous-rates", type=int, nargs="*", default=[12, 24, 36], help="of DeepLabV3: dilations of the pyramid")
+    add("--dropout", type=float, default=0.5, help="of DeepLabV3: probability of zeroing an output of the pyramid")
     add("--weights", metavar="PATH", help="model.pth to test")
     add = parser.add_argument_group("data").add_argument
     add("--image-size", type=int, default=64, help="side of the square scenes")
@@ -65,7 +67,7 @@ def main(args: Namespace) -> dict[str, Any]:
         raise ValueError("weights can only be tested: --test-only")
     folder = check_output_dir(args.output_dir or f"outputs/{args.model}")
     seed_everything(args.seed)
-    model = build_model(args.model, len(CLASSES), args.width_mult, args.output_stride, args.atrous_rates)
+    model = build(vars(args))
     test = test_scenes(args.test_scenes, args.image_size)
     history = train(model, test, args, folder / "train.log")
     result = evaluate(model, test, len(CLASSES))
@@ -78,7 +80,7 @@ def main(args: Namespace) -> dict[str, Any]:
 def train(model: nn.Module, test: Scenes, args: Namespace, log: Path) -> list[dict[str, float]]:
     """Trains the model in place; returns and logs the figures of each epoch."""
     steps = -(-args.scenes // args.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.epochs * steps, pct_start=0.2)
     history, start = [], time.process_time()
     with log.open("w", encoding="utf-8") as file, deterministic_algorithms():

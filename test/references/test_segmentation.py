@@ -67,14 +67,14 @@ def test_mean_iou_is_that_of_sklearn() -> None:
 @pytest.mark.parametrize("name", segmenters.MODELS)
 @pytest.mark.parametrize("size", [(64, 64), (50, 39)])
 def test_masks_have_the_size_of_the_image(name: str, size: tuple[int, int]) -> None:
-    model = segmenters.build_model(name, 11, 0.125, 8, (2, 4)).eval()
+    model = segmenters.MODELS[name](11, 0.125, 0.5).eval()
     assert model(torch.randn(1, 3, *size)).shape == (1, 11, *size)
 
 
 def test_checkpoints_of_torchvisions_deeplab_load() -> None:
     torch.manual_seed(0)
     other = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
-    model = segmenters.build_model("deeplabv3_mobilenet_v3_large", 3, 1.0, 16, (12, 24, 36)).eval()
+    model = segmenters.DeepLabV3(3).eval()
     model.load_state_dict(other.state_dict(), strict=True)
     x = torch.randn(1, 3, 64, 50)
     with torch.no_grad():
@@ -82,11 +82,11 @@ def test_checkpoints_of_torchvisions_deeplab_load() -> None:
 
 
 def test_strides_beyond_the_output_stride_become_dilations() -> None:
-    for stride in (8, 16, 32):
-        model = segmenters.build_model("deeplabv3_mobilenet_v3_large", 3, 0.125, stride, (2,)).eval()
+    for stride in (4, 8, 16, 32):
+        model = segmenters.DeepLabV3(3, 0.125, output_stride=stride).eval()
         assert model.backbone(torch.randn(1, 3, 64, 64)).shape[2:] == (64 // stride, 64 // stride)
-    with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
-        segmenters.build_model("deeplabv3_mobilenet_v3_large", 3, 0.125, 4, (2,))
+    with pytest.raises(ValueError, match="output_stride must be 4, 8, 16 or 32, got 2"):
+        segmenters.DeepLabV3(3, 0.125, output_stride=2)
 
 
 def test_a_run_trains_tests_and_quantizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
