@@ -92,7 +92,7 @@ def get_parser() -> ArgumentParser:
         help="names from models/__init__.py",
     )
     add("--epochs", type=int, default=default("epochs"), help="passes over the training set")
-    add("--image-size", type=int, default=default("image_size"), help="side of the square input images")
+    add("--image-size", type=int, default=40, help="side of the square input images")
     add(
         "--files",
         nargs="+",
