@@ -7,24 +7,29 @@ from typing import Any
 
 import torch
 from scenes import CLASSES
-from segmenters import build_model
+from segmenters import MODELS
 from shared import save_atomically
 from torch import nn
 
 __all__ = ["build", "load", "save"]
 
-MODEL_OPTIONS = ("width_mult", "depth_mult", "output_stride", "atrous_rates", "dropout")
-OPTIONS = ("model", "image_size", *MODEL_OPTIONS)
+#: Options of ``train.py`` that are arguments of the model.
+ARGUMENTS = {
+    "unet_resnet18": ("width_mult", "depth_mult"),
+    "deeplabv3_mobilenet_v3_large": ("width_mult", "depth_mult", "output_stride", "atrous_rates", "dropout"),
+}
 
 
 def build(options: Mapping[str, Any]) -> nn.Module:
     """The untrained model that the options of ``train.py`` describe."""
-    return build_model(options["model"], len(CLASSES), **{name: options[name] for name in MODEL_OPTIONS})
+    name = options["model"]
+    return MODELS[name](len(CLASSES), **{argument: options[argument] for argument in ARGUMENTS[name]})
 
 
 def save(model: nn.Module, args: Namespace, path: Path) -> None:
     """Writes the weights, and the options that determine the model and the size of its scenes."""
-    save_atomically({"state": model.state_dict(), "options": {name: getattr(args, name) for name in OPTIONS}}, path)
+    options = {name: getattr(args, name) for name in ("model", "image_size", *ARGUMENTS[args.model])}
+    save_atomically({"state": model.state_dict(), "options": options}, path)
 
 
 def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -33,7 +38,8 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Errors: ``ValueError`` if the file has no such model; ``OSError`` if it cannot be read.
     """
     content = torch.load(path, weights_only=True)
-    if not isinstance(content, dict) or set(content) != {"state", "options"}:
+    is_known = isinstance(content, dict) and set(content) == {"state", "options"}
+    if not is_known or content["options"].get("model") not in MODELS:
         raise ValueError(f"weights {path} is not a model.pth of references/segmentation/train.py")
     options = content["options"]
     model = build(options)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from torchvision_layers.experimental import nn as enn
 
-__all__ = ["MODELS", "DeepLabV3", "UNet", "build_model"]
+__all__ = ["MODELS", "DeepLabV3", "UNet"]
 
 
 class UNet(nn.Module):
@@ -114,28 +114,3 @@ def dilate_(features: nn.Module, output_stride: int) -> None:
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"deeplabv3_mobilenet_v3_large": DeepLabV3, "unet_resnet18": UNet}
-
-
-def build_model(
-    name: str,
-    num_classes: int,
-    *,
-    width_mult: float,
-    depth_mult: float,
-    output_stride: int,
-    atrous_rates: Sequence[int],
-    dropout: float,
-) -> nn.Module:
-    """Builds the untrained model ``name``, a key of ``MODELS``. The last three arguments are those of DeepLabV3."""
-    if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
-    if name == "unet_resnet18":
-        return UNet(num_classes, width_mult, depth_mult)
-    return DeepLabV3(
-        num_classes,
-        width_mult,
-        depth_mult,
-        output_stride=output_stride,
-        atrous_rates=atrous_rates,
-        dropout=dropout,
-    )

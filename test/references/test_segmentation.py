@@ -119,9 +119,10 @@ def test_mistakes_are_errors(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             train.main(parser.parse_args(arguments))
-    torch.save({"model": {}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is not a model.pth of references/segmentation"):
-        train.main(parser.parse_args(["--test-only", f"--weights={tmp_path / 'other.pth'}"]))
+    for content in ({"model": {}}, {"state": {}, "options": {"model": "resnet18"}}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="is not a model.pth of references/segmentation"):
+            train.main(parser.parse_args(["--test-only", f"--weights={tmp_path / 'other.pth'}"]))
 
 
 @pytest.mark.parametrize("recipe", sorted((SEGMENTATION / "recipes").iterdir()), ids=lambda path: path.stem)
