@@ -82,6 +82,9 @@ class DeepLabV3(nn.Module):
         super().__init__()
         self.backbone = mobilenet_v3_large(1, width_mult, depth_mult).features
         dilate_(self.backbone, output_stride)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1  # the 0.01 of MobileNetV3 lags behind in a training of a few thousand steps
         width = max(8, int(256 * width_mult))
         self.classifier = nn.Sequential(
             enn.ASPP(self.backbone[-1].out_channels, atrous_rates, width, dropout=dropout),

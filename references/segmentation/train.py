@@ -6,6 +6,7 @@ python references/segmentation/train.py --test-only --weights outputs/unet_resne
 
 import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from shared import (
 )
 from torch import nn
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True)}
+
 
 def get_parser() -> ArgumentParser:
     parser = RecipeParser(description=__doc__, formatter_class=HelpFormatter, fromfile_prefix_chars="@")
@@ -44,7 +47,8 @@ def get_parser() -> ArgumentParser:
     add("--batch-size", "-b", type=int, default=32, help="scenes in a batch")
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=int, default=20, help="epochs")
-    add("--lr", type=float, default=0.003, help="highest learning rate of AdamW, which rises and falls by batch")
+    add("--opt", choices=OPTIMIZERS, default="adamw", help="optimizer")
+    add("--lr", type=float, default=0.003, help="highest learning rate, which rises and falls by batch")
     add("--weight-decay", type=float, default=0.01, help="weight decay of all parameters")
     add("--seed", type=int, default=0, help="seed of weights and training scenes")
     add = parser.add_argument_group("results").add_argument
@@ -80,8 +84,11 @@ def main(args: Namespace) -> dict[str, Any]:
 def train(model: nn.Module, test: Scenes, args: Namespace, log: Path) -> list[dict[str, float]]:
     """Trains the model in place; returns and logs the figures of each epoch."""
     steps = -(-args.scenes // args.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.epochs * steps, pct_start=0.2)
+    optimizer = OPTIMIZERS[args.opt](model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    cycles = args.opt == "adamw"  # SGD learns less in the end if its momentum rises
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, args.epochs * steps, pct_start=0.2, cycle_momentum=cycles
+    )
     history, start = [], time.process_time()
     with log.open("w", encoding="utf-8") as file, deterministic_algorithms():
         print(f"{vars(args)}", file=file)
