@@ -38,8 +38,8 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Errors: ``ValueError`` if the file has no such model; ``OSError`` if it cannot be read.
     """
     content = torch.load(path, weights_only=True)
-    is_known = isinstance(content, dict) and set(content) == {"state", "options"}
-    if not is_known or content["options"].get("model") not in MODELS:
+    has_options = isinstance(content, dict) and set(content) == {"state", "options"}
+    if not has_options or content["options"].get("model") not in MODELS:
         raise ValueError(f"weights {path} is not a model.pth of references/segmentation/train.py")
     options = content["options"]
     model = build(options)

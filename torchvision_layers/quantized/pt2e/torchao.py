@@ -94,20 +94,22 @@ def is_observed(graph: fx.GraphModule) -> bool:
 
 
 def _quantizer(settings: Settings, is_qat: bool) -> Quantizer:
-    backend = settings.backend
-    if backend != "xnnpack":
-        config = _own_configuration(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat), is_qat, settings)
-        if backend == "tensorrt":
-            return _TensorRTQuantizer(config)
-        own = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
-        return own[backend]().set_global(config)
+    if settings.backend == "xnnpack":
+        return _xnnpack_quantizer(settings.per_channel, is_qat)
+    config = _own_configuration(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat), is_qat, settings)
+    if settings.backend == "tensorrt":
+        return _TensorRTQuantizer(config)
+    own = {"litert": _LiteRTQuantizer, "onnxruntime": _OnnxRuntimeQuantizer, "x86": _X86Quantizer}
+    return own[settings.backend]().set_global(config)
+
+
+def _xnnpack_quantizer(per_channel: bool, is_qat: bool) -> Quantizer:
     try:
         xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     except ImportError as error:
         raise ImportError('backend="xnnpack" needs executorch: pip install executorch') from error
-    return xnnpack.XNNPACKQuantizer().set_global(
-        xnnpack.get_symmetric_quantization_config(is_per_channel=settings.per_channel, is_qat=is_qat)
-    )
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=per_channel, is_qat=is_qat)
+    return xnnpack.XNNPACKQuantizer().set_global(config)
 
 
 class _HistogramObserver(FiniteValues, FastRangeSearch, pt2e.HistogramObserver):
