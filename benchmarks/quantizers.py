@@ -131,17 +131,23 @@ def use_nncf(model: nn.Module, batches: Sequence[Tensor], **options: Any) -> Int
     import nncf  # in an environment of its own
     import openvino
 
+    network = openvino.convert_model(deploy.fold(model), example_input=batches[0][:1])
+    network.reshape([-1, *batches[0].shape[1:]])
+    images = [image[None].numpy() for batch in batches for image in batch]
+    int8 = nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
     with tempfile.TemporaryDirectory() as folder:
-        source, path = Path(folder) / "float.onnx", Path(folder) / "int8.xml"
-        deploy.export(deploy.fold(model), batches[0], source, format="onnx")
-        core = openvino.Core()
-        images = [image[None].numpy() for batch in batches for image in batch]
-        network = core.read_model(str(source))
-        int8 = nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
+        path = Path(folder) / "int8.xml"
         openvino.save_model(int8, str(path), compress_to_fp16=False)
         size = sum(file.stat().st_size for file in (path, path.with_suffix(".bin")))
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        program = core.compile_model(int8, "CPU", settings)
+    program = openvino.Core().compile_model(
+        int8,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",  # operations in float would be in bfloat16 where the CPU has it
+        },
+    )
     return Int8(lambda x: torch.from_numpy(program(x.numpy())[0]), size)
 
 

@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from measure import Ratio
 
-__all__ = ["accuracy", "extras", "import_time", "layers", "load", "models", "runtimes", "versions"]
+__all__ = ["accuracy", "extras", "import_time", "layers", "load", "models", "runtimes", "segmentation", "versions"]
 
 NONE = "–"
 
@@ -86,6 +87,20 @@ def accuracy(record: dict[str, Any]) -> str:
             conditions.setdefault(text, []).append(model)
     lines += [f"* {', '.join(dict.fromkeys(models))}: {text}" for text, models in conditions.items()]
     return "\n".join([*lines, ""])
+
+
+def segmentation(results: dict[str, Any]) -> str:
+    """One row per model, with the mean over seeds and, in float, the range."""
+    rows = []
+    for name, figures in results["models"].items():
+        iou = figures["float"]
+        cells = [f"``{name}``", f"{figures['parameters'][0]:,}", f"{mean(iou):.3f}, {min(iou):.3f}–{max(iou):.3f}"]
+        cells += [f"{mean(figures[f'int8, {engine}']):.3f}" for engine in ("eager", "pt2e")]
+        rows.append([*cells, f"{mean(figures['seconds']):.0f} s"])
+    runs = len(next(iter(results["models"].values()))["float"])
+    head = ["model", "parameters", "mean IoU, lowest–highest", "int8, eager", "int8, pt2e", "training"]
+    conditions = f"{results['machine'].capitalize()}, torch {results['torch']}, {runs} seeds."
+    return "\n".join([conditions, "", *_list_table(head, rows)])
 
 
 def versions(record: dict[str, Any]) -> str:

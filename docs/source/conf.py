@@ -73,6 +73,7 @@ for name, source, render in (
     ("versions", "versions.json", figures.versions),
     ("extras", "versions.json", figures.extras),
     ("import_time", "benchmarks_import.json", figures.import_time),
+    ("segmentation", "variants_segmentation.json", figures.segmentation),
 ):
     (GENERATED / f"{name}.txt").write_text(render(figures.load(SOURCE / source)), encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,20 @@ from torch import nn
 
 __all__ = ["build", "load", "save"]
 
-#: Options of ``train.py`` that are arguments of the model.
-ARGUMENTS = {
-    "unet_resnet18": ("width_mult", "depth_mult"),
-    "deeplabv3_mobilenet_v3_large": ("width_mult", "depth_mult", "output_stride", "atrous_rates", "dropout"),
-}
-
 
 def build(options: Mapping[str, Any]) -> nn.Module:
     """The untrained model that the options of ``train.py`` describe."""
-    name = options["model"]
-    return MODELS[name](len(CLASSES), **{argument: options[argument] for argument in ARGUMENTS[name]})
+    return MODELS[options["model"]](len(CLASSES), **{name: options[name] for name in arguments(options)})
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """The options that are arguments of the model."""
+    return [name for name in signature(MODELS[options["model"]]).parameters if name in options]
 
 
 def save(model: nn.Module, args: Namespace, path: Path) -> None:
     """Writes the weights, and the options that determine the model and the size of its scenes."""
-    options = {name: getattr(args, name) for name in ("model", "image_size", *ARGUMENTS[args.model])}
+    options = {name: getattr(args, name) for name in ("model", "image_size", *arguments(vars(args)))}
     save_atomically({"state": model.state_dict(), "options": options}, path)
 
 

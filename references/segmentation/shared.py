@@ -13,6 +13,7 @@ from common.runs.reproducibility import deterministic_algorithms, seed_everythin
 from common.settings import ModelCard
 from common.tables.files import CAPTION, failed_exports, files_table
 from common.tables.text import columns
+from common.tables.variants import with_table
 from models.mobilenet_v3 import mobilenet_v3_large
 from models.resnet import resnet18
 
@@ -36,4 +37,5 @@ __all__ = [
     "run_as_script",
     "save_atomically",
     "seed_everything",
+    "with_table",
 ]

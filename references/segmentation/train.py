@@ -98,18 +98,16 @@ def train(model: nn.Module, test: Scenes, args: Namespace, log: Path) -> list[di
             losses = []
             batches = zip(scenes.images.split(args.batch_size), scenes.masks.split(args.batch_size), strict=True)
             for images, masks in batches:
-                loss = nn.functional.cross_entropy(model(images), masks)
+                error = nn.functional.cross_entropy(model(images), masks)
                 optimizer.zero_grad()
-                loss.backward()
+                error.backward()
                 optimizer.step()
                 schedule.step()
-                losses.append(loss.item())
+                losses.append(error.item())
             result = evaluate(model, test, len(CLASSES))
-            history.append({"epoch": epoch, "loss": sum(losses) / len(losses), "mean_iou": result.mean_iou})
-            seconds = time.process_time() - start
-            line = (
-                f"epoch {epoch}: loss {history[-1]['loss']:.3f}, {describe(result)}, {seconds:.0f} s of processor time"
-            )
+            loss, seconds = sum(losses) / len(losses), time.process_time() - start
+            history.append({"epoch": epoch, "loss": loss, "mean_iou": result.mean_iou, "seconds": seconds})
+            line = f"epoch {epoch}: loss {loss:.3f}, {describe(result)}, {seconds:.0f} s of processor time"
             print(line)
             print(line, file=file, flush=True)
     return history

@@ -1,6 +1,8 @@
 """The segmentation scripts: scenes, mean IoU, models, and a short run of both scripts."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,9 @@ from sklearn.metrics import jaccard_score
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from ._support import SCRIPTS
+
+# The path of the classification scripts is set by _support.
+from common.tables.variants import BEGIN, END  # isort: skip
 
 SEGMENTATION = SCRIPTS.parent / "segmentation"
 sys.path.append(str(SEGMENTATION))  # last: the classification scripts have a train.py too
@@ -107,6 +112,33 @@ def test_a_run_trains_tests_and_quantizes(tmp_path: Path, capsys: pytest.Capture
     assert not row.problem
     assert (tmp_path / "predictions_int8_eager.png").exists()
     assert "equal within" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_variants_are_compared_and_resumed(tmp_path: Path) -> None:
+    options = ["width-mult=0.125", "image-size=32", "scenes=16", "batch-size=8", "test-scenes=8", "epochs=1"]
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.txt").write_text("\n".join(f"--{option}" for option in options))
+    readme, results = tmp_path / "README.md", tmp_path / "results.json"
+    readme.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    paths = [f"--recipes={tmp_path / 'recipes'}", f"--output-dir={tmp_path / 'runs'}", f"--results={results}"]
+    command = [sys.executable, str(SEGMENTATION / "variants.py"), *paths, f"--readme={readme}", "--machine=a test"]
+    weights = tmp_path / "runs" / "tiny" / "seed0" / "model.pth"
+    times = []
+    for seeds in ("1", "2"):
+        subprocess.run([*command, "--seeds", seeds], check=True, capture_output=True)
+        times.append(weights.stat().st_mtime_ns)
+    assert times[0] == times[1]
+    figures = json.loads(results.read_text())["models"]["tiny"]
+    assert len(figures["float"]) == 2
+    assert all(0 < iou < 1 for name in ("float", "int8, eager", "int8, pt2e") for iou in figures[name])
+    count = sum(parameter.numel() for parameter in segmenters.MODELS["unet_resnet18"](11, 0.125).parameters())
+    assert figures["parameters"] == [count, count]
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    low, high = sorted(figures["float"])
+    assert f"| `tiny` | {count:,} | {(low + high) / 2:.3f}, {low:.3f}–{high:.3f} |" in text
 
 
 def test_mistakes_are_errors(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def describe_shapes(inputs: Inputs) -> str:
     return f"inputs of shapes {', '.join(map(str, shapes))}"
 
 
-def perturb(inputs: Inputs, scales: tuple[float, ...]) -> Inputs:
+def perturb(inputs: Inputs, scales: tuple[float, ...], seed: int = 0) -> Inputs:
     """``inputs`` with every floating-point value half a quantization step higher or lower, at random."""
-    generator, remaining = torch.Generator().manual_seed(0), iter(scales)
+    generator, remaining = torch.Generator().manual_seed(seed), iter(scales)
 
     def move(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():

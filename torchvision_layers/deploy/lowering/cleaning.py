@@ -10,7 +10,7 @@ from ...quantized.pt2e.passes import remove_dropout
 from ...quantized.pt2e.writes import is_write
 from .aliasing import alias_sets, aliased_inputs, positions, written_nodes
 
-__all__ = ["check_operators", "clean"]
+__all__ = ["check_operators", "clean", "make_functional"]
 
 _aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def clean(module: fx.GraphModule) -> None:
     remove_dropout(module)
     for node in list(graph.nodes):
         if is_write(node):
-            _make_functional(graph, node)
+            make_functional(graph, node)
     written = written_nodes(graph)
     for node in list(graph.nodes):
         if node in written:
@@ -76,7 +76,7 @@ def check_operators(module: fx.GraphModule) -> None:
             )
 
 
-def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
+def make_functional(graph: fx.Graph, node: fx.Node) -> None:
     """Replaces an operator that writes into its input by one that returns a new tensor, if no node sees a difference.
 
     A write into an input of the model is lost on purpose.

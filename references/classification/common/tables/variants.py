@@ -116,6 +116,14 @@ Variants
 {chr(10).join(fill(note, LINE_LENGTH) for note in notes)}
 
 ``references/classification/README.md`` explains the columns under "Variants".
+
+Segmentation
+------------
+
+The models with a recipe in ``references/segmentation/recipes`` label each pixel of scenes composed of the digits. There
+are eleven classes and 200 test scenes. ``references/segmentation/README.md`` describes the data and the models.
+
+.. include:: generated/segmentation.txt
 """
 
 
