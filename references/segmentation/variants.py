@@ -2,8 +2,8 @@
 
 python references/segmentation/variants.py --seeds 3 --machine "one core of a server CPU with VNNI"
 
-A run takes two minutes on one core. The command resumes if it was interrupted; ``--render`` only generates the table
-of the README again, from the last results.
+A run takes two minutes on one core. An interrupted command continues when it is called again. ``--render`` trains
+nothing, and regenerates the table in the README from the last results.
 """
 
 import json
