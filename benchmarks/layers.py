@@ -40,6 +40,7 @@ from token_cases import TOKEN_CASES
 from torch import Tensor, nn
 from window_cases import WINDOW_CASES
 
+ALL_CASES = [*CASES, *NECK_CASES, *TOKEN_CASES, *WINDOW_CASES]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default: eager on a CPU, all on a GPU")
     args = parser.parse_args(arguments)
     try:
-        cases = FOLDED_CASES if args.folded else [*CASES, *NECK_CASES, *TOKEN_CASES, *WINDOW_CASES]
+        cases = FOLDED_CASES if args.folded else ALL_CASES
         cases = cases if args.only is None else choose(args.only, cases)
     except ValueError as error:
         parser.error(f"--only: {error}")

@@ -398,7 +398,7 @@ def test_the_figures_in_the_docs_match_the_cases(name: str) -> None:
             format,
             case.target.inference,
         )
-        for case in (cases.CASES if name == "layers" else folded_cases.FOLDED_CASES)
+        for case in (layers.ALL_CASES if name == "layers" else folded_cases.FOLDED_CASES)
         for format in (("contiguous", "channels_last") if len(case.shape) == 4 else ("contiguous",))
     ]
     assert recorded == expected

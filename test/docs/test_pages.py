@@ -113,7 +113,12 @@ def test_external_names_exist() -> None:
                 assert attribute == "None" or hasattr(importlib.import_module(module or "builtins"), attribute), name
 
 
-MARKDOWN = [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", "build", "outputs"} & set(path.parts)]
+#: Not the pages of the packages in .venv, .venv-nncf and so on.
+MARKDOWN = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith(".venv") or part in ("build", "outputs") for part in path.relative_to(ROOT).parts)
+]
 
 
 def anchors(page: Path) -> set[str]:

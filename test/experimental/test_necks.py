@@ -312,6 +312,8 @@ def test_concatenation_is_that_of_the_quantized_package() -> None:
     for dim in (1, -2):
         assert torch.equal(layer(dim)(tensors), other(dim)(tensors))
     assert torch.equal(layer()(tuple(tensors)), torch.cat(tensors, 1))
+    halves = [tensors[0].half(), tensors[1]]  # as under autocast
+    assert torch.equal(layer()(halves), torch.cat(halves, 1))
 
 
 # Int8

@@ -106,11 +106,23 @@ SPECS = (
                 ValueError,
                 r"inputs\[1\] must have the shape of inputs\[0\], \[2, 3, 5\], except.*got \[1, 3, 5\]",
             ),
+            BadInput(  # torch.cat skips an empty vector
+                InvalidInput.RANK,
+                [torch.zeros(2, 3), torch.zeros(0)],
+                ValueError,
+                r"inputs\[1\] must have the shape of inputs\[0\], \[2, 3\], except in dimension 1, got \[0\]",
+            ),
             BadInput(
                 InvalidInput.DTYPE,
                 torch.zeros(2, 3),
                 TypeError,
                 "inputs must be a list or tuple of tensors, got Tensor",
+            ),
+            BadInput(
+                InvalidInput.DTYPE,
+                [torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)],
+                TypeError,
+                r"inputs\[1\] must have a floating-point dtype, got torch\.int64",
             ),
             BadInput(
                 InvalidInput.DTYPE, [torch.zeros(2, 3), 1.0], TypeError, r"inputs\[1\] must be a Tensor, got float"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._utils.checks import check_input
+from ..._utils.checks import check_input, is_tensor
 
 __all__ = ["Levels", "check_levels", "level_names", "resize", "with_names"]
 
@@ -63,4 +63,8 @@ def with_names(input: Levels, names: list[str], outputs: list[Tensor]) -> Levels
 
 def resize(image: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
     """``image`` interpolated to the height and width of ``like``."""
+    # A graph for all sizes has no branch on them.
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102  # as in attention.py
+        if is_tensor(image) and image.shape[2:] == like.shape[2:]:
+            return image
     return F.interpolate(image, size=like.shape[-2:], mode=mode)

@@ -77,6 +77,8 @@ def cosines(query: Tensor, key: Tensor) -> Tensor:
 
 def _directions(vectors: Tensor) -> Tensor:
     vectors = at_least_float32(vectors)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return F.normalize(vectors, dim=-1)
     # The gradient of a zero vector would be near 1e12, and its second derivative would not be finite.
     is_zero = vectors.eq(0).all(-1, keepdim=True)
     return F.normalize(vectors.masked_fill(is_zero, 1), dim=-1).masked_fill(is_zero, 0)

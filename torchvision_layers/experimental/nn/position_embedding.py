@@ -64,9 +64,14 @@ class PositionEmbedding2d(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102  # as in attention.py
+            # The usual case: such an input would pass the checks below, which take longer.
+            if is_tensor(input) and input.shape[1:] == weight.shape[1:] and input.dtype == weight.dtype:
+                return input + weight
         check_input(input, 4, self.channels, needs_pixels=True)
-        check_dtype(input, self.weight)
-        return input + _resampled(self.weight, input.shape[2], input.shape[3])
+        check_dtype(input, weight)
+        return input + _resampled(weight, input.shape[2], input.shape[3])
 
     def extra_repr(self) -> str:
         return f"{self.channels}, grid_size={self.grid_size}"
