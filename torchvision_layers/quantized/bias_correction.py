@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from .._utils.row_blocks import row_blocks
 
-__all__ = ["InputMean", "rounding_error", "significant_mean"]
+__all__ = ["CORRECTING_IMAGES", "InputMean", "image_means", "rounding_error", "significant_mean"]
+
+#: Images on which the biases are corrected for rounded activations, layer by layer.
+CORRECTING_IMAGES = 8
 
 
 def rounding_error(weight: Tensor, observer: Any) -> Tensor:
@@ -91,6 +94,15 @@ def _reads(size: int, kernel_size: int, stride: int, padding: int, dilation: int
     reads = torch.zeros(size, kernel_size)
     reads[positions[is_inside], elements[is_inside]] = 1 / outputs
     return reads
+
+
+def image_means(output: Tensor, axis: int) -> Tensor:
+    """The mean of each channel in each image; the positions of an image are too much alike to count separately.
+
+    ``axis`` is the dimension of the channels, the images are the first.
+    """
+    values = output.movedim(axis, -1)
+    return values.clone() if values.dim() < 3 else values.mean(tuple(range(1, values.dim() - 1)))
 
 
 def significant_mean(values: Tensor) -> Tensor:

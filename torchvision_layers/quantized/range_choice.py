@@ -16,7 +16,7 @@ from .._utils.structure import flatten, rebuild
 from .range_search import FastRangeSearch
 from .ranges import RULES, RangeRule
 
-__all__ = ["CalibrationRanges", "choose_ranges", "places_of"]
+__all__ = ["CalibrationRanges", "choose_ranges", "not_observing", "places_of", "rounding_activations"]
 
 #: Images that ``"auto"`` tries its rules on: the outputs for more would hardly differ.
 _IMAGES = 32
@@ -138,13 +138,17 @@ class _Place:
         self.errors = dict.fromkeys(self.qparams, 0.0)
 
     def rounded(self, tensor: Tensor, qparams: tuple[float, int]) -> Tensor:
-        scale, zero_point = qparams
-        ends = self.observer.quant_min - zero_point, self.observer.quant_max - zero_point
-        return tensor.mul(1 / scale).round_().clamp_(*ends).mul_(scale)  # faster than torch.fake_quantize
+        return _rounded(self.observer, tensor, qparams)
 
     def best(self) -> int:
         """The index of the best rule."""
         return min(range(len(RULES)), key=lambda i: self.errors[self.qparams[i]])
+
+
+def _rounded(observer: Any, tensor: Tensor, qparams: tuple[float, int]) -> Tensor:
+    scale, zero_point = qparams
+    ends = observer.quant_min - zero_point, observer.quant_max - zero_point
+    return tensor.mul(1 / scale).round_().clamp_(*ends).mul_(scale)  # faster than torch.fake_quantize
 
 
 class _Comparison(TorchDispatchMode):
@@ -206,6 +210,29 @@ class _Comparison(TorchDispatchMode):
             for tensor in outputs:
                 self._mark(tensor, {place for _, place in marked})
         return output
+
+
+@contextmanager
+def not_observing(model: nn.Module) -> Iterator[None]:
+    """Within the context, the observers of a prepared model return their tensors as they are."""
+    with _probing(_observers_of(model), lambda _, tensor: tensor):
+        yield
+
+
+@contextmanager
+def rounding_activations(model: nn.Module) -> Iterator[None]:
+    """Within the context, the observers of a prepared model return their tensors rounded, as int8 will hold them."""
+    steps: dict[Any, tuple[float, int] | None] = {}
+
+    def rounded(observer: Any, tensor: Tensor) -> Tensor:
+        if observer not in steps:
+            qparams = observer.calculate_qparams() if bool(observer.min_val.isfinite().all()) else None
+            steps[observer] = qparams and (float(qparams[0]), int(qparams[1]))
+        qparams = steps[observer]
+        return tensor if qparams is None or not tensor.numel() else _rounded(observer, tensor, qparams)
+
+    with _probing(_observers_of(model), rounded):
+        yield
 
 
 @contextmanager

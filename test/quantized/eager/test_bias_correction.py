@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from torchvision_layers import quantized
+from torchvision_layers.quantized.eager import workflow
 
 
 class KeywordCall(nn.Module):
@@ -54,6 +55,57 @@ def test_channel_means_match_float(model: nn.Module, shape: tuple[int, ...], bac
     error = (outputs.mean(axes) - expected.mean(axes)).abs() / expected.abs().amax(axes)
     # Uncorrected errors are some percent of the range; the remainder comes from rounding the outputs.
     assert float(error.max()) < 4e-3
+
+
+@pytest.mark.parametrize("images", [4, 12])
+@pytest.mark.parametrize("backend", ["x86", "onednn"])
+def test_channel_means_match_float_behind_many_layers(
+    backend: str, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipped activations shift channels too, which shows behind some layers."""
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()) for _ in range(5)]
+    model, inputs = nn.Sequential(*layers, nn.Conv2d(8, 8, 1)).eval(), torch.randn(images, 8, 40, 40)
+
+    def error() -> float:
+        int8 = quantized.quantize(model, [inputs], backend=backend, ranges=quantized.Percentile(99.0))
+        return float((int8(inputs) - model(inputs)).mean((0, 2, 3)).square().mean())
+
+    with torch.no_grad():
+        corrected = error()
+        monkeypatch.setattr(workflow, "correct_in_turn", lambda *args: None)
+        assert corrected < error() / 3
+
+
+def test_rounded_activations_are_those_of_the_first_eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), torch.randn(12, 3, 9, 9)
+    seen: list[list[Tensor]] = []
+    original = workflow.correct_in_turn
+    monkeypatch.setattr(
+        workflow, "correct_in_turn", lambda *args: (seen.append(list(args[1].values())), original(*args))
+    )
+    kept = batch.clone()
+    quantized.quantize(model, [batch, 100 * batch])
+    assert torch.equal(batch, kept)
+    ((first, last),) = seen
+    with torch.no_grad():
+        torch.testing.assert_close(first, model[0](batch[:8]).mean((2, 3)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(last, model(batch[:8]).mean((2, 3)), rtol=0, atol=1e-5)
+
+
+def test_layer_that_runs_twice_is_corrected_for_its_weights_only() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(10 * torch.tanh(self.conv(x)))
+
+    model, inputs = Twice().eval(), torch.randn(4, 8, 20, 20)
+    with torch.no_grad():
+        expected, got = model(inputs), quantized.quantize(model, [inputs])(inputs)
+    error = 10 * torch.log10(expected.square().sum() / (got - expected).square().sum())
+    assert float(error) > 25
 
 
 def test_shared_bias_is_corrected_per_module() -> None:

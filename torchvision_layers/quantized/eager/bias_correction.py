@@ -1,18 +1,20 @@
 """Rounding of the weights of prepared modules, and correction of the biases for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..._utils.inputs import Inputs
 from ..._utils.progress import track
-from ..bias_correction import InputMean, rounding_error
+from ..bias_correction import InputMean, image_means, rounding_error, significant_mean
 from ..gptq import InputMoments
+from ..range_choice import rounding_activations
 from .torch_ao.fixed_steps import set_rounded_weight
 
-__all__ = ["correct_biases", "measure_inputs"]
+__all__ = ["correct_biases", "correct_in_turn", "measure_inputs", "record_outputs"]
 
 
 @contextmanager
@@ -50,6 +52,61 @@ def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
             shift = mean.shift(rounding_error(weight, observer))
         if shift is not None:
             module.bias = nn.Parameter(-shift if module.bias is None else module.bias.detach() - shift)
+
+
+@contextmanager
+def record_outputs(layers: Iterable[Any]) -> Iterator[dict[Any, Tensor]]:
+    """Records the means of what layers return within the context, by module. Those that run twice are left out."""
+    means = dict[Any, Tensor]()
+    ran = set[Any]()
+
+    def record(module: Any, args: object, output: Tensor) -> None:
+        if module in ran:
+            means.pop(module, None)
+        else:
+            means[module] = image_means(output, _channel_axis(module))
+        ran.add(module)
+
+    handles = [module.register_forward_hook(record, prepend=True) for module in layers]  # before its observer
+    try:
+        yield means
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def correct_in_turn(model: nn.Module, expected: dict[Any, Tensor], images: Inputs) -> None:
+    """Corrects the layers of a prepared model in turn, in place: with everything rounded, as int8 will compute, the
+    means of their channels become those that ``record_outputs`` recorded for the same images in float.
+
+    This also cancels the shift of rounded and clipped activations.
+    """
+    weights = {module: module.weight for module in expected}
+
+    def round_weight(module: Any, args: object) -> None:
+        weight = module.weight.detach()
+        module.weight = nn.Parameter(weight + rounding_error(weight, module.qconfig.weight()), requires_grad=False)
+
+    def correct(module: Any, args: object, output: Tensor) -> Tensor:
+        module.weight = weights[module]
+        axis = _channel_axis(module)
+        shift = significant_mean(expected[module] - image_means(output, axis))
+        module.bias = nn.Parameter(shift if module.bias is None else module.bias.detach() + shift)
+        return output + shift.reshape([-1, *[1] * (-1 - axis)])
+
+    handles = [module.register_forward_pre_hook(round_weight) for module in expected]
+    handles += [module.register_forward_hook(correct, prepend=True) for module in expected]
+    try:
+        with rounding_activations(model):
+            images.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _channel_axis(module: Any) -> int:
+    """The dimension of the channels in the output of a layer, counted from the end."""
+    return -1 if isinstance(module, nn.Linear) else 1 - module.weight.dim()
 
 
 def _geometry(module: Any) -> tuple[Any, ...]:

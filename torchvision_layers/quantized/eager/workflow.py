@@ -25,16 +25,17 @@ from ..._utils.model_checks import check_module
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
+from ..bias_correction import CORRECTING_IMAGES
 from ..checks import check_float32_parameters, check_not_converted, check_same_results, first_of
 from ..finite import calibrating
 from ..joining import joined
 from ..measurement import OutputMeasurement
-from ..range_choice import CalibrationRanges
+from ..range_choice import CalibrationRanges, not_observing
 from ..report_row import ReportRow
 from ..settings import BACKENDS, Settings
 from ..wrapper import Stage
 from . import measuring
-from .bias_correction import correct_biases, measure_inputs
+from .bias_correction import correct_biases, correct_in_turn, measure_inputs, record_outputs
 from .calls import Call, find_difference, record_calls
 from .excluded import mark_float_chains_
 from .first_run import run_first, running_module
@@ -95,14 +96,22 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         prepared.stage, prepared.backend, prepared.settings = Stage.PREPARED, settings.backend, settings
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
+        images = prepared.first_images(first, CORRECTING_IMAGES).map(Tensor.clone)
+        is_whole = [t.shape for t in images.tensors()] == [t.shape for t in first.tensors()]
         with measure_inputs(prepared, settings.rounding) as means:
-            for i, batch in enumerate(chain([first], batches)):
+            with calibrating(unwrapped(model), first, 0), record_outputs(means) as expected:
+                first.run(prepared)
+            for i, batch in enumerate(batches, 1):
                 with calibrating(unwrapped(model), batch, i):
                     batch.run(prepared)
         for handle in handles:
             handle.remove()
+        if not is_whole:
+            with not_observing(prepared), record_outputs(means) as expected:
+                images.map(Tensor.clone).run(prepared)
         correct_biases(means, settings.progress)
         ranges.apply()
+        correct_in_turn(prepared, expected, images)
     return _convert_(prepared)
 
 

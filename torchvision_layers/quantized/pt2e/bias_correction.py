@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..._utils.progress import track
-from ..bias_correction import InputMean, rounding_error, significant_mean
+from ..bias_correction import InputMean, image_means, rounding_error, significant_mean
 from ..gptq import InputMoments
 from ..pairs import PairRange
 from .constants import add_parameter
@@ -133,7 +133,7 @@ class _Recorder(nn.Module):
     def forward(self, input: Tensor, output: Tensor) -> None:
         self.mean(input)
         if self.outputs is not None and self.name not in self.outputs:
-            self.outputs[self.name] = _image_means(output, self.axis), self.axis
+            self.outputs[self.name] = image_means(output, self.axis), self.axis
 
 
 def _add_recorder(module: fx.GraphModule, node: fx.Node, mean: InputMean, outputs: Outputs | None) -> fx.Node:
@@ -192,12 +192,6 @@ def correct_int8_biases(module: fx.GraphModule, expected: Outputs, tensors: Sequ
     _CorrectingRun(module, expected).run(*[tensor.clone() for tensor in tensors])
 
 
-def _image_means(output: Tensor, axis: int) -> Tensor:
-    """The mean of each channel in each image; the positions of an image are too much alike to count separately."""
-    values = output.movedim(axis, -1)
-    return values.clone() if values.dim() < 3 else values.mean(tuple(range(1, values.dim() - 1)))
-
-
 class _Run(fx.Interpreter):
     """Runs a graph without the modules that only look at its tensors: observers, and guards of the export."""
 
@@ -217,7 +211,7 @@ class _FloatRun(_Run):
         output = super().run_node(n)
         if n in self.layers:
             axis = _channel_axis(self.module, n)
-            self.outputs[n.name] = _image_means(output, axis), axis
+            self.outputs[n.name] = image_means(output, axis), axis
         return output
 
 
@@ -232,7 +226,7 @@ class _CorrectingRun(_Run):
         output = super().run_node(n)
         if n.name in self.expected:
             expected, axis = self.expected[n.name]
-            shift = significant_mean(expected - _image_means(output, axis))
+            shift = significant_mean(expected - image_means(output, axis))
             _tensor(self.module, n.args[2]).add_(shift)
             output = output + shift.reshape([-1, *[1] * (-1 - axis)])
         return output

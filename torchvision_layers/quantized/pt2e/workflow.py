@@ -12,6 +12,7 @@ from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
+from ..bias_correction import CORRECTING_IMAGES
 from ..checks import check_float32_parameters, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
@@ -43,9 +44,6 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
-#: Images that correct the biases of an int8 graph.
-_IMAGES = 8
-
 
 def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
@@ -69,7 +67,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     with torch.no_grad():
         prepared = _prepare_to_calibrate(model, first, settings)
         ranges.model = prepared
-        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), _IMAGES))
+        images = prepared.signature.flatten(prepared.first_images(first.map(Tensor.clone), CORRECTING_IMAGES))
         shapes = [tensor.shape for tensor in prepared.signature.flatten(first)]
         keeps_outputs = shapes == [image.shape for image in images]
         with measure_inputs(prepared.body, settings.rounding, keeps_outputs) as (means, outputs):
