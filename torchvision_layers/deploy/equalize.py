@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .._utils.inputs import Inputs
 from .fold import fold_call, run_on
 from .folding.comparison import check_same
-from .folding.equalizing import EqualizingPass, equalize_pairs
+from .folding.equalizing import EqualizingPass, equalize_pairs, measure_activations
 
 __all__ = ["equalize"]
 
@@ -21,8 +21,9 @@ def equalize(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) ->
     Between two layers, a channel can be divided by a number if the next layer multiplies by it. The numbers that give
     both layers weights of the same range are those of `Data-Free Quantization Through Weight Equalization and Bias
     Correction <https://arxiv.org/abs/1906.04721>`_ (eq. 10 to 12), repeated until they converge over chains of layers.
-    ``quantize(..., per_channel=False)`` needs it; with a scale for each channel of a weight it gains little, except for
-    re-parameterized networks such as RepVGG.
+    With ``batch``, the activations between the layers count too: their channels share a scale as well, and would become
+    less similar. ``quantize(..., per_channel=False)`` needs it; with a scale for each channel of a weight it gains
+    little, except for re-parameterized networks such as RepVGG.
 
     Layers are convolutions, transposed convolutions and linear layers, grouped and depthwise ones included. Between
     them may be ReLU, leaky ReLU and PReLU, pooling, padding, upsampling, flattening, and whatever does nothing in eval
@@ -33,8 +34,9 @@ def equalize(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) ->
 
     Args:
         model: any float model in any mode; it stays unchanged.
-        batch: an input of the model, or a tuple of its inputs, on which the copy is compared with the model, as in
-            :func:`fold`. Required below a ``forward`` that cannot be traced. Default: ``None``.
+        batch: an input of the model, or a tuple of its inputs, on which activations are measured, and the copy is
+            compared with the model, as in :func:`fold`. Required below a ``forward`` that cannot be traced.
+            Default: ``None``, which equalizes weights alone.
 
     Errors: as in :func:`fold`.
 
@@ -49,7 +51,8 @@ def equalize(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) ->
     equalized = fold_call(model, inputs)
     search = EqualizingPass(equalized, None if inputs is None else partial(run_on, inputs))
     search.fold(equalized)
-    equalize_pairs(list(search.pairs.values()))
+    pairs = list(search.pairs.values())
+    equalize_pairs(pairs, None if inputs is None else measure_activations(pairs, partial(run_on, inputs, equalized)))
     equalized.requires_grad_(False)
     if inputs is not None:
         check_same(equalized, model, inputs, "equalization", _CAUSES)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from .folding_pass import FoldingPass
 from .replacement import float_class_of
 from .rules import is_identity, is_weighted
 
-__all__ = ["EqualizingPass", "equalize_pairs"]
+__all__ = ["EqualizingPass", "equalize_pairs", "measure_activations"]
 
 #: Modules that treat channels alike and return ``s * y`` if they get ``s * x``, for every ``s > 0``.
 _HOMOGENEOUS = {
@@ -135,26 +136,78 @@ def _is_homogeneous(module: Any) -> bool:
     return cls in _HOMOGENEOUS
 
 
-def equalize_pairs(pairs: list[Pair]) -> None:
+@dataclass
+class Activations:
+    """What the second layer of a pair gets: the largest magnitude of each channel, and whether any is negative."""
+
+    largest: Tensor
+    are_signed: bool = False
+
+    def observe(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        """A hook of that layer."""
+        values = (args[0] if args else kwargs["input"]).detach().cpu().double()
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            values = values.movedim(-1 - len(layer.kernel_size), -1)
+        if values.numel():
+            self.are_signed |= bool(values.min() < 0)
+            # Pixels of a flattened image share a scale.
+            largest = values.abs().flatten(0, -2).amax(0).reshape(len(self.largest), -1).amax(1)
+            self.largest = self.largest.maximum(largest)
+
+    def beside(self, weights: Tensor, scale: Tensor) -> Tensor:
+        """The ranges of weights that have as many steps as these activations, divided by ``scale``, in int8.
+
+        Without negative numbers, activations have twice as many.
+        """
+        largest = self.largest / scale
+        if not float(largest.max()) > 0:
+            return torch.zeros_like(weights)
+        return largest * (weights.max() / largest.max() * (1.0 if self.are_signed else 0.5))
+
+
+def measure_activations(pairs: list[Pair], run: Callable[[], object]) -> list[Activations]:
+    """The activations between the layers of each pair while ``run`` runs the model."""
+    activations = [Activations(torch.zeros(out_channels(pair.first), dtype=torch.float64)) for pair in pairs]
+    handles = [
+        pair.second.register_forward_pre_hook(own.observe, with_kwargs=True)
+        for pair, own in zip(pairs, activations, strict=True)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return activations
+
+
+def equalize_pairs(pairs: list[Pair], activations: list[Activations] | None = None) -> None:
     r"""Gives each channel between two layers the scale at which both have weights of the same range, in place.
 
     With the largest weights :math:`r_1` of the output channel and :math:`r_2` of the input channel, the first layer is
     divided and the second multiplied by :math:`\sqrt{r_1 / r_2}` (Nagel et al., 2019, "Data-Free Quantization Through
     Weight Equalization and Bias Correction", eq. 11). A layer in two pairs changes the ranges of both, so this is
     repeated until the scales converge.
+
+    That alone makes the ranges of activations differ, which have one scale for all channels too. If they are given,
+    :math:`r_1` is the larger of weight and activation, each relative to its largest channel.
     """
     layers = {layer for pair in pairs for layer in (pair.first, pair.second)}
     # Only the largest weight of each kernel matters.
     largest = {layer: _largest_weights(layer) for layer in layers}
     logarithms = [torch.zeros(out_channels(pair.first), dtype=torch.float64) for pair in pairs]
+    damping = 1.0 if activations is None else 0.5  # the largest channels change, and scales would swing
     for _ in range(_ROUNDS):
         change = 0.0
-        for pair, logarithm in zip(pairs, logarithms, strict=True):
+        for i, (pair, logarithm) in enumerate(zip(pairs, logarithms, strict=True)):
             outputs = _channels(pair.first, largest[pair.first], is_output=True)
+            if activations is not None:
+                others = activations[i].beside(outputs, logarithm.exp())
+                outputs = torch.where(outputs > 0, outputs.maximum(others), 0.0)
             inputs = _channels(pair.second, largest[pair.second], is_output=False)
             inputs = inputs.reshape(len(outputs), -1).amax(1)  # pixels of a flattened image share a scale
             has_weights = (outputs > 0) & (inputs > 0)
             step = torch.where(has_weights, (outputs / inputs).log() / 2, 0.0).nan_to_num(0.0)
+            step *= damping
             logarithm += step
             largest[pair.first] *= broadcastable(pair.first, (-step).exp(), is_output=True)
             largest[pair.second] *= broadcastable(pair.second, _per_input(pair, step.exp()), is_output=False)
