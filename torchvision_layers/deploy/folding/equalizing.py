@@ -138,7 +138,7 @@ def _is_homogeneous(module: Any) -> bool:
 
 @dataclass
 class Activations:
-    """What the second layer of a pair gets: the largest magnitude of each channel, and whether any is negative."""
+    """The input of the second layer of a pair: the largest magnitude of each channel, and whether any is negative."""
 
     largest: Tensor
     are_signed: bool = False
