@@ -113,7 +113,7 @@ def test_external_names_exist() -> None:
                 assert attribute == "None" or hasattr(importlib.import_module(module or "builtins"), attribute), name
 
 
-#: Not the pages of the packages in .venv, .venv-nncf and so on.
+#: Environments such as .venv and .venv-nncf hold the pages of other packages.
 MARKDOWN = [
     path
     for path in sorted(ROOT.rglob("*.md"))

@@ -21,9 +21,9 @@ def equalize(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) ->
     Between two layers, a channel can be divided by a number if the next layer multiplies by it. The numbers that give
     both layers weights of the same range are those of `Data-Free Quantization Through Weight Equalization and Bias
     Correction <https://arxiv.org/abs/1906.04721>`_ (eq. 10 to 12), repeated until they converge over chains of layers.
-    With ``batch``, the activations between the layers count too: their channels share a scale as well, and would become
-    less similar. ``quantize(..., per_channel=False)`` needs it; with a scale for each channel of a weight it gains
-    little, except for re-parameterized networks such as RepVGG.
+    Scales that suit the weights make the channels of activations less similar, and these share one scale in int8 as
+    well. If ``batch`` shows the activations, both count. ``quantize(..., per_channel=False)`` needs equalization; with
+    a scale for each channel of a weight it gains little, except for re-parameterized networks such as RepVGG.
 
     Layers are convolutions, transposed convolutions and linear layers, grouped and depthwise ones included. Between
     them may be ReLU, leaky ReLU and PReLU, pooling, padding, upsampling, flattening, and whatever does nothing in eval

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._utils.row_blocks import row_blocks
 
-__all__ = ["CORRECTING_IMAGES", "InputMean", "image_means", "rounding_error", "significant_mean"]
+__all__ = ["CORRECTING_IMAGES", "InputMean", "cancel_shift", "image_means", "rounding_error", "significant_mean"]
 
 #: Images on which the biases are corrected for rounded activations, layer by layer.
 CORRECTING_IMAGES = 8
@@ -103,6 +103,15 @@ def image_means(output: Tensor, axis: int) -> Tensor:
     """
     values = output.movedim(axis, -1)
     return values.clone() if values.dim() < 3 else values.mean(tuple(range(1, values.dim() - 1)))
+
+
+def cancel_shift(output: Tensor, expected: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The summand of a bias with which the means of the channels become ``expected``, and the output with it.
+
+    ``axis`` is a negative number, and ``expected`` a result of :func:`image_means` for the same images.
+    """
+    shift = significant_mean(expected - image_means(output, axis))
+    return shift, output + shift.reshape([-1, *[1] * (-1 - axis)])
 
 
 def significant_mean(values: Tensor) -> Tensor:

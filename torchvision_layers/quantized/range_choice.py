@@ -115,12 +115,22 @@ def choose_ranges(model: nn.Module, batches: Sequence[Inputs], places: dict[int,
 
 def places_of(model: nn.Module) -> dict[int, "_Place"]:
     """The observers of a model that have seen values, by their ids, with the steps that each rule gives them now."""
-    observers = _observers_of(model)
-    return {id(observer): _Place(observer) for observer in observers if bool(observer.min_val.isfinite().all())}
+    return {id(observer): _Place(observer) for observer in _calibrated(_observers_of(model))}
 
 
 def _observers_of(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, FastRangeSearch)]
+
+
+def _calibrated(observers: list[Any]) -> list[Any]:
+    """The observers that have seen values."""
+    return [observer for observer in observers if bool(observer.min_val.isfinite().all())]
+
+
+def _steps(observer: Any) -> tuple[float, int]:
+    """The scale and zero point by the rule of an observer."""
+    scale, zero_point = observer.calculate_qparams()
+    return float(scale), int(zero_point)
 
 
 class _Place:
@@ -131,8 +141,7 @@ class _Place:
         self.qparams: list[tuple[float, int]] = []
         rule = observer.rule
         for observer.rule in RULES:
-            scale, zero_point = observer.calculate_qparams()
-            self.qparams.append((float(scale), int(zero_point)))
+            self.qparams.append(_steps(observer))
         observer.rule = rule
         #: The errors of the operators that read the tensor.
         self.errors = dict.fromkeys(self.qparams, 0.0)
@@ -222,16 +231,20 @@ def not_observing(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def rounding_activations(model: nn.Module) -> Iterator[None]:
     """Within the context, the observers of a prepared model return their tensors rounded, as int8 will hold them."""
-    steps: dict[Any, tuple[float, int] | None] = {}
+    observers = _observers_of(model)
+    with _rounding(observers, {id(observer): _steps(observer) for observer in _calibrated(observers)}):
+        yield
+
+
+@contextmanager
+def _rounding(observers: Sequence[Any], qparams: dict[int, tuple[float, int]]) -> Iterator[None]:
+    """Within the context, observers round their tensors, if there are steps for them by id."""
 
     def rounded(observer: Any, tensor: Tensor) -> Tensor:
-        if observer not in steps:
-            qparams = observer.calculate_qparams() if bool(observer.min_val.isfinite().all()) else None
-            steps[observer] = qparams and (float(qparams[0]), int(qparams[1]))
-        qparams = steps[observer]
-        return tensor if qparams is None or not tensor.numel() else _rounded(observer, tensor, qparams)
+        own = qparams.get(id(observer))
+        return tensor if own is None or not tensor.numel() else _rounded(observer, tensor, own)
 
-    with _probing(_observers_of(model), rounded):
+    with _probing(observers, rounded):
         yield
 
 
@@ -255,15 +268,8 @@ def _error(
     choice: dict[int, int],
 ) -> float:
     """The error at the outputs of the model if all tensors are rounded, each by the rule of its observer."""
-
-    def rounded(observer: Any, tensor: Tensor) -> Tensor:
-        place = places.get(id(observer))
-        if place is None or not tensor.numel():
-            return tensor
-        return place.rounded(tensor, place.qparams[choice[id(observer)]])
-
     error = 0.0
-    with _probing(observers, rounded):
+    with _rounding(observers, {key: place.qparams[choice[key]] for key, place in places.items()}):
         for batch, outputs in zip(batches, expected, strict=True):
             for output, original in zip(outputs_of(model, batch), outputs, strict=False):
                 if original.is_floating_point() and output.shape == original.shape:

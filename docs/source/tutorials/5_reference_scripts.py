@@ -58,7 +58,7 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. If a kill leaves the last checkpoint incomplete, the run continues from the one before.
+# of an uninterrupted run. A run that was killed while it wrote a checkpoint continues from the previous checkpoint.
 
 run("train.py", *shared, "--resume", "auto")
 

@@ -77,6 +77,7 @@ def cosines(query: Tensor, key: Tensor) -> Tensor:
 
 def _directions(vectors: Tensor) -> Tensor:
     vectors = at_least_float32(vectors)
+    # normalize returns zero for a zero vector; only gradients need the masks, which take longer than the rest.
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return F.normalize(vectors, dim=-1)
     # The gradient of a zero vector would be near 1e12, and its second derivative would not be finite.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.progress import track
-from ..bias_correction import InputMean, image_means, rounding_error, significant_mean
+from ..bias_correction import InputMean, cancel_shift, image_means, rounding_error
 from ..gptq import InputMoments
 from ..range_choice import rounding_activations
 from .torch_ao.fixed_steps import set_rounded_weight
@@ -51,12 +51,15 @@ def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
         else:
             shift = mean.shift(rounding_error(weight, observer))
         if shift is not None:
-            module.bias = nn.Parameter(-shift if module.bias is None else module.bias.detach() - shift)
+            _shift_bias(module, -shift)
 
 
 @contextmanager
 def record_outputs(layers: Iterable[Any]) -> Iterator[dict[Any, Tensor]]:
-    """Records the means of what layers return within the context, by module. Those that run twice are left out."""
+    """Records the outputs of layers within the context: by module, the means of the channels in each image.
+
+    Layers that run more than once are left out.
+    """
     means = dict[Any, Tensor]()
     ran = set[Any]()
 
@@ -76,10 +79,14 @@ def record_outputs(layers: Iterable[Any]) -> Iterator[dict[Any, Tensor]]:
 
 
 def correct_in_turn(model: nn.Module, expected: dict[Any, Tensor], images: Inputs) -> None:
-    """Corrects the layers of a prepared model in turn, in place: with everything rounded, as int8 will compute, the
-    means of their channels become those that ``record_outputs`` recorded for the same images in float.
+    """Corrects the bias of each layer of a prepared model before the next layer runs, in place.
 
-    This also cancels the shift of rounded and clipped activations.
+    The model runs with weights and activations rounded, so this cancels the shift of clipped activations too.
+
+    Args:
+        model: a prepared model after its calibration.
+        expected: what ``record_outputs`` recorded for the same images in float.
+        images: the inputs of the model.
     """
     weights = {module: module.weight for module in expected}
 
@@ -89,10 +96,9 @@ def correct_in_turn(model: nn.Module, expected: dict[Any, Tensor], images: Input
 
     def correct(module: Any, args: object, output: Tensor) -> Tensor:
         module.weight = weights[module]
-        axis = _channel_axis(module)
-        shift = significant_mean(expected[module] - image_means(output, axis))
-        module.bias = nn.Parameter(shift if module.bias is None else module.bias.detach() + shift)
-        return output + shift.reshape([-1, *[1] * (-1 - axis)])
+        shift, output = cancel_shift(output, expected[module], _channel_axis(module))
+        _shift_bias(module, shift)
+        return output
 
     handles = [module.register_forward_pre_hook(round_weight) for module in expected]
     handles += [module.register_forward_hook(correct, prepend=True) for module in expected]
@@ -102,6 +108,11 @@ def correct_in_turn(model: nn.Module, expected: dict[Any, Tensor], images: Input
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _shift_bias(module: Any, shift: Tensor) -> None:
+    # A new parameter, because the old one may have other names.
+    module.bias = nn.Parameter(shift if module.bias is None else module.bias.detach() + shift)
 
 
 def _channel_axis(module: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..._utils.progress import track
-from ..bias_correction import InputMean, image_means, rounding_error, significant_mean
+from ..bias_correction import InputMean, cancel_shift, image_means, rounding_error
 from ..gptq import InputMoments
 from ..pairs import PairRange
 from .constants import add_parameter
@@ -226,7 +226,6 @@ class _CorrectingRun(_Run):
         output = super().run_node(n)
         if n.name in self.expected:
             expected, axis = self.expected[n.name]
-            shift = significant_mean(expected - image_means(output, axis))
+            shift, output = cancel_shift(output, expected, axis)
             _tensor(self.module, n.args[2]).add_(shift)
-            output = output + shift.reshape([-1, *[1] * (-1 - axis)])
         return output
