@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import workflow
@@ -122,6 +123,28 @@ def test_shared_bias_is_corrected_per_module() -> None:
         expected = model(input)
     error = (int8(input).mean((0, 2, 3)) - expected.mean((0, 2, 3))).abs() / expected.abs().amax((0, 2, 3))
     assert float(error.max()) < 8e-3
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_computed_bias_stays_zero(engine: str, rounding: str) -> None:
+    """A norm turns the smallest shift of zero rows, as padding has them, into a vector of length one."""
+
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys = nn.Linear(64, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.normalize(functional.linear(x, self.keys.weight, torch.zeros(16)), dim=-1)
+
+    model, inputs = nearly_equal_weights(Normalized()), positive_inputs(4, 8, 64)
+    inputs[:, 0] *= -1  # so that the outputs have both signs
+    inputs[:, -1] = 0
+    int8 = quantized.quantize(model, [inputs], engine=engine, rounding=rounding)
+    with torch.no_grad():
+        assert not int8(inputs)[:, -1].any()
+        assert float((int8(inputs) - model(inputs)).abs().max()) < 0.05
 
 
 def test_training_is_not_corrected() -> None:

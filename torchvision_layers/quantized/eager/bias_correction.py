@@ -13,6 +13,7 @@ from ..bias_correction import InputMean, cancel_shift, image_means, rounding_err
 from ..gptq import InputMoments
 from ..range_choice import rounding_activations
 from .torch_ao.fixed_steps import set_rounded_weight
+from .wrappers import Int8Child
 
 __all__ = ["correct_biases", "correct_in_turn", "measure_inputs", "record_outputs"]
 
@@ -21,13 +22,18 @@ __all__ = ["correct_biases", "correct_in_turn", "measure_inputs", "record_output
 def measure_inputs(model: nn.Module, rounding: str = "nearest") -> Iterator[dict[Any, InputMean]]:
     """Measures the inputs that the layers of a prepared model get within the context, by module.
 
-    A shared module has one weight and one bias, for all of its calls.
+    A shared module has one weight and one bias, for all of its calls. A layer whose bias a ``forward`` computes is left
+    out, because the bias may be zero on purpose: Swin V2 normalizes keys, and those of its padding must stay zero.
     """
     cls = InputMoments if rounding == "gptq" else InputMean
+    children = [child for child in model.modules() if isinstance(child, Int8Child)]
+    with_computed_bias = {child.module for child in children if child.passed_bias is not None}
     means = {
         module: cls(*_geometry(module))
         for module in model.modules()
-        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) and getattr(module, "qconfig", None) is not None
+        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        and getattr(module, "qconfig", None) is not None
+        and module not in with_computed_bias
     }
     handles = [
         module.register_forward_pre_hook(partial(_update, mean), with_kwargs=True) for module, mean in means.items()
