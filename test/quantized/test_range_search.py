@@ -4,7 +4,9 @@ import importlib
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from torchvision_layers import quantized
 from torchvision_layers.quantized.range_search import FastRangeSearch
 
 
@@ -22,3 +24,31 @@ def test_same_range(module: str, shape: str) -> None:
         for expected, value in zip(original._non_linear_param_search(), fast._non_linear_param_search(), strict=True):
             assert torch.equal(value, expected)
     assert all(map(torch.equal, original.calculate_qparams(), fast.calculate_qparams()))
+
+
+@pytest.mark.parametrize("module", ["torch.ao.quantization.observer", "torchao.quantization.pt2e.observer"])
+def test_loaded_histogram_has_its_own_range(module: str) -> None:
+    fast_class = type("Fast", (FastRangeSearch, importlib.import_module(module).HistogramObserver), {})
+    narrow, wide = fast_class(), fast_class()
+    narrow(torch.randn(3000))
+    wide(5 * torch.randn(3000))
+    narrow.calculate_qparams()
+    expected = wide.calculate_qparams()
+    narrow.load_state_dict(wide.state_dict())
+    assert all(map(torch.equal, narrow.calculate_qparams(), expected))
+
+
+def test_each_tensor_is_observed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused modules of torch.ao would run their observer twice."""
+    seen: list[int] = []
+    original = FastRangeSearch.forward
+
+    def forward(self: FastRangeSearch, x_orig: Tensor) -> Tensor:
+        if self.probe is None:
+            seen.append(id(self))
+        return original(self, x_orig)
+
+    monkeypatch.setattr(FastRangeSearch, "forward", forward)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4), nn.ReLU())
+    quantized.quantize(net.eval(), [torch.randn(2, 3, 5, 5)])
+    assert len(seen) == len(set(seen)) == 3

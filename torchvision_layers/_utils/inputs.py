@@ -30,6 +30,12 @@ class Inputs:
         """All tensors, positional ones first."""
         return flatten((self.args, self.kwargs))[0]
 
+    def first_images(self, count: int) -> Self:
+        """The same inputs with at most ``count`` images."""
+        tensors = [tensor for tensor in self.tensors() if tensor.dim()]
+        batch = len(tensors[0]) if tensors else 0
+        return self.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+
     def bind(self, name: str, forward: inspect.Signature) -> inspect.BoundArguments:
         """The arguments of ``forward`` by name; raises ``TypeError``, which calls them ``name``, if it takes others."""
         try:

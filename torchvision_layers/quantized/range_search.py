@@ -33,13 +33,25 @@ class FastRangeSearch:
     max_val: Tensor
     qscheme: torch.qscheme
     _compute_quantization_error: Any
+    #: The rule by which the range was found last, and the range.
+    _found: tuple[RangeRule, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x_orig: Tensor) -> Tensor:
         if self.probe is not None:
             return self.probe(self, x_orig)
+        self._found = None
         return super().forward(x_orig)  # type: ignore[misc]
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._found = None
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
+        if self._found is None or self._found[0] != self.rule:
+            self._found = self.rule, self._find()
+        return self._found[1]
+
+    def _find(self) -> tuple[Tensor, Tensor]:
         if self.qscheme != torch.per_tensor_symmetric:
             return self._find_range()
         observed = self.histogram, self.min_val, self.max_val

@@ -106,9 +106,7 @@ class QuantizableWrapper(nn.Module):
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
         """The same inputs with at most ``count`` images."""
-        tensors = [tensor for tensor in inputs.tensors() if tensor.dim()]
-        batch = len(tensors[0]) if tensors else 0
-        return inputs.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+        return inputs.first_images(count)
 
     def set_trial(self, trial: Self | None) -> None:
         """Keeps an int8 copy until :meth:`take_trial`, so that a run for comparison changes nothing in this model."""

@@ -46,16 +46,18 @@ def measure_inputs(model: nn.Module, rounding: str = "nearest") -> Iterator[dict
 
 
 def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
-    """Rounds weights if second moments of their inputs were measured, and corrects the biases of all layers."""
+    """Rounds the weights, by GPTQ if second moments of inputs were measured, and corrects the biases of all layers."""
     is_learned = any(isinstance(mean, InputMoments) for mean in means.values())
     for module, mean in track(means.items(), "rounding", "layer", shown=progress and is_learned):
         weight, observer = module.weight.detach(), module.qconfig.weight()
         if isinstance(mean, InputMoments):
             rounded, steps = mean.rounded(weight, observer)
-            set_rounded_weight(module, rounded, steps)
-            shift = mean.shift(rounded - weight)
+            error = rounded - weight
         else:
-            shift = mean.shift(rounding_error(weight, observer))
+            error = rounding_error(weight, observer)
+            rounded, steps = weight + error, observer.calculate_qparams()[0].expand(len(weight))
+        set_rounded_weight(module, rounded, steps)
+        shift = mean.shift(error)
         if shift is not None:
             _shift_bias(module, -shift)
 
@@ -87,27 +89,20 @@ def record_outputs(layers: Iterable[Any]) -> Iterator[dict[Any, Tensor]]:
 def correct_in_turn(model: nn.Module, expected: dict[Any, Tensor], images: Inputs) -> None:
     """Corrects the bias of each layer of a prepared model before the next layer runs, in place.
 
-    The model runs with weights and activations rounded, so this cancels the shift of clipped activations too.
+    The model runs with activations rounded, so this cancels the shift of clipped activations too.
 
     Args:
-        model: a prepared model after its calibration.
+        model: a prepared model after ``correct_biases``, which has rounded its weights.
         expected: what ``record_outputs`` recorded for the same images in float.
         images: the inputs of the model.
     """
-    weights = {module: module.weight for module in expected}
-
-    def round_weight(module: Any, args: object) -> None:
-        weight = module.weight.detach()
-        module.weight = nn.Parameter(weight + rounding_error(weight, module.qconfig.weight()), requires_grad=False)
 
     def correct(module: Any, args: object, output: Tensor) -> Tensor:
-        module.weight = weights[module]
         shift, output = cancel_shift(output, expected[module], _channel_axis(module))
         _shift_bias(module, shift)
         return output
 
-    handles = [module.register_forward_pre_hook(round_weight) for module in expected]
-    handles += [module.register_forward_hook(correct, prepend=True) for module in expected]
+    handles = [module.register_forward_hook(correct, prepend=True) for module in expected]
     try:
         with rounding_activations(model):
             images.run(model)

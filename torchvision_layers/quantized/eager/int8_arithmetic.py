@@ -1,12 +1,17 @@
 """Sums, products and concatenations of int8 tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import check_same_shape
+from ..._utils.data_flow import CONCATENATION_OPS
+from ..._utils.structure import flatten
 from .int8_modules import Int8Module
 
-__all__ = ["Int8Addition", "Int8AdditionOnQnnpack", "Int8Concatenation", "Int8Multiplication"]
+__all__ = ["Int8Addition", "Int8AdditionOnQnnpack", "Int8Concatenation", "Int8Multiplication", "NoMixedScales"]
 
 
 class Int8Addition(Int8Module):
@@ -60,3 +65,16 @@ class Int8Multiplication(Int8Module):
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         return torch.ops.quantized.mul(input, other, self.scale, self.zero_point)
+
+
+class NoMixedScales(TorchFunctionMode):
+    """Rejects operations that tracing did not find, and that would give one int8 tensor the scale of another."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in flatten((args, kwargs))[0]):
+            raise TypeError("it concatenates int8 tensors, which would take the scale of the first")
+        if func is Tensor.__setitem__ and isinstance(args[2], Tensor) and args[2].is_quantized:
+            raise TypeError("it assigns to a part of an int8 tensor, whose scale is another")
+        return func(*args, **(kwargs or {}))

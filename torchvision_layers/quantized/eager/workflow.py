@@ -6,14 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..._utils.checks import did_you_mean
-from ..._utils.data_flow import CONCATENATION_OPS
 from ..._utils.hooked_weights import (
     compute_hooked_weights,
     hooked_paths,
@@ -23,7 +20,6 @@ from ..._utils.hooked_weights import (
 from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module
 from ..._utils.modules import copy_module
-from ..._utils.structure import flatten
 from ..._utils.tracing import TraceCache
 from ..bias_correction import CORRECTING_IMAGES
 from ..checks import check_float32_parameters, check_not_converted, check_same_results, first_of
@@ -42,6 +38,7 @@ from .first_run import run_first, running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
+from .int8_arithmetic import NoMixedScales
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
 from .problems import describe, describe_running
@@ -50,6 +47,9 @@ from .torch_ao.bias_steps import fit_biases
 from .torch_ao.fusing import is_fused_for_training
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
+
+#: Images on which a model is traced and rewritten; a batch of one may lose its first dimension.
+_TRACED_IMAGES = 2
 
 _REWRITING_CHANGED_RESULTS = (
     "whose result changed when the model was rewritten and fused: its forward depends on more than its input, reads a "
@@ -188,10 +188,22 @@ def _check_no_hooked_weights(model: nn.Module) -> None:
 def _try_quantizable(
     model: nn.Module, batch: Inputs, settings: Settings, will_train: bool, traces: TraceCache
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
-    """A fused quantizable copy of ``model``, and the calls of its modules on a batch.
+    """A fused quantizable copy of ``model``, and the calls of its modules on a few images of a batch.
 
-    On that batch the copy must compute the same as ``model``.
+    On these the copy must compute the same as ``model``. The whole batch decides if a ``forward`` takes no other number
+    of images, and about errors.
     """
+    few = batch.first_images(_TRACED_IMAGES)
+    if [tensor.shape for tensor in few.tensors()] != [tensor.shape for tensor in batch.tensors()]:
+        with suppress(Exception):
+            return _try_on(few, model, settings, will_train, traces)
+        traces.clear()
+    return _try_on(batch, model, settings, will_train, traces)
+
+
+def _try_on(
+    batch: Inputs, model: nn.Module, settings: Settings, will_train: bool, traces: TraceCache
+) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
     original = copy_module(unwrapped(model)).eval()
     expected, run = run_first(original, batch.map(Tensor.clone))
     copied = copy_module(model)
@@ -248,24 +260,30 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
 
 
 def _try(model: QuantizableModel, inputs: Inputs) -> QuantizableModel:
-    """Runs an int8 model on zeros in the shapes of ``inputs``; a single input becomes a batch of one.
+    """Runs an int8 model on zeros in the shapes of ``inputs``; of a single input, on one image if ``forward`` takes it.
 
     Returns the model or, as oneDNN caches the kernel for the first size that it meets, the copy that ran.
     """
-    is_single = len(inputs.tensors()) == 1
-    zeros = inputs.map(lambda t: torch.zeros((1, *t.shape[1:]) if is_single else t.shape, dtype=t.dtype))
+    if len(inputs.tensors()) == 1:
+        with suppress(Exception):
+            return _run_on_zeros(model, inputs.map(lambda t: t.new_zeros(1, *t.shape[1:], device="cpu")))
+    zeros = inputs.map(lambda t: t.new_zeros(t.shape, device="cpu"))
     try:
-        with torch.no_grad(), _NoMixedScales():
-            shared = converting.kernels_of_all_sizes(model, model.backend)
-            trial = model if model.backend == "qnnpack" else copy.deepcopy(model, {id(m): m for m in shared})
-            with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
-                zeros.run(trial)
+        return _run_on_zeros(model, zeros)
     except Exception as error:  # a user's forward may raise anything
         stack: list[nn.Module] = []
         with torch.no_grad(), running_module(model, stack), suppress(Exception):
             zeros.run(model)
         where = describe_running(model.model, stack)
         raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
+
+
+def _run_on_zeros(model: QuantizableModel, zeros: Inputs) -> QuantizableModel:
+    with torch.no_grad(), NoMixedScales():
+        shared = converting.kernels_of_all_sizes(model, model.backend)
+        trial = model if model.backend == "qnnpack" else copy.deepcopy(model, {id(m): m for m in shared})
+        with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
+            zeros.run(trial)
     return trial
 
 
@@ -276,16 +294,3 @@ def _reason(error: Exception) -> str:
     if operator or text.startswith("empty_strided not supported"):
         return f"torch has no int8 kernel for {operator[1] if operator else 'one of its operations'}"
     return text
-
-
-class _NoMixedScales(TorchFunctionMode):
-    """Rejects operations that tracing did not find, and that would give one int8 tensor the scale of another."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in CONCATENATION_OPS and any(tensor.is_quantized for tensor in flatten((args, kwargs))[0]):
-            raise TypeError("it concatenates int8 tensors, which would take the scale of the first")
-        if func is Tensor.__setitem__ and isinstance(args[2], Tensor) and args[2].is_quantized:
-            raise TypeError("it assigns to a part of an int8 tensor, whose scale is another")
-        return func(*args, **(kwargs or {}))

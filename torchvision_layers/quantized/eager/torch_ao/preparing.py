@@ -7,6 +7,7 @@ import torch.ao.nn.qat
 import torch.ao.quantization as taoq
 from torch import Tensor, nn
 from torch.ao.quantization.quantization_mappings import get_default_qat_module_mappings
+from torch.ao.quantization.quantize import _observer_forward_hook
 
 from ...._utils.modules import make_padding_numeric
 from ...finite import FiniteValues
@@ -150,6 +151,7 @@ def prepare(
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
         else:
             taoq.prepare(model, inplace=True)
+            _observe_once(model)
     tensor = next(chain(model.parameters(), model.buffers()), None)
     # Without this argument, torch looks for the device in all tensors of the model, for each observer again.
     place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
@@ -157,6 +159,15 @@ def prepare(
         if isinstance(module, Observed) and module not in in_float:
             qconfig = of_repeated if module in repeated else model.qconfig
             module.activation_post_process = qconfig.activation(**place)  # type: ignore[operator, union-attr]
+
+
+def _observe_once(model: nn.Module) -> None:
+    """Takes away the hooks of observers in fused modules, which are ``Sequential`` and so run the observer as well."""
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and "activation_post_process" in module._modules:
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is _observer_forward_hook:
+                    del module._forward_hooks[key]
 
 
 def _add_float_fallbacks(
