@@ -32,7 +32,8 @@ dB
     Signal over the error of the int8 output against the float model, over all output tensors together.
 peer
     Torch by itself on the same batch: FX mode with its default configuration for the eager engine, torchao with the
-    default configuration of its quantizer for x86 for the PT2E engine.
+    default configuration of its quantizer for x86 for the PT2E engine. The int8 kernels of onnxruntime and TensorRT
+    also round sums, and those of onnxruntime the results of convolutions, which torchao leaves in float.
 float
     Operations that run in float, from :func:`quantized.report <torchvision_layers.quantized.report>`.
 left

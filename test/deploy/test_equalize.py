@@ -207,6 +207,21 @@ def test_one_scale_per_weight_gains_ten_decibels(engine: str, backend: str) -> N
     assert noise["equalized", False] > noise["equalized", True] - 4, noise
 
 
+@pytest.mark.parametrize(("engine", "backend"), [("eager", "onednn"), ("pt2e", "x86")])
+def test_activations_count_with_a_batch(engine: str, backend: str) -> None:
+    """Channels that come from their bias would get far larger activations than all others by their weights alone."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1)).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.tensor([1.0, 1e-3]).repeat(8)[:, None, None, None]
+        model[0].bias.fill_(1.0)
+    x = torch.randn(8, 3, 16, 16)
+    noise = []
+    for version in (deploy.equalize(model), deploy.equalize(model, x)):
+        int8 = quantized.quantize(version, [x], engine=engine, backend=backend, per_channel=False)
+        noise.append(decibels(model(x), int8(x)))
+    assert noise[1] > max(noise[0] + 10, 28), noise
+
+
 def test_caps_run_on_integers() -> None:
     model, x = network()
     int8 = quantized.quantize(deploy.equalize(model, x), [x])

@@ -137,13 +137,6 @@ def test_dimension_fixed_by_torch_is_named(tmp_path: Path) -> None:
         deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
 
 
-def test_fixed_batch_size(tmp_path: Path) -> None:
-    model = FunctionModule(lambda self, x: x.reshape(3, 768))
-    with pytest.raises(RuntimeError, match="shape"):
-        deploy.export(model, example(), tmp_path / "m.pt2", format="pt2")
-    assert os.listdir(tmp_path) == []
-
-
 def test_model_that_cannot_run_example(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"model must run float32 inputs of shape \[3, 3, .*: shape '\[5\]'"):
         deploy.export(FunctionModule(lambda self, x: x.reshape(5)), example(), tmp_path / "m.pt")

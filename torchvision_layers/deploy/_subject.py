@@ -1,5 +1,6 @@
 """The model of one export, and the facts about it that formats, metadata and comparison need."""
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
 from ..quantized.pt2e.nodes import is_quantize, qparams
 from ..quantized.wrapper import Stage
-from ._inputs import Sizes, batch_size, other_batch
+from ._inputs import Sizes, accepts, batch_size, other_batch
 from ._running import run_model
 from ._signature import Signature
 from .lowering.model import LoweredModel
@@ -64,7 +65,7 @@ class Subject:
         output = run_model(model, example)
         signature = Signature.of(model, example, output)
         sizes = Sizes.of(model, example, [spec.name for spec in signature.inputs])
-        return cls(
+        subject = cls(
             model,
             example,
             signature.with_shapes(sizes.shapes),
@@ -75,6 +76,15 @@ class Subject:
             input_scales=input_scales(part.body.graph) if isinstance(part, QuantizableGraph) else (),
             output_shape=tuple(flatten(output)[0][0].shape),
         )
+        images = subject.batch_size
+        if not subject.is_batch_variable or accepts(model, other_batch(example, images + 1)):
+            return subject
+        warnings.warn(
+            f"the file takes batches of {images} images only, as in the example: the forward of the model raises for "
+            f"{images + 1}",
+            stacklevel=3,
+        )
+        return subject.with_fixed_sizes()
 
     @property
     def batch_size(self) -> int:

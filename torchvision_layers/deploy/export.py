@@ -57,7 +57,8 @@ def export(
 
     The file is written under a temporary name, loaded, and compared with the model on ``example``, on other batches and
     on images of another size, of all inputs together and of each by itself. Then it is renamed to ``path``. If there is
-    an error, an earlier file stays unchanged.
+    an error, an earlier file stays unchanged. If the model does not take one image more than the example, the file is
+    for the example's sizes only, with a warning.
 
     The file returns tuples, lists and dicts: a named tuple becomes a tuple, a dataclass or another mapping a dict. ONNX
     and ExecuTorch have a flat list of outputs. Those of ONNX have the names of the parameters of ``forward`` and of the

@@ -70,6 +70,8 @@ class QuantizableWrapper(nn.Module):
         self._trial: list[Self] = []  # in a list, because it is no child
         #: The arguments that it was prepared with.
         self.settings = Settings("")
+        #: Whether the model takes some of the images of a batch, and not only whole batches.
+        self.takes_few_images = True
         #: The trials of :func:`quantize` to keep a tolerance.
         self.trials: tuple[Trial, ...] = ()
         self._source: _Source | None = None
@@ -105,8 +107,8 @@ class QuantizableWrapper(nn.Module):
         return self
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
-        """The same inputs with at most ``count`` images."""
-        return inputs.first_images(count)
+        """The same inputs with at most ``count`` images, or with all if the model takes no fewer."""
+        return inputs.first_images(count) if self.takes_few_images else inputs
 
     def set_trial(self, trial: Self | None) -> None:
         """Keeps an int8 copy until :meth:`take_trial`, so that a run for comparison changes nothing in this model."""

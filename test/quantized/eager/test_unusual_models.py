@@ -262,31 +262,6 @@ def test_relu6_is_trained_with_its_clamp(has_norm: bool) -> None:
         assert model(x).max() == 6
 
 
-class Clips(nn.Module):
-    """Averages the frames of clips, which only works for whole clips."""
-
-    def __init__(self, frames: int) -> None:
-        super().__init__()
-        self.frames = frames
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.conv(x).mean((2, 3))
-        return self.fc(features.view(-1, self.frames, 4).mean(1))
-
-
-@pytest.mark.parametrize("frames", [2, 3, 6])
-def test_forward_that_takes_few_numbers_of_images(frames: int) -> None:
-    """A few images show how it calls its layers, or the whole batch if these raise."""
-    model, batch = Clips(frames).eval(), torch.randn(6, 3, 9, 9)
-    int8 = quantized.quantize(model, [batch])
-    with torch.no_grad():
-        expected, output = model(batch), int8(batch)
-    assert output.shape == expected.shape
-    assert float((output - expected).abs().max()) < 0.05
-
-
 def test_few_images_show_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     original = workflow.run_first

@@ -176,7 +176,9 @@ def _example_pair(subject: Subject) -> Inputs:
     If features shrank to one pixel, Inductor would choose a memory layout that is valid for that size only.
     """
     example = subject.example
-    if subject.is_batch_variable and subject.batch_size == 1:
+    if not subject.is_batch_variable:
+        return example
+    if subject.batch_size == 1:
         example = other_batch(example, 2)
     shapes = [spec.shape for spec in subject.signature.inputs]
     for factor in (4, 2) if any(isinstance(size, str) for shape in shapes for size in shape[2:]) else ():

@@ -194,11 +194,14 @@ def _try_quantizable(
     of images, and about errors.
     """
     few = batch.first_images(_TRACED_IMAGES)
-    if [tensor.shape for tensor in few.tensors()] != [tensor.shape for tensor in batch.tensors()]:
+    has_more = [tensor.shape for tensor in few.tensors()] != [tensor.shape for tensor in batch.tensors()]
+    if has_more:
         with suppress(Exception):
             return _try_on(few, model, settings, will_train, traces)
         traces.clear()
-    return _try_on(batch, model, settings, will_train, traces)
+    prepared, calls = _try_on(batch, model, settings, will_train, traces)
+    prepared.takes_few_images = not has_more
+    return prepared, calls
 
 
 def _try_on(

@@ -38,6 +38,8 @@ class ExportedModel:
     called_paths: frozenset[str]
     #: For each batch norm by path, the path of the convolution or linear layer before it.
     norm_inputs: dict[str, str]
+    #: The number of images that it was exported with: two, unless the model takes only some numbers of images.
+    images: int
 
 
 def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None) -> ExportedModel:
@@ -62,8 +64,21 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     output_templates = _flatten_calls_(model, signature)
     tensors = signature.flatten(example)
     batch = next(len(tensor) for tensor in tensors if tensor.dim())
-    pair = Inputs(_pair(tensors, batch))
-    sized = export_sized(model, pair, batch == 1, dynamic_sizes)
+    images = 2
+    try:
+        sized = export_sized(model, _images(tensors, batch, images), batch == 1, dynamic_sizes)
+    except RuntimeError as error:
+        refused = [count for count in (1, 2, 3) if not _runs(model, _images(tensors, batch, count))]
+        if not refused or not all(_runs(model, _images(tensors, batch, count)) for count in (batch, 2 * batch)):
+            raise
+        images = batch
+        if batch < 4:
+            counts = " or ".join(map(str, refused))
+            raise RuntimeError(
+                f"model must be exported with a batch of at least twice as many images as it needs, got {batch}: its "
+                f"forward raises for {counts}"
+            ) from error
+        sized = export_sized(model, _images(tensors, batch, images), False, dynamic_sizes)
     module = sized.graph_module
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
@@ -77,7 +92,7 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     if not sized.has_guards:
         signature.batch_dims = sized.batch_dims[0]
     return ExportedModel(
-        module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module)
+        module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module), images
     )
 
 
@@ -131,17 +146,26 @@ def _flatten_calls_(model: nn.Module, signature: Signature) -> list[Any]:
     return templates
 
 
-def _pair(tensors: list[Tensor], batch: int) -> tuple[Tensor, ...]:
-    """The inputs with a batch of two: torch.export specializes on a size of one, and two images are enough.
+def _images(tensors: list[Tensor], batch: int, count: int) -> Inputs:
+    """The inputs with ``count`` images of a batch: torch.export specializes on a size of one, and two are enough.
 
     They are copies, which have no gaps in memory that the graph would then require.
     """
-    pair = []
+    images = []
     for tensor in tensors:
         if tensor.dim() and len(tensor) == batch:
-            tensor = torch.cat([tensor, tensor])[:2] if batch == 1 else tensor[:2]
-        pair.append(tensor.detach().clone())
-    return tuple(pair)
+            tensor = torch.cat([tensor] * (1 + count // batch))[:count]
+        images.append(tensor.detach().clone())
+    return Inputs(tuple(images))
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            inputs.run(copy_module(model))
+    except Exception:  # of any type
+        return False
+    return True
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:

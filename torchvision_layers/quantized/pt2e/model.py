@@ -57,6 +57,9 @@ class QuantizableGraph(QuantizableWrapper):
         self.signature = exported.signature
         self.output_template = exported.output_template
         self.batch_dims = exported.batch_dims
+        #: The number of images that it was exported with.
+        self.images = exported.images
+        self.takes_few_images = exported.images == 2
         self.training = model.training
         self.register_state_dict_post_hook(_save_qparams)
         self.register_load_state_dict_pre_hook(_load_qparams)
@@ -73,9 +76,8 @@ class QuantizableGraph(QuantizableWrapper):
         batches = [tensor.shape[dim] for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims]
         is_empty = self.stage is Stage.INT8 and 0 in batches
         if is_empty:
-            # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension; two
-            # images are those of the export.
-            tensors = _resized(tensors, self.batch_dims[0], 2)
+            # Guards of the export may exclude an empty batch if a forward merges the batch with another dimension.
+            tensors = _resized(tensors, self.batch_dims[0], self.images)
         elif self.rejects_single and 1 in batches:
             raise ValueError(
                 "input must have at least two images: the forward of the model treats a single one differently, so the "
@@ -92,6 +94,8 @@ class QuantizableGraph(QuantizableWrapper):
         return rebuild(self.output_template, outputs)
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
+        if not self.takes_few_images:
+            return inputs
         tensors = self.signature.flatten(inputs)
         places = [(i, dim) for i, dims in enumerate(self.batch_dims[0]) for dim in dims]
         if len({tensors[i].shape[dim] for i, dim in places}) == 1:

@@ -45,7 +45,7 @@ def export_sized(model: nn.Module, pair: Inputs, is_single: bool, dynamic_sizes:
 
     Args:
         model: a copy that takes ``pair``, positional tensors, and returns a tuple.
-        pair: inputs with a batch of two.
+        pair: inputs with a batch of two, or of as many images as the model needs.
         is_single: whether the first image only is an example.
         dynamic_sizes: see :func:`torchvision_layers.quantized.pt2e.export.export`.
 
@@ -80,11 +80,11 @@ def _export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
 
     Args:
         model: a copy, in eval mode, that takes ``pair``, positional tensors, and returns a tuple.
-        pair: inputs with a batch of two.
+        pair: see :func:`export_sized`.
     """
     probe = copy_module(model)  # a forward may write to the model, and to its inputs
     two = [_smaller(tensor) for tensor in pair.args]
-    three = [_with_three(tensor) for tensor in two]
+    three = [_with_more(tensor, _images(pair)) for tensor in two]
     try:
         with torch.no_grad():
             with _SizeReads(probe) as reads:
@@ -111,9 +111,14 @@ def _smaller(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _with_three(tensor: Tensor) -> Tensor:
-    """A batch of three instead of two."""
-    return torch.cat([tensor, tensor[:1]]) if tensor.dim() and len(tensor) == 2 else tensor
+def _images(pair: Inputs) -> int:
+    return next(len(tensor) for tensor in pair.args if tensor.dim())
+
+
+def _with_more(tensor: Tensor, images: int) -> Tensor:
+    """A batch of three instead of two, or of twice as many as ``images``."""
+    more = tensor[:1] if images == 2 else tensor
+    return torch.cat([tensor, more]) if tensor.dim() and len(tensor) == images else tensor
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -194,15 +199,20 @@ def _export_fixed(model: nn.Module, pair: Inputs, is_single: bool) -> SizedGraph
 
     Args:
         model: a copy that takes ``pair``, positional tensors, and returns a tuple.
-        pair: inputs with a batch of two.
+        pair: see :func:`export_sized`.
         is_single: whether the first image only is an example.
 
     Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
     """
-    has_batch = [tensor.dim() > 0 and len(tensor) == 2 for tensor in pair.args]
+    images = _images(pair)
+    has_batch = [tensor.dim() > 0 and len(tensor) == images for tensor in pair.args]
     if not model.training:
         # The example itself is compared later.
-        others = pair.args if is_single else [x[:1] if b else x for x, b in zip(pair.args, has_batch, strict=True)]
+        others = pair.args
+        if images > 2:
+            others = tuple(_with_more(tensor, images) for tensor in pair.args)
+        elif not is_single:
+            others = tuple(x[:1] if b else x for x, b in zip(pair.args, has_batch, strict=True))
         probe = copy_module(model)
         try:
             with torch.no_grad():
