@@ -187,3 +187,14 @@ def test_position_map_follows_training() -> None:
         second = prepared(x)
         assert relative_error(second, first) > 1e-3
         assert torch.equal(copy.deepcopy(prepared)(x), second)
+
+
+@pytest.mark.parametrize("with_r", [False, True])
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+def test_coord_conv_is_quantized_as_its_folded_form(backend: str, with_r: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), enn.CoordConv2d(8, 6, 3, padding=1, with_r=with_r), nn.ReLU()).eval()
+    x = torch.randn(4, 3, 9, 7)
+    int8 = quantized.quantize(model, [x], backend=backend)
+    assert decibels(model(x), int8(x)) > 30
+    runs_in = {row.path: row.runs_in for row in quantized.report(int8).rows if row.after != "Int8Addition"}
+    assert runs_in["0"] == runs_in["1.conv"] == "int8"

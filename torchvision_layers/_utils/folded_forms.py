@@ -1,6 +1,6 @@
 """Modules that return another module which computes the same, by a method ``folded()``."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from torch import nn
 
@@ -20,21 +20,25 @@ def fold_itself(module: nn.Module, path: str) -> bool:
     return bool(folded_classes)
 
 
-def join_branches(model: nn.Module, fixed: Container[str]) -> nn.Module:
+def join_branches(
+    model: nn.Module, fixed: Container[str], needs_form: Callable[[nn.Module], bool] = lambda module: False
+) -> nn.Module:
     """A copy of ``model`` in eval mode whose parallel convolutions are joined, or ``model`` if it has none.
 
-    A layer is replaced by its ``folded()`` if that has fewer convolutions and linear layers. Layers with hooks, layers
-    whose parts a ``forward`` above them uses, and those with a module inside whose path is in ``fixed`` stay.
+    A layer is replaced by its ``folded()`` if that has fewer convolutions and linear layers, or if ``needs_form`` says
+    so. Layers with hooks, layers whose parts a ``forward`` above them uses, and those with a module inside whose path
+    is in ``fixed`` stay.
     """
     forms: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         parts = [*module.named_modules(prefix=path)]
         if not _has_folded(module) or any(has_hooks(part) for _, part in parts):
             continue
-        if _count(module) < 2 or any(name in fixed for name, part in parts if part is not module):
+        is_needed = needs_form(module)
+        if not (is_needed or _count(module) > 1) or any(name in fixed for name, part in parts if part is not module):
             continue
         form = _folded(copy_module(module).eval(), path or "model")
-        if _count(form) < _count(module):
+        if is_needed or _count(form) < _count(module):
             forms[path] = form
     entered = find_entered(model) if forms else set()  # takes a while
     forms = {path: form for path, form in forms.items() if model.get_submodule(path) not in entered}

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from typing_extensions import Self
 
@@ -40,7 +40,7 @@ class Subject:
     engine: str | None
     #: The backend that the int8 part was made for; ``None`` for float.
     backend: str | None
-    #: The quantization step of each floating-point input with ``engine="pt2e"``; otherwise empty.
+    #: The quantization step of each floating-point input, if kernels of a file may round differently than the model's.
     input_scales: tuple[float, ...]
     #: The shape of the first output.
     output_shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class Subject:
             int8_part=None if engine is None else model if part is None else part,
             engine=engine,
             backend=backend,
-            input_scales=input_scales(part.body.graph) if isinstance(part, QuantizableGraph) else (),
+            input_scales=_input_scales(model if part is None else part),
             output_shape=tuple(flatten(output)[0][0].shape),
         )
         images = subject.batch_size
@@ -167,6 +167,19 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
         )
     check_not_lazy("model", model)
     check_cpu(model)
+
+
+def _input_scales(model: nn.Module) -> tuple[float, ...]:
+    """The steps of the inputs of an int8 model if a file may run it on other kernels than the model itself uses."""
+    if isinstance(model, QuantizableGraph):
+        return input_scales(model.body.graph)
+    # A file of TorchScript packs all weights for one backend, these modules pack theirs for oneDNN.
+    is_moved = any(hasattr(module, "kernel_class") for module in model.modules())
+    if not is_moved or not isinstance(model, QuantizableModel):
+        return ()
+    steps = (getattr(module, "scale", None) for module in model.modules())
+    first = next((float(step) for step in steps if isinstance(step, (float, Tensor))), 0.0)
+    return tuple(float(getattr(stub, "scale", first)) for stub in (model.quant, *model.quants))
 
 
 def input_scales(graph: fx.Graph) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Joins parallel convolutions before a model is quantized."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,12 @@ from .wrapper import QuantizableWrapper
 __all__ = ["joined"]
 
 
-def joined(model: nn.Module, batch: Inputs, excluded: Container[str]) -> nn.Module:
+def joined(
+    model: nn.Module,
+    batch: Inputs,
+    excluded: Container[str],
+    needs_form: Callable[[nn.Module], bool] = lambda module: False,
+) -> nn.Module:
     """``model``, or a copy in which each layer whose ``folded()`` has fewer convolutions is replaced by that.
 
     One convolution is faster than a sum of several, and rounds once.
@@ -23,12 +28,13 @@ def joined(model: nn.Module, batch: Inputs, excluded: Container[str]) -> nn.Modu
         model: in float.
         batch: inputs, on which the copy must compute the same as ``model`` in eval mode.
         excluded: paths of modules that stay as they are.
+        needs_form: whether a layer is replaced even if its ``folded()`` has as many convolutions.
 
     Errors: ``RuntimeError`` if the copy computes something else.
     """
     if isinstance(model, QuantizableWrapper):  # its layers are rewritten
         return model
-    copied = join_branches(model, excluded)
+    copied = join_branches(model, excluded, needs_form)
     if copied is not model:
         original = copy_module(model).eval()
         with torch.no_grad():

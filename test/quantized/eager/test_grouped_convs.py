@@ -1,12 +1,14 @@
 """Grouped convolutions of the x86 backend run on oneDNN where FBGEMM would take many times as long."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torchvision_layers import quantized
+from torchvision_layers import deploy, quantized
+from torchvision_layers import nn as tnn
 from torchvision_layers.testing._checks._quantization import decibels
 
 
@@ -57,3 +59,12 @@ def test_scripted_copy_computes_the_same() -> None:
     model, input = nn.Sequential(SLOW["no padding"], nn.ReLU()).eval(), torch.rand(2, 104, 7, 7)
     int8 = quantized.quantize(model, [input], backend="x86")
     assert torch.equal(torch.jit.script(int8)(input), int8(input))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_ties_may_be_rounded_otherwise_in_a_file(tmp_path: Path) -> None:
+    """TorchScript packs the weights for FBGEMM, which rounds some of two million values to the other step."""
+    layers = [nn.Conv2d(3, 144, 1), nn.ReLU(), tnn.Conv2dSame(144, 144, 3, 2, groups=144), nn.ReLU()]
+    model, x = nn.Sequential(*layers, nn.Conv2d(144, 8, 1)).eval(), torch.rand(1, 3, 224, 224)
+    int8 = quantized.quantize(model, [x], backend="x86")
+    assert deploy.export(int8, x, tmp_path / "model.pt").difference < 0.02

@@ -25,6 +25,7 @@ from ..bias_correction import CORRECTING_IMAGES
 from ..checks import check_float32_parameters, check_not_converted, check_same_results, first_of
 from ..finite import calibrating
 from ..joining import joined
+from ..layers.base import needs_folded_form
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges, not_observing
 from ..report_row import ReportRow
@@ -84,7 +85,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     ranges = CalibrationRanges(settings.ranges)
     batches = ranges.watch(batches)
     first = first_of(batches)
-    model = joined(model, first, settings.excluded)
+    model = joined(model, first, settings.excluded, needs_folded_form)
     traces = TraceCache()
     prepared, calls = _try_quantizable(model, first, settings, False, traces)
     with torch.no_grad():
@@ -158,7 +159,7 @@ def measure(
         prepared = copy_module(model)
     else:
         _check_float(model)
-        model = joined(model, first, int8.settings.excluded)
+        model = joined(model, first, int8.settings.excluded, needs_folded_form)
         prepared, calls = _try_quantizable(model, first, int8.settings, False, TraceCache())
         preparing.prepare(prepared, int8.settings, [], is_qat=False, calls=calls)
     return measuring.measure(int8, measuring.make_reference_(prepared, int8), chain([first], batches))

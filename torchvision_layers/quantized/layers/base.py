@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..._utils.model_checks import check_not_lazy
+from ..._utils.scaling import CONV_AND_LINEAR
 from ...layers.channel_cap import ChannelCap
 from ...layers.frozen_batch_norm import FrozenBatchNorm2d
 from ...layers.global_response_norm import GlobalResponseNorm
@@ -19,8 +20,10 @@ from ...layers.stochastic_depth import StochasticDepth
 from ...layers.universal_inverted_bottleneck import UniversalInvertedBottleneck
 from ...layers.weight_standardization import WSConv2d
 from ..eager.fusion import fuse_children
+from ..eager.support import int8_support
+from ..report_row import Int8Support
 
-__all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins"]
+__all__ = ["NEED_NO_TWIN", "TWINS", "QuantizableLayer", "make_twins", "needs_folded_form"]
 
 #: The twin of each float class.
 TWINS: dict[type[nn.Module], type["QuantizableLayer"]] = {}
@@ -133,6 +136,12 @@ def make_twins(model: nn.Module) -> dict[nn.Module, str]:
     for child in model.children():
         reasons |= make_twins(child)
     return reasons
+
+
+def needs_folded_form(module: nn.Module) -> bool:
+    """Whether the module is a convolution or linear layer without kernel and twin; its ``folded()`` may have one."""
+    has_twin = any(cls in TWINS for cls in type(module).__mro__)
+    return isinstance(module, CONV_AND_LINEAR) and int8_support(module) is Int8Support.UNKNOWN and not has_twin
 
 
 def _make_all_twins(layer: nn.Module) -> None:
