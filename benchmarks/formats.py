@@ -1,6 +1,6 @@
 """Size, accuracy and time of exported files of trained models, in every format whose runtime is installed.
 
-    python benchmarks/formats.py --record figures.json
+    python benchmarks/formats.py
     python benchmarks/formats.py --only efficientnet_lite0 --formats openvino "openvino int8"
 
 The models are the two of the demo, trained here on the digits of scikit-learn, and EfficientNet-Lite0 with weights
@@ -40,6 +40,7 @@ from common.settings import ModelCard, TrainingSettings  # isort: skip
 from train import get_parser, train  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "source" / "benchmarks_formats.json"
 CHILD = Path(__file__).with_name("run_file.py")
 PRETRAINED = "efficientnet_lite0"
 MODELS = ("resnet18", "mobilenet_v2", PRETRAINED)
@@ -130,22 +131,9 @@ def measure(
     return {**figures, **kept, "same as the model": float(is_same), "time": result["time"]}
 
 
-def as_table(rows: dict[str, dict[str, Any]]) -> str:
-    """The record as an RST table."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    header = ("model", "file", "MB", "dB", "same class as float", "same class as exported model", "time")
-    for cells in (header, *(_cells(key, figures) for key, figures in rows.items())):
-        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(cells)]
-    return "\n".join(lines) + "\n"
-
-
-def _cells(key: str, figures: dict[str, Any]) -> list[str]:
-    model, _, file = key.partition(": ")
-    cells = [model, f"``{file}``", f"{figures['megabytes']:.1f}"]
-    if "time" not in figures:
-        return [*cells, "not run", "not run", "not run", "not run"]
-    shares = [f"{100 * figures[name]:.0f} %" for name in ("agreement", "same as the model")]
-    return [*cells, f"{figures['decibels']:.0f}", *shares, f"{figures['time']:.2f}"]
+def describe(figures: dict[str, Any]) -> str:
+    """The figures of a file in one line."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="default: all")
     parser.add_argument("--formats", nargs="+", choices=ROWS, default=list(ROWS), metavar="FILE", help="default: all")
     parser.add_argument("--rounds", type=count, default=30, help="default: 30")
-    parser.add_argument("--record", type=json_file, help="the record to add to")
+    parser.add_argument("--record", type=json_file, default=RECORD, help="default: the record of the docs")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows: dict[str, Any] = json.loads(args.record.read_text())["rows"] if args.record and args.record.exists() else {}
+    rows: dict[str, Any] = json.loads(args.record.read_text())["rows"] if args.record.exists() else {}
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
             model, calibration, images = load(name, Path(folder))
@@ -169,12 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         print(f"{name}: {file} is left out: {error}", flush=True)
                         continue
                 rows[f"{name}: {file}"] = figures
-                print(" ".join(_cells(f"{name}: {file}", rows[f"{name}: {file}"])), flush=True)
-                if args.record:
-                    ordered = [f"{model}: {file}" for model in MODELS for file in ROWS]
-                    rows = {key: rows[key] for key in ordered if key in rows}
-                    write(args.record, {"conditions": conditions(), "rows": rows})
-                    args.record.with_suffix(".inc").write_text(as_table(rows))
+                print(f"{name}: {file}: {describe(figures)}", flush=True)
+                ordered = [f"{model}: {file}" for model in MODELS for file in ROWS]
+                rows = {key: rows[key] for key in ordered if key in rows}
+                write(args.record, {"conditions": conditions(), "rows": rows})
 
 
 if __name__ == "__main__":

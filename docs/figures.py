@@ -11,7 +11,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from measure import Ratio
 
-__all__ = ["accuracy", "extras", "import_time", "layers", "load", "models", "runtimes", "segmentation", "versions"]
+__all__ = [
+    "accuracy",
+    "extras",
+    "formats",
+    "import_time",
+    "layers",
+    "load",
+    "models",
+    "onnx",
+    "runtimes",
+    "segmentation",
+    "versions",
+]
 
 NONE = "–"
 
@@ -87,6 +99,27 @@ def accuracy(record: dict[str, Any]) -> str:
             conditions.setdefault(text, []).append(model)
     lines += [f"* {', '.join(dict.fromkeys(models))}: {text}" for text, models in conditions.items()]
     return "\n".join([*lines, ""])
+
+
+def formats(record: dict[str, Any]) -> str:
+    """One row per file, in groups of one model."""
+    rows, before = [], ""
+    for key, cell in record["rows"].items():
+        model, _, file = key.partition(": ")
+        cells = ["" if model == before else f"``{model}``", f"``{file}``", f"{cell['megabytes']:.1f}"]
+        if "time" in cell:
+            shares = [f"{cell[name]:.0%}" for name in ("agreement", "same as the model")]
+            cells += [f"{cell['decibels']:.0f}", *shares, f"{cell['time']:.2f}"]
+        rows.append([*cells, *[NONE] * (7 - len(cells))])
+        before = model
+    head = ["model", "file", "MB", "dB", "same class as float", "same class as the model", "time"]
+    return _table(record, head, rows)
+
+
+def onnx(report: dict[str, Any]) -> str:
+    """One row per model."""
+    rows = [[f"``{row['model']}``", _with_target(row["ours"], row["target"])] for row in report["rows"]]
+    return _table(report, ["model", "time, relative to onnxruntime's own file"], rows)
 
 
 def segmentation(results: dict[str, Any]) -> str:

@@ -64,7 +64,12 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
     measured = figures.load(SOURCE / f"benchmarks_{name}.json")
     (GENERATED / f"benchmarks_{name}.txt").write_text(make(measured), encoding="utf-8")
 # These take hours to record.
-for name, render in (("runtimes", figures.runtimes), ("accuracy", figures.accuracy)):
+for name, render in (
+    ("runtimes", figures.runtimes),
+    ("accuracy", figures.accuracy),
+    ("formats", figures.formats),
+    ("onnx", figures.onnx),
+):
     path = SOURCE / f"benchmarks_{name}.json"
     text = render(figures.load(path)) if path.exists() else "No figures are recorded yet.\n"
     (GENERATED / f"benchmarks_{name}.txt").write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from .inputs import Inputs
 from .source_lines import failing_line
 from .structure import flatten
 
-__all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed"]
+__all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed", "without_partial_graph"]
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def export_program(
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-            with context(), _without_partial_graph(), kept_tensors_allowed(), uncached:
+            with context(), without_partial_graph(), kept_tensors_allowed(), uncached:
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
                 return programs[0]
@@ -101,7 +101,7 @@ def kept_tensors_allowed() -> Iterator[None]:
 
 
 @contextmanager
-def _without_partial_graph() -> Iterator[None]:
+def without_partial_graph() -> Iterator[None]:
     """Keeps torch from printing the graph of an export that fails."""
     text = io.StringIO()
     with redirect_stderr(text):

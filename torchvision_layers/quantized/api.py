@@ -97,7 +97,7 @@ def quantize(
             raising. Default: ``False``.
         dynamic_sizes: for ``engine="pt2e"``. ``True`` lets the graph take images of every size that the model takes,
             ``False`` only those of the first batch. ``None`` fixes the size, with a warning, if a graph for all sizes
-            would take long to export. The eager engine never fixes it. Default: ``None``.
+            would take long to export, or if torch fails to. The eager engine never fixes it. Default: ``None``.
         per_channel: ``True`` gives each output channel of a weight a scale of its own, ``False`` all of them the same,
             for hardware that knows only that. :func:`deploy.equalize <torchvision_layers.deploy.equalize>` makes the
             channels of ``model`` similar first. Default: ``True``.

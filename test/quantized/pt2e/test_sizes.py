@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
-from torchvision_layers.quantized.pt2e import workflow
+from torchvision_layers.quantized.pt2e import sizes, workflow
 from torchvision_layers.quantized.pt2e.export import export
 from torchvision_layers.quantized.pt2e.model import QuantizableGraph
 from torchvision_layers.quantized.settings import Settings
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import FunctionModule, tiny_model, with_running_stats
 
@@ -120,6 +121,22 @@ def test_slow_sizes_are_fixed_with_a_warning() -> None:
         assert graph(x).shape == model(x).shape
     with pytest.raises(ValueError, match="x must have size 18 in dimension 2"):
         graph(OTHER)
+
+
+def test_sizes_are_fixed_if_torch_fails_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does for S3D of torchvision: "NotImplementedError: the inequality cannot be solved"."""
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("the inequality cannot be solved")
+
+    monkeypatch.setattr(sizes, "_export_symbolic", fail)
+    model = with_conv(in_windows)
+    with pytest.warns(UserWarning, match="18 x 20 only.*for all sizes impossible; dynamic_sizes=True shows the error"):
+        graph = int8(model)
+    assert graph.signature.sizes == [(None, 3, 18, 20)]
+    assert decibels(model(X), graph(X)) > 30
+    with pytest.raises(RuntimeError, match="the inequality cannot be solved"):
+        int8(model, dynamic_sizes=True)
 
 
 @pytest.mark.parametrize("dynamic_sizes", [True, False])

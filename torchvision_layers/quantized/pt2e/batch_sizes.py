@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from ..._utils.exporting import kept_tensors_allowed
+from ..._utils.exporting import kept_tensors_allowed, without_partial_graph
 from ..._utils.structure import flatten
 
 __all__ = ["export_constant_batch"]
@@ -39,7 +39,7 @@ def export_constant_batch(model: nn.Module, inputs: Sequence[Tensor], batched: S
     enlarged = [
         _resized(tensor, prime) if has_batch else tensor for tensor, has_batch in zip(inputs, batched, strict=True)
     ]
-    with kept_tensors_allowed(), _marked_sizes(model, prime):
+    with kept_tensors_allowed(), without_partial_graph(), _marked_sizes(model, prime):
         module = torch.export.export(model, tuple(enlarged)).module(check_guards=False)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
         hooks.clear()

@@ -15,7 +15,7 @@ from ..._utils.structure import flatten
 from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
 from .signature import Signature
-from .sizes import export_sized, output_values
+from .sizes import SizedGraph, export_fixed, export_sized, output_values, warn_fixed
 from .weights import make_padding_numeric
 
 __all__ = ["ExportedModel", "export"]
@@ -68,17 +68,7 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     try:
         sized = export_sized(model, _images(tensors, batch, images), batch == 1, dynamic_sizes)
     except RuntimeError as error:
-        refused = [count for count in (1, 2, 3) if not _runs(model, _images(tensors, batch, count))]
-        if not refused or not all(_runs(model, _images(tensors, batch, count)) for count in (batch, 2 * batch)):
-            raise
-        images = batch
-        if batch < 4:
-            counts = " or ".join(map(str, refused))
-            raise RuntimeError(
-                f"model must be exported with a batch of at least twice as many images as it needs, got {batch}: its "
-                f"forward raises for {counts}"
-            ) from error
-        sized = export_sized(model, _images(tensors, batch, images), False, dynamic_sizes)
+        sized, images = _export_otherwise(model, tensors, batch, dynamic_sizes, error)
     module = sized.graph_module
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
@@ -94,6 +84,32 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     return ExportedModel(
         module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module), images
     )
+
+
+def _export_otherwise(
+    model: nn.Module, tensors: list[Tensor], batch: int, dynamic_sizes: bool | None, error: RuntimeError
+) -> tuple[SizedGraph, int]:
+    """The graph of a model that two images do not export for all sizes, and the number of images that did.
+
+    Errors: ``error`` if it cannot be exported in another way either.
+    """
+    refused = [count for count in (1, 2, 3) if not _runs(model, _images(tensors, batch, count))]
+    if refused and all(_runs(model, _images(tensors, batch, count)) for count in (batch, 2 * batch)):
+        if batch < 4:
+            raise RuntimeError(
+                f"model must be exported with a batch of at least twice as many images as it needs, got {batch}: its "
+                f"forward raises for {' or '.join(map(str, refused))}"
+            ) from error
+        return export_sized(model, _images(tensors, batch, batch), False, dynamic_sizes), batch
+    if dynamic_sizes is not None:
+        raise error
+    pair = _images(tensors, batch, 2)
+    try:
+        sized = export_fixed(model, pair, batch == 1)
+    except RuntimeError:
+        raise error from error.__cause__
+    warn_fixed(pair, "impossible; dynamic_sizes=True shows the error")
+    return sized, 2
 
 
 def _record(called_paths: set[str], path: str, module: nn.Module, args: object) -> None:

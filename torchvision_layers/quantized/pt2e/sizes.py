@@ -20,7 +20,7 @@ from ..._utils.size_limit import SizeLimit
 from ..checks import check_same_results
 from .batch_sizes import export_constant_batch
 
-__all__ = ["SizedGraph", "export_sized", "output_values"]
+__all__ = ["SizedGraph", "export_fixed", "export_sized", "output_values", "warn_fixed"]
 
 #: Methods whose results do not depend on sizes, and properties whose results do.
 _SIZE_INDEPENDENT = {"dim", "ndimension", "is_floating_point", "is_complex"}
@@ -60,15 +60,20 @@ def export_sized(model: nn.Module, pair: Inputs, is_single: bool, dynamic_sizes:
             )
             if sized is not None:
                 return sized
-        sized = _export_fixed(model, pair, is_single)
+        sized = export_fixed(model, pair, is_single)
     if dynamic_sizes is None:
-        warnings.warn(
-            f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "
-            "sizes in a way that makes an export for all sizes slow; dynamic_sizes=True exports for all sizes, "
-            "dynamic_sizes=False fixes them without this warning",
-            stacklevel=2,
-        )
+        warn_fixed(pair, "slow; dynamic_sizes=True exports for all sizes")
     return sized
+
+
+def warn_fixed(pair: Inputs, reason: str) -> None:
+    """Warns that a graph takes the sizes of ``pair`` only, because an export for all would be what ``reason`` says."""
+    warnings.warn(
+        f"the int8 graph takes images of {' x '.join(map(str, pair.args[0].shape[2:]))} only: its forward computes "
+        f"sizes in a way that makes an export for all sizes {reason}, dynamic_sizes=False fixes them without this "
+        "warning",
+        stacklevel=3,
+    )
 
 
 def _export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
@@ -194,7 +199,7 @@ def _export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None)
         return None
 
 
-def _export_fixed(model: nn.Module, pair: Inputs, is_single: bool) -> SizedGraph:
+def export_fixed(model: nn.Module, pair: Inputs, is_single: bool) -> SizedGraph:
     """Exports ``model`` for every batch of images of this size.
 
     Args:
