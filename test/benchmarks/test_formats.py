@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def formats() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])  # the benchmarks are scripts, not a package
+        # The benchmarks are scripts, not a package.
+        patch.setattr(sys, "path", [str(ROOT / "benchmarks"), str(ROOT / "references" / "classification"), *sys.path])
         yield importlib.import_module("formats")
 
 
@@ -31,7 +32,7 @@ def test_a_file_runs_alone_and_gives_the_same_classes(formats: ModuleType, file:
     assert figures["megabytes"] > 0
     assert figures["time"] > 0
     assert figures["same as the model"] == 1
-    assert 25 < figures["decibels"] < 60
+    assert 25 < figures["decibels"] < 80
 
 
 def test_figures_are_added_to_the_record(
