@@ -281,7 +281,7 @@ def test_model_with_rewritten_forward_is_copied_but_not_pickled() -> None:
 
 def test_allow_float_keeps_layers_without_twin_whole() -> None:
     """Each such layer is one float fallback, whatever its children; the layers around it run in int8."""
-    staged = [enn.CoordConv2d(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
+    staged = [enn.MultiHeadedSpatialAttention(4, 4, 3), enn.MultiHeadedSpatialAttention(4, 4, 3, padding=1)]
     model = nn.Sequential(tnn.ConvNormAct(3, 4), *staged, nn.Conv2d(4, 4, 1)).eval()
     x = batches()[0]
     converted = quantized.quantize(model, batches(), allow_float=True)

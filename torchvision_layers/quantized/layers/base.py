@@ -140,8 +140,8 @@ def make_twins(model: nn.Module) -> dict[nn.Module, str]:
 
 def needs_folded_form(module: nn.Module) -> bool:
     """Whether the module is a convolution or linear layer without kernel and twin; its ``folded()`` may have one."""
-    has_twin = any(cls in TWINS for cls in type(module).__mro__)
-    return isinstance(module, CONV_AND_LINEAR) and int8_support(module) is Int8Support.UNKNOWN and not has_twin
+    has_form = isinstance(module, _REWRITTEN) or any(cls in TWINS for cls in type(module).__mro__)
+    return isinstance(module, CONV_AND_LINEAR) and int8_support(module) is Int8Support.UNKNOWN and not has_form
 
 
 def _make_all_twins(layer: nn.Module) -> None:
