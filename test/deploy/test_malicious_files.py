@@ -163,6 +163,18 @@ def test_unusual_module_names_load(tmp_path: Path) -> None:
     deploy.export(model.eval(), example(), tmp_path / "model.pt2", format="pt2")
 
 
+@pytest.mark.parametrize("equation", ["bchw,bcij->bhi", "B C H W, B C I J -> B H I", "...h->...", "bchw,bcij"])
+def test_equations_of_einsum_load(equation: str, tmp_path: Path) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return torch.einsum(equation, *[y, y][: 1 + equation.count(",")])
+
+    model = FunctionModule(forward, conv=tnn.ConvNormAct(3, 4))
+    path = deploy.export(model, example(), tmp_path / "model.pt2", format="pt2").path
+    with torch.no_grad():
+        torch.testing.assert_close(deploy.load(path)(example()), model(example()))
+
+
 class Saves(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         torch.save(x, "ran")

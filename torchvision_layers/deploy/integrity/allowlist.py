@@ -25,6 +25,8 @@ _RECORDS = re.compile(
 )
 # No quotes, brackets or line breaks: these characters cannot form a call or a statement.
 _NAME = re.compile(r"[\w.:+/ -]*", re.ASCII)
+# Those of torch.einsum. Nor can commas and an arrow.
+_EQUATION = re.compile(r"[A-Za-z., ]+(?:->[A-Za-z., ]*)?")
 _SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.list", "builtins.dict", "null"}
 _OPERATORS = re.compile(
     "add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor"
@@ -60,7 +62,8 @@ def check_program(archive: Archive) -> None:
         if key in ("target", "as_operator") and text and not is_operator(text):
             raise ValueError(f"{path} calls a function that is not an operator of torch: {text!r}")
         assertion = _ASSERTION.fullmatch(text)
-        if not (_NAME.fullmatch(text) or _is_spec(text) or _is_expression(assertion[1] if assertion else text)):
+        is_plain = _NAME.fullmatch(text) or _EQUATION.fullmatch(text) or _is_spec(text)
+        if not (is_plain or _is_expression(assertion[1] if assertion else text)):
             raise ValueError(f"{path} contains text that could run as Python: {text!r}")
 
 
