@@ -58,7 +58,8 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. A run that was killed while it wrote a checkpoint continues from the previous checkpoint.
+# of an uninterrupted run. If the process is killed while writing a checkpoint, training resumes from the previous
+# one.
 
 run("train.py", *shared, "--resume", "auto")
 

@@ -14,7 +14,7 @@ from torchvision_layers import quantized
 from torchvision_layers.quantized.eager import workflow
 from torchvision_layers.testing._checks._quantization import decibels
 
-IMAGES = torch.randn(8, 3, 12, 10)
+IMAGES = torch.randn(8, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 BACKENDS = ("x86", "onednn", "qnnpack")
 
 
@@ -221,7 +221,7 @@ def test_tensors_are_read_again_after_writes(act: str, read: str, is_qat: bool) 
         assert decibels(model(IMAGES), prepared.eval()(IMAGES)) > 25
         assert decibels(prepared(IMAGES), quantized.convert(prepared)(IMAGES)) > 25
     else:
-        assert decibels(model(IMAGES), quantized.quantize(model, [IMAGES], backend="onednn")(IMAGES)) > 25
+        assert decibels(model(IMAGES), quantized.quantize(model, [IMAGES], backend="onednn")(IMAGES)) > 28
 
 
 def test_write_into_the_input_of_a_block_raises() -> None:
