@@ -11,7 +11,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
         [
             [
                 Group("Arguments and models", "checks model_checks construct"),
-                Group("Inputs, outputs", "inputs input_remedies failed_runs outputs structure"),
+                Group("Inputs, outputs", "inputs input_remedies failed_runs empty_batches outputs structure"),
                 Group("Single modules", "modules successor hooked_weights graph_modules"),
             ],
             [

@@ -300,3 +300,20 @@ def test_int8_of_every_kind_of_layer(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.equal(deploy.load(path)(x), torch.export.load(path).module()(x))
             assert torch.equal(deploy.load(path)(x), deploy.lower(int8, x)(x))
+
+
+def test_weights_that_are_not_packed_never_reach_a_kernel(tmp_path: Path) -> None:
+    """OneDNN's linear layers end the process then; the export tries images that are larger than the example."""
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    x = torch.rand(4, 3, 16, 16)
+    int8 = quantized.quantize(Pixels().eval(), [x], engine="pt2e", backend="x86")
+    loaded = deploy.load(deploy.export(int8, x, tmp_path / "model.pt2", format="pt2", lowered=True).path)
+    torch.testing.assert_close(loaded(x), int8(x), rtol=0, atol=1e-5)

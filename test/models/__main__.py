@@ -4,8 +4,10 @@ With the name of a file, runs all checks on the model in it: ``python -m test.mo
 """
 
 import argparse
+import faulthandler
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,6 +59,9 @@ def main() -> int:
         return _check_file(args.file, args.only or list(CHECKS))
     periods = dict.fromkeys(args.only, 1) if args.only else PERIODS
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    # Stays if a kernel ends the process.
+    running = args.output_dir / f"seed{args.seed}_running.py"
+    faulthandler.enable()
     with tqdm(total=args.models, unit="model") as bar:
 
         def on_progress(summary: Summary) -> None:
@@ -66,7 +71,15 @@ def main() -> int:
                 path = args.output_dir / f"seed{args.seed}_{i:03}_{found.check.replace(' ', '_')}.py"
                 path.write_text(found.report(), encoding="utf-8")
 
-        summary = run(args.models, args.seed, periods, shrink_seconds=args.shrink_seconds, on_progress=on_progress)
+        summary = run(
+            args.models,
+            args.seed,
+            periods,
+            shrink_seconds=args.shrink_seconds,
+            on_model=partial(running.write_text, encoding="utf-8"),
+            on_progress=on_progress,
+        )
+    running.unlink(missing_ok=True)
     print(_describe(summary, args.output_dir))
     return bool(summary.failures)
 

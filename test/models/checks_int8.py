@@ -113,7 +113,10 @@ def check_state(subject: Subject, engine: str, backend: str) -> None:
             parameter.mul_(1.5)
     x = subject.batch(seed=2)
     target = quantized.quantize(other, [x], engine=engine, backend=backend, progress=False, allow_float=True)
-    keys = target.load_state_dict(int8.state_dict())
+    try:
+        keys = target.load_state_dict(int8.state_dict())
+    except RuntimeError as error:
+        raise refuse(error, subject.text) from error
     if keys.missing_keys or keys.unexpected_keys:
         raise CheckError(f"state: missing {keys.missing_keys}, unexpected {keys.unexpected_keys}")
     inputs = subject.inputs()

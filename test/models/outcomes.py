@@ -13,10 +13,12 @@ REFUSALS = {
     "weight read in a forward": r"whose forward reads \S+ in",
     "weight that changes in training": r"computes its weight in every forward or something else in training",
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
+    "int8 state of other layers": r"^state_dict must be of the layers of this model, .* may depend on weights",
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
     "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': \w+: [^\n]{,150}$",
     "batch norm without momentum in training": r"batch norms must have a number as momentum to be trained with",
     "weight whose norm changes in training": r"weights must be computed from parameters alone to be trained with",
+    "computed weight in TorchScript": r"^model must have plain weights for TorchScript, .*: call deploy\.fold\(model\)",
     "default without annotation in TorchScript": r"annotate each argument of a forward whose default is None",
 }
 #: Messages of comparisons that find what tracing cannot see, with a pattern of the sources that may cause it.

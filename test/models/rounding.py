@@ -61,6 +61,11 @@ class Estimate:
         #: The same for each channel.
         self.channels = [torch.stack(list(map(_channel_rms, t))).amax(0) for t in zip(*errors, strict=True)]
 
+    def include(self, other: "Estimate") -> None:
+        """Keeps the larger of two estimates for the same outputs, on other inputs."""
+        self.rms = list(map(max, self.rms, other.rms))
+        self.channels = list(map(_maximum, self.channels, other.channels))
+
 
 @torch.no_grad()
 def estimate_rounding(model: nn.Module, run: Callable[[nn.Module], Sequence[Tensor]], draws: int = 3) -> Estimate:
@@ -103,6 +108,11 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _rms(error: Tensor) -> float:
     return float(error.double().square().mean().sqrt()) if error.numel() else 0.0
+
+
+def _maximum(channels: Tensor, others: Tensor) -> Tensor:
+    """The larger of each; the first if they are of different channels, such as those of two sizes."""
+    return torch.maximum(channels, others) if channels.shape == others.shape else channels
 
 
 def _channel_rms(error: Tensor) -> Tensor:

@@ -99,11 +99,12 @@ class _Run:
         periods: Mapping[str, int],
         shrink_seconds: float,
         ends_at_failure: bool,
+        on_model: Callable[[str], None],
         on_progress: Callable[[Summary], None],
         folder: Path,
     ) -> None:
         self.count, self.periods, self.shrink_seconds, self.folder = count, dict(periods), shrink_seconds, folder
-        self.ends_at_failure, self.on_progress = ends_at_failure, on_progress
+        self.ends_at_failure, self.on_model, self.on_progress = ends_at_failure, on_model, on_progress
         self.summary = Summary()
         self.texts = set[str]()
         self.found: Found | None = None
@@ -119,6 +120,7 @@ class _Run:
         if text in self.texts or len(self.texts) == self.count:
             return False
         self.texts.add(text)
+        self.on_model(text)
         self._check(Subject(text, self.folder))
         self.on_progress(self.summary)
         if self.ends_at_failure and self.summary.failures and self.found is None:
@@ -203,6 +205,7 @@ def run(
     *,
     shrink_seconds: float = 60.0,
     ends_at_failure: bool = False,
+    on_model: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
     """Draws models and checks them.
@@ -213,10 +216,11 @@ def run(
         periods: the checks, each on every model whose number divides by its period.
         shrink_seconds: how long to shrink each kind of failure; ``0`` keeps the model as it was drawn.
         ends_at_failure: whether to end with the first model that fails.
+        on_model: called with the source of each model before it is checked.
         on_progress: called after each model, and after a failure was shrunk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        state = _Run(count, periods, shrink_seconds, ends_at_failure, on_progress, Path(folder))
+        state = _Run(count, periods, shrink_seconds, ends_at_failure, on_model, on_progress, Path(folder))
         for chunk in itertools.count():
             if state.summary.models == count or (ends_at_failure and state.summary.failures):
                 break

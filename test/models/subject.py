@@ -68,8 +68,15 @@ class Subject:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """The effect of rounding to int8 on the outputs for the first batch."""
-        return estimate_rounding(self.model(), lambda model: outputs_of(model, self.inputs()))
+        """The effect of rounding to int8 on the outputs, the largest for any size.
+
+        On the first batch alone, a ReLU at the end may hide it.
+        """
+        estimate = estimate_rounding(self.model(), lambda model: outputs_of(model, self.inputs()))
+        for size in range(1, len(self.sizes)):
+            inputs = self.inputs(2, size)
+            estimate.include(estimate_rounding(self.model(), lambda model, i=inputs: outputs_of(model, i)))
+        return estimate
 
     @cached_property
     def is_stable(self) -> bool:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from .checks import check_float32
 from .structure import flatten, map_tensors
 
-__all__ = ["Inputs", "inputs_of", "takes_one_input"]
+__all__ = ["Inputs", "accepts", "inputs_of", "takes_one_input"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,16 @@ class Inputs:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same inputs with ``function`` applied to each tensor."""
         return type(self)(*map_tensors(function, (self.args, self.kwargs)))
+
+
+def accepts(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether ``model``, which may change its buffers, runs on ``inputs``, which stay as they are."""
+    try:
+        with torch.no_grad():
+            inputs.map(Tensor.clone).run(model)
+    except Exception:  # a forward may raise anything for a size that it does not support
+        return False
+    return True
 
 
 def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._utils.inputs import Inputs
+from .._utils.inputs import Inputs, accepts
 
-__all__ = ["Sizes", "accepts", "batch_size", "other_batch", "resize"]
+__all__ = ["Sizes", "batch_size", "other_batch", "resize"]
 
 # Tried in this order: odd sizes expose most; some models accept multiples of their strides or of the example only.
 _GROWTH: tuple[Callable[[int, int], int], ...] = (
@@ -97,15 +97,6 @@ def resize(inputs: Inputs, sizes: Callable[[int, torch.Size], Sequence[int]]) ->
         return tensor.contiguous()
 
     return inputs.map(sample)
-
-
-def accepts(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether ``model`` runs on ``inputs``."""
-    try:
-        inputs.map(Tensor.clone).run(model)
-    except Exception:  # a forward may raise anything for a size that it does not support
-        return False
-    return True
 
 
 def _batched(inputs: Inputs) -> list[bool]:

@@ -8,14 +8,14 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from typing_extensions import Self
 
-from .._utils.inputs import Inputs
+from .._utils.inputs import Inputs, accepts
 from .._utils.model_checks import check_cpu, check_module, check_not_lazy, check_unwrapped
 from .._utils.structure import flatten
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.eager.support import is_int8
 from ..quantized.pt2e.nodes import is_quantize, qparams
 from ..quantized.wrapper import Stage
-from ._inputs import Sizes, accepts, batch_size, other_batch
+from ._inputs import Sizes, batch_size, other_batch
 from ._running import run_model
 from ._signature import Signature
 from .lowering.model import LoweredModel

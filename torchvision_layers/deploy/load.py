@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from .._utils.checks import check_float32, check_int, check_path, check_shape
+from .._utils.empty_batches import has_no_images, run_without_images
 from .._utils.inputs import Inputs
-from .._utils.structure import map_tensors
 from ._metadata import parse
 from ._signature import Signature, plain
 from .formats.table import format_of
@@ -42,11 +42,10 @@ class Loaded:
         with torch.no_grad():
             # Compiled code assumes the memory layout of the example and ignores strides.
             dense = inputs.map(lambda tensor: tensor.detach().contiguous())
-            if not any(_is_empty(tensor) for tensor in dense.tensors()):
-                return plain(dense.run(self._call))
-            # Some kernels reject an empty batch.
-            zeros = dense.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]) if _is_empty(tensor) else tensor)
-            return map_tensors(lambda tensor: tensor[:0], plain(zeros.run(self._call)))
+            return run_without_images(dense, self._run) if has_no_images(dense) else self._run(dense)
+
+    def _run(self, inputs: Inputs) -> Any:
+        return plain(inputs.run(self._call))
 
     def eval(self) -> Self:
         """Returns this object, which is always in eval mode."""
@@ -93,10 +92,6 @@ class Loaded:
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.path)!r}, format={self.format!r})"
-
-
-def _is_empty(tensor: Tensor) -> bool:
-    return tensor.dim() > 0 and len(tensor) == 0
 
 
 def _check_providers(providers: object) -> None:

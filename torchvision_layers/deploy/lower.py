@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._utils.checks import check_int
-from .._utils.inputs import Inputs
+from .._utils.inputs import Inputs, accepts
 from .._utils.model_checks import check_cpu, check_module, check_not_lazy, check_unwrapped
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.precision import in_float32
@@ -21,7 +21,7 @@ from ..quantized.pt2e.signature import Signature
 from ..quantized.pt2e.writes import reread_after_writes
 from ..quantized.wrapper import Stage
 from ._example import check_example
-from ._inputs import accepts, batch_size, other_batch, resize
+from ._inputs import batch_size, other_batch, resize
 from ._subject import input_scales
 from .fold import fold_call
 from .folding.comparison import check_same, check_same_bfloat16, check_same_int8

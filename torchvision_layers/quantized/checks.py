@@ -1,7 +1,6 @@
 """Checks on models that both engines make."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -12,13 +11,14 @@ from .._utils.inputs import Inputs
 from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
 from .finite import describe_origin
+from .pairs import overflows
 from .wrapper import QuantizableWrapper, Stage
 
 __all__ = [
     "check_float32_parameters",
+    "check_int8_state",
     "check_not_converted",
     "check_same_results",
-    "explaining_float_state",
     "first_of",
 ]
 
@@ -29,16 +29,49 @@ def check_not_converted(model: nn.Module) -> None:
         raise ValueError("model is prepared or converted already; start from the float model")
 
 
-@contextmanager
-def explaining_float_state() -> Iterator[None]:
-    """Raises ``ValueError`` if int8 layers get the weights of a float model."""
-    try:
-        yield
-    except NotImplementedError as error:  # of the operator that packs int8 weights
+def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:
+    """Raises unless ``state_dict`` has what each int8 layer of ``model`` needs, before anything is loaded.
+
+    Errors: ``ValueError`` if it has weights in float or, for x86, weights whose products overflow there, and
+    ``RuntimeError`` if it is of other layers.
+    """
+    own = model.state_dict()
+    ours, theirs = _owners(own), _owners(state_dict)
+    packed = [key for key, value in own.items() if _int8_weight(value) is not None]
+    weights = {key: _int8_weight(value) for key, value in state_dict.items()}
+    if packed and all(weight is None for weight in weights.values()):
         raise ValueError(
             "state_dict must be that of an int8 model, got weights in float: load them into the float model, and "
             "quantize that"
-        ) from error
+        )
+    missing = ours - theirs if strict else _owners(packed) - theirs
+    if missing or (strict and theirs - ours):
+        raise RuntimeError(
+            f"state_dict must be of the layers of this model, got one with {_listed(theirs - ours)} besides, and "
+            f"without {_listed(missing)}: the layers of an int8 model may depend on weights, so quantize the float "
+            "model with the weights that it had, or move it by deploy.export"
+        )
+    modules = dict(model.named_modules())
+    for key, weight in weights.items() if model.backend == "x86" else ():
+        is_packed_for_onednn = hasattr(modules.get(f"{model.child}.{key.rpartition('.')[0]}"), "kernel_class")
+        if weight is not None and overflows(weight, is_packed_for_onednn):
+            raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
+
+
+def _int8_weight(value: Any) -> Tensor | None:
+    weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
+    return weight.int_repr() if isinstance(weight, Tensor) and weight.dtype is torch.qint8 else None
+
+
+def _owners(keys: Iterable[str]) -> set[str]:
+    """The paths of the modules that have the parameters and buffers ``keys``."""
+    return {key.rpartition(".")[0].removesuffix("._packed_params") for key in keys}
+
+
+def _listed(paths: set[str]) -> str:
+    """The first paths, in order."""
+    shown = ", ".join(sorted(paths)[:3])
+    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown or "none"
 
 
 def first_of(batches: Iterator[Inputs]) -> Inputs:

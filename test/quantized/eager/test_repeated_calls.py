@@ -242,3 +242,17 @@ def test_training_without_layers(name: str) -> None:
     for output in prepared(X):
         assert torch.isfinite(output).all()
     quantized.convert(prepared)
+
+
+def test_state_of_a_model_with_other_layers() -> None:
+    """Whether calls get layers of their own depends on weights, here on the scale of the second call."""
+    split, shared = (TwoBranches(conv()).eval() for _ in range(2))
+    with torch.no_grad():
+        shared.scale.weight.fill_(1.0)
+    first, second = (quantized.quantize(model, [X]) for model in (split, shared))
+    assert len(first.state_dict()) > len(second.state_dict())
+    with pytest.raises(RuntimeError, match=r"^state_dict must be of the layers of this model, .* shared_1 besides"):
+        second.load_state_dict(first.state_dict())
+    with pytest.raises(RuntimeError, match=r"with none besides, and without .*shared_1: .* quantize the float model"):
+        first.load_state_dict(second.state_dict())
+    assert torch.equal(first(X)[1], quantized.quantize(split, [X])(X)[1])

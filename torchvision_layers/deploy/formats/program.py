@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import as_module, export_program
-from ..._utils.inputs import Inputs
+from ..._utils.inputs import Inputs, accepts
 from ..._utils.size_limit import SizeLimit
 from ..._utils.structure import flatten
-from .._inputs import accepts, other_batch, resize
+from .._inputs import other_batch, resize
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 from .size_rules import always_holds, holds, size_rules
@@ -190,9 +190,9 @@ def _example_pair(subject: Subject) -> Inputs:
             ]
 
         images = resize(example, sizes)
-        if max(size for tensor in images.tensors() for size in tensor.shape[2:]) <= 256 and accepts(
-            subject.model, images
-        ):
+        # The program of a lowered model has weights that are not packed, with which its operators must not run.
+        model = subject.lowered or subject.model
+        if max(size for tensor in images.tensors() for size in tensor.shape[2:]) <= 256 and accepts(model, images):
             return images
     return resize(example, lambda i, shape: shape)
 

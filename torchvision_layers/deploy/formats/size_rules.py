@@ -53,9 +53,12 @@ def size_rules(program: ExportedProgram, sources: Sequence[str]) -> list[str]:
 
 
 def holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether the shapes of the inputs satisfy a rule."""
+    """Whether the shapes of the inputs satisfy a rule; one that divides by zero does not hold."""
     size = shapes[0] if len(shapes) == 1 else shapes
-    return bool(eval(_compile(rule), {"__builtins__": {}, **_FUNCTIONS, "size": size}))
+    try:
+        return bool(eval(_compile(rule), {"__builtins__": {}, **_FUNCTIONS, "size": size}))
+    except ZeroDivisionError:
+        return False
 
 
 def always_holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:

@@ -44,7 +44,11 @@ class Guards:
 
         def check(*tensors: Tensor) -> None:
             for text, holds in checks:
-                if not holds(*tensors):
+                try:
+                    is_supported = holds(*tensors)
+                except ZeroDivisionError:
+                    is_supported = False
+                if not is_supported:
                     raise ValueError(f"input must have sizes that the forward of the model supports: {text}")
 
         return check

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..._utils.empty_batches import has_no_images, run_without_images
 from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
 from ...quantized.pt2e.signature import Signature
@@ -63,7 +64,11 @@ class LoweredModel(nn.Module):
         """
         layout = None if kwargs else _layout(args)
         if layout is None or layout != self._accepted_layout:
-            tensors = check_inputs(self, Inputs(args, kwargs))
+            inputs = Inputs(args, kwargs)
+            if has_no_images(inputs):
+                self._signature.flatten(inputs)  # to check them
+                return run_without_images(inputs, lambda images: images.run(self.forward))
+            tensors = check_inputs(self, inputs)
             is_flat = len(tensors) == len(args) and all(map(is_, tensors, args))
             self._accepted_layout = layout if is_flat else None
             args = tuple(tensors)

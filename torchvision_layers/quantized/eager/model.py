@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
+from ..._utils.empty_batches import has_no_images, run_without_images
 from ..._utils.failed_runs import explaining_int8
 from ..._utils.graph_modules import make_ordinary_
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
-from ..checks import explaining_float_state
+from ..checks import check_int8_state
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
-from ..pairs import overflows
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .excluded import exclude_
@@ -96,11 +96,8 @@ class QuantizableModel(QuantizableWrapper):
             with in_float32():
                 return self._run(inputs)
         with explaining_int8(self.model, inputs), in_float32(), use_backend(self.backend):
-            if not any(_is_empty(tensor) for tensor in inputs.tensors()):
-                return self._run(inputs)
             # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
-            images = inputs.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]) if _is_empty(tensor) else tensor)
-            return map_tensors(lambda tensor: tensor[:0], self._run(images))
+            return run_without_images(inputs, self._run) if has_no_images(inputs) else self._run(inputs)
 
     @torch.jit.unused
     def _run(self, inputs: Inputs) -> Any:
@@ -168,19 +165,12 @@ class QuantizableModel(QuantizableWrapper):
     ) -> _IncompatibleKeys:
         """As in ``nn.Module``; int8 weights are packed for the backend of this model.
 
-        Errors: ``ValueError`` if this model is for x86 and the weights were made for a backend without its bound.
+        Errors: ``ValueError`` if this model is for x86 and the weights were made for a backend without its bound, and
+        ``RuntimeError`` if it has other layers: a block called twice becomes two if its results differ much in size.
         """
-        if self.stage is Stage.INT8 and self.backend == "x86":
-            modules = dict(self.model.named_modules())
-            for key, value in state_dict.items():
-                weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
-                module = modules.get(key.rpartition(".")[0])
-                if not isinstance(weight, Tensor) or weight.dtype is not torch.qint8:
-                    continue
-                is_packed_for_onednn = hasattr(module, "kernel_class")
-                if overflows(weight.int_repr(), is_packed_for_onednn):
-                    raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
-        with explaining_float_state(), self._packing():
+        if self.stage is Stage.INT8:
+            check_int8_state(self, state_dict, strict)
+        with self._packing():
             keys = super().load_state_dict(state_dict, strict, assign)
         if self.is_frozen:  # even if the state was saved before freezing
             self._freeze()
@@ -201,10 +191,6 @@ class MultipleQuantizableModel(QuantizableModel):
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module whose ``forward`` receives the inputs: ``model``, or the model inside a :class:`QuantizableModel`."""
     return model.model if isinstance(model, QuantizableModel) else model
-
-
-def _is_empty(tensor: Tensor) -> bool:
-    return tensor.dim() > 0 and len(tensor) == 0
 
 
 def quantizable(model: nn.Module, *, allow_float: bool = False) -> QuantizableModel:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..._utils.exporting import as_module
-from ..._utils.inputs import Inputs
+from ..._utils.inputs import Inputs, accepts
 from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from .constants import erase_unused_ops
@@ -67,6 +67,8 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     images = 2
     try:
         sized = export_sized(model, _images(tensors, batch, images), batch == 1, dynamic_sizes)
+        if sized.has_guards and not accepts(copy_module(sized.graph_module), _images(tensors, batch, 2 * images)):
+            raise RuntimeError("model must be exported for any number of images, its forward fixes it")
     except RuntimeError as error:
         sized, images = _export_otherwise(model, tensors, batch, dynamic_sizes, error)
     module = sized.graph_module
@@ -93,8 +95,8 @@ def _export_otherwise(
 
     Errors: ``error`` if it cannot be exported in another way either.
     """
-    refused = [count for count in (1, 2, 3) if not _runs(model, _images(tensors, batch, count))]
-    if refused and all(_runs(model, _images(tensors, batch, count)) for count in (batch, 2 * batch)):
+    refused = [count for count in (1, 2, 3) if not accepts(copy_module(model), _images(tensors, batch, count))]
+    if refused and all(accepts(copy_module(model), _images(tensors, batch, count)) for count in (batch, 2 * batch)):
         if batch < 4:
             raise RuntimeError(
                 f"model must be exported with a batch of at least twice as many images as it needs, got {batch}: its "
@@ -173,15 +175,6 @@ def _images(tensors: list[Tensor], batch: int, count: int) -> Inputs:
             tensor = torch.cat([tensor] * (1 + count // batch))[:count]
         images.append(tensor.detach().clone())
     return Inputs(tuple(images))
-
-
-def _runs(model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        with torch.no_grad():
-            inputs.run(copy_module(model))
-    except Exception:  # of any type
-        return False
-    return True
 
 
 def _norm_inputs(module: fx.GraphModule) -> dict[str, str]:
