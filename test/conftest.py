@@ -1,4 +1,4 @@
-"""Each test starts from one seed and keeps torch's engine; `--write-matrix` writes the conformance record."""
+"""Each file and each test start from one seed, and tests keep torch's engine; `--write-matrix` writes the conformance record."""
 
 import gc
 import re
@@ -55,6 +55,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def _group(nodeid: str) -> str | None:
     return next((match[0] for pattern in TOGETHER if (match := re.match(pattern, nodeid))), None)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seed each file as well, so that tensors at its top do not depend on the files before it."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

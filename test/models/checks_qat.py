@@ -89,6 +89,12 @@ def _switch(model: nn.Module, *, fake_quant: bool, observers: bool) -> nn.Module
     return model
 
 
+def _loss(output: Tensor) -> Tensor:
+    """A sum of squares with a weight for each: that of a normalized output alone would be constant."""
+    weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype)
+    return (output.square() * weights.view(output.shape)).mean()
+
+
 def _trained_once(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs in training mode, and the gradients of a loss with respect to the inputs.
 
@@ -98,7 +104,7 @@ def _trained_once(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[
     leaves = inputs.map(lambda tensor: tensor.clone().requires_grad_())
     try:
         outputs = flatten(leaves.map(lambda tensor: tensor * 1.0).run(model))[0]
-        sum((output.square().mean() for output in outputs), torch.zeros(())).backward()
+        sum(map(_loss, outputs), torch.zeros(())).backward()
     except (RuntimeError, ValueError) as error:
         if isinstance(model, (quantized.QuantizableModel, quantized.QuantizableGraph)):
             raise CheckError(f"training: {type(error).__name__}: {error}") from error

@@ -31,6 +31,10 @@ COMPARISONS = {
         r"cannot run .*, which the model accepts: (Guard failed|input must have sizes)",
         r"if x\d*\.shape",
     ),
+    "branch on the image size in ONNX": (
+        r"gives other values than the model for .* or one that was traced for some values or sizes only",
+        r"if x\d*\.shape",
+    ),
     # Torch.export takes a batch of one for a constant if the layout of an image depends on it.
     "batch of one in a graph of another layout": (
         r"cannot run .*\[1, .*, which the model accepts: .*Guard failed: .*size\(\)\[0\]",

@@ -13,8 +13,9 @@ __all__ = ["Estimate", "estimate_rounding"]
 
 #: Half of a step of weights: of eight bits, one of which is lost on x86 if the two largest weights are alike.
 _WEIGHT_SHARE = 1 / 128
-#: Operators that move values and so add no error.
+#: Operators that move values, or replace some by a bound, and so add no error.
 _MOVES = {"clone", "_unsafe_view", "copy_", "_to_copy", "index_select", "constant_pad_nd", "roll", "flip", "repeat"}
+_MOVES |= {"clamp_min"}
 #: Operators whose int8 kernels keep the step of their input, although the range of their output may be smaller.
 _POOLS = {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"}
 #: Operators that keep the step of a pool before them.

@@ -30,6 +30,10 @@ class Inputs:
         """All tensors, positional ones first."""
         return flatten((self.args, self.kwargs))[0]
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each tensor."""
+        return [tuple(tensor.shape) for tensor in self.tensors()]
+
     def first_images(self, count: int) -> Self:
         """The same inputs with at most ``count`` images."""
         tensors = [tensor for tensor in self.tensors() if tensor.dim()]

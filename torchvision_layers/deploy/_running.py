@@ -50,13 +50,13 @@ def exact_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def shapes_of(inputs: Inputs) -> tuple[Any, ...]:
     """The shape of the only tensor, or a tuple with that of each."""
-    shapes = tuple(tuple(tensor.shape) for tensor in inputs.tensors())
-    return shapes[0] if len(shapes) == 1 else shapes
+    shapes = inputs.shapes()
+    return shapes[0] if len(shapes) == 1 else tuple(shapes)
 
 
 def describe_shapes(inputs: Inputs) -> str:
     """The shapes of all tensors, for errors."""
-    shapes = [list(tensor.shape) for tensor in inputs.tensors()]
+    shapes = list(map(list, inputs.shapes()))
     if len(shapes) == 1:
         return f"float32 inputs of shape {shapes[0]}"
     return f"inputs of shapes {', '.join(map(str, shapes))}"

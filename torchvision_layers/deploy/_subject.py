@@ -111,8 +111,7 @@ class Subject:
 
     def with_fixed_sizes(self) -> Self:
         """The subject for inputs of the example's sizes only."""
-        shapes = [tuple(tensor.shape) for tensor in self.example.tensors()]
-        return replace(self, signature=self.signature.with_shapes(shapes), resized=())
+        return replace(self, signature=self.signature.with_shapes(self.example.shapes()), resized=())
 
     @property
     def compared(self) -> list[Inputs]:

@@ -77,6 +77,17 @@ class InputMean(nn.Module):
         self._total = total if self._total is None else self._total + total
         self._images += len(input)
 
+    def rounded(self, weight: Tensor, observer: Any) -> tuple[Tensor, Tensor]:
+        """The rounded weight of the layer, and the step of each output channel.
+
+        Args:
+            weight: the weight in float.
+            observer: a symmetric observer of torch.ao or torchao. Its method ``limits``, if there is one, returns the
+                bounds for a weight that is rounded to anything but the nearest step.
+        """
+        error = rounding_error(weight, observer)
+        return weight + error, observer.calculate_qparams()[0].expand(len(weight))
+
     def shift(self, error: Tensor) -> Tensor | None:
         """How much this error of the weights shifts the mean of each output channel; ``None`` if there was no input."""
         if self._total is None:

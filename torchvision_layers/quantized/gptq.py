@@ -79,13 +79,6 @@ class InputMoments(InputMean):
             self._accumulate(other._moments, other._sums, other._patches)
 
     def rounded(self, weight: Tensor, observer: Any) -> tuple[Tensor, Tensor]:
-        """The rounded weight of the layer, and the step of each output channel.
-
-        Args:
-            weight: the weight in float.
-            observer: a symmetric observer of torch.ao or torchao. Its method ``limits``, if there is one, returns the
-                bounds for a weight.
-        """
         observer(weight)
         steps = observer.calculate_qparams()[0].expand(len(weight))
         per_channel = steps.reshape(-1, *[1] * (weight.dim() - 1)).to(weight)

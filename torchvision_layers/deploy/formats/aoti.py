@@ -78,7 +78,7 @@ def deserialize(content: bytes, path: Path) -> tuple[Callable[..., Any], str]:
     names = [spec.name for spec in Signature.from_json(parse(metadata, path)).inputs]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        check_rules(rules, names, [tuple(tensor.shape) for tensor in Inputs(args, kwargs).tensors()])
+        check_rules(rules, names, Inputs(args, kwargs).shapes())
         return model(*args, **kwargs)
 
     return run, metadata

@@ -82,7 +82,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
 
 def _drop_broken_guards(program: ExportedProgram, subject: Subject) -> None:
     """Drops guards that an input of the comparison breaks: they are about memory layouts, not about results."""
-    shapes = [[tuple(tensor.shape) for tensor in inputs.tensors()] for inputs in subject.compared]
+    shapes = [inputs.shapes() for inputs in subject.compared]
     rules = size_rules(program, sources(subject))
     program._guards_code = [
         guard

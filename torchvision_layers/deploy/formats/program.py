@@ -165,7 +165,7 @@ def sources(subject: Subject) -> list[str]:
 
 def rules_to_check(program: ExportedProgram, subject: Subject) -> list[str]:
     """The rules for sizes that some sizes break, but no input of the comparison, which decides about the others."""
-    shapes = [[tuple(tensor.shape) for tensor in inputs.tensors()] for inputs in subject.compared]
+    shapes = [inputs.shapes() for inputs in subject.compared]
     rules = [rule for rule in size_rules(program, sources(subject)) if not always_holds(rule, shapes[0])]
     return [rule for rule in rules if all(holds(rule, shape) for shape in shapes)]
 

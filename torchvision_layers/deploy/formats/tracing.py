@@ -58,7 +58,7 @@ def _trace(subject: Subject, inputs: Inputs) -> tuple[torch.jit.ScriptModule, li
 
 def _fix_sizes(subject: Subject, reads: list[list[int]]) -> Subject:
     shapes = [spec.shape for spec in subject.signature.inputs]
-    current = [tuple(tensor.shape) for tensor in subject.example.tensors()]
+    current = subject.example.shapes()
     batches = [other_batch(subject.example, size) for size in (1, subject.batch_size + 1)]
     is_fixed = (
         not all(_agrees(subject, inputs) for inputs in batches) or _decides(subject, batches[1:], reads),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..._utils.inputs import Inputs
 from ..._utils.progress import track
-from ..bias_correction import InputMean, cancel_shift, image_means, rounding_error
+from ..bias_correction import InputMean, cancel_shift, image_means
 from ..gptq import InputMoments
 from ..range_choice import rounding_activations
 from .torch_ao.fixed_steps import set_rounded_weight
@@ -49,15 +49,10 @@ def correct_biases(means: dict[Any, InputMean], progress: bool = False) -> None:
     """Rounds the weights, by GPTQ if second moments of inputs were measured, and corrects the biases of all layers."""
     is_learned = any(isinstance(mean, InputMoments) for mean in means.values())
     for module, mean in track(means.items(), "rounding", "layer", shown=progress and is_learned):
-        weight, observer = module.weight.detach(), module.qconfig.weight()
-        if isinstance(mean, InputMoments):
-            rounded, steps = mean.rounded(weight, observer)
-            error = rounded - weight
-        else:
-            error = rounding_error(weight, observer)
-            rounded, steps = weight + error, observer.calculate_qparams()[0].expand(len(weight))
+        weight = module.weight.detach()
+        rounded, steps = mean.rounded(weight, module.qconfig.weight())
         set_rounded_weight(module, rounded, steps)
-        shift = mean.shift(error)
+        shift = mean.shift(rounded - weight)
         if shift is not None:
             _shift_bias(module, -shift)
 

@@ -98,7 +98,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         unused = [module for module in prepared.modules() if hasattr(module, "is_unused")]
         handles = [module.register_forward_pre_hook(_raise_late_call) for module in unused]
         images = prepared.first_images(first, CORRECTING_IMAGES).map(Tensor.clone)
-        is_whole = [t.shape for t in images.tensors()] == [t.shape for t in first.tensors()]
+        is_whole = images.shapes() == first.shapes()
         with measure_inputs(prepared, settings.rounding) as means:
             with calibrating(unwrapped(model), first, 0), record_outputs(means) as expected:
                 first.run(prepared)
@@ -195,7 +195,7 @@ def _try_quantizable(
     of images, and about errors.
     """
     few = batch.first_images(_TRACED_IMAGES)
-    has_more = [tensor.shape for tensor in few.tensors()] != [tensor.shape for tensor in batch.tensors()]
+    has_more = few.shapes() != batch.shapes()
     if has_more:
         with suppress(Exception):
             return _try_on(few, model, settings, will_train, traces)
