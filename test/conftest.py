@@ -1,4 +1,4 @@
-"""Each file and each test start from one seed, and tests keep torch's engine; `--write-matrix` writes the conformance record."""
+"""Files and tests start from one seed, tests keep torch's engine; `--write-matrix` writes the conformance record."""
 
 import gc
 import re

@@ -113,7 +113,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
         "quantized/pt2e",
         [
             [Group("Export for all sizes", "export signature sizes batch_sizes")],
-            [Group("Rewrite the graph", "passes writes constants weights nodes")],
+            [Group("Rewrite the graph", "regions passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems")],
             [
                 Group("Place quantization, calibrate, convert", "workflow torchao tensorrt"),
@@ -145,7 +145,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             ],
             [
                 Group("Sizes that a file accepts", "size_rules size_reads onnx_sizes"),
-                Group("Operators that ONNX lacks", "onnx_pools onnx_rewriting"),
+                Group("Operators that ONNX lacks", "onnx_pools onnx_attention onnx_rewriting"),
             ],
         ],
         flow=False,

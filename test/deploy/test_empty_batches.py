@@ -22,7 +22,7 @@ class Pixels(nn.Module):
 
 
 class Detector(nn.Module):
-    """One output without a batch, and one whose batch is the second dimension."""
+    """Outputs without a batch, with the batch in the second dimension, and with two batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +30,13 @@ class Detector(nn.Module):
         self.register_buffer("anchors", torch.rand(5, 4))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = self.conv(x)
-        return {"maps": features, "rows": features.flatten(2).transpose(0, 1), "anchors": self.anchors * 2}
+        features, rows = self.conv(x), x.flatten(1)
+        return {
+            "maps": features,
+            "columns": features.flatten(2).transpose(0, 1),
+            "anchors": self.anchors * 2,
+            "pairs": rows @ rows.T,
+        }
 
 
 class Clips(nn.Module):

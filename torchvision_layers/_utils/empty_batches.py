@@ -22,7 +22,7 @@ def has_no_images(inputs: Inputs) -> bool:
 def run_without_images(inputs: Inputs, run: Callable[[Inputs], Any]) -> Any:
     """The output for a batch without images, from those for one image of zeros and for two.
 
-    A ``forward`` that takes only multiples of a number of images gets one and two of these. The dimension in which both
+    A ``forward`` that takes only multiples of a number of images gets one and two of these. A dimension in which both
     outputs differ is the batch; an output without one, such as the anchors of a detector, is returned as it is.
 
     Errors: that of one image, if no number of images up to 64 can run.
@@ -54,5 +54,7 @@ def _zeros(inputs: Inputs, images: int) -> Inputs:
 
 
 def _without_batch(one: Tensor, two: Tensor) -> Tensor:
-    dims = [dim for dim in range(one.dim()) if one.shape[dim] != two.shape[dim]]
-    return one.narrow(dims[0], 0, 0) if dims else one
+    for dim in range(one.dim()):
+        if one.shape[dim] != two.shape[dim]:
+            one = one.narrow(dim, 0, 0)
+    return one

@@ -44,10 +44,13 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
             "state_dict must be that of an int8 model, got weights in float: load them into the float model, and "
             "quantize that"
         )
-    missing = ours - theirs if strict else _owners(packed) - theirs
-    if missing or (strict and theirs - ours):
+    int8_ours, int8_theirs = _owners(packed), _owners(key for key, weight in weights.items() if weight is not None)
+    missing, besides = int8_ours - int8_theirs, (int8_theirs - int8_ours) & ours
+    if strict:
+        missing, besides = missing | (ours - theirs), besides | (theirs - ours)
+    if missing or besides:
         raise RuntimeError(
-            f"state_dict must be of the layers of this model, got one with {_listed(theirs - ours)} besides, and "
+            f"state_dict must be of the layers of this model, got one with {_listed(besides)} besides, and "
             f"without {_listed(missing)}: the layers of an int8 model may depend on weights, so quantize the float "
             "model with the weights that it had, or move it by deploy.export"
         )

@@ -265,3 +265,13 @@ def test_writes(function: Callable[..., Any]) -> None:
     lowered = deploy.lower(model, x)
     for shape in ((2, 4, 6, 6), (1, 4, 5, 5), (3, 4, 8, 8)):
         assert_agrees(lowered, model, images(*shape, seed=3))
+
+
+def test_sums_with_sizes() -> None:
+    """A size in floating point, as in the scales of relative positions, is a term but no tensor."""
+
+    def scaled(self: Any, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        return self.a(x) + torch.arange(width) * (width / 2 + 0.5)
+
+    assert_agrees(deploy.lower(model_of(scaled), images(2, 4, 8, 8)), model_of(scaled), images(3, 4, 8, 10))

@@ -244,6 +244,26 @@ def test_training_without_layers(name: str) -> None:
     quantized.convert(prepared)
 
 
+def test_state_of_a_layer_with_two_names() -> None:
+    """Without a split, the second name keeps a layer in float that never runs."""
+
+    class TwoNames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.scale, self.last = conv(), tnn.LayerScale(3, SMALL), conv()
+            self.two = self.one
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.one(x)) + self.two(self.scale(x))
+
+    split, shared = TwoNames().eval(), TwoNames().eval()
+    with torch.no_grad():
+        shared.scale.weight.fill_(1.0)
+    first, second = (quantized.quantize(model, [X]) for model in (split, shared))
+    with pytest.raises(RuntimeError, match="^state_dict must be of the layers of this model, got one with two besides"):
+        second.load_state_dict(first.state_dict())
+
+
 def test_state_of_a_model_with_other_layers() -> None:
     """Whether calls get layers of their own depends on weights, here on the scale of the second call."""
     split, shared = (TwoBranches(conv()).eval() for _ in range(2))

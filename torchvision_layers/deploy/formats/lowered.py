@@ -24,9 +24,9 @@ from ..lowering.model import LoweredModel, accepts_sizes
 from ..lowering.tracing import TraceableProgram, shape_kernels
 from .graph import Graph, dtype_of
 from .packing import PackedWeight, read_packing
-from .program import export_subject, rules_to_check, sources
+from .program import UNSTORABLE, export_subject, fix_images, rules_to_check, sources
 from .pt2 import save
-from .size_rules import check_rules, holds, size_rules
+from .size_rules import can_store, check_rules, holds, size_rules
 
 __all__ = ["MARKER", "deserialize", "restrict", "serialize"]
 
@@ -55,7 +55,11 @@ def restrict(subject: Subject) -> Subject:
         for spec, fixed in zip(subject.signature.inputs, sizes, strict=True)
     ]
     resized = tuple(inputs for inputs in subject.resized if accepts_sizes(lowered, inputs))
-    return replace(subject, lowered=lowered, signature=subject.signature.with_shapes(shapes), resized=resized)
+    subject = replace(subject, lowered=lowered, signature=subject.signature.with_shapes(shapes), resized=resized)
+    guards = lowered._program.guards
+    if subject.has_variable_images and not can_store(guards.conditions, guards.names):
+        subject = fix_images(subject, UNSTORABLE)
+    return subject
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:

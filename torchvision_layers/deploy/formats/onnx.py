@@ -15,6 +15,7 @@ from .._metadata import NAME, parse
 from .._signature import Signature
 from .._subject import Subject
 from ..lowering.cleaning import make_functional
+from .onnx_attention import make_four_dimensional
 from .onnx_pools import pool_translations
 from .onnx_rewriting import rewrite
 from .onnx_sizes import MESSAGE, add_size_checks
@@ -46,6 +47,7 @@ def to_model(subject: Subject) -> Any:
     program = subject.program
     assert program is not None
     _simplify(program.graph)
+    make_four_dimensional(program.graph)
     translations = pool_translations(program.graph)
     try:
         exported = torch.onnx.export(

@@ -1,6 +1,7 @@
 """A model as a program of torch.export for every size that the model accepts."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,11 +21,13 @@ from ..._utils.structure import flatten
 from .._inputs import other_batch, resize
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
-from .size_rules import always_holds, holds, size_rules
+from .size_rules import always_holds, can_store, holds, size_rules
 
 __all__ = [
+    "UNSTORABLE",
     "export_fixed",
     "export_subject",
+    "fix_images",
     "input_shapes",
     "plain_calls",
     "root_cause",
@@ -33,6 +36,10 @@ __all__ = [
     "with_program",
 ]
 
+#: Functions of fractions of sizes, which torch.export cannot save.
+_FRACTIONAL = {math.ceil, math.floor, round}
+#: Why a file is for fixed sizes only.
+UNSTORABLE = "that a file cannot store"
 #: Sizes with a complex formula in a program for all image sizes, which takes seconds.
 _COMPLEX_SIZES = 6
 
@@ -40,24 +47,40 @@ _COMPLEX_SIZES = 6
 def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram]) -> Subject:
     """The subject with the program that ``export`` makes of it.
 
-    If an export for all image sizes would be slow, it is for those of the example, with a warning.
+    If an export for all image sizes would be slow, or no file could hold it, it is for those of the example, with a
+    warning.
     """
     limit = SizeLimit(_COMPLEX_SIZES)
     try:
         with limit if subject.has_variable_images else nullcontext():
-            return replace(subject, program=export(subject))
+            program = export(subject)
+        if not subject.has_variable_images or _is_storable(program, subject):
+            return replace(subject, program=program)
+        reason = UNSTORABLE
     except RuntimeError:
         if not limit.is_exceeded:
             raise
+        reason = "that makes an export for all sizes slow"
+    subject = fix_images(subject, reason)
+    return replace(subject, program=export(subject))
+
+
+def fix_images(subject: Subject, reason: str) -> Subject:
+    """The subject for images of the example's sizes; a warning says that sizes are computed in a way ``reason``."""
     subject = subject.with_fixed_images()
     shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
     warnings.warn(
-        f"the file takes images of {sizes} only: the forward of the model computes sizes in a way that makes an export "
-        "for all sizes slow",
-        stacklevel=4,
+        f"the file takes images of {sizes} only: the forward of the model computes sizes in a way {reason}",
+        stacklevel=5,
     )
-    return replace(subject, program=export(subject))
+    return subject
+
+
+def _is_storable(program: ExportedProgram, subject: Subject) -> bool:
+    """Whether a file can hold the sizes that a program checks and computes, without fractions such as ``h / 2``."""
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    return targets.isdisjoint(_FRACTIONAL) and can_store(program._guards_code, sources(subject))
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True) -> ExportedProgram:

@@ -3,13 +3,13 @@
 import ast
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 from torch.export import ExportedProgram
 
-__all__ = ["always_holds", "check_rules", "describe_sizes", "holds", "size_check", "size_rules"]
+__all__ = ["always_holds", "can_store", "check_rules", "describe_sizes", "holds", "size_check", "size_rules"]
 
 _ALLOWED_NODES = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Subscript, ast.Call, ast.Compare, ast.cmpop),
@@ -35,9 +35,23 @@ def size_rules(program: ExportedProgram, sources: Sequence[str]) -> list[str]:
 
     Errors: ``RuntimeError`` for a guard that is not arithmetic of sizes.
     """
-    rules = []
     # Without guards, a program computes for every size what the forward computes for the sizes of the example.
-    for guard in program._guards_code:
+    return rules_of(program._guards_code, sources)
+
+
+def can_store(guards: Iterable[str], sources: Sequence[str]) -> bool:
+    """Whether guards can be rules in a file."""
+    try:
+        rules_of(guards, sources)
+    except RuntimeError:
+        return False
+    return True
+
+
+def rules_of(guards: Iterable[str], sources: Sequence[str]) -> list[str]:
+    """The rules that guards are; see :func:`size_rules`."""
+    rules = []
+    for guard in guards:
         rule = guard.replace("torch.sym_max", "max").replace("torch.sym_min", "min")
         for i, source in enumerate(sources):
             size = r"size[\1]" if len(sources) == 1 else rf"size[{i}][\1]"

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ...quantized.pt2e.constants import erase_unused_ops
 from ...quantized.pt2e.nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
@@ -108,7 +108,8 @@ def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
     if any(not isinstance(term, fx.Node) for term in node.args[:2]) or arguments(node)[2] != 1:
         return
     terms: list[Any] = sorted(node.args[:2], key=order.__getitem__)
-    if len({*terms}) == 1 or any(term.meta["val"].dtype != torch.float32 for term in terms):
+    values = [term.meta["val"] for term in terms]  # a size may be a term
+    if len({*terms}) == 1 or not all(isinstance(v, Tensor) and v.dtype == torch.float32 for v in values):
         return
     for other, layer in (terms, terms[::-1]):
         permutation = None

@@ -14,6 +14,7 @@ from ..._utils.modules import copy_module
 from ..._utils.structure import flatten
 from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
+from .regions import inline_regions
 from .signature import Signature
 from .sizes import SizedGraph, export_fixed, export_sized, output_values, warn_fixed
 from .weights import make_padding_numeric
@@ -72,6 +73,8 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     except RuntimeError as error:
         sized, images = _export_otherwise(model, tensors, batch, dynamic_sizes, error)
     module = sized.graph_module
+    if not model.training:
+        inline_regions(module)
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
     called_paths |= _name_owners(module, model)

@@ -1,0 +1,58 @@
+"""Regions of a graph in which a ``forward`` switches gradients or autocasting."""
+
+import operator
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+from torch import fx
+
+__all__ = ["inline_regions"]
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Moves the operators of such regions into the graph around them, in place, where every engine sees them.
+
+    An int8 model runs in float32 and without gradients, so a region that turns either off changes nothing. One that
+    turns autocasting on stays.
+    """
+    for node in list(_regions(module.graph)):
+        _inline(module, node)
+    module.recompile()
+
+
+def _regions(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The calls of regions that change nothing, also those that appear when another is moved."""
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not node.args[2]):
+            yield node
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    start = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node))
+    region: Any = node.args[start]
+    operands, values = iter(node.args[start + 1 :]), dict[fx.Node, Any]()
+    results: Any = ()
+    nested = list[fx.Node]()
+    for inner in attrgetter(region.target)(module).graph.nodes:
+        if inner.op == "placeholder":
+            values[inner] = next(operands)
+        elif inner.op == "output":
+            results = fx.node.map_arg(inner.args[0], values.__getitem__)
+        else:
+            with module.graph.inserting_before(node):
+                values[inner] = copy = module.graph.node_copy(inner, values.__getitem__)
+            if inner.op == "get_attr":
+                copy.target = f"{region.target}.{inner.target}"
+            nested.append(copy)
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+    if not region.users:
+        module.graph.erase_node(region)
+    for copy in nested:
+        if copy in set(_regions(module.graph)):
+            _inline(module, copy)
