@@ -17,6 +17,7 @@ from torch.fx.experimental import _config as shapes
 from .inputs import Inputs
 from .source_lines import failing_line
 from .structure import flatten
+from .symbolic_lengths import symbolic_lengths
 
 __all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed", "without_partial_graph"]
 
@@ -78,7 +79,7 @@ def export_program(
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-            with context(), without_partial_graph(), kept_tensors_allowed(), uncached:
+            with context(), without_partial_graph(), kept_tensors_allowed(), symbolic_lengths(model), uncached:
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
                 return programs[0]

@@ -58,7 +58,7 @@ def restrict(subject: Subject) -> Subject:
     subject = replace(subject, lowered=lowered, signature=subject.signature.with_shapes(shapes), resized=resized)
     guards = lowered._program.guards
     if subject.has_variable_images and not can_store(guards.conditions, guards.names):
-        subject = fix_images(subject, UNSTORABLE)
+        subject = fix_images(subject, UNSTORABLE, stacklevel=3)
     return subject
 
 

@@ -14,8 +14,8 @@ _aten = torch.ops.aten
 def make_four_dimensional(graph: fx.Graph) -> None:
     """Gives queries, keys and values one dimension in front of heads, tokens and features, in place.
 
-    Windows of an image have two, and tokens without heads none. Attention with a mask for each of several dimensions
-    stays as it is.
+    Windows of an image have two, and tokens without heads none. Attention stays as it is if it repeats keys or values
+    for several queries, or has a mask for each window.
     """
     for node in list(graph.nodes):
         if node.target is _aten.scaled_dot_product_attention.default:
@@ -30,7 +30,8 @@ def _reshape(graph: fx.Graph, node: fx.Node) -> None:
     rank = max(dims)
     if dims == {4} or len(dims) > 1 or rank < 3 or _val(query).shape[-1] != _val(value).shape[-1]:
         return
-    if mask is not None and _val(mask).dim() > 3:
+    fronts = {tuple(map(str, _val(tensor).shape[:-3])) for tensor in (query, key, value)}
+    if len(fronts) > 1 or (mask is not None and _val(mask).dim() > 3):
         return
 
     def call(operator: Callable[..., Tensor], *args: Any) -> fx.Node:

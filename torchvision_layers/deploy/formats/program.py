@@ -44,11 +44,15 @@ UNSTORABLE = "that a file cannot store"
 _COMPLEX_SIZES = 6
 
 
+class _FixedImagesError(RuntimeError):
+    """The program takes only images of the example's height or width."""
+
+
 def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram]) -> Subject:
     """The subject with the program that ``export`` makes of it.
 
-    If an export for all image sizes would be slow, or no file could hold it, it is for those of the example, with a
-    warning.
+    If an export for all image sizes is impossible or slow, or no file could hold it, it is for those of the example,
+    with a warning.
     """
     limit = SizeLimit(_COMPLEX_SIZES)
     try:
@@ -57,22 +61,24 @@ def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram])
         if not subject.has_variable_images or _is_storable(program, subject):
             return replace(subject, program=program)
         reason = UNSTORABLE
+    except _FixedImagesError:
+        reason = "that torch.export takes for constants"
     except RuntimeError:
         if not limit.is_exceeded:
             raise
         reason = "that makes an export for all sizes slow"
-    subject = fix_images(subject, reason)
+    subject = fix_images(subject, reason, stacklevel=4)
     return replace(subject, program=export(subject))
 
 
-def fix_images(subject: Subject, reason: str) -> Subject:
+def fix_images(subject: Subject, reason: str, stacklevel: int) -> Subject:
     """The subject for images of the example's sizes; a warning says that sizes are computed in a way ``reason``."""
     subject = subject.with_fixed_images()
     shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
     warnings.warn(
         f"the file takes images of {sizes} only: the forward of the model computes sizes in a way {reason}",
-        stacklevel=5,
+        stacklevel=stacklevel + 1,
     )
     return subject
 
@@ -99,7 +105,7 @@ def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_sing
         for i, size in enumerate(shape):
             if isinstance(spec.shape[i], str) and is_concrete_int(size):
                 name = "the input" if subject.signature.has_one_input else f"the input {spec.name!r}"
-                raise RuntimeError(
+                raise (_FixedImagesError if i > 1 else RuntimeError)(
                     f"torch.export fixes dimension {i} of {name}, although the model accepts other sizes: its forward "
                     "uses that size as a Python number; use format='torchscript'"
                 )
