@@ -142,6 +142,7 @@ def _lower_int8(
     graph = copy.deepcopy(graph)
     module, signature = copy.deepcopy(graph.body), copy.deepcopy(graph.signature)
     tensors = signature.flatten(inputs)
+    check_operators(module)
     record_shapes(module, tensors)
     clean(module)
     fold_scales(module)

@@ -40,8 +40,8 @@ def noisy(self: Any, x: Tensor) -> Tensor:
     return self.conv(x) + torch.rand_like(x[:, :1, 2:, 2:])
 
 
-def with_gradients(self: Any, x: Tensor) -> Tensor:
-    with torch.enable_grad():
+def with_autocasting(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         return self.conv(x)
 
 
@@ -63,11 +63,11 @@ CASES: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "wrong channels": (CONV, X[:, :2], ValueError, "must have 3 channels in dimension 1"),
     "infinite": (CONV, X / 0, ValueError, "example must be finite"),
     "state": (Counter(), X, ValueError, "model must not write to its own parameters and buffers"),
-    "switched gradients": (
-        FunctionModule(with_gradients, conv=CONV),
+    "switched autocasting": (
+        FunctionModule(with_autocasting, conv=CONV),
         X,
         RuntimeError,
-        "model cannot be lowered: its graph contains wrap_with_set_grad_enabled",
+        "model cannot be lowered: its graph contains wrap_with_autocast",
     ),
     "values": (FunctionModule(by_value, conv=CONV), X, RuntimeError, "uses the value of a tensor as a Python number"),
     "random": (

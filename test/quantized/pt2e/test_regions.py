@@ -49,6 +49,26 @@ def test_layers_become_int8(name: str) -> None:
         assert float((int8(X) - expected).square().mean().sqrt()) < 0.03 * float(expected.square().mean().sqrt())
 
 
+def test_layers_that_stay_in_float_are_named() -> None:
+    class Autocast(Region):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            with self.context():
+                y = self.second(y)
+            return self.third(y.float())
+
+    torch.manual_seed(0)
+    model = Autocast(partial(torch.autocast, "cpu", dtype=torch.bfloat16)).eval()
+    message = r"^second \(Conv2d, .*\) would stay in float, because its forward turns autocasting on, or gradients"
+    with pytest.raises(TypeError, match=message):
+        quantized.quantize(model, [X], engine="pt2e")
+    int8 = quantized.quantize(model, [X], engine="pt2e", allow_float=True)
+    with pytest.raises(RuntimeError, match="model cannot be lowered: its graph contains wrap_with_autocast"):
+        deploy.lower(int8, X)
+    with pytest.raises(TypeError, match=message):
+        quantized.prepare_qat(Autocast(torch.no_grad).train(), X, engine="pt2e")
+
+
 @pytest.mark.parametrize("name", CONTEXTS)
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_models_are_lowered(name: str, is_int8: bool) -> None:

@@ -72,7 +72,7 @@ def check_operators(module: fx.GraphModule) -> None:
         ):
             raise RuntimeError(
                 f"model cannot be lowered: its graph contains {node.target}; a forward must not use control flow on "
-                "values of tensors, nor switch gradients or autocasting"
+                "values of tensors, nor turn on autocasting"
             )
 
 

@@ -6,9 +6,17 @@ from torch import fx
 
 from ..._utils.source_lines import source_line
 from .nodes import WEIGHTED, excluded_by, float_operands, is_call, module_class, module_path
+from .regions import region_nodes
 from .weights import constant_products, dynamic_weights
 
-__all__ = ["float_problems", "out_problems", "raise_problems", "random_problems", "weight_problems"]
+__all__ = [
+    "float_problems",
+    "out_problems",
+    "raise_problems",
+    "random_problems",
+    "region_problems",
+    "weight_problems",
+]
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -46,6 +54,16 @@ def weight_problems(graph: fx.Graph, excluded: Mapping[str, str]) -> list[str]:
         "allow_float=True to keep it in float"
         for node in dynamic_weights(graph)
         if excluded_by(node, excluded) is None
+    ]
+
+
+def region_problems(module: fx.GraphModule, excluded: Mapping[str, str]) -> list[str]:
+    """Layers within a region of a forward that is a graph of its own, which quantizers do not see."""
+    return [
+        f"{_describe(node)} would stay in float, because its forward turns autocasting on, or gradients on or off; "
+        "move the call out of the context, or pass allow_float=True to allow it"
+        for node in region_nodes(module)
+        if is_call(node, WEIGHTED) and excluded_by(node, excluded) is None
     ]
 
 

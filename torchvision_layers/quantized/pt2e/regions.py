@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["inline_regions"]
+__all__ = ["inline_regions", "region_nodes"]
+
+
+_GRADIENTS, _AUTOCASTING = _REGIONS = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
 
 def inline_regions(module: fx.GraphModule) -> None:
@@ -21,11 +24,20 @@ def inline_regions(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def region_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """The nodes of the regions that stay, and of those in them."""
+    for node in module.graph.nodes:
+        if getattr(node.target, "__name__", "") in _REGIONS:
+            region = attrgetter(next(str(arg.target) for arg in node.args if isinstance(arg, fx.Node)))(module)
+            yield from region.graph.nodes
+            yield from region_nodes(region)
+
+
 def _regions(graph: fx.Graph) -> Iterator[fx.Node]:
     """The calls of regions that change nothing, also those that appear when another is moved."""
     for node in graph.nodes:
         name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-        if name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not node.args[2]):
+        if name == _GRADIENTS or (name == _AUTOCASTING and not node.args[2]):
             yield node
 
 

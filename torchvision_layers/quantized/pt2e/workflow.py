@@ -38,7 +38,14 @@ from .passes import (
     remove_dropout,
     set_mode,
 )
-from .problems import float_problems, out_problems, raise_problems, random_problems, weight_problems
+from .problems import (
+    float_problems,
+    out_problems,
+    raise_problems,
+    random_problems,
+    region_problems,
+    weight_problems,
+)
 from .weights import dynamic_weights
 from .writes import reread_after_writes
 
@@ -181,7 +188,7 @@ def _prepare(
     if settings.allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:
-        problems += weight_problems(body.graph, settings.excluded)
+        problems += [*weight_problems(body.graph, settings.excluded), *region_problems(body, settings.excluded)]
     prepared = make_graph(exported, model)
     prepared.settings = settings
     name_sources(body)
