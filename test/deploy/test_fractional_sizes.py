@@ -63,6 +63,27 @@ def test_int8_files(example: Tensor, tmp_path: Path) -> None:
     assert float((deploy.load(file.path)(example) - int8(example)).abs().max()) < 0.02 * scale
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_scale_factor(is_int8: bool, example: Tensor, tmp_path: Path) -> None:
+    """The check appears only when the lowered program is exported."""
+
+    class Upsampled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.point = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.point(F.interpolate(self.conv(x), scale_factor=1.5, mode="bicubic"))
+
+    torch.manual_seed(0)
+    model: nn.Module = Upsampled().eval()
+    if is_int8:
+        model = quantized.quantize(model, [example], engine="pt2e", backend="x86")
+    with pytest.warns(UserWarning, match=MESSAGE):
+        loaded = deploy.load(deploy.export(model, example, tmp_path / "model.pt2", lowered=True).path)
+    torch.testing.assert_close(loaded(example), model(example), rtol=0, atol=1e-4)
+
+
 def test_lowered_models_take_sizes_of_the_same_branch(example: Tensor) -> None:
     torch.manual_seed(0)
     model = Patches().eval()

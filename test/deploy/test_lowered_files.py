@@ -20,6 +20,7 @@ from torchvision_layers.deploy.lowering import int8_kernels
 
 from ..interpreter import Interpreter
 from ._support import FunctionModule, example, float_model
+from .test_empty_batches import Pixels
 from .test_malicious_files import in_model, rewrite
 
 RUN = """
@@ -304,14 +305,6 @@ def test_int8_of_every_kind_of_layer(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_packed_never_reach_a_kernel(tmp_path: Path) -> None:
     """OneDNN's linear layers end the process then; the export tries images that are larger than the example."""
-
-    class Pixels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     x = torch.rand(4, 3, 16, 16)
     int8 = quantized.quantize(Pixels().eval(), [x], engine="pt2e", backend="x86")

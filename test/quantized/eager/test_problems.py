@@ -193,3 +193,28 @@ def test_conditions_of_torch() -> None:
         quantized.quantize(Conditional(is_fixed=False).eval(), [x])
     advised = Conditional(is_fixed=True).eval()
     assert decibels(advised(x), quantized.quantize(advised, [x])(x)) > 28
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder has the weight of its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.point = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.point(self.encoder(x)).relu()
+        return nn.functional.conv_transpose2d(y, self.encoder.weight, padding=1)
+
+
+def test_weight_of_a_layer_in_another_operator() -> None:
+    torch.manual_seed(0)
+    model, x = TiedDecoder().eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(TypeError, match="whose forward reads encoder.weight in conv_transpose2d; call a child such as"):
+        quantized.quantize(model, [x])
+    int8 = quantized.quantize(model, [x], allow_float=True)
+    rows = {row.path: row.runs_in for row in quantized.report(int8, [x]).rows}
+    assert (rows["encoder"], rows["point"]) == ("float", "int8")
+    with torch.no_grad():
+        expected = model(x)
+        assert float((int8(x) - expected).abs().max()) < 0.05 * float(expected.abs().max())

@@ -24,7 +24,7 @@ from ..lowering.model import LoweredModel, accepts_sizes
 from ..lowering.tracing import TraceableProgram, shape_kernels
 from .graph import Graph, dtype_of
 from .packing import PackedWeight, read_packing
-from .program import UNSTORABLE, export_subject, fix_images, rules_to_check, sources
+from .program import UNSTORABLE, export_subject, fix_images, is_storable, rules_to_check, sources
 from .pt2 import save
 from .size_rules import can_store, check_rules, holds, size_rules
 
@@ -56,10 +56,24 @@ def restrict(subject: Subject) -> Subject:
     ]
     resized = tuple(inputs for inputs in subject.resized if accepts_sizes(lowered, inputs))
     subject = replace(subject, lowered=lowered, signature=subject.signature.with_shapes(shapes), resized=resized)
+    if not subject.has_variable_images:
+        return subject
     guards = lowered._program.guards
-    if subject.has_variable_images and not can_store(guards.conditions, guards.names):
-        subject = fix_images(subject, UNSTORABLE, stacklevel=3)
-    return subject
+    if can_store(guards.conditions, guards.names):
+        program = _export(subject)
+        if is_storable(program, subject):
+            return replace(subject, program=program)
+    return fix_images(subject, UNSTORABLE, stacklevel=3)
+
+
+def _traceable(subject: Subject) -> TraceableProgram:
+    assert subject.lowered is not None
+    return TraceableProgram(subject.lowered, forward_signature(subject.model))
+
+
+def _export(subject: Subject) -> ExportedProgram:
+    with shape_kernels():
+        return export_subject(replace(subject, model=_traceable(subject)), runs_single=False)
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -67,17 +81,14 @@ def serialize(subject: Subject, metadata: str) -> bytes:
 
     Errors: ``RuntimeError`` if torch cannot export the program, or if it computes something else.
     """
-    assert subject.lowered is not None
-    model = TraceableProgram(subject.lowered, forward_signature(subject.model))
-    with shape_kernels():
-        program = export_subject(replace(subject, model=model), runs_single=False)
+    program = subject.program or _export(subject)
     _drop_broken_guards(program, subject)
     rules = rules_to_check(program, subject)
     for node in program.graph.nodes:
         if getattr(node.target, "namespace", "") in ("mkldnn", "onednn"):
             # torch.export cannot save empty lists of numbers; operators without parameters ignore this one.
             node.args = tuple([-1] if isinstance(arg, (list, tuple)) and not arg else arg for arg in node.args)
-    for key, packing in model.packings.items():
+    for key, packing in _traceable(subject).packings.items():
         program.state_dict[key] = PackedWeight.of(packing)
     content = save(program, subject, {NAME: metadata, _RULES: json.dumps(rules)})
     _check_loading(content, subject)

@@ -29,6 +29,7 @@ __all__ = [
     "export_subject",
     "fix_images",
     "input_shapes",
+    "is_storable",
     "plain_calls",
     "root_cause",
     "rules_to_check",
@@ -58,7 +59,7 @@ def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram])
     try:
         with limit if subject.has_variable_images else nullcontext():
             program = export(subject)
-        if not subject.has_variable_images or _is_storable(program, subject):
+        if not subject.has_variable_images or is_storable(program, subject):
             return replace(subject, program=program)
         reason = UNSTORABLE
     except _FixedImagesError:
@@ -83,7 +84,7 @@ def fix_images(subject: Subject, reason: str, stacklevel: int) -> Subject:
     return subject
 
 
-def _is_storable(program: ExportedProgram, subject: Subject) -> bool:
+def is_storable(program: ExportedProgram, subject: Subject) -> bool:
     """Whether a file can hold the sizes that a program checks and computes, without fractions such as ``h / 2``."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     return targets.isdisjoint(_FRACTIONAL) and can_store(program._guards_code, sources(subject))

@@ -23,10 +23,16 @@ from .result_sizes import Measure, find_distinct_ranges
 
 __all__ = ["WEIGHTED", "Arguments", "FirstRun", "run_first", "running_module"]
 
-#: Functions that compute with a weight.
-WEIGHTED: set[Callable[..., Any]] = {
-    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    *(F.linear, F.bilinear),
+#: Functions that compute with a weight, and the layers that call them.
+WEIGHTED: dict[Callable[..., Any], type[nn.Module]] = {
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
+    F.linear: nn.Linear,
+    F.bilinear: nn.Bilinear,
 }
 
 
@@ -242,6 +248,7 @@ class _WeightUses(TorchFunctionMode):
             for module, path in paths.items()
             if isinstance(module, CONV_AND_LINEAR) and "weight" in module._parameters
         }
+        self.layers = {path: module for module, path in paths.items()}
         self.stack, self.paths, self.run = stack, paths, run
 
     def __torch_function__(
@@ -265,16 +272,15 @@ class _WeightUses(TorchFunctionMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         path = self.paths[self.stack[-1]]
         owned = [self.owners[id(t)] for t in flatten((args, kwargs))[0] if id(t) in self.owners]
-        if func not in WEIGHTED:
+        owner = self.owners.get(id(_weight(args, kwargs))) if func in WEIGHTED else None
+        if func not in WEIGHTED or (owner is not None and not isinstance(self.layers[owner], WEIGHTED[func])):
             if owned:
                 self.run.read_layers[path].update(owned)
                 self.run.problems[path] = f"reads {owned[0]}.weight in {func.__name__}"
-            return
-        weight = _weight(args, kwargs)
-        if not isinstance(weight, Tensor) or id(weight) not in self.owners:
+        elif owner is None:
             self.run.problems[path] = f"calls {func.__name__} with a weight of its own"
         else:
-            self.run.weights[path].add(self.owners[id(weight)])
+            self.run.weights[path].add(owner)
 
 
 def _weight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
