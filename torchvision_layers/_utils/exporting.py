@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .source_lines import failing_line
 from .structure import flatten
 from .symbolic_lengths import symbolic_lengths
 
-__all__ = ["any_size", "as_module", "export_program", "kept_tensors_allowed", "without_partial_graph"]
+__all__ = ["any_size", "as_module", "export_program", "holds", "kept_tensors_allowed", "without_partial_graph"]
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> 
     guards = program._guards_code
     arguments = inspect.signature(model.forward).bind(*single.args, **single.kwargs).arguments
     names = {"L": arguments, "torch": torch, "math": math}
-    program._guards_code = [code for code in guards if _holds(code, names)]
+    program._guards_code = [code for code in guards if holds(partial(eval, code, names))]
     with torch.no_grad():
         try:
             outputs = flatten(single.map(torch.clone).run(program.module()))[0]
@@ -154,10 +155,11 @@ def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> 
     return is_right
 
 
-def _holds(code: str, names: dict[str, Any]) -> bool:
+def holds(condition: Callable[[], object]) -> bool:
+    """Whether a condition on sizes is true; one that divides by zero, as the remainder of a view may, is not."""
     try:
-        return bool(eval(code, names))
-    except ZeroDivisionError:  # a remainder of sizes, as of a view, for a size that the model does not take
+        return bool(condition())
+    except ZeroDivisionError:
         return False
 
 

@@ -57,13 +57,13 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
     modules = dict(model.named_modules())
     for key, weight in weights.items() if model.backend == "x86" else ():
         is_packed_for_onednn = hasattr(modules.get(f"{model.child}.{key.rpartition('.')[0]}"), "kernel_class")
-        if weight is not None and overflows(weight, is_packed_for_onednn):
+        if weight is not None and overflows(weight.int_repr(), is_packed_for_onednn):
             raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
 
 
 def _int8_weight(value: Any) -> Tensor | None:
     weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
-    return weight.int_repr() if isinstance(weight, Tensor) and weight.dtype is torch.qint8 else None
+    return weight if isinstance(weight, Tensor) and weight.dtype is torch.qint8 else None
 
 
 def _owners(keys: Iterable[str]) -> set[str]:

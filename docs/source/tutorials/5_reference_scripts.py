@@ -58,8 +58,8 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. If the process is killed while writing a checkpoint, training resumes from the previous
-# one.
+# of an uninterrupted run. A process that is killed while it writes a checkpoint leaves the previous one, from which the
+# next run continues.
 
 run("train.py", *shared, "--resume", "auto")
 

@@ -24,9 +24,9 @@ from ..lowering.model import LoweredModel, accepts_sizes
 from ..lowering.tracing import TraceableProgram, shape_kernels
 from .graph import Graph, dtype_of
 from .packing import PackedWeight, read_packing
-from .program import UNSTORABLE, export_subject, fix_images, is_storable, rules_to_check, sources
+from .program import export_subject, rules_to_check, sources, with_program
 from .pt2 import save
-from .size_rules import can_store, check_rules, holds, size_rules
+from .size_rules import check_rules, holds, size_rules
 
 __all__ = ["MARKER", "deserialize", "restrict", "serialize"]
 
@@ -56,24 +56,18 @@ def restrict(subject: Subject) -> Subject:
     ]
     resized = tuple(inputs for inputs in subject.resized if accepts_sizes(lowered, inputs))
     subject = replace(subject, lowered=lowered, signature=subject.signature.with_shapes(shapes), resized=resized)
-    if not subject.has_variable_images:
-        return subject
-    guards = lowered._program.guards
-    if can_store(guards.conditions, guards.names):
-        program = _export(subject)
-        if is_storable(program, subject):
-            return replace(subject, program=program)
-    return fix_images(subject, UNSTORABLE, stacklevel=3)
-
-
-def _traceable(subject: Subject) -> TraceableProgram:
-    assert subject.lowered is not None
-    return TraceableProgram(subject.lowered, forward_signature(subject.model))
+    return with_program(subject, _export, may_be_slow=True)  # lower fixes sizes itself where that is slow
 
 
 def _export(subject: Subject) -> ExportedProgram:
+    """The program, with the calls that pack its weights in their places."""
+    assert subject.lowered is not None
+    model = TraceableProgram(subject.lowered, forward_signature(subject.model))
     with shape_kernels():
-        return export_subject(replace(subject, model=_traceable(subject)), runs_single=False)
+        program = export_subject(replace(subject, model=model), runs_single=False)
+    for key, packing in model.packings.items():
+        program.state_dict[key] = PackedWeight.of(packing)
+    return program
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
@@ -81,15 +75,14 @@ def serialize(subject: Subject, metadata: str) -> bytes:
 
     Errors: ``RuntimeError`` if torch cannot export the program, or if it computes something else.
     """
-    program = subject.program or _export(subject)
+    program = subject.program
+    assert program is not None
     _drop_broken_guards(program, subject)
     rules = rules_to_check(program, subject)
     for node in program.graph.nodes:
         if getattr(node.target, "namespace", "") in ("mkldnn", "onednn"):
             # torch.export cannot save empty lists of numbers; operators without parameters ignore this one.
             node.args = tuple([-1] if isinstance(arg, (list, tuple)) and not arg else arg for arg in node.args)
-    for key, packing in _traceable(subject).packings.items():
-        program.state_dict[key] = PackedWeight.of(packing)
     content = save(program, subject, {NAME: metadata, _RULES: json.dumps(rules)})
     _check_loading(content, subject)
     return content

@@ -24,12 +24,9 @@ from .._subject import Subject
 from .size_rules import always_holds, can_store, holds, size_rules
 
 __all__ = [
-    "UNSTORABLE",
     "export_fixed",
     "export_subject",
-    "fix_images",
     "input_shapes",
-    "is_storable",
     "plain_calls",
     "root_cause",
     "rules_to_check",
@@ -39,8 +36,6 @@ __all__ = [
 
 #: Functions of fractions of sizes, which torch.export cannot save.
 _FRACTIONAL = {math.ceil, math.floor, round}
-#: Why a file is for fixed sizes only.
-UNSTORABLE = "that a file cannot store"
 #: Sizes with a complex formula in a program for all image sizes, which takes seconds.
 _COMPLEX_SIZES = 6
 
@@ -49,42 +44,38 @@ class _FixedImagesError(RuntimeError):
     """The program takes only images of the example's height or width."""
 
 
-def with_program(subject: Subject, export: Callable[[Subject], ExportedProgram]) -> Subject:
+def with_program(
+    subject: Subject, export: Callable[[Subject], ExportedProgram], *, may_be_slow: bool = False
+) -> Subject:
     """The subject with the program that ``export`` makes of it.
 
-    If an export for all image sizes is impossible or slow, or no file could hold it, it is for those of the example,
-    with a warning.
+    If an export for all image sizes is impossible or, unless it ``may_be_slow``, slow, or if no file could hold it, it
+    is for those of the example, with a warning.
     """
     limit = SizeLimit(_COMPLEX_SIZES)
     try:
-        with limit if subject.has_variable_images else nullcontext():
+        with limit if subject.has_variable_images and not may_be_slow else nullcontext():
             program = export(subject)
-        if not subject.has_variable_images or is_storable(program, subject):
+        if not subject.has_variable_images or _is_storable(program, subject):
             return replace(subject, program=program)
-        reason = UNSTORABLE
+        reason = "that a file cannot store"
     except _FixedImagesError:
         reason = "that torch.export takes for constants"
     except RuntimeError:
         if not limit.is_exceeded:
             raise
         reason = "that makes an export for all sizes slow"
-    subject = fix_images(subject, reason, stacklevel=4)
-    return replace(subject, program=export(subject))
-
-
-def fix_images(subject: Subject, reason: str, stacklevel: int) -> Subject:
-    """The subject for images of the example's sizes; a warning says that sizes are computed in a way ``reason``."""
     subject = subject.with_fixed_images()
     shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
     warnings.warn(
         f"the file takes images of {sizes} only: the forward of the model computes sizes in a way {reason}",
-        stacklevel=stacklevel + 1,
+        stacklevel=4,
     )
-    return subject
+    return replace(subject, program=export(subject))
 
 
-def is_storable(program: ExportedProgram, subject: Subject) -> bool:
+def _is_storable(program: ExportedProgram, subject: Subject) -> bool:
     """Whether a file can hold the sizes that a program checks and computes, without fractions such as ``h / 2``."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     return targets.isdisjoint(_FRACTIONAL) and can_store(program._guards_code, sources(subject))

@@ -4,10 +4,12 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch.export import ExportedProgram
+
+from ..._utils import exporting
 
 __all__ = ["always_holds", "can_store", "check_rules", "describe_sizes", "holds", "size_check", "size_rules"]
 
@@ -67,12 +69,10 @@ def rules_of(guards: Iterable[str], sources: Sequence[str]) -> list[str]:
 
 
 def holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether the shapes of the inputs satisfy a rule; one that divides by zero does not hold."""
+    """Whether the shapes of the inputs satisfy a rule."""
     size = shapes[0] if len(shapes) == 1 else shapes
-    try:
-        return bool(eval(_compile(rule), {"__builtins__": {}, **_FUNCTIONS, "size": size}))
-    except ZeroDivisionError:
-        return False
+    names: dict[str, Any] = {"__builtins__": {}, **_FUNCTIONS, "size": size}
+    return exporting.holds(partial(eval, _compile(rule), names))
 
 
 def always_holds(rule: str, shapes: Sequence[Sequence[int]]) -> bool:

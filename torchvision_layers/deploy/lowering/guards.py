@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+
+from ..._utils.exporting import holds
 
 __all__ = ["Guards"]
 
@@ -43,12 +46,8 @@ class Guards:
         checks = [(text, eval(f"lambda {', '.join(self.names)}: {text}", names)) for text in self.conditions]
 
         def check(*tensors: Tensor) -> None:
-            for text, holds in checks:
-                try:
-                    is_supported = holds(*tensors)
-                except ZeroDivisionError:
-                    is_supported = False
-                if not is_supported:
+            for text, condition in checks:
+                if not holds(partial(condition, *tensors)):
                     raise ValueError(f"input must have sizes that the forward of the model supports: {text}")
 
         return check
