@@ -19,7 +19,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
                 Group("The same result from other modules", "plain/ folded_forms scaling row_blocks"),
             ],
             [
-                Group("Exported programs", "exporting size_limit symbolic_lengths"),
+                Group("Exported programs", "exporting safe_names size_limit symbolic_lengths"),
                 Group("Files and commands", "atomic command importing progress quiet"),
             ],
         ],

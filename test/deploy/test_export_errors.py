@@ -261,3 +261,13 @@ def test_error_of_scripting_names_the_line(tmp_path: Path) -> None:
         deploy.export(WithTry().eval(), torch.rand(1, 2), tmp_path / "model.pt", format="torchscript")
     assert "\n" not in str(error.value)
     assert "HERE" not in str(error.value)
+
+
+def test_sparse_buffers_are_named_if_the_format_has_none(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    model.register_buffer("adjacency", torch.eye(4).to_sparse())
+    with pytest.raises(TypeError, match=r"format='pt2' holds dense tensors only, adjacency is sparse: .* to_dense\(\)"):
+        deploy.export(model, example(), tmp_path / "model.pt2", format="pt2")
+    deploy.export(model, example(), tmp_path / "model.onnx", format="onnx")
+    model.adjacency = model.adjacency.to_dense()
+    deploy.export(model, example(), tmp_path / "model.pt2", format="pt2")

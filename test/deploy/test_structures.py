@@ -123,7 +123,7 @@ def test_outputs_in_containers(end: Any, names: list[str], kind: type, tmp_path:
 @pytest.mark.parametrize(
     "end",
     [
-        lambda y: {"image": y, "rgb.weight": y.amax((2, 3)), "none": None},
+        lambda y: {"image": y, "rgb.weight": y.amax((2, 3)), "": y.mean((2, 3)), "none": None},
         pytest.param(lambda y: Result(y, [y, y.argmax(1)]), marks=pytest.mark.slow),
     ],
 )
@@ -170,6 +170,20 @@ def test_one_input_keeps_its_names(tmp_path: Path) -> None:
     assert metadata["input_shape"] == [None, 3, None, None]
     assert not {"inputs", "call", "outputs", "returns"} & metadata.keys()
     assert deploy.export(RGBD(), (IMAGE,), tmp_path / "m.pt2", format="pt2").shapes == exported.shapes
+
+
+class Merge(nn.Module):
+    def forward(self, output: Tensor, image: Tensor) -> Tensor:
+        return image.mean(1, keepdim=True) + output
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_an_input_may_be_called_output(format: str, tmp_path: Path) -> None:
+    model = Merge().eval()
+    path = tmp_path / f"m{FORMATS[format].suffix}"
+    loaded = check(model, (DEPTH, IMAGE), deploy.export(model, (DEPTH, IMAGE), path, format=format))
+    assert [spec["name"] for spec in loaded.metadata["inputs"]] == ["output", "image"]
+    assert loaded.metadata["outputs"] == ["output_output"]
 
 
 class VariableInputs(nn.Module):

@@ -10,6 +10,7 @@ REFUSALS = {
     "transposed convolution": r"is a ConvTranspose\dd .*, which int8 is not known to run; pass allow_float=True",
     "training of CoordConv": r"is a CoordConv2d .*, which int8 is not known to run; pass allow_float=True",
     "weight of its own in a forward": r"whose forward calls \w+ with a weight of its own; call a child",
+    "layer called at several scales in float": r"calls several times, with results of very different sizes",
     "weight read in a forward": r"whose forward reads \S+ in",
     "weight that changes in training": r"computes its weight in every forward or something else in training",
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",

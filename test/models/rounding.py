@@ -20,6 +20,9 @@ _MOVES |= {"clamp_min"}
 _POOLS = {"mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"}
 #: Operators that keep the step of a pool before them.
 _AFTER_POOLS = {"relu", "relu_", "max_pool2d_with_indices"}
+#: Clamps keep the step of their input, unless a layer computes them: it, or a batch norm after it.
+_CLAMPS = {"hardtanh", "hardtanh_", "clamp", "clamp_"}
+_LAYERS = {"convolution", "addmm", "mm", "bmm"}
 
 
 class _Rounding(TorchDispatchMode):
@@ -28,27 +31,26 @@ class _Rounding(TorchDispatchMode):
     def __init__(self, generator: torch.Generator | None) -> None:
         super().__init__()
         self.generator = generator
-        #: The steps of tensors that pools returned.
-        self.pool_steps = WeakTensorKeyDictionary()
+        #: The steps of tensors that pools and clamps returned, and whether a layer returned a tensor.
+        self.kept_steps, self.of_layers = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
-        kept: float | None = self.pool_steps.get(args[0]) if args and isinstance(args[0], Tensor) else None
-        if func.is_view or name in _MOVES:
-            if kept is not None and isinstance(output, Tensor):
-                self.pool_steps[output] = kept
-            return output
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        kept: float | None = self.kept_steps.get(first) if first is not None else None
+        is_of_layer = name in _LAYERS or ("batch_norm" in name and self.of_layers.get(first, False))
+        if name in _POOLS or (name in _CLAMPS and not self.of_layers.get(first, False)):
+            kept = _step(first) if kept is None else kept  # before a clamp writes into its input
+        elif name not in _AFTER_POOLS and not (func.is_view or name in _MOVES):
+            kept = None
+        output = func(*args, **(kwargs or {}))
         for tensor in _tensors(output):
+            self.kept_steps[tensor] = kept
+            if func.is_view or name in _MOVES:
+                continue
+            self.of_layers[tensor] = is_of_layer
             if tensor.is_floating_point() and tensor.numel() > 1:
-                ranged = args[0] if name in _POOLS else tensor
-                low, high = min(0.0, float(ranged.min())), max(0.0, float(ranged.max()))
-                step = (high - low) / 255
-                if kept is not None and name in _POOLS | _AFTER_POOLS:
-                    step = kept
-                if name in _POOLS or (kept is not None and name in _AFTER_POOLS):
-                    self.pool_steps[tensor] = step
-                _round_(tensor, step, self.generator)
+                _round_(tensor, _step(tensor) if kept is None else kept, self.generator)
         return output
 
 
@@ -90,6 +92,13 @@ def estimate_rounding(model: nn.Module, run: Callable[[nn.Module], Sequence[Tens
         with _Rounding(generator):
             results.append(run(rounded))
     return Estimate(expected, results)
+
+
+def _step(tensor: Tensor) -> float:
+    """A step of the range of a tensor and zero."""
+    if not tensor.numel():
+        return 0.0
+    return (max(0.0, float(tensor.max())) - min(0.0, float(tensor.min()))) / 255
 
 
 def _round_(tensor: Tensor, step: float | Tensor, generator: torch.Generator | None) -> None:

@@ -335,6 +335,19 @@ def test_inputs_do_not_matter(inputs: str, engine: str, backend: str) -> None:
     quantized.quantize(model, batches, engine=engine, backend=backend)
 
 
+class Exponential(TwoConvs):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(torch.exp(-x)))
+
+
+@pytest.mark.parametrize(("engine", "backend"), ENGINES)
+def test_ranges_of_all_batches_explain_the_error(engine: str, backend: str) -> None:
+    """The batch with the largest values is not the one with the largest activations, which set the steps."""
+    torch.manual_seed(0)
+    batches = [X.abs() + 4, -X.abs()]
+    quantized.quantize(Exponential().eval(), batches, engine=engine, backend=backend)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])

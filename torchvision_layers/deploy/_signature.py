@@ -68,7 +68,7 @@ class Signature:
     @property
     def has_one_output(self) -> bool:
         """Whether the output is a tensor."""
-        return self.output == {"tensor": "output"}
+        return set(self.output) == {"tensor"}
 
     @property
     def has_constants(self) -> bool:
@@ -93,7 +93,7 @@ class Signature:
         else:
             fields["inputs"] = [{"name": i.name, "shape": list(i.shape), "dtype": i.dtype} for i in self.inputs]
             fields["call"] = {"args": self.args, "kwargs": self.kwargs}
-        if not self.has_one_output:
+        if self.output != {"tensor": "output"}:
             fields["outputs"] = list(self.outputs)
             fields["returns"] = self.output
         return fields
@@ -189,7 +189,9 @@ def describe_structure(value: Any, names: Iterator[str]) -> dict[str, Any]:
         return {type(value).__name__: [describe_structure(item, names) for item in value]}
     if type(value) in _CONSTANTS:
         return {"constant": value}
-    raise TypeError(f"only tensors, numbers, strings and None in tuples, lists and dicts, got a {type(value).__name__}")
+    key = next((key for key in value if type(key) not in _CONSTANTS), None) if isinstance(value, dict) else None
+    shown = type(value).__name__ if key is None else f"dict with a key that is a {type(key).__name__}"
+    raise TypeError(f"only tensors, numbers, strings and None in tuples, lists and dicts, got a {shown}")
 
 
 def _restore(structure: Any, tensors: Mapping[str, Any]) -> Any:
@@ -243,8 +245,6 @@ def _input_names(model: nn.Module, example: Inputs) -> list[str]:
 
 def _output_names(output: Any, inputs: Sequence[str]) -> list[str]:
     """The key of each tensor, and ``output`` with an index for tensors without a key."""
-    if isinstance(output, Tensor):
-        return ["output"]
     return _unique(_paths(output, () if isinstance(output, dict) else ("output",)), inputs)
 
 
@@ -257,6 +257,7 @@ def _paths(value: Any, path: tuple[str, ...]) -> list[str]:
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
     unique = list[str]()
     for name in names:
+        name = name or "_"  # of an empty key
         while name in unique or name in taken:
             name += "_output" if name in taken else "_"
         unique.append(name)

@@ -166,7 +166,7 @@ def quantize(
             )
             trial = int8.take_trial()
             if check and per_channel:
-                check_int8(trial, called, widest.inputs)
+                check_int8(trial, called, widest.inputs, widest.first)
         int8.set_source(model)
         return int8
 

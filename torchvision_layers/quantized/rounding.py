@@ -1,5 +1,6 @@
 """An estimate of what rounding to int8 adds to the outputs of a float model, whatever the engine."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,11 @@ def round_weights_(model: nn.Module) -> None:
 
 
 def rounded_outputs(
-    model: nn.Module, inputs: Inputs, generator: torch.Generator | None = None, is_symmetric: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    generator: torch.Generator | None = None,
+    is_symmetric: bool = False,
+    widths: dict[int, float] | None = None,
 ) -> list[Tensor]:
     """All tensors that ``model`` returns if the values between its operators are rounded to int8.
 
@@ -57,8 +62,10 @@ def rounded_outputs(
         generator: draws noise of up to half a step, which is added instead of rounding: multiples of a step would not
             change if they were rounded. Default: ``None``, values are rounded.
         is_symmetric: whether ranges reach equally far to both sides of zero. Default: ``False``.
+        widths: for each value in turn, the width of its range in earlier calls of the same model, which counts if it is
+            larger; this call updates them. Default: ``None``, each value has its own range.
     """
-    rounding = _Rounding(generator, is_symmetric)
+    rounding = _Rounding(generator, is_symmetric, {} if widths is None else widths)
 
     def rounded(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
@@ -92,10 +99,12 @@ class _Rounding(TorchDispatchMode):
     attribute of rounded tensors has the step.
     """
 
-    def __init__(self, generator: torch.Generator | None, is_symmetric: bool) -> None:
+    def __init__(self, generator: torch.Generator | None, is_symmetric: bool, widths: dict[int, float]) -> None:
         super().__init__()
         self.generator = generator
         self.is_symmetric = is_symmetric
+        self.widths = widths
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -149,4 +158,7 @@ class _Rounding(TorchDispatchMode):
             return SMALLEST_STEP
         low, high = map(float, tensor.aminmax())
         width = 2 * max(high, -low) if self.is_symmetric else max(high, 0.0) - min(low, 0.0)
+        self.calls += 1
+        if math.isfinite(width):
+            width = self.widths[self.calls] = max(width, self.widths.get(self.calls, 0.0))
         return max(width / _STEPS, SMALLEST_STEP)

@@ -22,6 +22,8 @@ __all__ = ["WidestBatch", "check_converted", "check_int8", "check_prepared"]
 _LIMIT = 10.0
 #: Estimates before an error is raised.
 _DRAWS = 8
+#: Images whose values set the ranges of these estimates.
+_IMAGES = 32
 #: The share of indices and masks that rounding may always change, and the size of an error that is always accepted,
 #: relative to the largest value.
 _SHARE, _FLOOR = 0.01, 1e-3
@@ -32,35 +34,48 @@ class WidestBatch:
 
     def __init__(self) -> None:
         self.inputs = Inputs()
+        #: The first batches, for models whose largest values come from other inputs.
+        self.first: list[Inputs] = []
         self._largest = -1.0
 
     def watch(self, batches: Iterator[Inputs]) -> Iterator[Inputs]:
         """The same batches."""
+        images = 0
         for batch in batches:
             floats = [tensor for tensor in batch.tensors() if tensor.is_floating_point()]
             largest = max((float(tensor.abs().max()) for tensor in floats), default=0.0)
-            if largest > self._largest:
-                self._largest, self.inputs = largest, batch.map(lambda t: t.detach().clone())  # a forward may write
+            images += _images(batch)
+            if largest > self._largest or images <= _IMAGES:
+                kept = batch.map(lambda tensor: tensor.detach().clone())  # a forward may write
+                if images <= _IMAGES:
+                    self.first.append(kept)
+                if largest > self._largest:
+                    self._largest, self.inputs = largest, kept
             yield batch
 
 
+def _images(batch: Inputs) -> int:
+    return next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
+
+
 @torch.no_grad()
-def check_int8(int8: QuantizableWrapper, model: nn.Module, batch: Inputs) -> None:
+def check_int8(int8: QuantizableWrapper, model: nn.Module, batch: Inputs, observed: Sequence[Inputs] = ()) -> None:
     """Raises ``RuntimeError`` unless rounding explains how far an int8 model is from the float model.
 
-    A few images and one estimate are enough if the error is small. Otherwise the whole batch and more estimates decide.
+    A few images and one estimate are enough if the error is small. Otherwise the whole batch and more estimates decide,
+    with ranges that hold the values of ``observed`` as well.
 
     Args:
         int8: the converted model, or a copy of it.
         model: the model that it came from, in float or with fake quantization; it is not changed.
         batch: inputs like those that the ranges were observed on.
+        observed: other inputs that the ranges were observed on.
     """
-    size = next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1)
-    images = int8.first_images(batch, min(max(size // 8, 1), 4))
+    images = int8.first_images(batch, min(max(_images(batch) // 8, 1), 4))
     with suppress(Exception):  # of any type, if a forward takes no other batch size
         if _problem(int8, model, images, draws=1) is None:
             return
-    problem = _problem(int8, model, batch, _DRAWS)
+    problem = _problem(int8, model, batch, _DRAWS, observed)
     if problem is not None:
         raise RuntimeError(
             f"the int8 model computes something else than the model: {problem} on a calibration batch. Please report "
@@ -99,7 +114,9 @@ def _switch_(model: nn.Module, *names: str) -> nn.Module:
     return model
 
 
-def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int) -> str | None:
+def _problem(
+    int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: int, observed: Sequence[Inputs] = ()
+) -> str | None:
     """A difference of ``int8`` that rounding does not explain; ``None`` if there is none."""
     reference = copy_module(model).eval()
     expected = outputs_of(reference, inputs)
@@ -114,7 +131,10 @@ def _problem(int8: QuantizableWrapper, model: nn.Module, inputs: Inputs, draws: 
     round_weights_(reference)
     generators = [torch.Generator().manual_seed(i) if i else None for i in range(draws)]
     is_symmetric = int8.backend == "tensorrt"
-    estimates = [_cpu(rounded_outputs(reference, inputs, generator, is_symmetric)) for generator in generators]
+    widths = dict[int, float]()
+    for other in observed:
+        rounded_outputs(reference, other, None, is_symmetric, widths)
+    estimates = [_cpu(rounded_outputs(reference, inputs, generator, is_symmetric, widths)) for generator in generators]
     for i, (output, original) in enumerate(zip(outputs, _cpu(expected), strict=True)):
         problem = _difference(output, original, [tensors[i] for tensors in estimates])
         if problem is not None:

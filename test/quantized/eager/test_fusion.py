@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
@@ -185,3 +186,33 @@ def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
     assert float(output.max()) == pytest.approx(6.0, abs=1e-6)
     assert bool((output[ramp > 6 + step] == output.max()).all())
     torch.testing.assert_close(output, ramp.clamp(0, 6), rtol=0, atol=step)
+
+
+class SumUpToSix(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.constant_(self.conv.weight, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(self.conv(x) + x)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
+def test_sum_and_relu6_have_the_steps_of_the_relu6(backend: str, is_qat: bool) -> None:
+    ramp = torch.linspace(-40, 40, 6400).reshape(1, 1, 80, 80)
+    model = SumUpToSix()
+    if is_qat:
+        prepared = quantized.prepare_qat(model, backend=backend)
+        prepared(ramp)
+        int8 = quantized.convert(prepared)
+    else:
+        int8 = quantized.quantize(model.eval(), [ramp], backend=backend)
+    addition = int8.get_submodule("model.addition")
+    assert addition.scale == pytest.approx(6 / 255, rel=1e-3)
+    output = int8(ramp)
+    assert float(output.max()) == pytest.approx(6.0, abs=1e-6)
+    assert float(output.min()) == 0
+    step = 80 / 255  # of each term
+    torch.testing.assert_close(output, (2 * ramp).clamp(0, 6), rtol=0, atol=1.1 * step)

@@ -1,6 +1,7 @@
 """Forwards whose rewriting could go wrong silently: each is close to float, or an error names it before calibration."""
 
 import copy
+import enum
 
 import pytest
 import torch
@@ -312,3 +313,22 @@ def test_a_list_has_a_fixed_length_only_if_each_item_has_a_layer(part: type[Net]
     assert decibels(model(X, torch.zeros(2)), int8(X, torch.zeros(2))) > 30
     if part is SharesALayer:
         assert decibels(model(X, torch.zeros(3)), int8(X, torch.zeros(3))) > 20
+
+
+class Stage(enum.Enum):
+    FIRST, LAST = "first", "last"
+
+
+class KeyedByStage(Net):
+    def forward(self, x: Tensor) -> dict[Stage, Tensor]:
+        y = self.a(x) + x
+        return {Stage.FIRST: y, Stage.LAST: self.b(y)}
+
+
+def test_keys_without_a_literal_leave_the_forward_in_float() -> None:
+    model = KeyedByStage().eval()
+    int8 = quantized.quantize(model, [X])
+    assert {row.path: row.runs_in for row in quantized.report(int8).rows}["b"] == "int8"
+    expected, outputs = model(X), int8(X)
+    assert list(outputs) == list(expected)
+    assert all(decibels(expected[stage], outputs[stage]) > 30 for stage in Stage)

@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import any_size, as_module
 from ..._utils.inputs import Inputs
+from ..._utils.safe_names import safe_names
 from .._inputs import other_batch, resize
 from .._metadata import parse
 from .._signature import Signature
@@ -127,7 +128,7 @@ def _export(subject: Subject) -> ExportedProgram:
         collection[tensor] = {i: Dim.AUTO(max=largest[i]) for i, size in enumerate(shape) if isinstance(size, str)}
     subject = replace(subject, model=model)
     try:
-        with plain_calls(subject, has_flat_output=True):
+        with plain_calls(subject, has_flat_output=True), safe_names(model):
             dynamic_shapes = collection.dynamic_shapes(model, pair.args, pair.kwargs)
             with any_size():
                 program = torch.export.export(model, pair.args, pair.kwargs, dynamic_shapes=dynamic_shapes)

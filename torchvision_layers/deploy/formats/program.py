@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from ..._utils.exporting import as_module, export_program
 from ..._utils.inputs import Inputs, accepts
+from ..._utils.safe_names import safe_names
 from ..._utils.size_limit import SizeLimit
 from ..._utils.structure import flatten
 from .._inputs import other_batch, resize
@@ -119,7 +120,7 @@ def export_fixed(subject: Subject, format: str) -> Subject:
     example = subject.example
     model = as_module(subject.model)
     try:
-        with plain_calls(replace(subject, model=model), has_flat_output=True):
+        with plain_calls(replace(subject, model=model), has_flat_output=True), safe_names(model):
             program = torch.export.export(model, example.args, example.kwargs)
     except Exception as error:  # torch raises many types here
         raise RuntimeError(f"model cannot be exported as one graph: {root_cause(error)}") from error

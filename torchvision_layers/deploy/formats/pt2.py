@@ -32,10 +32,13 @@ def serialize(subject: Subject, metadata: str) -> bytes:
 def save(program: ExportedProgram, subject: Subject, texts: dict[str, str]) -> bytes:
     """The bytes of a file with a program and these texts.
 
-    Errors: ``TypeError`` for outputs that a file cannot have.
+    Errors: ``TypeError`` for outputs or tensors that a file cannot have.
     """
     if subject.signature.returns_strings:
         raise TypeError("format='pt2' cannot return strings: use format='onnx' or 'aoti', or leave them out")
+    sparse = [name for name, tensor in program.state_dict.items() if tensor.layout is not torch.strided]
+    if sparse:
+        raise TypeError(f"format='pt2' holds dense tensors only, {sparse[0]} is sparse: replace it by its to_dense()")
     # The user's images must not be in the file. Without any inputs, torch would drop the guards on their sizes.
     pair = Inputs(*program.example_inputs) if program.example_inputs else subject.example
     zeros = pair.map(lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape))

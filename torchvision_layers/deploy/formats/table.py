@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..._utils.checks import did_you_mean
@@ -268,7 +269,8 @@ def check_support(format: Format, model: nn.Module) -> None:
             )
         name = f"format={format.name!r}{' with lowered=True' if format is LOWERED else ''}"
         raise TypeError(f"{name} does not support a model that is {kind}: {remedy}")
-    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    size = sum(tensor.nbytes for tensor in tensors if tensor.layout is torch.strided)  # sparse ones are small
     if format.max_weight_bytes is not None and size > format.max_weight_bytes:
         raise ValueError(
             f"format={format.name!r} holds at most {format.max_weight_bytes / 1e9:.1f} GB of weights, model has "

@@ -1,12 +1,14 @@
 """TorchScript: programs for torch's own interpreter, in Python and in C++."""
 
 import io
+import keyword
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,14 @@ def restrict(subject: Subject) -> Subject:
     Control flow of a float model must stay in the file, so it is scripted. An int8 model with operations in float
     cannot be scripted, but was traced when it was quantized, so it is traced again.
 
-    Errors: ``RuntimeError`` if the model cannot be scripted, and is float, depends on values, or cannot be traced.
+    Errors: ``ValueError`` if a name is a keyword of Python; ``RuntimeError`` if the model cannot be scripted, and is
+    float, depends on values, or cannot be traced.
     """
+    for path, _ in chain(
+        subject.model.named_modules(), subject.model.named_parameters(), subject.model.named_buffers()
+    ):
+        if any(map(keyword.iskeyword, path.split("."))):  # torch.jit.load could not parse its code
+            raise ValueError(f"model must not use keywords of Python as names for TorchScript, got {path!r}: rename it")
     computed = [path or "model" for path, m in subject.model.named_modules() if parametrize.is_parametrized(m)]
     computed += hooked_paths(subject.model)
     if computed:

@@ -1,6 +1,7 @@
 """Int8 containers that run as a flat sequence of kernels, since Python call overhead matters at batch size 1."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..._utils.modules import has_hooks
+from ..._utils.safe_names import generated_forward
 from ..layers.base import QuantizableLayer
 
 __all__ = ["FlatSequential", "flatten_sequentials", "trace_flat_sequentials"]
@@ -94,7 +96,7 @@ def _flat_forward(root: nn.Module, kernels: Kernels) -> Callable[[Tensor], Tenso
                 call = graph.call_function(_caller(module, kernel), node.args, node.kwargs)
             node.replace_all_uses_with(call)
         graph.erase_node(node)
-    return torch.fx.GraphModule(root, graph).forward
+    return partial(generated_forward(graph), root)
 
 
 def _caller(module: nn.Module, kernel: Callable[[Any, Tensor], Tensor] | None) -> Callable[..., Any]:

@@ -127,8 +127,10 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:
     parent, (addition_name, relu_name) = _relative(parent, [addition_name, relu_name])
     addition, relu = parent.get_submodule(addition_name), parent.get_submodule(relu_name)
-    if type(relu) is nn.ReLU and not has_hooks(relu) and not has_hooks(addition):
+    if type(relu) in (nn.ReLU, nn.ReLU6) and not has_hooks(relu) and not has_hooks(addition):
         addition.relu = True  # type: ignore[assignment]  # a plain attribute
+        if type(relu) is nn.ReLU6:  # saturation at the end of the observed range is the cap
+            addition.cap = 6.0  # type: ignore[assignment]
         parent.set_submodule(relu_name, nn.Identity().train(relu.training))
         mark_fused(parent, relu_name, addition_name)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
+from ..._utils.safe_names import generated_forward
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import check_items, is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
@@ -97,6 +98,10 @@ def _rewrite(
     if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return graph
+    try:
+        forward = generated_forward(graph)
+    except SyntaxError as error:
+        raise UnsupportedError("uses a constant without a literal, such as a member of an enumeration") from error
     for name, child in children.items():
         module.add_module(name, child.train(module.training))
         if run is not None and name in copies:
@@ -106,7 +111,7 @@ def _rewrite(
     members = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
-        "forward": type(torch.fx.GraphModule(module, graph)).forward,
+        "forward": forward,
         "is_rewritten": True,
         "operations": tuple(children),
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),

@@ -31,7 +31,7 @@ class DeQuantStub(nn.Module):
 
 
 class Addition(Observed):
-    """The sum of two tensors, followed by a ReLU if one is fused into it.
+    """The sum of two tensors, followed by a ReLU or ReLU6 if one is fused into it.
 
     Args:
         broadcasts: accepts tensors whose shapes differ and broadcasts them, as ``+`` does. Default: ``False``.
@@ -43,6 +43,7 @@ class Addition(Observed):
         super().__init__()
         self.broadcasts = broadcasts
         self.relu = False
+        self.cap: float | None = None
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         if not self.broadcasts:
@@ -50,7 +51,8 @@ class Addition(Observed):
         elif input.shape != other.shape:
             input, other = torch.broadcast_tensors(input, other)
         total = input + other
-        return self.activation_post_process(total.relu() if self.relu else total)
+        total = total.relu() if self.relu else total
+        return self.activation_post_process(total if self.cap is None else total.clamp(max=self.cap))
 
 
 class Concatenation(Observed):

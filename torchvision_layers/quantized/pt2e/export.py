@@ -1,7 +1,8 @@
 """A model as one exported graph that accepts batches and images of every size."""
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..._utils.exporting import as_module
 from ..._utils.inputs import Inputs, accepts
 from ..._utils.modules import copy_module
+from ..._utils.safe_names import safe_names
 from ..._utils.structure import flatten
 from .constants import erase_unused_ops
 from .nodes import BATCH_NORM, CONVS, LINEAR, WEIGHTED, is_call, module_path
@@ -57,6 +59,13 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     """
     # Copies of fx.GraphModule are in training mode.
     model = as_module(copy_module(model).train(model.training))
+    with safe_names(model) as old_paths:
+        exported = _export(model, example, dynamic_sizes)
+    return _with_paths(exported, old_paths) if old_paths else exported
+
+
+def _export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None) -> ExportedModel:
+    """Exports ``model`` itself, to which it adds hooks."""
     called_paths = set[str]()
     for path, module in model.named_modules():
         # Modules that do nothing in eval mode leave no node behind, so the nodes do not show that they are called.
@@ -88,6 +97,21 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
         signature.batch_dims = sized.batch_dims[0]
     return ExportedModel(
         module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module), images
+    )
+
+
+def _with_paths(exported: ExportedModel, paths: Mapping[str, str]) -> ExportedModel:
+    """The same graph with other paths of modules."""
+    for module in exported.graph_module.modules():
+        for node in getattr(module, "graph", fx.Graph()).nodes:
+            stack = node.meta.get("nn_module_stack", {})
+            for key, (path, cls) in stack.items():
+                path, *call = path.split("@")
+                stack[key] = "@".join([paths.get(path, path), *call]), cls
+    return replace(
+        exported,
+        called_paths=frozenset(paths.get(path, path) for path in exported.called_paths),
+        norm_inputs={paths.get(a, a): paths.get(b, b) for a, b in exported.norm_inputs.items()},
     )
 
 

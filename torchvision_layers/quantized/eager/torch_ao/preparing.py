@@ -1,6 +1,7 @@
 """Adds observers, or fake quantization, to a fused model."""
 
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.ao.nn.qat
@@ -157,8 +158,10 @@ def prepare(
     place = {"factory_kwargs": None if tensor is None else {"device": tensor.device}}
     for module in model.modules():
         if isinstance(module, Observed) and module not in in_float:
-            qconfig = of_repeated if module in repeated else model.qconfig
-            module.activation_post_process = qconfig.activation(**place)  # type: ignore[operator, union-attr]
+            observer: Any = (of_repeated if module in repeated else model.qconfig).activation  # type: ignore[union-attr]
+            if getattr(module, "cap", None) is not None and module not in repeated:
+                observer = _relu6_observer(is_qat, settings.ranges)
+            module.activation_post_process = observer(**place)
 
 
 def _observe_once(model: nn.Module) -> None:
