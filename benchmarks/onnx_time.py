@@ -47,7 +47,7 @@ def measure(name: str, size: int, images: int, rounds: int) -> tuple[Ratio, dict
     import onnx
 
     entry = ZOO[name]
-    subject = build(entry, entry.size if entry.is_fixed else size)
+    subject = build(entry, entry.size if entry.is_fixed else size, 2)
     calls, operators = {}, {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import page, record
-from .columns import COLUMNS
-from .models import BATCH, ZOO
+from .columns import COLUMNS, images
+from .models import ZOO
 from .run import run_alone
 
 
@@ -36,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     cells = record.load(args.json)
     sizes = {name: ZOO[name].size if args.size is None or ZOO[name].is_fixed else args.size for name in args.only}
-    expected = {name: record.conditions(size, BATCH) for name, size in sizes.items()}
+    expected = {
+        (name, column): record.conditions(size, images(column)) for name, size in sizes.items() for column in COLUMNS
+    }
     todo = [
         (name, column)
         for name in args.only
         for column in args.columns
-        if args.again or cells.get(name, {}).get(column, {}).get("conditions") != expected[name]
+        if args.again or cells.get(name, {}).get(column, {}).get("conditions") != expected[name, column]
     ]
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for i, future in enumerate(as_completed(futures)):
             name, column = futures[future]
             figures, traceback = future.result()
-            cells.setdefault(name, {})[column] = {**figures, "conditions": expected[name]}
+            cells.setdefault(name, {})[column] = {**figures, "conditions": expected[name, column]}
             record.save(_in_order(cells), args.json)
             print(f"{i + 1:>4}/{len(todo)}  {name}, {column}: {page.describe(figures)}", flush=True)
             if traceback and args.traceback:

@@ -16,7 +16,7 @@ from torchvision_layers import deploy, quantized
 from .measures import LayerCount, decibels, layers_of_graph, layers_that_run, norms_behind_convolutions, outputs
 from .models import Subject
 
-__all__ = ["COLUMNS", "EXPORTS", "PAIRS", "Figures"]
+__all__ = ["COLUMNS", "EXPORTS", "PAIRS", "Figures", "images"]
 
 #: Values for JSON, by name.
 Figures = dict[str, Any]
@@ -117,6 +117,11 @@ COLUMNS: dict[str, Callable[[Subject], Figures]] = {
     "torchao": torchao,
     **{format: partial(export, format=format) for format in EXPORTS},
 }
+
+
+def images(column: str) -> int:
+    """How many images a column gets. Those that measure the error of int8 need more: two say little about ranges."""
+    return 2 if column == "fold" or column in EXPORTS else 8
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -13,11 +13,9 @@ from torchvision.models.detection import backbone_utils
 
 from .stirring import stir
 
-__all__ = ["BATCH", "ZOO", "Entry", "Subject", "build"]
+__all__ = ["ZOO", "Entry", "Subject", "build"]
 
-#: Images that calibrate a model, and on which it is measured.
-BATCH = 2
-#: Images on which statistics of norms are measured.
+#: Images on which statistics of norms are measured. The first ones calibrate the model.
 STATISTICS = 8
 SEED = 0
 
@@ -81,14 +79,14 @@ class Subject:
                 raise ValueError("the detections are not finite")
 
 
-def build(entry: Entry, size: int) -> Subject:
-    """The model with seeded weights and stirred statistics, in eval mode, and a batch of noise."""
+def build(entry: Entry, size: int, count: int) -> Subject:
+    """The model with seeded weights and stirred statistics, in eval mode, and a batch of ``count`` images of noise."""
     torch.manual_seed(SEED)
     model: Any = entry.make(size).eval()
     generator = torch.Generator().manual_seed(SEED)
     images = list(torch.randn(STATISTICS, 3, size, size, generator=generator))
     batch = model.transform(images)[0].tensors if entry.part else torch.stack(images)
-    subject = Subject(model, entry.part, images[:BATCH], batch[:BATCH])
+    subject = Subject(model, entry.part, images[:count], batch[:count])
     stir(subject.network, batch, generator)
     return subject
 

@@ -25,8 +25,9 @@ Zoo
 .. ``make zoo`` generates this page from benchmarks/zoo/zoo.json; a test fails if it is out of date.
 
 Models of torchvision and timm, one of each family, folded, quantized and exported as they are. Weights are random, from
-a seed; gains, shifts and statistics of norms are stirred. Two images of noise calibrate each model and measure it.
-Detectors are quantized in place, their backbone only. Each column of a model has its own process, with one thread.
+a seed; gains, shifts and statistics of norms are stirred. Eight images of noise calibrate each int8 model and measure
+it; folding and files get two. Detectors are quantized in place, their backbone only. Each column of a model has its own
+process, with one thread.
 
 dB
     Signal over the error of the int8 output against the float model, over all output tensors together.

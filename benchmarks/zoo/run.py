@@ -58,7 +58,7 @@ def _child(sender: Connection, name: str, column: str, size: int) -> None:
     torch.set_num_threads(1)
     columns, models = (importlib.import_module(f"benchmarks.zoo.{module}") for module in ("columns", "models"))
     try:
-        figures = columns.COLUMNS[column](models.build(models.ZOO[name], size))
+        figures = columns.COLUMNS[column](models.build(models.ZOO[name], size, columns.images(column)))
     except BaseException as error:  # a failure of any kind is a figure of the zoo
         lines = str(error).strip().splitlines() or [""]
         figures = {"reason": f"{type(error).__name__}: {lines[0]}"}

@@ -98,7 +98,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Run the model once", "first_run calls result_sizes")],
             [Group("Refuse what cannot become int8", "problems support excluded")],
             [
-                Group("Operations become modules", "rewriting operations in_place repeated_calls"),
+                Group("Operations become modules", "rewriting operations float_values in_place repeated_calls"),
                 Group("A forward in float", "float_forwards attention weight_token"),
             ],
             [Group("Fuse", "fusing fusion patterns post_ops")],

@@ -23,7 +23,8 @@ class Named(nn.Module):
         self.register_buffer("code", torch.rand(4, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        assert "class" in self.heads and list(self.heads) == ["class", "global", "class_"] == list(self.heads.keys())
+        assert "class" in self.heads
+        assert list(self.heads) == ["class", "global", "class_"] == list(self.heads.keys())
         x = F.relu(self.meta["from"](self._modules["graph"](x))) * getattr(self, "lambda") + self.code
         outputs = {"class": x, "global": x.mean((2, 3)), "class_": x}
         return {name: head(outputs[name]) for name, head in self.heads.items()}

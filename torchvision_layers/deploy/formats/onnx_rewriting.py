@@ -45,10 +45,12 @@ class _Graph:
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self.writers = {name: node for node in self.graph.node for name in node.output}
         self.outputs = {value.name for value in self.graph.output}
+        types = {value.name: value.type.tensor_type for value in (*self.graph.value_info, *self.graph.input)}
+        #: The ranks of float32 values; onnxruntime pools no others.
         self.ranks = {
-            value.name: len(value.type.tensor_type.shape.dim)
-            for value in (*self.graph.value_info, *self.graph.input)
-            if value.type.tensor_type.HasField("shape")
+            name: len(type.shape.dim)
+            for name, type in types.items()
+            if type.HasField("shape") and type.elem_type == self.onnx.TensorProto.FLOAT
         }
         self.captured = set(_captured(self.graph))
 

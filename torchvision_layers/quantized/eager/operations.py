@@ -109,6 +109,8 @@ _QUERIES: set[Target] = {
     "stride",
 }
 _ATTRIBUTES = {"device", "dtype", "is_cuda", "is_quantized", "itemsize", "layout", "ndim", "requires_grad", "shape"}
+#: Attributes that compute with the values of a tensor, which is complex then.
+_PARTS = {"imag", "real"}
 #: Names of functions and methods that return integers or truth values.
 _DISCRETE = {
     *("all", "any", "argmax", "argmin", "argsort", "eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "lt", "ne"),
@@ -204,7 +206,8 @@ def replacement(
     computed = _module(node, kinds, training)
     if computed is not None:
         return Operation(type(computed[0]).__name__.lower(), *computed, {})
-    if target is getattr or _is_container(target):
+    is_part = target is getattr and node.args[1] in _PARTS
+    if (target is getattr and not is_part) or _is_container(target):
         return None
     inputs = {kinds[argument] for argument in node.all_input_nodes}
     if Kind.CONSTANT not in inputs and (_keeps_scale(node) or target in _SPLITS or target is operator.getitem):

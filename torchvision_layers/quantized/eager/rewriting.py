@@ -15,6 +15,7 @@ from ..._utils.tracing import check_items, is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
 from .first_run import Arguments, FirstRun
+from .float_values import float_dtype, values_to_round
 from .in_place import Memory, UnsupportedError, make_out_of_place_
 from .int8_pools import INT8_POOLS
 from .operations import Kind, Kinds, Operation, OwnWeightError, kind_of, replacement, takes_int8
@@ -163,6 +164,9 @@ def _rewritten(
         kinds[node] = kind_of(module, node, kinds, arguments)
     targets = [node.target for node in graph.nodes]
     is_changed = make_out_of_place_(module, graph, [node for node in graph.nodes if takes_int8(node, kinds)], memory)
+    for node in graph.nodes:
+        if node.target is getattr and node.args[1] == "dtype" and kinds[node.args[0]] is Kind.ACTIVATION:
+            node.target, node.args = float_dtype, node.args[:1]
     operations = _operations(module, graph, kinds, allow_float, training)
     is_changed |= targets != [node.target for node in graph.nodes]  # views become reshapes
     children: dict[str, nn.Module] = {}
@@ -174,9 +178,9 @@ def _rewritten(
         return free
 
     for node in list(graph.nodes):
-        for constant in _constants(module, node, kinds):
+        for value in values_to_round(module, node, kinds):
             with graph.inserting_before(node):
-                node.replace_input_with(constant, graph.call_module(add_child("quant", QuantStub()), (constant,)))
+                node.replace_input_with(value, graph.call_module(add_child("quant", QuantStub()), (value,)))
     called = set[nn.Module]()
     for node in graph.nodes:
         is_own = node.op == "call_module" and node.target not in children
@@ -228,26 +232,6 @@ def _is_stateless(module: nn.Module) -> bool:
     return (
         is_known and next(module.parameters(), None) is next(module.buffers(), None) is None and not has_hooks(module)
     )
-
-
-def _constants(module: nn.Module, node: torch.fx.Node, kinds: Kinds) -> list[torch.fx.Node]:
-    """The floating-point parameters and buffers that ``node`` gives to an int8 module or returns."""
-    is_float = node.op == "call_module" and int8_support(module.get_submodule(str(node.target))) in (
-        Int8Support.FLOAT_FALLBACK,
-        Int8Support.UNKNOWN,
-    )
-    if is_float or node.op not in ("call_module", "output"):
-        return []
-    return [
-        input for input in node.all_input_nodes if kinds.get(input) is Kind.CONSTANT and _reads_floats(module, input)
-    ]
-
-
-def _reads_floats(module: nn.Module, node: torch.fx.Node) -> bool:
-    """Whether a constant is computed from floating-point parameters or buffers."""
-    if node.op == "get_attr":
-        return bool(operator.attrgetter(str(node.target))(module).is_floating_point())
-    return any(_reads_floats(module, input) for input in node.all_input_nodes)
 
 
 def _operations(

@@ -215,8 +215,8 @@ def _quantize(value: Any, quants: nn.ModuleList) -> Any:
 
 
 def is_float(value: object) -> bool:
-    """Whether ``value`` is a floating-point tensor, which int8 observes."""
-    return isinstance(value, Tensor) and value.is_floating_point()
+    """Whether ``value`` is a float32 tensor, which int8 observes; only functions in float take others."""
+    return isinstance(value, Tensor) and value.dtype is torch.float32
 
 
 def _dequantize(tensor: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "conv_geometry",
     "excluded_by",
     "float_operands",
+    "is_activation",
     "is_call",
     "is_dequantize",
     "is_fused_into",
@@ -135,6 +136,13 @@ PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
 def is_call(node: object, targets: Container[object]) -> bool:
     """Whether ``node`` calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_activation(node: object) -> bool:
+    """Whether ``node`` computes a float32 tensor, or is an input that is one."""
+    if not isinstance(node, fx.Node) or node.op == "get_attr":
+        return False
+    return getattr(node.meta.get("val"), "dtype", None) is torch.float32
 
 
 def is_padding(node: object) -> bool:

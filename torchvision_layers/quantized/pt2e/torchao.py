@@ -33,6 +33,7 @@ from .nodes import (
     MATMULS,
     PRODUCTS,
     clamped,
+    is_activation,
     is_call,
     is_fused_into,
     is_padding,
@@ -225,12 +226,10 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
             if "is_excluded" in node.meta:
                 continue
             if is_call(node, ADDITIONS | PRODUCTS):
-                terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and term.op != "get_attr"]
-                if len(terms) < 2:
-                    continue
-                if _is_read_in_float(node):
+                terms = [term for term in node.args[:2] if is_activation(term)]
+                if len(terms) == 2 and _is_read_in_float(node):
                     keep_in_float([node])
-                else:
+                elif len(terms) == 2:
                     self._annotate_inputs(node, dict.fromkeys(terms, spec), is_unit=True)
                     _annotate_output(clamped(node), spec)
             elif is_call(node, CONVS) and x86.QUANT_ANNOTATION_KEY in node.meta:
