@@ -35,7 +35,7 @@ peer
     Torch by itself on the same batch: FX mode with its default configuration for the eager engine, torchao with the
     default configuration of its quantizer for x86 for the PT2E engine. The int8 kernels of onnxruntime and TensorRT
     also round sums, and those of onnxruntime the results of convolutions, which torchao leaves in float. Weights for
-    onnxruntime are also bounded for CPUs without VNNI. Where torchao has more dB than the column for x86, it leaves
+    onnxruntime are also bounded for CPUs without VNNI. If torchao has more dB than the column for x86, it leaves
     layers in float.
 float
     Operations that run in float, from :func:`quantized.report <torchvision_layers.quantized.report>`.

@@ -17,7 +17,7 @@ _CASTS = {"to", "type"}
 
 
 def values_to_round(module: nn.Module, node: fx.Node, kinds: Kinds) -> list[fx.Node]:
-    """What ``node`` gives to an int8 module, or returns: parameters and buffers, and casts of masks and indices."""
+    """The parameters, buffers and casts of masks and indices that ``node`` gives to an int8 module, or returns."""
     runs_in_float = node.op == "call_module" and int8_support(module.get_submodule(str(node.target))) in (
         Int8Support.FLOAT_FALLBACK,
         Int8Support.UNKNOWN,
