@@ -186,6 +186,20 @@ def test_an_input_may_be_called_output(format: str, tmp_path: Path) -> None:
     assert loaded.metadata["outputs"] == ["output_output"]
 
 
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_keys_may_be_any_text(format: str, tmp_path: Path) -> None:
+    example, path = (IMAGE, DEPTH), tmp_path / f"m{FORMATS[format].suffix}"
+    model = RGBD(lambda y: {"größe, m": y, None: y.mean(1), 0.5: y.amax(1)})
+    loaded = check(model, example, deploy.export(model, example, path, format=format))
+    assert list(loaded(*example)) == ["größe, m", None, 0.5]
+    code = RGBD(lambda y: {"print(1)": y})
+    if format == "pt2":
+        with pytest.raises(TypeError, match=r"holds keys of letters, .* only, got 'print\(1\)'"):
+            deploy.export(code, example, path, format=format)
+    else:
+        check(code, example, deploy.export(code, example, path, format=format))
+
+
 class VariableInputs(nn.Module):
     def forward(self, *inputs: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
         return sum(inputs[1:], inputs[0]), sum(more.values(), inputs[0])

@@ -75,6 +75,10 @@ class Signature:
         """Whether an input is not a tensor."""
         return any(True for _ in _constants([*self.args, *self.kwargs.values()]))
 
+    def dict_keys(self) -> Iterator[Any]:
+        """The keys of all dicts in inputs and outputs."""
+        return _keys([*self.args, *self.kwargs.values(), self.output])
+
     @property
     def returns_strings(self) -> bool:
         """Whether the output contains a string."""
@@ -228,6 +232,14 @@ def _constants(structure: Any) -> Iterator[Any]:
         if key == "constant":
             yield item
         yield from _constants(item)
+
+
+def _keys(structure: Any) -> Iterator[Any]:
+    """The keys of all dicts in a structure, or in structures in lists and dicts."""
+    for key, item in items_of(structure):
+        if key == "dict":
+            yield from (own for own, _ in item)
+        yield from _keys(item)
 
 
 def _input_names(model: nn.Module, example: Inputs) -> list[str]:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._subject import Subject
-from ..integrity.allowlist import check_program
+from ..integrity.allowlist import check_program, is_plain_key
 from ..integrity.archive import Archive
 from .program import export_subject, with_program
 
@@ -25,7 +25,11 @@ def restrict(subject: Subject) -> Subject:
 
 
 def serialize(subject: Subject, metadata: str) -> bytes:
+    """The bytes of the file. Errors: ``TypeError`` for outputs, tensors or keys that a file cannot have."""
     assert subject.program is not None
+    for key in subject.signature.dict_keys():
+        if not is_plain_key(key):
+            raise TypeError(f"format='pt2' holds keys of letters, digits, spaces and .,:+/-_ only, got {key!r}")
     return save(subject.program, subject, {NAME: metadata})
 
 

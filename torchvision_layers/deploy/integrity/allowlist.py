@@ -16,7 +16,7 @@ import torch
 
 from .archive import Archive
 
-__all__ = ["check_program", "is_operator"]
+__all__ = ["check_program", "is_operator", "is_plain_key"]
 
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _RECORDS = re.compile(
@@ -25,6 +25,7 @@ _RECORDS = re.compile(
 )
 # No quotes, brackets or line breaks: these characters cannot form a call or a statement.
 _NAME = re.compile(r"[\w.:+/ -]*", re.ASCII)
+_KEY = re.compile(r"[\w.,:+/ -]*")
 # Those of torch.einsum. Nor can commas and an arrow.
 _EQUATION = re.compile(r"[A-Za-z., ]+(?:->[A-Za-z., ]*)?")
 _SPEC_WORDS = {"type", "context", "children_spec", "builtins.tuple", "builtins.list", "builtins.dict", "null"}
@@ -119,11 +120,14 @@ def _is_spec(text: str) -> bool:
 
 
 def _are_keys(text: str) -> bool:
-    """Whether ``text`` is a list of plain names and numbers, the keys of a dictionary."""
+    """Whether ``text`` is a list of keys of a dictionary that a file may hold."""
     keys = json.loads(text)
-    return isinstance(keys, list) and all(
-        _NAME.fullmatch(key) if isinstance(key, str) else isinstance(key, int) for key in keys
-    )
+    return isinstance(keys, list) and all(map(is_plain_key, keys))
+
+
+def is_plain_key(key: object) -> bool:
+    """Whether a key of a dictionary is a number, ``None``, or a text that cannot be part of a call or statement."""
+    return bool(_KEY.fullmatch(key)) if isinstance(key, str) else isinstance(key, int | float | None)
 
 
 def _is_expression(text: str) -> bool:
