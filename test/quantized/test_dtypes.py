@@ -72,3 +72,27 @@ def test_casts_in_onnx(name: str, tmp_path: Path) -> None:
     int8 = quantized.quantize(model, [X], engine="pt2e", backend="onnxruntime")
     deploy.export(int8, X, tmp_path / "int8.onnx", format="onnx-qdq")
     assert decibels(model(X), deploy.load(tmp_path / "int8.onnx")(X)) > 25
+
+
+class Conditioned(nn.Module):
+    """An image, and an index of its class or domain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)) + self.embedding(index)[:, :, None, None])
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_embeddings_read_indices(engine: str) -> None:
+    model, inputs = Conditioned().eval(), (X, torch.tensor([1, 7]))
+    int8 = quantized.quantize(model, [inputs], engine=engine)
+    assert decibels(model(*inputs), int8(*inputs)) > 30
+    prepared = quantized.prepare_qat(Conditioned(), inputs, engine=engine)
+    prepared(*inputs).square().mean().backward()
+    prepared.eval()
+    assert decibels(prepared(*inputs), quantized.convert(prepared)(*inputs)) > 25

@@ -40,7 +40,7 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     calls: dict[nn.Module, Call] = {}
 
     def record(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-        is_plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+        is_plain = len(args) == 1 and not kwargs and is_float(args[0]) and is_float(output)
         shapes = {argument.shape for argument in args if isinstance(argument, Tensor)}
         outputs = sum(map(is_float, flatten(output)[0]))
         values = output[:1].numel() if isinstance(output, Tensor) and output.dim() else 0
