@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -81,10 +81,14 @@ def export_program(
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-            traced = context(), without_partial_graph(), kept_tensors_allowed(), symbolic_lengths(model), uncached
-            with ExitStack() as stack:
-                for entered in (*traced, safe_names(model)):
-                    stack.enter_context(entered)
+            with (
+                context(),
+                without_partial_graph(),
+                kept_tensors_allowed(),
+                symbolic_lengths(model),
+                uncached,
+                safe_names(model),
+            ):
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
                 return programs[0]

@@ -58,8 +58,8 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. A process that is killed while it writes a checkpoint leaves the previous one, from which the
-# next run continues.
+# of an uninterrupted run. If a process is killed while it writes a checkpoint, the previous one stays, and the next run
+# continues from that.
 
 run("train.py", *shared, "--resume", "auto")
 

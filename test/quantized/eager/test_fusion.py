@@ -164,6 +164,14 @@ def test_frozen_norm_folds_in_both_modes(activation, norm_layer, training: bool)
     assert {row.runs_in for row in quantized.report(converted).rows} == {"int8"}
 
 
+def int8_model(model: nn.Module, batch: Tensor, backend: str, is_qat: bool) -> nn.Module:
+    if not is_qat:
+        return quantized.quantize(model.eval(), [batch], backend=backend)
+    prepared = quantized.prepare_qat(model, backend=backend)
+    prepared(batch)
+    return quantized.convert(prepared)
+
+
 @pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
 @pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
 def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
@@ -173,12 +181,7 @@ def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
         layer[0].weight.fill_(1.0)
         layer[0].bias.fill_(0.0)
     ramp = torch.linspace(-4, 20, 400).reshape(4, 1, 10, 10)
-    if is_qat:
-        prepared = quantized.prepare_qat(layer, backend=backend)
-        prepared(ramp)
-        model = quantized.convert(prepared)
-    else:
-        model = quantized.quantize(layer.eval(), [ramp], backend=backend)
+    model = int8_model(layer, ramp, backend, is_qat)
     (conv,) = [row for row in quantized.report(model).rows if row.before == "Conv2d"]
     assert conv.after == "ConvReLU2d"
     output = model(ramp)
@@ -202,13 +205,7 @@ class SumUpToSix(nn.Module):
 @pytest.mark.parametrize("is_qat", [False, True], ids=["post training", "quantization aware"])
 def test_sum_and_relu6_have_the_steps_of_the_relu6(backend: str, is_qat: bool) -> None:
     ramp = torch.linspace(-40, 40, 6400).reshape(1, 1, 80, 80)
-    model = SumUpToSix()
-    if is_qat:
-        prepared = quantized.prepare_qat(model, backend=backend)
-        prepared(ramp)
-        int8 = quantized.convert(prepared)
-    else:
-        int8 = quantized.quantize(model.eval(), [ramp], backend=backend)
+    int8 = int8_model(SumUpToSix(), ramp, backend, is_qat)
     addition = int8.get_submodule("model.addition")
     assert addition.scale == pytest.approx(6 / 255, rel=1e-3)
     output = int8(ramp)
