@@ -56,4 +56,5 @@ def pack_quantized_conv(
 
 def pack_quantized_linear(weight: Tensor, input_shape: Sequence[int] | None = None) -> Tensor:
     """The weight of a linear layer in int8."""
-    return torch.ops.onednn.qlinear_prepack(weight, input_shape)
+    # oneDNN ignores the strides of the weight.
+    return torch.ops.onednn.qlinear_prepack(weight.contiguous(), input_shape)
