@@ -271,3 +271,17 @@ def test_sparse_buffers_are_named_if_the_format_has_none(tmp_path: Path) -> None
     deploy.export(model, example(), tmp_path / "model.onnx", format="onnx")
     model.adjacency = model.adjacency.to_dense()
     deploy.export(model, example(), tmp_path / "model.pt2", format="pt2")
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
+def test_weights_in_half_precision(format: str, tmp_path: Path) -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1).half()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).half()).float()
+
+    with pytest.raises(TypeError, match=r"model must be in float32, last\.weight is in float16: call model\.float"):
+        deploy.export(Casts().eval(), torch.randn(1, 3, 8, 8), tmp_path / "model", format=format)

@@ -65,3 +65,22 @@ def test_average_momentum_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.BatchNorm2d(8, momentum=None))
     with pytest.raises(ValueError, match=r"1, 2 have None, the average over all batches: set momentum=0\.1"):
         quantized.prepare_qat(model, X, engine="pt2e")
+
+
+class CachesExpanded(nn.Module):
+    """Keeps an expanded tensor, to whose memory ``load_state_dict`` cannot write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.grid = nn.Conv2d(3, 3, 3, padding=1), torch.rand(10, 1).expand(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x + self.grid)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_states_with_expanded_tensors(engine: str) -> None:
+    model = CachesExpanded().eval()
+    int8, other = (quantized.quantize(model, [x], engine=engine) for x in (X, 2 * X))
+    other.load_state_dict(int8.state_dict())
+    assert torch.equal(other(X), int8(X))

@@ -166,6 +166,10 @@ def _check_state(model: nn.Module, part: nn.Module | None) -> None:
         )
     check_not_lazy("model", model)
     check_cpu(model)
+    for path, parameter in () if isinstance(model, LoweredModel) else model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):  # the file is compared with the model in float64
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise TypeError(f"model must be in float32, {path} is in {dtype}: call model.float()")
 
 
 def _input_scales(model: nn.Module) -> tuple[float, ...]:

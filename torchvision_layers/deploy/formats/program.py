@@ -20,6 +20,7 @@ from ..._utils.safe_names import safe_names
 from ..._utils.size_limit import SizeLimit
 from ..._utils.structure import flatten
 from .._inputs import other_batch, resize
+from .._running import run_model
 from .._signature import forward_signature, items_of, plain
 from .._subject import Subject
 from .size_rules import always_holds, can_store, holds, size_rules
@@ -52,8 +53,11 @@ def with_program(
 
     If an export for all image sizes is impossible or, unless it ``may_be_slow``, slow, or if no file could hold it, it
     is for those of the example, with a warning.
+
+    Errors: ``RuntimeError`` if an export for the sizes of the example is impossible, too.
     """
     limit = SizeLimit(_COMPLEX_SIZES)
+    failure: RuntimeError | None = None
     try:
         with limit if subject.has_variable_images and not may_be_slow else nullcontext():
             program = export(subject)
@@ -62,18 +66,28 @@ def with_program(
         reason = "that a file cannot store"
     except _FixedImagesError:
         reason = "that torch.export takes for constants"
-    except RuntimeError:
-        if not limit.is_exceeded:
+    except RuntimeError as error:
+        if not subject.has_variable_images:
             raise
         reason = "that makes an export for all sizes slow"
+        if not limit.is_exceeded:
+            failure, reason = error, "that torch.export does not take"
     subject = subject.with_fixed_images()
+    if subject.lowered is None:
+        run_model(subject.model, subject.example)  # fills caches, such as position embeddings, for these sizes again
+    try:
+        program = export(subject)
+    except RuntimeError:
+        if failure is not None:
+            raise failure from failure.__cause__
+        raise
     shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
     warnings.warn(
         f"the file takes images of {sizes} only: the forward of the model computes sizes in a way {reason}",
         stacklevel=4,
     )
-    return replace(subject, program=export(subject))
+    return replace(subject, program=program)
 
 
 def _is_storable(program: ExportedProgram, subject: Subject) -> bool:

@@ -86,6 +86,7 @@ def _export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None) -> Ex
         inline_regions(module)
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
+    _separate_elements(module)
     called_paths |= _name_owners(module, model)
     outputs = output_values(module)
     if not any(isinstance(value, Tensor) for value in outputs):
@@ -98,6 +99,17 @@ def _export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None) -> Ex
     return ExportedModel(
         module, signature, output_templates[-1], sized.batch_dims, frozenset(called_paths), _norm_inputs(module), images
     )
+
+
+def _separate_elements(module: fx.GraphModule) -> None:
+    """Gives each element of constant tensors its own memory, in place: a state cannot be loaded into expanded ones."""
+    for node in module.graph.find_nodes(op="get_attr"):
+        owner, _, name = str(node.target).rpartition(".")
+        parent = module.get_submodule(owner)
+        tensor = getattr(parent, name)
+        is_constant = isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
+        if is_constant and any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            setattr(parent, name, tensor.contiguous())
 
 
 def _with_paths(exported: ExportedModel, paths: Mapping[str, str]) -> ExportedModel:
