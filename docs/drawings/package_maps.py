@@ -95,10 +95,13 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
     "package_eager": PackageMap(
         "quantized/eager",
         [
-            [Group("Run the model once", "first_run calls result_sizes")],
+            [Group("Run the model once", "first_run hooks calls result_sizes")],
             [Group("Refuse what cannot become int8", "problems support excluded")],
             [
-                Group("Operations become modules", "rewriting operations float_values in_place repeated_calls"),
+                Group(
+                    "Operations become modules",
+                    "rewritten_copy rewriting operations float_values in_place repeated_calls",
+                ),
                 Group("A forward in float", "float_forwards attention weight_token"),
             ],
             [Group("Fuse", "fusing fusion patterns post_ops")],

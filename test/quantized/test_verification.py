@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized.eager import fusion, rewriting
+from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers.quantized.eager import fusion, rewriting, rewritten_copy
 from torchvision_layers.quantized.eager import workflow as eager
 from torchvision_layers.quantized.eager.first_run import FirstRun
 from torchvision_layers.quantized.eager.in_place import Memory
 from torchvision_layers.quantized.eager.int8_arithmetic import Int8Concatenation
 from torchvision_layers.quantized.eager.torch_ao import preparing, weight_ranges
 from torchvision_layers.quantized.pt2e import workflow as pt2e
+from torchvision_layers.quantized.rounding import rounded_outputs
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 #: Engines and backends. The slow tests add those that differ little from the first of each engine.
@@ -131,7 +133,7 @@ def test_faults_are_found_without_their_fix(fault: str, monkeypatch: pytest.Monk
     model = build().eval()
     quantized.quantize(model, [X], engine=engine, backend=backend)
     monkeypatch.setattr(*patch)
-    monkeypatch.setattr(eager, "check_same_results", lambda *args: None)  # it finds W4 as well
+    monkeypatch.setattr(rewritten_copy, "check_same_results", lambda *args: None)  # it finds W4 as well
     monkeypatch.setattr(eager, "fit_biases", nullcontext)  # it repairs what W3 breaks
     with pytest.raises(RuntimeError, match=WRONG):
         quantized.quantize(model, [X], engine=engine, backend=backend)
@@ -149,7 +151,7 @@ def test_faults_of_the_conversion_are_found_after_training(monkeypatch: pytest.M
     torch.manual_seed(0)
     _, engine, backend, patch = FAULTS["W4"]
     monkeypatch.setattr(*patch)
-    monkeypatch.setattr(eager, "check_same_results", lambda *args: None)
+    monkeypatch.setattr(rewritten_copy, "check_same_results", lambda *args: None)
     prepared = quantized.prepare_qat(InPlaceActivation(), X, engine=engine, backend=backend)
     prepared(X).sum().backward()
     with pytest.raises(RuntimeError, match=WRONG):
@@ -346,6 +348,16 @@ def test_ranges_of_all_batches_explain_the_error(engine: str, backend: str) -> N
     torch.manual_seed(0)
     batches = [X.abs() + 4, -X.abs()]
     quantized.quantize(Exponential().eval(), batches, engine=engine, backend=backend)
+
+
+@torch.no_grad()
+def test_a_norm_with_statistics_of_its_own_sets_the_step() -> None:
+    """No layer computes it, so the ReLU after it keeps the step of negative values too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()).eval()
+    norms, output = model[:2](X), rounded_outputs(model, Inputs((X,)))[0]
+    step = output.unique().diff().median()  # most steps of so many values are taken
+    assert 0.95 < 255 * step / (norms.max() - norms.min()) < 1.05
 
 
 @pytest.mark.slow

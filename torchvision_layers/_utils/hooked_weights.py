@@ -11,7 +11,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .modules import copy_module
 
-__all__ = ["compute_hooked_weights", "hooked_paths", "list_removals", "list_removals_of_changing_norms"]
+__all__ = [
+    "compute_hooked_weights",
+    "computes_weight",
+    "hooked_paths",
+    "list_removals",
+    "list_removals_of_changing_norms",
+]
 
 #: The hooks of ``torch.nn.utils``, with the function that removes each.
 _REMOVALS: dict[type, tuple[str, Any]] = {
@@ -26,6 +32,11 @@ def compute_hooked_weights(model: nn.Module) -> None:
     for _, module, hook in list(_hooks(model)):
         _, remove = _removal(hook)
         remove(module, _name(hook))
+
+
+def computes_weight(hook: object) -> bool:
+    """Whether a forward pre-hook does nothing but compute a weight."""
+    return isinstance(hook, tuple(_REMOVALS))
 
 
 def hooked_paths(model: nn.Module) -> list[str]:
@@ -55,7 +66,7 @@ def list_removals_of_changing_norms(model: nn.Module) -> list[str]:
 def _hooks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     for path, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, tuple(_REMOVALS)):
+            if computes_weight(hook):
                 yield path, module, hook
 
 

@@ -92,6 +92,12 @@ def _without_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(previous)
 
 
+def _has_own_statistics(batch_norm: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a batch norm computes the statistics of its input, as instance norms do."""
+    names = [argument.name for argument in batch_norm._schema.arguments]
+    return "training" in names and bool(args[names.index("training")])
+
+
 class _Rounding(TorchDispatchMode):
     """Rounds tensors that depend on the inputs: they have an attribute that says whether they must still be rounded.
 
@@ -113,7 +119,7 @@ class _Rounding(TorchDispatchMode):
         if not inputs:
             return func(*args, **kwargs)
         is_view = func.is_view or name == "_unsafe_view"
-        is_fused = name in _FUSED or "batch_norm" in name
+        is_fused = name in _FUSED or ("batch_norm" in name and not _has_own_statistics(func, args))
         is_unrounded = is_fused or name in _WEIGHTED or name in _SIZES
         if is_view and name not in _OVERLAPPING:
             is_unrounded = any(tensor.is_unrounded for tensor in inputs)

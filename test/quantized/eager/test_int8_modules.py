@@ -226,3 +226,10 @@ def test_every_linear_layer_is_int8_on_onednn(is_qat: bool) -> None:
     assert not {"Linear", "LinearReLU"} & {type(module).__name__ for module in converted.modules()}
     assert converted(x[None]).shape == (1, 64, 4)
     assert torch.equal(converted(x[None])[0], converted(x))
+
+
+def test_leaky_relu_in_place_prints_no_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LeakyReLU(inplace=True)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    quantized.quantize(model, [x])(x)
+    assert "inplace" not in capfd.readouterr().err

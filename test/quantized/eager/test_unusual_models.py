@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
-from torchvision_layers.quantized.eager import workflow
+from torchvision_layers.quantized.eager import rewritten_copy
 from torchvision_layers.testing._checks._quantization import decibels
 
 IMAGES = torch.randn(8, 3, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -264,9 +264,9 @@ def test_relu6_is_trained_with_its_clamp(has_norm: bool) -> None:
 
 def test_few_images_show_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = workflow.run_first
+    original = rewritten_copy.run_first
     monkeypatch.setattr(
-        workflow, "run_first", lambda model, batch: (sizes.append(len(batch.args[0])), original(model, batch))[1]
+        rewritten_copy, "run_first", lambda model, batch: (sizes.append(len(batch.args[0])), original(model, batch))[1]
     )
     quantized.quantize(nn.Conv2d(3, 4, 3).eval(), [torch.randn(6, 3, 9, 9)])
     assert sizes == [2]

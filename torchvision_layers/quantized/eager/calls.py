@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten, map_tensors
 from ..checks import check_same_results
+from ..report_row import Int8Support
+from .support import int8_support
 from .wrappers import Int8Child, is_float, named_user_modules
 
 __all__ = ["Call", "find_difference", "record_calls"]
@@ -35,7 +37,8 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
     """The output of ``model``, and the calls of each module that it reaches.
 
     Modules that would write into their input leave it alone, as they do in int8. ReLU writes in int8 too, and so does
-    every module that a ``forward`` in float calls, but one in int8 gets a copy of its input there.
+    every module that a ``forward`` in float calls, but one in int8 gets a copy of its input there, and so does one in
+    float that a ``forward`` in int8 calls.
     """
     calls: dict[nn.Module, Call] = {}
 
@@ -54,9 +57,10 @@ def record_calls(model: nn.Module, inputs: Inputs) -> tuple[Any, dict[nn.Module,
         return map_tensors(Tensor.clone, (args, kwargs))
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
-    children = [module for module in model.modules() if isinstance(module, Int8Child)]
-    handles += [child.register_forward_pre_hook(copy_inputs, with_kwargs=True) for child in children]
     in_float = set(_called_in_float(model, False))
+    unknown = [m for m in set(model.modules()) - in_float if int8_support(m) is Int8Support.UNKNOWN]
+    children = [module for module in model.modules() if isinstance(module, Int8Child)]
+    handles += [m.register_forward_pre_hook(copy_inputs, with_kwargs=True) for m in (*children, *unknown)]
     writers = [m for m in set(model.modules()) - in_float if getattr(m, "inplace", False) is True]
     writers = [m for m in writers if type(m) is not nn.ReLU]
     for module in writers:

@@ -18,6 +18,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from ..._utils.tracing import Container
+from .hooks import watch_hooks
 from .in_place import UnsupportedError
 from .result_sizes import Measure, find_distinct_ranges
 
@@ -136,16 +137,25 @@ class FirstRun:
     read_layers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: The modules that write into their first argument and return it.
     writers: set[str] = field(default_factory=set)
+    #: The modules that write into an argument and return something else.
+    silent_writers: set[str] = field(default_factory=set)
+    #: The modules whose ``forward`` must stay as it is.
+    kept: set[str] = field(default_factory=set)
     #: The modules whose output shares memory with an argument.
     views: set[str] = field(default_factory=set)
+    #: The modules whose hooks change tensors.
+    changed_by_hooks: set[str] = field(default_factory=set)
     #: How each ``forward`` that was examined in eval mode, and rewritten if necessary, uses the modules below it.
     traces: dict[nn.Module, ForwardTrace] = field(default_factory=dict)
 
     def record_memory(self, path: str, args: tuple[Any, ...], versions: list[int], output: object) -> None:
         """Adds a call that got ``args``, whose tensors had these versions before."""
         inputs = _tensors(args)
-        if inputs and output is inputs[0] and inputs[0]._version != versions[0]:
+        written = [tensor for tensor, version in zip(inputs, versions, strict=True) if tensor._version != version]
+        if written and output is written[0] is inputs[0]:
             self.writers.add(path)
+        elif written:
+            self.silent_writers.add(path)
         pointers = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         if any(tensor.untyped_storage().data_ptr() in pointers for tensor in flatten(output)[0]):
             self.views.add(path)
@@ -164,7 +174,7 @@ class FirstRun:
         def add_moved(record: dict[str, Any], values: dict[str, Any]) -> None:
             record.update({moved(name): value for name, value in values.items() if moved(name) != name})
 
-        for paths in (self.writers, self.views):
+        for paths in (self.writers, self.silent_writers, self.kept, self.views):
             paths.update(set(map(moved, paths)))
         for record in (self.callees, self.weights, self.read_layers):
             add_moved(record, {name: set(map(moved, names)) for name, names in record.items()})
@@ -199,7 +209,8 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
         if size is not None:
             run.sizes[paths[module]].append(size)
 
-    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
+    handles = watch_hooks(paths, run.changed_by_hooks)
+    handles += [module.register_forward_pre_hook(record, with_kwargs=True) for module in paths]
     handles += [module.register_forward_hook(record_output) for module in paths]
     try:
         with torch.no_grad(), running_module(model, stack), _WeightUses(model, stack, paths, run):

@@ -45,11 +45,16 @@ def mark_float_forwards(model: nn.Module, run: FirstRun | None) -> None:
         if support not in (Int8Support.CONTAINER, Int8Support.UNKNOWN) or not becomes_int8(module):
             continue
         below = list(module.children()) if run is None else _callees(modules, path, run)
-        if support is Int8Support.UNKNOWN or any(
-            type(callee) is nn.MultiheadAttention
-            or getattr(callee, "runs_in_float", False)
-            or (hasattr(module, "is_rewritten") and isinstance(callee, _NORMS))
-            for callee in below
+        calls_writer = run is not None and not run.callees[path].isdisjoint(run.kept & run.silent_writers)
+        if (
+            support is Int8Support.UNKNOWN
+            or calls_writer
+            or any(
+                type(callee) is nn.MultiheadAttention
+                or getattr(callee, "runs_in_float", False)
+                or (hasattr(module, "is_rewritten") and isinstance(callee, _NORMS))
+                for callee in below
+            )
         ):
             restore(module)
             module.runs_in_float = True

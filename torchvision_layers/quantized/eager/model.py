@@ -28,6 +28,7 @@ from .excluded import exclude_
 from .first_run import FirstRun
 from .flat_sequential import trace_flat_sequentials
 from .float_forwards import mark_float_forwards
+from .hooks import adapt_hooks_, leave_hooked_in_float_
 from .int8_modules import use_backend
 from .post_ops import PostOp
 from .problems import raise_problems
@@ -114,12 +115,16 @@ class QuantizableModel(QuantizableWrapper):
                 )
             return tensor if stub is None else stub(tensor)
 
+        # Int8 convolutions return channels_last memory, also for inputs for which those in float would not.
+        is_contiguous = all(map(Tensor.is_contiguous, inputs.tensors()))
         inputs = inputs.map(observe)
-        return map_tensors(self._dequantize, inputs.run(self.model))
 
-    @torch.jit.unused
-    def _dequantize(self, output: Tensor) -> Tensor:
-        return self.dequant(output) if self.stage is not Stage.INT8 or output.is_quantized else output
+        def dequantize(output: Tensor) -> Tensor:
+            if self.stage is Stage.INT8 and not output.is_quantized:
+                return output
+            return self.dequant(output.contiguous() if is_contiguous and output.is_quantized else output)
+
+        return map_tensors(dequantize, inputs.run(self.model))
 
     @torch.jit.unused
     def observe_inputs(self, inputs: Inputs) -> None:
@@ -248,6 +253,8 @@ def make_quantizable_(
     without_kernel = make_twins(wrapper.model)
     untrainable = _make_plain_(wrapper.model, will_train, run)
     exclude_(wrapper.model, excluded)
+    without_kernel |= leave_hooked_in_float_(wrapper.model, run.changed_by_hooks, allow_float) if run else {}
+    adapt_hooks_(wrapper.model)
     for path, module in wrapper.model.named_modules():
         if path not in paths and not is_unit(module):
             wrapper.classes_before[path] = type(module).__name__

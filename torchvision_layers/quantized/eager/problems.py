@@ -1,6 +1,7 @@
 """The parts of a model that cannot become int8, in one error."""
 
 import inspect
+import re
 from collections.abc import Collection
 
 from torch import nn
@@ -11,7 +12,7 @@ from ..report_row import Int8Support
 from .support import int8_support, is_unit
 from .wrappers import named_user_modules
 
-__all__ = ["describe", "describe_running", "raise_problems"]
+__all__ = ["describe", "describe_running", "first_sentence", "innermost", "raise_problems", "user_path"]
 
 _ALLOW_FLOAT = "pass allow_float=True to leave it in float"
 
@@ -60,14 +61,23 @@ def raise_problems(
 
 def describe(model: nn.Module, module: nn.Module) -> str:
     """Path, class and source line of a module, as the beginning of a sentence."""
-    path = next((path for path, other in named_user_modules(model) if other is module), "")
-    return f"{path or 'model'} is a {type(module).__name__}{_source_line(module)}"
+    return f"{user_path(model, module) or 'model'} is a {type(module).__name__}{_source_line(module)}"
+
+
+def user_path(model: nn.Module, module: nn.Module) -> str:
+    """The path of a module before others were wrapped; empty for a module that the engine created."""
+    return next((path for path, other in named_user_modules(model) if other is module), "")
+
+
+def innermost(model: nn.Module, stack: list[nn.Module]) -> nn.Module:
+    """The last module of ``stack`` that the engine did not create."""
+    created = "torchvision_layers.quantized."
+    return next((m for m in reversed(stack) if not type(m).__module__.startswith(created)), model)
 
 
 def describe_running(model: nn.Module, stack: list[nn.Module]) -> str:
     """Describes the innermost module of ``stack`` that the engine did not create."""
-    created = "torchvision_layers.quantized."
-    return describe(model, next((m for m in reversed(stack) if not type(m).__module__.startswith(created)), model))
+    return describe(model, innermost(model, stack))
 
 
 def _source_line(module: nn.Module) -> str:
@@ -95,3 +105,12 @@ def _unsupported(module: nn.Module) -> list[tuple[nn.Module, str]]:
         reason = "which concatenates tensors in its forward, which int8 would do with the scale of the first"
         return [(module, f"{reason}; use quantized.Concatenation")]
     return [problem for child in module.children() for problem in _unsupported(child)]
+
+
+def first_sentence(error: Exception) -> str:
+    """The first sentence of an error; torch's own may go on with a list of its backends."""
+    text = str(error).strip().partition("\n")[0]
+    operator = re.match(r"Could not run '(\S+)' with arguments from", text)
+    if operator or text.startswith("empty_strided not supported"):
+        return f"torch has no int8 kernel for {operator[1] if operator else 'one of its operations'}"
+    return text

@@ -45,7 +45,7 @@ def rewrite_forwards(model: nn.Module, allow_float: bool, will_train: bool, run:
         split_shared(model, run)
     memory = _memory(model, run)
     for path, module in model.named_modules():  # copies that it adds to a module come after that module
-        if not _is_candidate(module):
+        if not _is_candidate(module) or (run is not None and path in run.kept):
             continue
         try:
             graph = _rewrite(module, path, allow_float, will_train, run, memory)

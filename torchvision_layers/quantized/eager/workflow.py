@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from ..._utils.checks import did_you_mean
 from ..._utils.hooked_weights import (
-    compute_hooked_weights,
     hooked_paths,
     list_removals,
     list_removals_of_changing_norms,
@@ -22,7 +20,7 @@ from ..._utils.model_checks import check_module
 from ..._utils.modules import copy_module
 from ..._utils.tracing import TraceCache
 from ..bias_correction import CORRECTING_IMAGES
-from ..checks import check_float32_parameters, check_not_converted, check_same_results, first_of
+from ..checks import check_float32_parameters, check_not_converted, first_of
 from ..finite import calibrating
 from ..joining import joined
 from ..layers.base import needs_folded_form
@@ -33,30 +31,19 @@ from ..settings import BACKENDS, Settings
 from ..wrapper import Stage
 from . import measuring
 from .bias_correction import correct_biases, correct_in_turn, measure_inputs, record_outputs
-from .calls import Call, find_difference, record_calls
-from .excluded import mark_float_chains_
-from .first_run import run_first, running_module
+from .first_run import running_module
 from .flat_sequential import flatten_sequentials
 from .float_forwards import add_int8_children
 from .fusion import fuse_children
 from .int8_arithmetic import NoMixedScales
 from .model import QuantizableModel, make_quantizable_, unwrapped
 from .post_ops import find_post_ops, select_worthwhile
-from .problems import describe, describe_running
+from .problems import describe_running, first_sentence
+from .rewritten_copy import try_quantizable
 from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
-from .torch_ao.fusing import is_fused_for_training
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
-
-#: Images on which a model is traced and rewritten; a batch of one may lose its first dimension.
-_TRACED_IMAGES = 2
-
-_REWRITING_CHANGED_RESULTS = (
-    "whose result changed when the model was rewritten and fused: its forward depends on more than its input, reads a "
-    "tensor after an in-place module or a child wrote into it, or, if it cannot be traced, calls only parts of a layer "
-    "or of a Sequential (call them as wholes)"
-)
 
 
 def choose_backend(name: str) -> str:
@@ -87,7 +74,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
     first = first_of(batches)
     model = joined(model, first, settings.excluded, needs_folded_form)
     traces = TraceCache()
-    prepared, calls = _try_quantizable(model, first, settings, False, traces)
+    prepared, calls = try_quantizable(model, first, settings, False, traces)
     with torch.no_grad():
         if settings.backend == "onednn":
             post_ops = find_post_ops(prepared, calls, traces.__getitem__)
@@ -129,7 +116,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         fuse_children(prepared, is_qat=True, trace=traces.__getitem__)
         add_int8_children(prepared.model, will_train=True, run=None)
     else:
-        prepared, calls = _try_quantizable(model, example, settings, True, traces)
+        prepared, calls = try_quantizable(model, example, settings, True, traces)
     if settings.backend == "onednn":
         prepared.post_ops = find_post_ops(prepared, calls, traces.__getitem__)
     preparing.prepare(prepared, settings, prepared.post_ops, is_qat=True, calls=calls)
@@ -160,7 +147,7 @@ def measure(
     else:
         _check_float(model)
         model = joined(model, first, int8.settings.excluded, needs_folded_form)
-        prepared, calls = _try_quantizable(model, first, int8.settings, False, TraceCache())
+        prepared, calls = try_quantizable(model, first, int8.settings, False, TraceCache())
         preparing.prepare(prepared, int8.settings, [], is_qat=False, calls=calls)
     return measuring.measure(int8, measuring.make_reference_(prepared, int8), chain([first], batches))
 
@@ -184,58 +171,6 @@ def _check_no_hooked_weights(model: nn.Module) -> None:
             f"weights must be parameters to be trained with engine='eager', hooks compute those of {', '.join(paths)}: "
             f"to train their present values, first call {', '.join(list_removals(model))}{others}"
         )
-
-
-def _try_quantizable(
-    model: nn.Module, batch: Inputs, settings: Settings, will_train: bool, traces: TraceCache
-) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
-    """A fused quantizable copy of ``model``, and the calls of its modules on a few images of a batch.
-
-    On these the copy must compute the same as ``model``. The whole batch decides if a ``forward`` takes no other number
-    of images, and about errors.
-    """
-    few = batch.first_images(_TRACED_IMAGES)
-    has_more = few.shapes() != batch.shapes()
-    if has_more:
-        with suppress(Exception):
-            return _try_on(few, model, settings, will_train, traces)
-        traces.clear()
-    prepared, calls = _try_on(batch, model, settings, will_train, traces)
-    prepared.takes_few_images = not has_more
-    return prepared, calls
-
-
-def _try_on(
-    batch: Inputs, model: nn.Module, settings: Settings, will_train: bool, traces: TraceCache
-) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
-    original = copy_module(unwrapped(model)).eval()
-    expected, run = run_first(original, batch.map(Tensor.clone))
-    copied = copy_module(model)
-    compute_hooked_weights(copied)
-    prepared = make_quantizable_(copied.train(will_train), settings.allow_float, will_train, run, settings.excluded)
-    if not will_train and is_fused_for_training(prepared):
-        raise ValueError("model is fused for training; fuse it in eval mode, or leave that to quantize")
-    if not will_train:  # in training mode, a forward may call other modules
-        traces.update(run.traces)
-    fuse_children(prepared, will_train, trace=traces.__getitem__)
-    add_int8_children(prepared.model, will_train, run)
-    prepared.observe_inputs(batch)
-    stack: list[nn.Module] = []
-    with torch.no_grad(), running_module(prepared.eval(), stack):
-        try:
-            output, calls = record_calls(prepared, batch)
-        except Exception as error:  # a rewritten forward may call its children with other arguments
-            where = describe_running(prepared.model, stack)
-            raise RuntimeError(
-                f"the rewritten model cannot run: in it, {where}, and raises: {_reason(error)}"
-            ) from error
-        try:
-            check_same_results(output, expected, _REWRITING_CHANGED_RESULTS, original, batch)
-        except RuntimeError as error:
-            where = describe(prepared.model, find_difference(original, prepared.model, batch))
-            raise RuntimeError(f"{where}, {error}") from None
-    mark_float_chains_(prepared, batch)
-    return prepared.train(will_train), calls
 
 
 def _raise_late_call(module: nn.Module, args: object) -> None:
@@ -279,7 +214,7 @@ def _try(model: QuantizableModel, inputs: Inputs) -> QuantizableModel:
         with torch.no_grad(), running_module(model, stack), suppress(Exception):
             zeros.run(model)
         where = describe_running(model.model, stack)
-        raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {_reason(error)}") from error
+        raise RuntimeError(f"the int8 model cannot run: in it, {where}, and raises: {first_sentence(error)}") from error
 
 
 def _run_on_zeros(model: QuantizableModel, zeros: Inputs) -> QuantizableModel:
@@ -289,12 +224,3 @@ def _run_on_zeros(model: QuantizableModel, zeros: Inputs) -> QuantizableModel:
         with fit_biases(trial) if model.backend == "qnnpack" else nullcontext():
             zeros.run(trial)
     return trial
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error; torch's own may go on with a list of its backends."""
-    text = str(error).strip().partition("\n")[0]
-    operator = re.match(r"Could not run '(\S+)' with arguments from", text)
-    if operator or text.startswith("empty_strided not supported"):
-        return f"torch has no int8 kernel for {operator[1] if operator else 'one of its operations'}"
-    return text

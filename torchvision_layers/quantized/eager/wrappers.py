@@ -47,11 +47,20 @@ class FloatFallback(nn.Module):
         self.dequant = DeQuantStub()
         self.module = module
         self.quant = nn.Identity() if hasattr(module, "returns_float") else QuantStub()
+        #: Whether it may depend on the memory format of its input.
+        self.needs_contiguous = any(map(_is_of_user, module.modules()))
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.quant(self.module(self.dequant(input)))
+        input = self.dequant(input)
+        if self.needs_contiguous:
+            input = input.contiguous()
+        return self.quant(self.module(input))
+
+
+def _is_of_user(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] not in ("torch", "torchvision", "torchvision_layers")
 
 
 class FloatArithmetic(FloatFallback):
@@ -80,7 +89,8 @@ class MultipleFloatFallback(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = map_tensors(_dequantize, (args, kwargs))
+        # Results of the whole model stay in float; its inputs keep their memory format.
+        args, kwargs = map_tensors(_dequantize_contiguous if self.quantizes else _dequantize, (args, kwargs))
         output = self.module(*args, **kwargs)
         return _quantize(output, self.quants) if self.quantizes else output
 
@@ -141,8 +151,10 @@ class Int8Child(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        is_contiguous = all(map(Tensor.is_contiguous, flatten((args, kwargs))[0]))
         args, kwargs = _quantize((args, kwargs), self.quants)
-        return map_tensors(_dequantize, self.module(*args, **kwargs))
+        output = self.module(*args, **kwargs)
+        return map_tensors(_dequantize_contiguous if is_contiguous else _dequantize, output)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -226,6 +238,21 @@ def _dequantize(tensor: Tensor) -> Tensor:
     output = tensor.dequantize()
     if not output.is_inference():  # otherwise writes are not counted
         output.int8_source = (tensor, tensor._version, output._version)  # type: ignore[attr-defined]
+    return output
+
+
+def _dequantize_contiguous(tensor: Tensor) -> Tensor:
+    """Like :func:`_dequantize`, in contiguous memory.
+
+    Int8 convolutions return channels_last memory. Which calls of ``view`` are valid, and whether ``contiguous`` and
+    ``reshape`` copy, depends on that, so a ``forward`` in float gets what convolutions in float would return.
+    """
+    output = _dequantize(tensor)
+    if not tensor.is_quantized or output.is_contiguous():
+        return output
+    output, source = output.contiguous(), getattr(output, "int8_source", None)
+    if source is not None:
+        output.int8_source = (*source[:2], output._version)  # type: ignore[attr-defined]
     return output
 
 

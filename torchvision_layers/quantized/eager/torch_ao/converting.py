@@ -55,6 +55,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
             elif isinstance(module, _PackedOnce):
                 is_fused = isinstance(module, nniq.LinearReLU)
                 module.__class__ = nniq.LinearReLU if is_fused else nnq.Linear  # type: ignore[assignment]
+            elif isinstance(module, nnq.LeakyReLU):
+                module.inplace = False  # the kernel does not write, and warns
             elif isinstance(module, (nnq.BatchNorm2d, nnq.BatchNorm3d)):  # TorchScript takes no vectors for numbers
                 for name in ("scale", "zero_point"):
                     setattr(module, name, getattr(module, name).reshape(()))
