@@ -22,6 +22,11 @@ __all__ = [
     "first_of",
 ]
 
+_OTHER_LAYERS = (
+    "the layers of an int8 model may depend on weights, so quantize the float model with the weights that it had, or "
+    "move it by deploy.export"
+)
+
 
 def check_not_converted(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model that an engine prepared or converted."""
@@ -51,14 +56,39 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
     if missing or besides:
         raise RuntimeError(
             f"state_dict must be of the layers of this model, got one with {_listed(besides)} besides, and "
-            f"without {_listed(missing)}: the layers of an int8 model may depend on weights, so quantize the float "
-            "model with the weights that it had, or move it by deploy.export"
+            f"without {_listed(missing)}: {_OTHER_LAYERS}"
         )
+    for path, other in _shared(model.get_submodule(model.child)):
+        for key in (key for key in state_dict if key.startswith(f"{path}.")):
+            same = other + key.removeprefix(path)
+            if same in state_dict and not _is_same(state_dict[key], state_dict[same]):
+                raise RuntimeError(
+                    f"state_dict must be of the layers of this model, where {path} and {other} are one, got one with "
+                    f"different values for {key} and {same}: {_OTHER_LAYERS}"
+                )
     modules = dict(model.named_modules())
     for key, weight in weights.items() if model.backend == "x86" else ():
         is_packed_for_onednn = hasattr(modules.get(f"{model.child}.{key.rpartition('.')[0]}"), "kernel_class")
         if weight is not None and overflows(weight.int_repr(), is_packed_for_onednn):
             raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
+
+
+def _shared(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Two paths of each module that has several."""
+    first: dict[nn.Module, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, path) != path:
+            yield first[module], path
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if isinstance(value, tuple):
+        return isinstance(other, tuple) and all(map(_is_same, value, other))
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return bool(value == other)
+    if value.is_quantized and other.is_quantized:
+        value, other = value.dequantize(), other.dequantize()
+    return torch.equal(value, other)
 
 
 def _int8_weight(value: Any) -> Tensor | None:

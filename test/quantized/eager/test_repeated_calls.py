@@ -264,6 +264,28 @@ def test_state_of_a_layer_with_two_names() -> None:
         second.load_state_dict(first.state_dict())
 
 
+def test_state_with_other_values_for_the_second_name_of_a_layer() -> None:
+    """A model in which the calls got layers of their own has such a state."""
+
+    class TwoNames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = conv(), conv()
+            self.two = self.one
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if x.isfinite().all() else x.nan_to_num()
+            return self.last(self.one(x)) + self.two(x)
+
+    int8 = quantized.quantize(TwoNames().eval(), [X])
+    state = int8.state_dict()
+    int8.load_state_dict(state)
+    (key,) = (key for key in state if ".two." in key and key.endswith("module.scale"))
+    state[key] = 2 * state[key]
+    with pytest.raises(RuntimeError, match=r"where module\.one and module\.two are one, got .* different values"):
+        int8.load_state_dict(state)
+
+
 def test_state_of_a_model_with_other_layers() -> None:
     """Whether calls get layers of their own depends on weights, here on the scale of the second call."""
     split, shared = (TwoBranches(conv()).eval() for _ in range(2))
