@@ -56,7 +56,8 @@ def check_qat(subject: Subject, engine: str, backend: str) -> None:
     reference = _follow_batches(subject.model()).train()
     _trained_once(reference, inputs)
     estimate = estimate_rounding(reference.eval(), lambda model: outputs_of(model, inputs))
-    check_explained(outputs_of(int8, inputs), trained, estimate, "converted", 2)
+    # Ranges are moving averages, which are wider than those of the last batch.
+    check_explained(outputs_of(int8, inputs), trained, estimate, "converted", 3)
 
 
 def _rounding_of_gradients(subject: Subject, gradients: list[Tensor]) -> float:

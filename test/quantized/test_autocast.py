@@ -1,9 +1,11 @@
 """Under autocast, models are quantized, trained and run as without it."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
@@ -66,3 +68,71 @@ def test_int8_is_the_same(engine: str, backend: str, dtype: torch.dtype) -> None
     expected = quantized.quantize(model, [X], engine=engine, backend=backend)(X)
     with autocast(dtype):
         assert torch.equal(quantized.quantize(model, [X], engine=engine, backend=backend)(X), expected)
+
+
+class Regions(nn.Module):
+    """Calls ``outer`` and, within it, ``inner`` under autocasting or not."""
+
+    def __init__(self, outer: bool, inner: bool | None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.outer, self.inner = outer, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.outer):
+            x = self.first(x)
+            if self.inner is not None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.inner):
+                    return self.last(x.float())
+        return self.last(x.float())
+
+
+@pytest.mark.parametrize("inner", [None, False])
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_training_with_regions_that_turn_autocasting_off(engine: str, inner: bool | None) -> None:
+    torch.manual_seed(0)
+    model = Regions(False, inner)
+    prepared = quantized.prepare_qat(model, X, engine=engine)
+    prepared(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    int8 = quantized.convert(prepared.eval())
+    expected = model.eval()(X).detach()
+    assert (int8(X) - expected).square().sum() < 1e-3 * expected.square().sum()
+
+
+@pytest.mark.parametrize("allow_float", [False, True])
+@pytest.mark.parametrize("inner", [None, False, True])
+def test_training_in_eager_mode_names_layers_under_autocasting(inner: bool | None, allow_float: bool) -> None:
+    with pytest.raises(ValueError, match=r"^model must not turn autocasting on .*, first runs within torch\.autocast"):
+        quantized.prepare_qat(Regions(True, inner), X, allow_float=allow_float)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_regions_within_others_are_refused_before_calibration(inner: bool) -> None:
+    def batches() -> Iterator[Tensor]:
+        yield X
+        raise AssertionError("calibration began")
+
+    with pytest.raises(TypeError, match="switches autocasting in 1 place within a region that turns it on"):
+        quantized.quantize(Regions(True, inner).eval(), batches(), engine="pt2e", allow_float=True)
+
+
+class Checkpoint(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.last, self.first(x), use_reentrant=self.use_reentrant)
+
+
+@pytest.mark.parametrize("allow_float", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_checkpoints_whose_gradients_are_lost(allow_float: bool) -> None:
+    """``torch.export`` drops the recomputation of reentrant checkpoints, so that nothing would be trained."""
+    with pytest.raises(TypeError, match="call torch.utils.checkpoint with use_reentrant=False"):
+        quantized.prepare_qat(Checkpoint(True), X, engine="pt2e", allow_float=allow_float)
+    prepared = quantized.prepare_qat(Checkpoint(False), X, engine="pt2e")
+    prepared(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())

@@ -87,3 +87,31 @@ def test_torchscript_names_the_child(engine: str | None, tmp_path: Path) -> None
     model = model if engine is None else quantized.quantize(model, [X], engine=engine)
     with pytest.raises(ValueError, match=r"must not use keywords .*, got '\S*(from|class)': rename it"):
         deploy.export(model, X, tmp_path / "model.pt", format="torchscript")
+
+
+@pytest.mark.parametrize("name", ["qconfig", "activation_post_process", "is_rewritten", "takes_int8", "fused_into"])
+def test_names_of_attributes_of_the_eager_engine(name: str) -> None:
+    for member in (nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(1)), None):
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Module())
+        model[1].forward = lambda x: x  # type: ignore[method-assign]
+        if member is None:
+            model[1].register_buffer(name, torch.ones(1))
+        else:
+            setattr(model[1], name, member)
+        with pytest.raises(ValueError, match=rf"1 has one named '{name}': rename it, or quantize with engine='pt2e'"):
+            quantized.quantize(model.eval(), [X])
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.parametrize("name", ["self", "operations", "module", "quant", "model"])
+def test_names_that_could_be_attributes(engine: str, name: str) -> None:
+    class Child(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Conv2d(3, 3, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules[name](x).relu() + x
+
+    model = nn.Sequential(Child(), nn.Conv2d(3, 3, 1)).eval()
+    check_close({"y": quantized.quantize(model, [X], engine=engine)(X)}, {"y": model(X)}, 25)

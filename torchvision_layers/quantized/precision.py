@@ -1,10 +1,14 @@
 """The precision in which models are quantized, and in which prepared and int8 models run."""
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
+from torch import nn
 
-__all__ = ["in_float32"]
+from .._utils.structure import flatten
+
+__all__ = ["in_float32", "without_autocasting"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -20,3 +24,27 @@ def in_float32() -> AbstractContextManager[object]:
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
     return stack
+
+
+@contextmanager
+def without_autocasting(model: nn.Module) -> Iterator[None]:
+    """Errors: ``ValueError`` if a ``forward`` turns autocasting on for a layer that runs within the context."""
+    paths = {
+        module: path
+        for path, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+
+    def check(module: nn.Module, args: object, output: object) -> None:
+        if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in flatten(output)[0]):
+            raise ValueError(
+                "model must not turn autocasting on in a forward to be trained with engine='eager', "
+                f"{paths[module] or 'it'} runs within torch.autocast: remove that, prepared models run in float32"
+            )
+
+    handles = [module.register_forward_hook(check) for module in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

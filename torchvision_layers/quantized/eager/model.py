@@ -31,7 +31,7 @@ from .float_forwards import mark_float_forwards
 from .hooks import adapt_hooks_, leave_hooked_in_float_
 from .int8_modules import use_backend
 from .post_ops import PostOp
-from .problems import raise_problems
+from .problems import check_names, raise_problems
 from .repeated_calls import unsplit_modules
 from .rewriting import rewrite_forwards
 from .support import is_unit
@@ -248,6 +248,7 @@ def make_quantizable_(
         exclude_(model.model, excluded)
         return model
     check_not_lazy("model", model)
+    check_names(model)
     wrapper = (QuantizableModel if takes_one_input(model) else MultipleQuantizableModel)(model)
     paths = {path for path, _ in wrapper.model.named_modules()}
     without_kernel = make_twins(wrapper.model)

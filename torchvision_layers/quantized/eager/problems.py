@@ -12,8 +12,14 @@ from ..report_row import Int8Support
 from .support import int8_support, is_unit
 from .wrappers import named_user_modules
 
-__all__ = ["describe", "describe_running", "first_sentence", "innermost", "raise_problems", "user_path"]
+__all__ = ["check_names", "describe", "describe_running", "first_sentence", "innermost", "raise_problems", "user_path"]
 
+#: Attributes that the engine, or torch.ao, gives to modules of the user.
+_RESERVED = {
+    *("activation_post_process", "excluded_by", "float_class", "fused_into", "fused_levels", "is_rewritten"),
+    *("is_unused", "largest_output", "new_children", "only_calls_children", "qconfig", "returns_float"),
+    *("runs_in_float", "stays_in_float", "takes_int8"),
+}
 _ALLOW_FLOAT = "pass allow_float=True to leave it in float"
 
 
@@ -57,6 +63,17 @@ def raise_problems(
         raise TypeError(lines[0])
     if lines:
         raise TypeError(f"model has {len(lines)} parts that cannot become int8:\n" + "\n".join(lines))
+
+
+def check_names(model: nn.Module) -> None:
+    """Raises ``ValueError`` if a child, parameter or buffer has the name of an attribute of the engine."""
+    for path, module in model.named_modules():
+        names = _RESERVED.intersection((*module._modules, *module._parameters, *module._buffers))
+        if names and not type(module).__module__.startswith("torch.ao."):
+            raise ValueError(
+                f"children, parameters and buffers must have other names than attributes of engine='eager', "
+                f"{path or 'model'} has one named {min(names)!r}: rename it, or quantize with engine='pt2e'"
+            )
 
 
 def describe(model: nn.Module, module: nn.Module) -> str:

@@ -114,7 +114,7 @@ def _rewrite(
         "__qualname__": cls.__qualname__,
         "forward": forward,
         "is_rewritten": True,
-        "operations": tuple(children),
+        "new_children": tuple(children),
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
@@ -124,7 +124,7 @@ def _rewrite(
 def restore(module: nn.Module) -> None:
     """Gives a module its own ``forward`` back, in place, if it was rewritten."""
     if hasattr(module, "is_rewritten"):
-        for name in type(module).operations:  # type: ignore[attr-defined]  # of the class that _rewrite made
+        for name in type(module).new_children:  # type: ignore[attr-defined]  # of the class that _rewrite made
             delattr(module, name)
         module.__class__ = type(module).__mro__[1]
 

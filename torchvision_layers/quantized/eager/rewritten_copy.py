@@ -1,6 +1,6 @@
 """A copy of a model that is rewritten and fused, and was compared with the model on a batch."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.tracing import TraceCache
 from ..checks import check_same_results
+from ..precision import without_autocasting
 from ..settings import Settings
 from .calls import Call, find_difference, record_calls
 from .excluded import mark_float_chains_
@@ -59,7 +60,8 @@ def _try_on(
     kept = set[str]()
     while True:
         original = copy_module(unwrapped(model)).eval()
-        expected, run = run_first(original, batch.map(Tensor.clone))
+        with without_autocasting(original) if will_train else nullcontext():
+            expected, run = run_first(original, batch.map(Tensor.clone))
         run.kept = kept
         prepared = _rewritten(model, batch, settings, will_train, traces, run)
         try:

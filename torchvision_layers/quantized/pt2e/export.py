@@ -82,8 +82,7 @@ def _export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None) -> Ex
     except RuntimeError as error:
         sized, images = _export_otherwise(model, tensors, batch, dynamic_sizes, error)
     module = sized.graph_module
-    if not model.training:
-        inline_regions(module)
+    inline_regions(module, model.training)
     erase_unused_ops(module.graph)  # quantizers expect that every operator has a user
     make_padding_numeric(module)
     _separate_elements(module)

@@ -6,11 +6,12 @@ from torch import fx
 
 from ..._utils.source_lines import source_line
 from .nodes import WEIGHTED, excluded_by, float_operands, is_call, module_class, module_path
-from .regions import region_nodes
+from .regions import calls_autocasting, is_recomputed, region_nodes
 from .weights import constant_products, dynamic_weights
 
 __all__ = [
     "float_problems",
+    "lost_problems",
     "out_problems",
     "raise_problems",
     "random_problems",
@@ -57,13 +58,31 @@ def weight_problems(graph: fx.Graph, excluded: Mapping[str, str]) -> list[str]:
     ]
 
 
+def lost_problems(module: fx.GraphModule, is_qat: bool) -> list[str]:
+    """Regions of a forward that no graph can hold, whether layers may stay in float or not."""
+    regions = list(region_nodes(module))
+    problems = [
+        f"{_describe(node)} is in a checkpoint whose gradients torch.export loses; call torch.utils.checkpoint with "
+        "use_reentrant=False"
+        for node in regions
+        if is_qat and is_call(node, WEIGHTED) and is_recomputed(node)
+    ]
+    nested = sum(map(calls_autocasting, regions))
+    if nested:
+        problems.append(
+            f"the forward switches autocasting in {nested} place{'s' * (nested > 1)} within a region that turns it on, "
+            "which torchao cannot quantize; leave the outer region before"
+        )
+    return problems
+
+
 def region_problems(module: fx.GraphModule, excluded: Mapping[str, str]) -> list[str]:
     """Layers within a region of a forward that is a graph of its own, which quantizers do not see."""
     return [
         f"{_describe(node)} would stay in float, because its forward turns autocasting on, or gradients on or off; "
         "move the call out of the context, or pass allow_float=True to allow it"
         for node in region_nodes(module)
-        if is_call(node, WEIGHTED) and excluded_by(node, excluded) is None
+        if is_call(node, WEIGHTED) and excluded_by(node, excluded) is None and not is_recomputed(node)
     ]
 
 

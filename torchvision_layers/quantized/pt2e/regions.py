@@ -7,20 +7,22 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["inline_regions", "region_nodes"]
+__all__ = ["calls_autocasting", "inline_regions", "is_recomputed", "region_nodes"]
 
 
 _GRADIENTS, _AUTOCASTING = _REGIONS = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
 
-def inline_regions(module: fx.GraphModule) -> None:
+def inline_regions(module: fx.GraphModule, will_train: bool) -> None:
     """Moves the operators of such regions into the graph around them, in place, where every engine sees them.
 
-    An int8 model runs in float32 and without gradients, so a region that turns either off changes nothing. One that
-    turns autocasting on stays.
+    A graph runs in float32, and without gradients unless it is trained, so a region that turns either off changes
+    nothing. One that turns autocasting on stays.
     """
-    for node in list(_regions(module.graph)):
-        _inline(module, node)
+    pending = [*_regions(module.graph, will_train)]
+    while pending:
+        _inline(module, pending[0])
+        pending = [*_regions(module.graph, will_train)]  # others appear when one is moved
     module.recompile()
 
 
@@ -33,11 +35,21 @@ def region_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
             yield from region_nodes(region)
 
 
-def _regions(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The calls of regions that change nothing, also those that appear when another is moved."""
+def calls_autocasting(node: fx.Node) -> bool:
+    """Whether a node runs a region that switches autocasting."""
+    return getattr(node.target, "__name__", "") == _AUTOCASTING
+
+
+def is_recomputed(node: fx.Node) -> bool:
+    """Whether a checkpoint ran the operator without gradients, to compute it again in the backward pass."""
+    return "torch/utils/checkpoint.py" in node.meta.get("stack_trace", "").replace("\\", "/")
+
+
+def _regions(graph: fx.Graph, will_train: bool) -> Iterator[fx.Node]:
+    """The calls of regions that change nothing."""
     for node in graph.nodes:
         name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-        if name == _GRADIENTS or (name == _AUTOCASTING and not node.args[2]):
+        if (name == _GRADIENTS and not will_train) or (name == _AUTOCASTING and not node.args[2]):
             yield node
 
 
@@ -46,7 +58,6 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     region: Any = node.args[start]
     operands, values = iter(node.args[start + 1 :]), dict[fx.Node, Any]()
     results: Any = ()
-    nested = list[fx.Node]()
     for inner in attrgetter(region.target)(module).graph.nodes:
         if inner.op == "placeholder":
             values[inner] = next(operands)
@@ -57,7 +68,6 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
                 values[inner] = copy = module.graph.node_copy(inner, values.__getitem__)
             if inner.op == "get_attr":
                 copy.target = f"{region.target}.{inner.target}"
-            nested.append(copy)
     for user in list(node.users):
         assert user.target is operator.getitem
         user.replace_all_uses_with(results[user.args[1]])
@@ -65,6 +75,3 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     module.graph.erase_node(node)
     if not region.users:
         module.graph.erase_node(region)
-    for copy in nested:
-        if copy in set(_regions(module.graph)):
-            _inline(module, copy)

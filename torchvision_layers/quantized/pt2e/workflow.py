@@ -40,6 +40,7 @@ from .passes import (
 )
 from .problems import (
     float_problems,
+    lost_problems,
     out_problems,
     raise_problems,
     random_problems,
@@ -184,7 +185,7 @@ def _prepare(
 ) -> QuantizableGraph:
     """The graph with observers. Errors: ``TypeError`` with ``problems`` and those that come to light here."""
     body = exported.graph_module
-    problems = list(problems)
+    problems = [*problems, *lost_problems(body, is_qat)]
     if settings.allow_float:
         torchao.keep_in_float(dynamic_weights(body.graph))
     else:
