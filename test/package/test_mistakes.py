@@ -389,12 +389,39 @@ def test_files_that_export_did_not_write(write: Callable[[Path], object], hint: 
 
 
 def test_int8_model_stays_on_the_cpu_in_float32() -> None:
-    int8 = quantized.quantize(NET, [X])
+    for engine in ("eager", "pt2e"):
+        int8 = quantized.quantize(NET, [X], engine=engine)
+        expected = int8(X)
+        for change in (int8.half, int8.double, nn.Sequential(int8).bfloat16):
+            with pytest.raises(TypeError, match="an int8 model must stay in float32, apart from its integers, got"):
+                change()
+        if engine == "eager":
+            with pytest.raises(TypeError, match="int8 model of engine='eager' takes float32 tensors on the CPU only"):
+                int8.to("meta")
+        assert torch.equal(int8.float().cpu().to("cpu")(X), expected)
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_float_state_for_an_int8_model(engine: str) -> None:
+    int8 = quantized.quantize(NET, [X], engine=engine)
     expected = int8(X)
-    for change in (int8.half, int8.double, lambda: int8.to("meta"), lambda: nn.Sequential(int8).to(torch.bfloat16)):
-        with pytest.raises(TypeError, match="int8 model of engine='eager' takes float32 tensors on the CPU only"):
-            change()
-    assert torch.equal(int8.float().cpu().to("cpu")(X), expected)
+    with pytest.raises(ValueError, match="^state_dict must be that of an int8 model, got weights in float"):
+        int8.load_state_dict(NET.state_dict())
+    assert torch.equal(int8(X), expected)
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_int8_model_within_another(engine: str) -> None:
+    parent = nn.Sequential(nn.Identity(), quantized.quantize(NET, [X], engine=engine)).eval()
+    for other in ("eager", "pt2e"):
+        with pytest.raises(ValueError, match="^1 is prepared or converted already; start from the float model$"):
+            quantized.quantize(parent, [X], engine=other)
+
+
+def test_lowered_model_is_lowered_again() -> None:
+    for model in (NET, quantized.quantize(NET, [X], engine="pt2e")):
+        with pytest.raises(ValueError, match="^model is lowered already: lower the model that it was made from$"):
+            deploy.lower(deploy.lower(model, X), X)
 
 
 def test_batches_of_zeros_warn() -> None:

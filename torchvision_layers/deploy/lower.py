@@ -95,7 +95,8 @@ def _lower(
     model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any], dtype: torch.dtype, threads: int | None
 ) -> LoweredModel:
     check_onednn()
-    check_module("model", model)
+    if isinstance(check_module("model", model), LoweredModel):
+        raise ValueError("model is lowered already: lower the model that it was made from")
     _check_dtype(dtype, model)
     if threads is not None:
         check_int("threads", threads)

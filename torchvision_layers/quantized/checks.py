@@ -15,6 +15,7 @@ from .pairs import overflows
 from .wrapper import QuantizableWrapper, Stage
 
 __all__ = [
+    "FLOAT_STATE",
     "check_float32_parameters",
     "check_int8_state",
     "check_not_converted",
@@ -22,6 +23,9 @@ __all__ = [
     "first_of",
 ]
 
+FLOAT_STATE = (
+    "state_dict must be that of an int8 model, got weights in float: load them into the float model, and quantize that"
+)
 _OTHER_LAYERS = (
     "the layers of an int8 model may depend on weights, so quantize the float model with the weights that it had, or "
     "move it by deploy.export"
@@ -29,9 +33,10 @@ _OTHER_LAYERS = (
 
 
 def check_not_converted(model: nn.Module) -> None:
-    """Raises ``ValueError`` for a model that an engine prepared or converted."""
-    if isinstance(model, QuantizableWrapper) and model.stage is not Stage.FLOAT:
-        raise ValueError("model is prepared or converted already; start from the float model")
+    """Raises ``ValueError`` for a model that an engine prepared or converted, or that contains one."""
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, QuantizableWrapper) and module.stage is not Stage.FLOAT:
+            raise ValueError(f"{path or 'model'} is prepared or converted already; start from the float model")
 
 
 def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:
@@ -45,10 +50,7 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
     packed = [key for key, value in own.items() if _int8_weight(value) is not None]
     weights = {key: _int8_weight(value) for key, value in state_dict.items()}
     if packed and all(weight is None for weight in weights.values()):
-        raise ValueError(
-            "state_dict must be that of an int8 model, got weights in float: load them into the float model, and "
-            "quantize that"
-        )
+        raise ValueError(FLOAT_STATE)
     int8_ours, int8_theirs = _owners(packed), _owners(key for key, weight in weights.items() if weight is not None)
     missing, besides = int8_ours - int8_theirs, (int8_theirs - int8_ours) & ours
     if strict:

@@ -96,9 +96,14 @@ class QuantizableWrapper(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self.stage is Stage.INT8 and self.takes_float32_only:
+        if self.stage is Stage.INT8:
             probe = fn(torch.empty(0))
-            if probe.dtype != torch.float32 or probe.device.type != "cpu":
+            if probe.dtype != torch.float32:
+                raise TypeError(
+                    f"an int8 model must stay in float32, apart from its integers, got {probe.dtype}: lower the float "
+                    "model with deploy.lower(model, example, dtype=torch.bfloat16) for another precision"
+                )
+            if self.takes_float32_only and probe.device.type != "cpu":
                 raise TypeError(
                     "an int8 model of engine='eager' takes float32 tensors on the CPU only: for other devices, "
                     "quantize with engine='pt2e', and export"

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
+from ..checks import FLOAT_STATE
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
@@ -179,6 +180,8 @@ def _load_qparams(
     current = qparams(module.body.graph)
     # The base class has put the name of the child in front of every key by now.
     values = {name: state_dict.pop(f"{prefix}{module.child}.{name}", None) for name in _QPARAMS}
+    if strict and all(value is None for value in values.values()):
+        raise ValueError(FLOAT_STATE)
     missing_keys.extend(prefix + name for name in _QPARAMS if values[name] is None)
     if all(isinstance(values[name], Tensor) and values[name].shape == current[name].shape for name in _QPARAMS):
         set_qparams(module.body, *values.values())
