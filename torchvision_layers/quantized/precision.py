@@ -1,14 +1,14 @@
 """The precision in which models are quantized, and in which prepared and int8 models run."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import nn
 
+from .._utils.inputs import Inputs
 from .._utils.structure import flatten
 
-__all__ = ["in_float32", "without_autocasting"]
+__all__ = ["check_no_autocasting", "in_float32"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -26,14 +26,10 @@ def in_float32() -> AbstractContextManager[object]:
     return stack
 
 
-@contextmanager
-def without_autocasting(model: nn.Module) -> Iterator[None]:
-    """Errors: ``ValueError`` if a ``forward`` turns autocasting on for a layer that runs within the context."""
-    paths = {
-        module: path
-        for path, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    }
+@torch.no_grad()
+def check_no_autocasting(model: nn.Module, inputs: Inputs) -> None:
+    """Errors: ``ValueError`` if a ``forward`` turns autocasting on for a layer."""
+    paths = {m: path for path, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None}
 
     def check(module: nn.Module, args: object, output: object) -> None:
         if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in flatten(output)[0]):
@@ -44,7 +40,7 @@ def without_autocasting(model: nn.Module) -> Iterator[None]:
 
     handles = [module.register_forward_hook(check) for module in paths]
     try:
-        yield
+        inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.tracing import trace_forward
+from ..layers.observed import Observed
 from ..report_row import Int8Support
 from .support import int8_support, is_unit
 from .wrappers import named_user_modules
@@ -69,7 +70,8 @@ def check_names(model: nn.Module) -> None:
     """Raises ``ValueError`` if a child, parameter or buffer has the name of an attribute of the engine."""
     for path, module in model.named_modules():
         names = _RESERVED.intersection((*module._modules, *module._parameters, *module._buffers))
-        if names and not type(module).__module__.startswith("torch.ao."):
+        is_of_engine = isinstance(module, Observed) or type(module).__module__.startswith("torch.ao.")
+        if names and not is_of_engine:
             raise ValueError(
                 f"children, parameters and buffers must have other names than attributes of engine='eager', "
                 f"{path or 'model'} has one named {min(names)!r}: rename it, or quantize with engine='pt2e'"

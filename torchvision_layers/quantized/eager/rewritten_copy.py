@@ -1,6 +1,6 @@
 """A copy of a model that is rewritten and fused, and was compared with the model on a batch."""
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.tracing import TraceCache
 from ..checks import check_same_results
-from ..precision import without_autocasting
+from ..precision import check_no_autocasting
 from ..settings import Settings
 from .calls import Call, find_difference, record_calls
 from .excluded import mark_float_chains_
@@ -57,11 +57,12 @@ def _try_on(
     batch: Inputs, model: nn.Module, settings: Settings, will_train: bool, traces: TraceCache
 ) -> tuple[QuantizableModel, dict[nn.Module, Call]]:
     """Leaves a ``forward`` as it is, to run in float, if the copy would compute something else."""
+    if will_train:
+        check_no_autocasting(copy_module(unwrapped(model)).eval(), batch.map(Tensor.clone))
     kept = set[str]()
     while True:
         original = copy_module(unwrapped(model)).eval()
-        with without_autocasting(original) if will_train else nullcontext():
-            expected, run = run_first(original, batch.map(Tensor.clone))
+        expected, run = run_first(original, batch.map(Tensor.clone))
         run.kept = kept
         prepared = _rewritten(model, batch, settings, will_train, traces, run)
         try:
