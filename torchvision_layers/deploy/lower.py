@@ -96,7 +96,7 @@ def _lower(
 ) -> LoweredModel:
     check_onednn()
     if isinstance(check_module("model", model), LoweredModel):
-        raise ValueError("model is lowered already: lower the model that it was made from")
+        check_unwrapped("model", model)  # before its scales, which are in float64, are found
     _check_dtype(dtype, model)
     if threads is not None:
         check_int("threads", threads)
