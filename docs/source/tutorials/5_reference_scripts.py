@@ -58,8 +58,8 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. If a process is killed while it writes a checkpoint, the previous one stays, and the next run
-# continues from that.
+# of an uninterrupted run. Even a process that is killed while it saves leaves the previous checkpoint intact, and the
+# next run resumes from it.
 
 run("train.py", *shared, "--resume", "auto")
 
