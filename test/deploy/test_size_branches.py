@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers.deploy.formats.onnx_sizes import add_size_checks
@@ -61,6 +62,58 @@ def test_refuses_sizes_of_another_branch(name: str, format: str, tmp_path: Path)
         session = onnxruntime.InferenceSession(file, QUIET, providers=["CPUExecutionProvider"])
         with pytest.raises(Exception, match="inputs must have sizes with"):
             session.run(None, {"input": torch.randn(other).numpy()})
+
+
+class Padding(nn.Module):
+    """Pads to a multiple of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        height, width = x.shape[2:]
+        if height % 4 or width % 4:
+            x = F.pad(x, (0, -width % 4, 0, -height % 4))
+        return F.avg_pool2d(x, 4)
+
+
+class Resizing(Padding):
+    """Resizes what two strides of two leave to the size of the input, only if it differs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y = F.interpolate(F.max_pool2d(x, 4), scale_factor=4)
+        if y.shape != x.shape:
+            y = F.interpolate(y, size=x.shape[2:], mode="bilinear")
+        return torch.cat([x, y], 1)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("size", [(16, 16), (13, 13)])
+@pytest.mark.parametrize("cls", [Padding, Resizing])
+def test_pads_or_resizes_some_sizes(cls: type[Padding], size: tuple[int, int], format: str, tmp_path: Path) -> None:
+    """The branch for some sizes gives right values for all."""
+    model = cls().eval()
+    exported = deploy.export(model, torch.randn(2, 3, *size), tmp_path / "model", format=format)
+    loaded = deploy.load(exported.path)
+    for shape in ((1, 3, 16, 16), (2, 3, 15, 22), (1, 3, 13, 29), (1, 3, 32, 21), (3, 3, 24, 20)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("size", [16, 13])
+def test_branches_between_compared_sizes(size: int, format: str, tmp_path: Path) -> None:
+    model = Branching(lambda size: size[2] % 2 == 0).eval()
+    x = torch.randn(2, 3, size, size)
+    with pytest.warns(UserWarning, match=rf"images of {size} x {size} only: .* computes something else for some sizes"):
+        file = deploy.export(model, x, tmp_path / "model", format=format).path
+    loaded = deploy.load(file)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="must have"):
+        loaded(torch.randn(2, 3, size + 1, size))
 
 
 class Attention(nn.Module):

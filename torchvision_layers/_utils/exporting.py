@@ -21,7 +21,15 @@ from .source_lines import failing_line
 from .structure import flatten
 from .symbolic_lengths import symbolic_lengths
 
-__all__ = ["any_size", "as_module", "export_program", "holds", "kept_tensors_allowed", "without_partial_graph"]
+__all__ = [
+    "any_size",
+    "as_module",
+    "export_program",
+    "gives_results_of",
+    "holds",
+    "kept_tensors_allowed",
+    "without_partial_graph",
+]
 
 
 @contextmanager
@@ -151,16 +159,21 @@ def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> 
     arguments = inspect.signature(model.forward).bind(*single.args, **single.kwargs).arguments
     names = {"L": arguments, "torch": torch, "math": math}
     program._guards_code = [code for code in guards if holds(partial(eval, code, names))]
-    with torch.no_grad():
-        try:
-            outputs = flatten(single.map(torch.clone).run(program.module()))[0]
-            expected = flatten(single.map(torch.clone).run(model))[0]
-            is_right = len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
-        except Exception:  # operators of the graph, or a forward, may not take a single image
-            is_right = False
+    is_right = gives_results_of(program, model, single)
     if not is_right:
         program._guards_code = guards
     return is_right
+
+
+def gives_results_of(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a program runs and gives the results of ``model``."""
+    with torch.no_grad():
+        try:
+            outputs = flatten(inputs.map(torch.clone).run(program.module()))[0]
+            expected = flatten(inputs.map(torch.clone).run(model))[0]
+        except Exception:  # operators of the graph, or a forward, may not take these sizes
+            return False
+    return len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
 
 
 def holds(condition: Callable[[], object]) -> bool:

@@ -44,6 +44,8 @@ class Subject:
     input_scales: tuple[float, ...]
     #: The shape of the first output.
     output_shape: tuple[int, ...]
+    #: Whether to make the program from images with prime sizes, for a forward that pads or crops sizes to a multiple.
+    has_prime_trace: bool = False
     #: The program of TorchScript, if that is the format.
     script: torch.jit.ScriptModule | None = None
     #: The lowered model, if the file contains that.

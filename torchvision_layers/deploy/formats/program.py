@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..._utils.exporting import as_module, export_program
+from ..._utils.exporting import as_module, export_program, gives_results_of
 from ..._utils.inputs import Inputs, accepts
 from ..._utils.safe_names import safe_names
 from ..._utils.size_limit import SizeLimit
@@ -51,27 +51,33 @@ def with_program(
 ) -> Subject:
     """The subject with the program that ``export`` makes of it.
 
-    If an export for all image sizes is impossible or, unless it ``may_be_slow``, slow, or if no file could hold it, it
-    is for those of the example, with a warning.
+    If an export for all image sizes is impossible or, unless it ``may_be_slow``, slow, if no file could hold it, or if
+    it gives other values for some, it is for those of the example, with a warning.
 
     Errors: ``RuntimeError`` if an export for the sizes of the example is impossible, too.
     """
+    if not subject.has_variable_images:
+        return replace(subject, program=export(subject))
     limit = SizeLimit(_COMPLEX_SIZES)
     failure: RuntimeError | None = None
+    program: ExportedProgram | None = None
     try:
-        with limit if subject.has_variable_images and not may_be_slow else nullcontext():
-            program = export(subject)
-        if not subject.has_variable_images or _is_storable(program, subject):
-            return replace(subject, program=program)
-        reason = "that a file cannot store"
+        # The branch for sizes that nothing divides, such as one that pads to a multiple, often holds for all others.
+        for has_prime_trace in (False, True):
+            with nullcontext() if may_be_slow else limit:
+                program = export(replace(subject, has_prime_trace=has_prime_trace))
+            if not _is_storable(program, subject):
+                reason = "computes sizes in a way that a file cannot store"
+                break
+            if subject.lowered is not None or _drop_broken_guards(program, subject):
+                return replace(subject, program=program)
+            reason = "computes something else for some sizes"
     except _FixedImagesError:
-        reason = "that torch.export takes for constants"
+        reason = "computes sizes in a way that torch.export takes for constants"
     except RuntimeError as error:
-        if not subject.has_variable_images:
-            raise
-        reason = "that makes an export for all sizes slow"
+        reason = "computes sizes in a way that makes an export for all sizes slow"
         if not limit.is_exceeded:
-            failure, reason = error, "that torch.export does not take"
+            failure, reason = error, "computes sizes in a way that torch.export does not take"
     subject = subject.with_fixed_images()
     if subject.lowered is None:
         run_model(subject.model, subject.example)  # fills caches, such as position embeddings, for these sizes again
@@ -83,10 +89,7 @@ def with_program(
         raise
     shapes = [spec.shape[2:] for spec in subject.signature.inputs if len(spec.shape) > 2]
     sizes = " and ".join(dict.fromkeys(" x ".join(map(str, shape)) for shape in shapes))
-    warnings.warn(
-        f"the file takes images of {sizes} only: the forward of the model computes sizes in a way {reason}",
-        stacklevel=4,
-    )
+    warnings.warn(f"the file takes images of {sizes} only: the forward of the model {reason}", stacklevel=4)
     return replace(subject, program=program)
 
 
@@ -94,6 +97,19 @@ def _is_storable(program: ExportedProgram, subject: Subject) -> bool:
     """Whether a file can hold the sizes that a program checks and computes, without fractions such as ``h / 2``."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     return targets.isdisjoint(_FRACTIONAL) and can_store(program._guards_code, sources(subject))
+
+
+def _drop_broken_guards(program: ExportedProgram, subject: Subject) -> bool:
+    """Drops the guards that inputs of the comparison break, if the program then gives the values of the model."""
+    rules = size_rules(program, sources(subject))
+    held = [[holds(rule, inputs.shapes()) for rule in rules] for inputs in subject.compared]
+    breaking = [inputs for inputs, results in zip(subject.compared, held, strict=True) if not all(results)]
+    guards = program._guards_code
+    program._guards_code = [guard for guard, *results in zip(guards, *held, strict=True) if all(results)]
+    if all(gives_results_of(program, subject.model, inputs) for inputs in breaking):
+        return True
+    program._guards_code = guards
+    return False
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True) -> ExportedProgram:
@@ -217,13 +233,15 @@ def _example_pair(subject: Subject) -> Inputs:
     if subject.batch_size == 1:
         example = other_batch(example, 2)
     shapes = [spec.shape for spec in subject.signature.inputs]
-    for factor in (4, 2) if any(isinstance(size, str) for shape in shapes for size in shape[2:]) else ():
+    factors = (4, 2, 1) if subject.has_prime_trace else (4, 2)
+    for factor in factors if any(isinstance(size, str) for shape in shapes for size in shape[2:]) else ():
 
         def sizes(i: int, shape: torch.Size, factor: int = factor) -> list[int]:
-            return [
-                factor * size if dim >= 2 and isinstance(shapes[i][dim], str) else size
-                for dim, size in enumerate(shape)
-            ]
+            grown = [factor * size for size in shape]
+            if subject.has_prime_trace:
+                grown = [_prime_up_to(size, skipped=max(0, dim - 2)) for dim, size in enumerate(grown)]
+            is_variable = [dim >= 2 and isinstance(size, str) for dim, size in enumerate(shapes[i])]
+            return [new if varies else old for new, old, varies in zip(grown, shape, is_variable, strict=True)]
 
         images = resize(example, sizes)
         # The program of a lowered model has weights that are not packed, with which its operators must not run.
@@ -231,6 +249,12 @@ def _example_pair(subject: Subject) -> Inputs:
         if max(size for tensor in images.tensors() for size in tensor.shape[2:]) <= 256 and accepts(model, images):
             return images
     return resize(example, lambda i, shape: shape)
+
+
+def _prime_up_to(size: int, skipped: int) -> int:
+    """The largest prime up to ``size`` after the ``skipped`` largest, so that height and width differ; at least 2."""
+    primes = [n for n in range(2, size + 1) if all(n % divisor for divisor in range(2, math.isqrt(n) + 1))]
+    return ([2] * (skipped + 1) + primes)[-1 - skipped]
 
 
 def root_cause(error: BaseException) -> str:
