@@ -11,6 +11,7 @@ from typing_extensions import Self
 from .._utils.checks import check_float32, check_int, check_path, check_shape
 from .._utils.empty_batches import has_no_images, run_without_images
 from .._utils.inputs import Inputs
+from ..quantized.finite import check_not_nan
 from ._metadata import parse
 from ._signature import Signature, plain
 from .formats.table import format_of
@@ -39,6 +40,8 @@ class Loaded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._check(Inputs(plain(args), plain(kwargs)))
+        if self.metadata["quantization"] is not None:
+            check_not_nan(inputs)
         with torch.no_grad():
             # Compiled code assumes the memory layout of the example and ignores strides.
             dense = inputs.map(lambda tensor: tensor.detach().contiguous())

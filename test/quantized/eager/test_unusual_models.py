@@ -65,6 +65,13 @@ def test_kernels_with_wrong_results_are_avoided(module: nn.Module, backend: str)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_bounds_are_rounded_to_their_own_step(backend: str) -> None:
+    """A step for the values before the clamp would round all values at a bound the same way, also in their mean."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardtanh(-0.1, 0.1), nn.AdaptiveAvgPool2d(1)).eval()
+    assert decibels(model(IMAGES), quantized.quantize(model, [IMAGES], backend=backend)(IMAGES)) > 28
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_loaded_state_is_converted_without_a_batch(backend: str) -> None:
     model = nn.Sequential(tnn.ConvNormAct(3, 4), nn.Conv2d(4, 4, 1))
     trained, loaded = (quantized.prepare_qat(model, backend=backend) for _ in range(2))

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from ..._utils.empty_batches import has_no_images, run_without_images
 from ..._utils.inputs import Inputs
 from ..._utils.structure import rebuild
+from ...quantized.finite import check_not_nan
 from ...quantized.pt2e.signature import Signature
 from .bfloat16 import check_bfloat16
 from .int8_kernels import check_exact_products
@@ -45,12 +46,13 @@ class LoweredModel(nn.Module):
         self._output_template = output_template
         self._threads = threads
         self._check_sizes = program.guards.function()
+        self._is_int8 = bool(program.scales)
         self._run: Callable[..., tuple[Any, ...]] | None = None
         #: The shapes and dtypes of the last call with nothing but tensors, which need no second check.
         self._accepted_layout: tuple[Any, ...] | None = None
         for path, tensor in state.items():
             _register(self, path, tensor)
-        if program.scales:
+        if self._is_int8:
             self.register_buffer("activation_scales", torch.tensor(program.scales, dtype=torch.float64))
         self.training = False
         self.register_load_state_dict_pre_hook(_check_scales)
@@ -60,7 +62,7 @@ class LoweredModel(nn.Module):
         """The output of the model.
 
         Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
-        variable sizes.
+        variable sizes, and for NaN in inputs of an int8 model.
         """
         layout = None if kwargs else _layout(args)
         if layout is None or layout != self._accepted_layout:
@@ -72,6 +74,8 @@ class LoweredModel(nn.Module):
             is_flat = len(tensors) == len(args) and all(map(is_, tensors, args))
             self._accepted_layout = layout if is_flat else None
             args = tuple(tensors)
+        if self._is_int8:
+            check_not_nan(Inputs(args))
         # Autograd takes time even without gradients.
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _without_autocast(), _threads(self._threads):
             outputs = (self._run or self._bind())(*args)
@@ -85,7 +89,7 @@ class LoweredModel(nn.Module):
 
     def _bind(self) -> Callable[..., tuple[Any, ...]]:
         check_onednn()
-        if self._program.scales:
+        if self._is_int8:
             check_exact_products()
         if self._program.is_bfloat16:
             check_bfloat16()

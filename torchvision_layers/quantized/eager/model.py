@@ -20,6 +20,7 @@ from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import map_tensors
 from ..checks import check_int8_state
+from ..finite import check_not_nan
 from ..layers.base import make_twins
 from ..layers.observed import DeQuantStub, QuantStub
 from ..precision import in_float32
@@ -96,6 +97,7 @@ class QuantizableModel(QuantizableWrapper):
             self.remember(inputs)
             with in_float32():
                 return self._run(inputs)
+        check_not_nan(inputs)
         with explaining_int8(self.model, inputs), in_float32(), use_backend(self.backend):
             # On an empty batch some int8 kernels lose a dimension, and qnnpack's hardsigmoid ends the process.
             return run_without_images(inputs, self._run) if has_no_images(inputs) else self._run(inputs)

@@ -54,7 +54,6 @@ _PASS_THROUGH = {
     nn.Dropout3d,
     nn.Flatten,
     nn.Hardsigmoid,
-    nn.Hardtanh,
     nn.Identity,
     nn.MaxPool1d,
     nn.MaxPool2d,

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
 from ..checks import FLOAT_STATE
+from ..finite import check_not_nan
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
@@ -72,6 +73,8 @@ class QuantizableGraph(QuantizableWrapper):
     def call(self, inputs: Inputs) -> Any:
         """The output for these inputs."""
         tensors = self.signature.flatten(inputs)
+        if self.stage is Stage.INT8:
+            check_not_nan(inputs)
         if self.stage is Stage.PREPARED and not torch.compiler.is_compiling():
             self.remember(inputs)
         batches = [tensor.shape[dim] for tensor, dims in zip(tensors, self.batch_dims[0], strict=True) for dim in dims]

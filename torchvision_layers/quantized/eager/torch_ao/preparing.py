@@ -32,9 +32,9 @@ from .weight_ranges import weight_observer
 
 __all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
-# qnnpack's kernels for these, run as modules of their own, assume dense channels_last memory, which its convolutions
-# do not return.
-_NOT_ON_QNNPACK = (nn.Hardtanh, nn.ReLU6)
+# qnnpack's kernel for ReLU6, run as a module of its own, assumes dense channels_last memory, which its convolutions do
+# not return.
+_NOT_ON_QNNPACK = nn.ReLU6
 
 _PLAIN = Call(is_plain=True, is_uniform=True, outputs=1)
 
@@ -191,7 +191,7 @@ def _add_float_fallbacks(
                 setattr(module, name, MultipleFloatFallback(child, outputs))
             _add_float_fallbacks(child, backend, calls, is_in_float=True)
         elif support in (Int8Support.FLOAT_FALLBACK, Int8Support.UNKNOWN) or (
-            backend == "qnnpack" and type(child) in _NOT_ON_QNNPACK
+            backend == "qnnpack" and type(child) is _NOT_ON_QNNPACK
         ):
             if not is_in_float:
                 setattr(module, name, _float_fallback(child, call))
