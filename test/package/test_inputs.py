@@ -55,6 +55,7 @@ class Variable(nn.Module):
         (Variable(), (X, DEPTH, DEPTH), (X, DEPTH, DEPTH), {}),
         (Variable(), (X, DEPTH, LABELS), (X, DEPTH), {}),
         (Variable(), X, (X,), {}),
+        (One(), LABELS, (LABELS,), {}),
     ],
 )
 def test_batch_becomes_arguments(model: nn.Module, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,7 +75,7 @@ def test_batch_becomes_arguments(model: nn.Module, batch: Any, args: tuple[Any, 
         (Optional(), (X, DEPTH, DEPTH), TypeError, "too many positional arguments"),
         (One(), X.double(), TypeError, "batch must be a float32 tensor, got torch.float64"),
         (Two(), (X, DEPTH.half()), TypeError, "batch must be a float32 tensor, got torch.float16"),
-        (One(), LABELS, TypeError, "batch must be a float32 tensor, got torch.int64"),
+        (nn.Conv2d(3, 4, 1), LABELS, TypeError, "batch must be a float32 tensor, got torch.int64"),
         (One(), "image.png", TypeError, "batch must be a float32 tensor, got str"),
         (Two(), (X, DEPTH[:0]), ValueError, r"batch must not be empty, got shape \[0, 1, 4, 4\]"),
         (Two(), (X, DEPTH / 0), ValueError, "batch must be finite, got NaN or infinity"),

@@ -80,14 +80,17 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
         model: the model to call.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
-    or if there are none; ``ValueError`` for tensors that are empty, on the meta device or not finite.
+    or if there are none and the model does not run on the others; ``ValueError`` for tensors that are empty, on the
+    meta device or not finite.
     """
     signature = inspect.signature(model.forward)
     inputs = _split(batch, signature, model)
     bound = inputs.bind(name, signature)
     inputs = Inputs(bound.args, bound.kwargs)
     tensors = [tensor for tensor in inputs.tensors() if tensor.is_floating_point() or tensor.is_complex()]
-    for tensor in tensors or [*inputs.args, *inputs.kwargs.values()][:1]:
+    if not tensors and not (inputs.tensors() and accepts(model, inputs)):  # models may scale integers themselves
+        tensors = [*inputs.args, *inputs.kwargs.values()][:1]
+    for tensor in tensors:
         check_float32(name, tensor)
     for tensor in inputs.tensors():
         if tensor.numel() == 0:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_float32
 from .._utils.input_remedies import remedy
-from .._utils.inputs import Inputs
+from .._utils.inputs import Inputs, accepts
 from ._signature import describe_structure, forward_signature, plain
 
 __all__ = ["check_example"]
@@ -22,10 +22,10 @@ def check_example(example: Any, model: nn.Module) -> Inputs:
 
     Keyword inputs are in the order of the parameters of ``forward``.
 
-    Errors: ``TypeError`` for inputs that ``forward`` does not accept, without a float32 tensor, or of another type;
-    ``ValueError`` for tensors that are empty, not finite or not on the CPU.
+    Errors: ``TypeError`` for inputs that ``forward`` does not accept, or of another type, and for integers alone if the
+    model does not run on them; ``ValueError`` for tensors that are empty, not finite or not on the CPU.
     """
-    inputs = _inputs(example)
+    inputs = _inputs(example, model)
     signature = forward_signature(model)
     bound = inputs.bind("example", signature)
     order = [*bound.arguments, *inputs.kwargs]
@@ -37,18 +37,18 @@ def check_example(example: Any, model: nn.Module) -> Inputs:
     tensors = inputs.tensors()
     for tensor in tensors:
         _check_tensor(tensor)
-    batched = [tensor for tensor in tensors if tensor.dim() >= 2 and tensor.dtype == torch.float32]
-    if not batched:
+    floats = [tensor for tensor in tensors if tensor.dtype == torch.float32]
+    if all(tensor.dim() < 2 for tensor in floats or tensors):
         shape = list(tensors[0].shape)
         raise ValueError(f"example must be a batch of at least one input, got shape {shape}")
     dense = inputs.map(lambda tensor: tensor.detach().contiguous())
     return Inputs(plain(dense.args), plain(dense.kwargs))
 
 
-def _inputs(example: Any) -> Inputs:
+def _inputs(example: Any, model: nn.Module) -> Inputs:
     if isinstance(example, Tensor):
-        return Inputs((check_float32("example", example),))
-    if isinstance(example, tuple):
+        inputs = Inputs((example,))
+    elif isinstance(example, tuple):
         inputs = Inputs(example)
     elif isinstance(example, Mapping) and all(isinstance(name, str) for name in example):
         inputs = Inputs(kwargs=dict(example))
@@ -57,7 +57,11 @@ def _inputs(example: Any) -> Inputs:
             "example must be a float32 tensor, a tuple of positional inputs, or a mapping of keyword inputs, got "
             f"{type(example).__name__}{remedy(example)}"
         )
-    if not any(tensor.dtype == torch.float32 for tensor in inputs.tensors()):
+    tensors = inputs.tensors()
+    # A model may take integers and scale them itself.
+    if not any(tensor.dtype == torch.float32 for tensor in tensors) and not (tensors and accepts(model, inputs)):
+        if isinstance(example, Tensor):
+            check_float32("example", example)
         raise TypeError(f"example must hold a float32 tensor, got {example!r:.100}")
     return inputs
 

@@ -90,9 +90,9 @@ class Signature:
         return replace(self, inputs=inputs)
 
     def to_json(self) -> dict[str, object]:
-        """The fields of the metadata. One input has ``input_shape`` only, one output needs no field."""
+        """The fields of the metadata. One input of floats has ``input_shape`` only, one output needs no field."""
         fields: dict[str, object] = {}
-        if self.has_one_input:
+        if self.has_one_input and self.inputs[0].dtype == "float32":
             fields["input_shape"] = [None if isinstance(size, str) else size for size in self.inputs[0].shape]
         else:
             fields["inputs"] = [{"name": i.name, "shape": list(i.shape), "dtype": i.dtype} for i in self.inputs]

@@ -67,9 +67,10 @@ def export(
     Args:
         model: a model in eval mode on the CPU. Float, or int8 from :mod:`torchvision_layers.quantized`. It returns one
             or more tensors; numbers, strings and ``None`` beside them are stored as constants.
-        example: typical inputs of one call: a float32 tensor, a tuple of positional inputs, or a mapping of keyword
-            inputs. Tensors may be in tuples, lists and dicts. Numbers, strings and ``None`` are constants of the file.
-            The first dimension of the first tensor is the batch, and so is that of every tensor with the same one.
+        example: typical inputs of one call: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+            Tensors are float32, or integers that the model converts itself, and may be in tuples, lists and dicts.
+            Numbers, strings and ``None`` are constants of the file. The first dimension of the first tensor is the
+            batch, and so is that of every tensor with the same one.
         path: the file to write, in an existing folder. Its suffix chooses the format: ``.pt2``, ``.pt`` or ``.ts`` for
             TorchScript, ``.onnx``, ``.xml`` for OpenVINO, whose weights go beside it, into ``.bin``, ``.mlpackage``,
             ``.tflite`` or ``.pte``.

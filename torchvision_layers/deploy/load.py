@@ -25,8 +25,8 @@ class Loaded:
 
     It is called like the model in the example of :func:`export`, on tensors in every memory format, and records no
     gradients. It returns tuples, lists and dicts. The sizes of a single input must match ``metadata["input_shape"]``,
-    where ``None`` means any size; several inputs are described by ``metadata["inputs"]``, where equal names mean equal
-    sizes. Normalize inputs yourself, with ``metadata["mean"]`` and ``metadata["std"]``.
+    where ``None`` means any size; several inputs, or one of integers, are described by ``metadata["inputs"]``, where
+    equal names mean equal sizes. Normalize inputs yourself, with ``metadata["mean"]`` and ``metadata["std"]``.
 
     It is always in eval mode and on the CPU: :meth:`eval` returns it as it is, and it has no other methods of a module.
     """
@@ -70,7 +70,8 @@ class Loaded:
         """The inputs in the order of the example."""
         signature = self._signature
         inputs = signature.with_positions(inputs)
-        if signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
+        is_float = signature.inputs[0].dtype == "float32"
+        if is_float and signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
             check_float32("input", inputs.args[0])
         signature.check(inputs)
         inputs = Inputs(inputs.args, {name: inputs.kwargs[name] for name in signature.kwargs})

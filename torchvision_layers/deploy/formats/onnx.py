@@ -60,7 +60,10 @@ def to_model(subject: Subject) -> Any:
             output_names=[f"{_MARK}{name}" for name in signature.outputs],
         )
     except Exception as error:  # the exporter raises types of its own
-        raise RuntimeError(f"torch cannot convert the model to ONNX, use format='pt2': {root_cause(error)}") from error
+        reason = root_cause(error)
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", reason)
+        reason = f"its exporter has no form of {missing[1]}" if missing else reason
+        raise RuntimeError(f"torch cannot convert the model to ONNX, use format='pt2': {reason}") from error
     assert exported is not None
     model = exported.model_proto
     _rename_values(model.graph, {*inputs, *signature.outputs})

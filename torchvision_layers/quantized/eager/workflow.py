@@ -24,6 +24,7 @@ from ..checks import check_float32_parameters, check_not_converted, first_of
 from ..finite import calibrating
 from ..joining import joined
 from ..layers.base import needs_folded_form
+from ..layers.observed import QuantStub
 from ..measurement import OutputMeasurement
 from ..range_choice import CalibrationRanges, not_observing
 from ..report_row import ReportRow
@@ -182,7 +183,10 @@ def _raise_late_call(module: nn.Module, args: object) -> None:
 
 def _convert_(model: QuantizableModel) -> QuantizableModel:
     """Converts ``model`` in place, and tries it."""
-    if "quant" in preparing.unobserved_paths(model):
+    inputs = model.trial_inputs
+    if inputs is not None and not any(map(Tensor.is_floating_point, inputs.tensors())):
+        model.quant = QuantStub()  # which does nothing, because all inputs are integers
+    if "quant" in preparing.unobserved_paths(model) or not preparing.is_observed(model):
         raise ValueError("model must have run on batches, or have loaded a state, before it is converted")
     preparing.leave_unobserved_in_float(model)
     model.cpu().eval()

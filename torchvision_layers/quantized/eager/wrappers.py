@@ -44,7 +44,8 @@ class FloatFallback(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.dequant = DeQuantStub()
+        # Torch would turn the integers of an embedding into floats.
+        self.dequant = nn.Identity() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else DeQuantStub()
         self.module = module
         self.quant = nn.Identity() if hasattr(module, "returns_float") else QuantStub()
         #: Whether it may depend on the memory format of its input.

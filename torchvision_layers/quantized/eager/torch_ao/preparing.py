@@ -1,5 +1,6 @@
 """Adds observers, or fake quantization, to a fused model."""
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -30,7 +31,7 @@ from .histograms import HistogramObserver, limited_observer
 from .training_norms import FUSED_WITH_NORM
 from .weight_ranges import weight_observer
 
-__all__ = ["freeze", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
+__all__ = ["freeze", "is_observed", "leave_unobserved_in_float", "prepare", "unobserved_paths"]
 
 # qnnpack's kernel for ReLU6, run as a module of its own, assumes dense channels_last memory, which its convolutions do
 # not return.
@@ -247,8 +248,17 @@ def leave_unobserved_in_float(model: nn.Module) -> None:
 
 def unobserved_paths(model: nn.Module) -> list[str]:
     """Paths of prepared modules that no batch has reached yet."""
-    return [
-        path.split(".activation_post_process")[0]
-        for path, module in model.named_modules()
-        if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)) and bool(module.min_val.isinf().any())
-    ]
+    return [path.split(".activation_post_process")[0] for path, is_observed in _observers(model) if not is_observed]
+
+
+def is_observed(model: nn.Module) -> bool:
+    """Whether a batch has reached a prepared module, or none needs one."""
+    results = [is_observed for _, is_observed in _observers(model)]
+    return any(results) or not results
+
+
+def _observers(model: nn.Module) -> Iterator[tuple[str, bool]]:
+    """The path of each observer, and whether it has seen values."""
+    for path, module in model.named_modules():
+        if isinstance(module, (taoq.HistogramObserver, taoq.MinMaxObserver)):
+            yield path, not bool(module.min_val.isinf().any())
