@@ -60,7 +60,6 @@ def with_program(
         return replace(subject, program=export(subject))
     limit = SizeLimit(_COMPLEX_SIZES)
     failure: RuntimeError | None = None
-    program: ExportedProgram | None = None
     try:
         # The branch for sizes that nothing divides, such as one that pads to a multiple, often holds for all others.
         for has_prime_trace in (False, True):
