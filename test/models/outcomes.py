@@ -16,7 +16,8 @@ REFUSALS = {
     "layer of torchvision in a standalone file": r"must use only torch and the standard library, got torchvision",
     "int8 state of other layers": r"^state_dict must be of the layers of this model, .* may depend on weights",
     "functions that TorchScript lacks": r"^model (cannot be scripted|can neither be scripted nor traced)",
-    "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': [^\n]{,170}$",
+    "functions that ONNX lacks": r"^torch cannot convert the model to ONNX, use format='pt2': "
+    r"(\w+: [^\n]{,150}|its exporter has no form of [\w.]+)$",
     "batch norm without momentum in training": r"batch norms must have a number as momentum to be trained with",
     "weight whose norm changes in training": r"weights must be computed from parameters alone to be trained with",
     "computed weight in TorchScript": r"^model must have plain weights for TorchScript, .*: call deploy\.fold\(model\)",

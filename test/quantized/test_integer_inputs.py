@@ -1,4 +1,4 @@
-"""Models that take integers, such as uint8 images that they normalize themselves, or numbers of tokens."""
+"""Models that take integers, such as uint8 images that they normalize themselves, or token ids."""
 
 import copy
 from collections.abc import Callable

@@ -67,7 +67,7 @@ def accepts(model: nn.Module, inputs: Inputs) -> bool:
     return True
 
 
-def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
+def inputs_of(name: str, batch: Any, model: nn.Module, *, tries_integers: bool = True) -> Inputs:
     """The inputs of ``model`` in a batch of a data loader.
 
     Args:
@@ -78,6 +78,7 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
             tensors at the end that ``forward`` can do without: those are targets. The first item may itself be a
             sequence or mapping of inputs.
         model: the model to call.
+        tries_integers: runs ``model`` on integers alone, because it may not take them. Default: ``True``.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
     or if there are none and the model does not run on the others; ``ValueError`` for tensors that are empty, on the
@@ -88,7 +89,8 @@ def inputs_of(name: str, batch: Any, model: nn.Module) -> Inputs:
     bound = inputs.bind(name, signature)
     inputs = Inputs(bound.args, bound.kwargs)
     tensors = [tensor for tensor in inputs.tensors() if tensor.is_floating_point() or tensor.is_complex()]
-    if not tensors and not (inputs.tensors() and accepts(model, inputs)):  # models may scale integers themselves
+    # Models may convert integers themselves.
+    if not tensors and not (inputs.tensors() and (not tries_integers or accepts(model, inputs))):
         tensors = [*inputs.args, *inputs.kwargs.values()][:1]
     for tensor in tensors:
         check_float32(name, tensor)

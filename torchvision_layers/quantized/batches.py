@@ -32,12 +32,13 @@ def iterate(
     """
     _check_batches(batches, model)
     total = len(batches) if isinstance(batches, Sized) else None
-    bar, has_values = None, False
+    bar, has_values, takes_integers = None, False, False
     for i, batch in enumerate(batches):
         if i == 1 and progress:
             bar = Progress(label, "batch", total, done=1)
         name = f"the input in batch {i}"
-        inputs = inputs_of(name, batch, model)
+        inputs = inputs_of(name, batch, model, tries_integers=not takes_integers)
+        takes_integers = not any(map(Tensor.is_floating_point, inputs.tensors()))
         if seen is not None:
             seen[:] = [(name, inputs)]
             has_values = has_values or any(bool(tensor.any()) for tensor in inputs.tensors())

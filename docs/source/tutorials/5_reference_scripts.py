@@ -58,8 +58,8 @@ with stopped:
 # ------
 #
 # The same command with ``--resume auto`` continues from the last checkpoint. The final weights are bit-equal to those
-# of an uninterrupted run. Even a process that is killed while it saves leaves the previous checkpoint intact, and the
-# next run resumes from it.
+# of an uninterrupted run. The script writes each checkpoint to a temporary file and then renames it, so a crash during
+# a save does not damage the previous checkpoint. The next run resumes from that one.
 
 run("train.py", *shared, "--resume", "auto")
 

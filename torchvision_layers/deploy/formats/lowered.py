@@ -24,9 +24,9 @@ from ..lowering.model import LoweredModel, accepts_sizes
 from ..lowering.tracing import TraceableProgram, shape_kernels
 from .graph import Graph, dtype_of
 from .packing import PackedWeight, read_packing
-from .program import export_subject, rules_to_check, sources, with_program
+from .program import drop_broken_guards, export_subject, rules_to_check, with_program
 from .pt2 import save
-from .size_rules import check_rules, holds, size_rules
+from .size_rules import check_rules
 
 __all__ = ["MARKER", "deserialize", "restrict", "serialize"]
 
@@ -77,7 +77,7 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     """
     program = subject.program
     assert program is not None
-    _drop_broken_guards(program, subject)
+    drop_broken_guards(program, subject)  # they are about memory layouts, not about results
     rules = rules_to_check(program, subject)
     for node in program.graph.nodes:
         if getattr(node.target, "namespace", "") in ("mkldnn", "onednn"):
@@ -86,17 +86,6 @@ def serialize(subject: Subject, metadata: str) -> bytes:
     content = save(program, subject, {NAME: metadata, _RULES: json.dumps(rules)})
     _check_loading(content, subject)
     return content
-
-
-def _drop_broken_guards(program: ExportedProgram, subject: Subject) -> None:
-    """Drops guards that an input of the comparison breaks: they are about memory layouts, not about results."""
-    shapes = [inputs.shapes() for inputs in subject.compared]
-    rules = size_rules(program, sources(subject))
-    program._guards_code = [
-        guard
-        for guard, rule in zip(program._guards_code, rules, strict=True)
-        if all(holds(rule, shape) for shape in shapes)
-    ]
 
 
 def _check_loading(content: bytes, subject: Subject) -> None:

@@ -26,6 +26,7 @@ from .._subject import Subject
 from .size_rules import always_holds, can_store, holds, size_rules
 
 __all__ = [
+    "drop_broken_guards",
     "export_fixed",
     "export_subject",
     "input_shapes",
@@ -68,7 +69,7 @@ def with_program(
             if not _is_storable(program, subject):
                 reason = "computes sizes in a way that a file cannot store"
                 break
-            if subject.lowered is not None or _drop_broken_guards(program, subject):
+            if subject.lowered is not None or _is_right_without_guards(program, subject):
                 return replace(subject, program=program)
             reason = "computes something else for some sizes"
     except _FixedImagesError:
@@ -98,17 +99,22 @@ def _is_storable(program: ExportedProgram, subject: Subject) -> bool:
     return targets.isdisjoint(_FRACTIONAL) and can_store(program._guards_code, sources(subject))
 
 
-def _drop_broken_guards(program: ExportedProgram, subject: Subject) -> bool:
+def _is_right_without_guards(program: ExportedProgram, subject: Subject) -> bool:
     """Drops the guards that inputs of the comparison break, if the program then gives the values of the model."""
-    rules = size_rules(program, sources(subject))
-    held = [[holds(rule, inputs.shapes()) for rule in rules] for inputs in subject.compared]
-    breaking = [inputs for inputs, results in zip(subject.compared, held, strict=True) if not all(results)]
     guards = program._guards_code
-    program._guards_code = [guard for guard, *results in zip(guards, *held, strict=True) if all(results)]
-    if all(gives_results_of(program, subject.model, inputs) for inputs in breaking):
+    if all(gives_results_of(program, subject.model, inputs) for inputs in drop_broken_guards(program, subject)):
         return True
     program._guards_code = guards
     return False
+
+
+def drop_broken_guards(program: ExportedProgram, subject: Subject) -> list[Inputs]:
+    """Drops the guards that inputs of the comparison break, and returns these inputs."""
+    compared = subject.compared
+    rules = size_rules(program, sources(subject))
+    results = [[holds(rule, inputs.shapes()) for rule in rules] for inputs in compared]
+    program._guards_code = [code for code, *held in zip(program._guards_code, *results, strict=True) if all(held)]
+    return [inputs for inputs, held in zip(compared, results, strict=True) if not all(held)]
 
 
 def export_subject(subject: Subject, has_flat_output: bool = False, *, runs_single: bool = True) -> ExportedProgram:
