@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization.quantize_fx import prepare_fx
 
 from torchvision_layers import deploy, quantized
+from torchvision_layers.testing._checks._quantization import decibels
 
 X = torch.rand(2, 3, 8, 8)
 
@@ -89,3 +90,28 @@ def test_feature_extractor_is_not_a_wrapper() -> None:
     assert isinstance(extractor, torch.fx.GraphModule)
     for entry in ENTRIES.values():
         entry(extractor)
+
+
+class OwnCall(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("entry", ["quantize", "quantize_pt2e", "prepare_qat", "prepare_qat_pt2e", "lower"])
+def test_model_that_overrides_call_is_refused(entry: str) -> None:
+    run = {**ENTRIES, "lower": lambda model: deploy.lower(model, X)}[entry]
+    with pytest.raises(TypeError, match="^model must compute in forward, its class OwnCall overrides __call__"):
+        run(OwnCall().eval())
+
+
+def test_child_that_overrides_call_is_quantized() -> None:
+    model = nn.Sequential(OwnCall(), nn.ReLU()).eval()
+    int8 = quantized.quantize(model, [X], engine="pt2e")
+    assert decibels(model(X), int8(X)) > 30

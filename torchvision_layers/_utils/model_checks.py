@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-__all__ = ["call_predicate", "check_cpu", "check_module", "check_not_lazy", "check_unwrapped"]
+__all__ = ["call_predicate", "check_cpu", "check_forward", "check_module", "check_not_lazy", "check_unwrapped"]
 
 
 def check_module(argument: str, value: object) -> nn.Module:
@@ -80,6 +80,15 @@ def _is_lowered(node: torch.fx.Node) -> bool:
         or (node.op == "call_function" and getattr(node.target, "__name__", "").startswith("quantize_per_"))
         or (node.op == "call_module" and "activation_post_process" in str(node.target))
     )
+
+
+def check_forward(model: nn.Module) -> None:
+    """Raises ``TypeError`` if the class of ``model`` overrides ``__call__``, because tracing reads ``forward`` alone."""
+    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, torch.fx.GraphModule):
+        raise TypeError(
+            f"model must compute in forward, its class {type(model).__name__} overrides __call__: move that code to "
+            "forward"
+        )
 
 
 def check_not_lazy(argument: str, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from .._utils.checks import check_int
 from .._utils.inputs import Inputs, accepts
-from .._utils.model_checks import check_cpu, check_module, check_not_lazy, check_unwrapped
+from .._utils.model_checks import check_cpu, check_forward, check_module, check_not_lazy, check_unwrapped
 from ..quantized import QuantizableGraph, QuantizableModel
 from ..quantized.precision import in_float32
 from ..quantized.pt2e.constants import fold_constants
@@ -104,6 +104,7 @@ def _lower(
         return _lower_int8(model, example, threads)
     _check_float32(model)
     check_unwrapped("model", model)
+    check_forward(model)
     check_not_lazy("model", model)
     inputs = check_example(example, model)
     folded = fold_call(model, inputs, "example")

@@ -10,7 +10,7 @@ from .._utils.checks import check_bool, did_you_mean
 from .._utils.failed_runs import explaining
 from .._utils.folded_forms import join_branches
 from .._utils.inputs import Inputs, inputs_of
-from .._utils.model_checks import check_unwrapped
+from .._utils.model_checks import check_forward, check_unwrapped
 from .batches import iterate
 from .checks import check_not_converted
 from .eager.fusion import fuse_children
@@ -145,6 +145,7 @@ def quantize(
     check_not_converted(model)
     check_unwrapped("model", model)
     called = unwrapped(model)
+    check_forward(called)
     settings = Settings(
         backend,
         allow_float,
@@ -232,21 +233,22 @@ def prepare_qat(
     backend = workflow.choose_backend(backend)
     check_not_converted(model)
     check_unwrapped("model", model)
-    excluded = find_excluded(unwrapped(model), exclude)
+    called = unwrapped(model)
+    check_forward(called)
     settings = Settings(
         backend,
         allow_float,
         dynamic_sizes,
         per_channel=check_bool("per_channel", per_channel),
-        excluded=excluded,
+        excluded=find_excluded(called, exclude),
         vnni=_check_vnni(vnni, engine, backend),
     )
-    inputs = None if example is None else inputs_of("example", example, unwrapped(model))
+    inputs = None if example is None else inputs_of("example", example, called)
     seen = [] if inputs is None else [("example", inputs)]
-    with explaining(unwrapped(model), seen), in_float32():
+    with explaining(called, seen), in_float32():
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
         if check and inputs is not None:
-            check_prepared(prepared, unwrapped(model), inputs)
+            check_prepared(prepared, called, inputs)
     return prepared
 
 
