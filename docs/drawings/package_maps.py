@@ -115,7 +115,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
     "package_pt2e": PackageMap(
         "quantized/pt2e",
         [
-            [Group("Export for all sizes", "export signature sizes batch_sizes")],
+            [Group("Export for all sizes", "export signature sizes batch_sizes size_branches")],
             [Group("Rewrite the graph", "regions passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems")],
             [

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision_layers import deploy, quantized
 from torchvision_layers.deploy.formats.onnx_sizes import add_size_checks
 from torchvision_layers.deploy.formats.size_rules import always_holds, holds
+from torchvision_layers.testing._checks._quantization import decibels
 
 QUIET = onnxruntime.SessionOptions()
 QUIET.log_severity_level = 4
@@ -90,17 +91,68 @@ class Resizing(Padding):
         return torch.cat([x, y], 1)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+class Restoring(Padding):
+    """Pads the image to a multiple of eight, and crops the result to its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+        self.last = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        rows, columns = (8 - height % 8) % 8, (8 - width % 8) % 8
+        if rows or columns:
+            x = F.pad(x, (0, columns, 0, rows), mode="reflect")
+        return self.last(F.interpolate(F.relu(self.conv(x)), scale_factor=2.0))[..., :height, :width]
+
+
+SHAPES = ((1, 3, 16, 16), (2, 3, 15, 22), (1, 3, 13, 29), (1, 3, 32, 21), (3, 3, 24, 20))
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", None])
 @pytest.mark.parametrize("size", [(16, 16), (13, 13)])
-@pytest.mark.parametrize("cls", [Padding, Resizing])
-def test_pads_or_resizes_some_sizes(cls: type[Padding], size: tuple[int, int], format: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cls", [Padding, Resizing, Restoring])
+def test_pads_or_resizes_some_sizes(
+    cls: type[Padding], size: tuple[int, int], format: str | None, tmp_path: Path
+) -> None:
     """The branch for some sizes gives right values for all."""
     model = cls().eval()
-    exported = deploy.export(model, torch.randn(2, 3, *size), tmp_path / "model", format=format)
+    path = tmp_path / ("model" if format else "model.pt2")
+    exported = deploy.export(model, torch.randn(2, 3, *size), path, format=format)
     loaded = deploy.load(exported.path)
-    for shape in ((1, 3, 16, 16), (2, 3, 15, 22), (1, 3, 13, 29), (1, 3, 32, 21), (3, 3, 24, 20)):
+    for shape in SHAPES:
         x = torch.randn(shape)
         torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 13)])
+@pytest.mark.parametrize("cls", [Padding, Resizing, Restoring])
+def test_int8_pads_or_resizes_some_sizes(cls: type[Padding], size: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = cls().eval()
+    x = torch.randn(16, 3, *size)
+    int8 = quantized.quantize(model, [x], engine="pt2e", backend="onnxruntime")
+    lowered = deploy.lower(int8, x)
+    file = deploy.load(deploy.export(int8, x, tmp_path / "model.onnx", format="onnx-qdq").path)
+    for shape in SHAPES:
+        x = torch.randn(shape)
+        for run in (int8, lowered, file):
+            assert decibels(model(x), run(x)) > 25
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_graph_refuses_sizes_of_another_branch(name: str) -> None:
+    rule, other = RULES[name]
+    torch.manual_seed(0)
+    model = Branching(rule).eval()
+    int8 = quantized.quantize(model, [torch.randn(2, 3, 18, 18)], engine="pt2e")
+    with pytest.raises(ValueError, match="must have|sizes that the forward of the model supports"):
+        int8(torch.randn(other))
+    for shape in ((2, 3, 18, 18), (1, 3, 18, 18), (3, 3, 21, 27)):
+        if rule(torch.Size(shape)):
+            x = torch.randn(shape)
+            assert decibels(model(x), int8(x)) > 20
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])

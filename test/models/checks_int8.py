@@ -70,7 +70,7 @@ def check_int8(subject: Subject, engine: str, backend: str) -> None:
             subject.expected(batch),
             subject.estimate,
             f"int8, batch of {batch}",
-            2 * slack,
+            2.5 * slack,  # calibration clips the largest values, which a global maximum picks
         )
     empty = outputs_of(int8, x.map(lambda tensor: tensor[:0]))
     if [tensor.shape[1:] for tensor in empty] != [tensor.shape[1:] for tensor in first] or any(map(len, empty)):

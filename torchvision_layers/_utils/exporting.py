@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import itertools
 import math
 import sys
 import warnings
@@ -24,10 +25,13 @@ from .symbolic_lengths import symbolic_lengths
 __all__ = [
     "any_size",
     "as_module",
+    "drop_guards",
     "export_program",
     "gives_results_of",
+    "held_guards",
     "holds",
     "kept_tensors_allowed",
+    "prime_from",
     "without_partial_graph",
 ]
 
@@ -155,14 +159,40 @@ def _accepts(program: ExportedProgram, single: Inputs) -> bool:
 
 def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> bool:
     """Drops the guards against a single image if the program then gives the results of the model for it."""
-    guards = program._guards_code
-    arguments = inspect.signature(model.forward).bind(*single.args, **single.kwargs).arguments
+    return drop_guards(program, model, [(single, held_guards(program, model, single))], verifies_all=True)
+
+
+def held_guards(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> list[bool]:
+    """Whether each guard of a program holds for these inputs."""
+    arguments = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
     names = {"L": arguments, "torch": torch, "math": math}
-    program._guards_code = [code for code in guards if holds(partial(eval, code, names))]
-    is_right = gives_results_of(program, model, single)
-    if not is_right:
-        program._guards_code = guards
-    return is_right
+    return [holds(partial(eval, code, names)) for code in program._guards_code]
+
+
+def drop_guards(
+    program: ExportedProgram,
+    model: nn.Module,
+    held: Sequence[tuple[Inputs, Sequence[bool]]],
+    *,
+    verifies_all: bool = False,
+) -> bool:
+    """Drops the guards that inputs break, if the program then gives the results of the model for these inputs.
+
+    Args:
+        program: the program, whose guards it sets.
+        model: the model.
+        held: inputs, each with whether each guard of the program holds for it.
+        verifies_all: whether to compare the results for inputs that break no guard, too.
+
+    Returns whether the results are right.
+    """
+    guards = program._guards_code
+    program._guards_code = [guard for i, guard in enumerate(guards) if all(results[i] for _, results in held)]
+    compared = [inputs for inputs, results in held if verifies_all or not all(results)]
+    if all(gives_results_of(program, model, inputs) for inputs in compared):
+        return True
+    program._guards_code = guards
+    return False
 
 
 def gives_results_of(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:
@@ -174,6 +204,12 @@ def gives_results_of(program: ExportedProgram, model: nn.Module, inputs: Inputs)
         except Exception:  # operators of the graph, or a forward, may not take these sizes
             return False
     return len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
+
+
+def prime_from(size: int, skipped: int) -> int:
+    """The smallest prime of at least ``size``, after ``skipped`` smaller ones."""
+    primes = (n for n in itertools.count(max(size, 2)) if all(n % divisor for divisor in range(2, math.isqrt(n) + 1)))
+    return next(itertools.islice(primes, skipped, None))
 
 
 def holds(condition: Callable[[], object]) -> bool:

@@ -83,7 +83,7 @@ def _is_lowered(node: torch.fx.Node) -> bool:
 
 
 def check_forward(model: nn.Module) -> None:
-    """Raises ``TypeError`` if the class of ``model`` overrides ``__call__``, because tracing reads ``forward`` alone."""
+    """Raises ``TypeError`` if the class of ``model`` overrides ``__call__``: tracing reads ``forward`` alone."""
     if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, torch.fx.GraphModule):
         raise TypeError(
             f"model must compute in forward, its class {type(model).__name__} overrides __call__: move that code to "

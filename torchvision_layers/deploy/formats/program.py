@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from ..._utils.exporting import as_module, export_program, gives_results_of
+from ..._utils.exporting import as_module, export_program, gives_results_of, prime_from
 from ..._utils.inputs import Inputs, accepts
 from ..._utils.safe_names import safe_names
 from ..._utils.size_limit import SizeLimit
@@ -39,8 +39,6 @@ __all__ = [
 
 #: Functions of fractions of sizes, which torch.export cannot save.
 _FRACTIONAL = {math.ceil, math.floor, round}
-#: Sizes with a complex formula in a program for all image sizes, which takes seconds.
-_COMPLEX_SIZES = 6
 
 
 class _FixedImagesError(RuntimeError):
@@ -59,11 +57,11 @@ def with_program(
     """
     if not subject.has_variable_images:
         return replace(subject, program=export(subject))
-    limit = SizeLimit(_COMPLEX_SIZES)
     failure: RuntimeError | None = None
     try:
         # The branch for sizes that nothing divides, such as one that pads to a multiple, often holds for all others.
         for has_prime_trace in (False, True):
+            limit = SizeLimit()
             with nullcontext() if may_be_slow else limit:
                 program = export(replace(subject, has_prime_trace=has_prime_trace))
             if not _is_storable(program, subject):
@@ -244,7 +242,7 @@ def _example_pair(subject: Subject) -> Inputs:
         def sizes(i: int, shape: torch.Size, factor: int = factor) -> list[int]:
             grown = [factor * size for size in shape]
             if subject.has_prime_trace:
-                grown = [_prime_up_to(size, skipped=max(0, dim - 2)) for dim, size in enumerate(grown)]
+                grown = [prime_from(size, skipped=max(0, dim - 2)) for dim, size in enumerate(grown)]
             is_variable = [dim >= 2 and isinstance(size, str) for dim, size in enumerate(shapes[i])]
             return [new if varies else old for new, old, varies in zip(grown, shape, is_variable, strict=True)]
 
@@ -254,12 +252,6 @@ def _example_pair(subject: Subject) -> Inputs:
         if max(size for tensor in images.tensors() for size in tensor.shape[2:]) <= 256 and accepts(model, images):
             return images
     return resize(example, lambda i, shape: shape)
-
-
-def _prime_up_to(size: int, skipped: int) -> int:
-    """The largest prime up to ``size`` after the ``skipped`` largest, so that height and width differ; at least 2."""
-    primes = [n for n in range(2, size + 1) if all(n % divisor for divisor in range(2, math.isqrt(n) + 1))]
-    return ([2] * (skipped + 1) + primes)[-1 - skipped]
 
 
 def root_cause(error: BaseException) -> str:

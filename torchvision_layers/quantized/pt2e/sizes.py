@@ -19,6 +19,7 @@ from ..._utils.modules import copy_module
 from ..._utils.size_limit import SizeLimit
 from ..checks import check_same_results
 from .batch_sizes import export_constant_batch
+from .size_branches import with_best_branch
 
 __all__ = ["SizedGraph", "export_fixed", "export_sized", "output_values", "warn_fixed"]
 
@@ -192,7 +193,9 @@ def _export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None)
     sizes = [{dim: auto for dim, size in enumerate(x.shape) if dim == 0 or size > 1} for x in pair.args]
     try:
         with limit if dynamic_sizes is None else nullcontext():
-            return _sized(export_program(model, pair, sizes, drops_batch_guards=True).module())
+            program = export_program(model, pair, sizes, drops_batch_guards=True)
+            program = program if model.training else with_best_branch(program, model, pair, sizes)
+        return _sized(program.module())
     except RuntimeError:
         if not limit.is_exceeded:
             raise
