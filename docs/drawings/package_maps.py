@@ -15,7 +15,10 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
                 Group("Single modules", "modules successor hooked_weights graph_modules"),
             ],
             [
-                Group("How a forward uses its modules", "tracing data_flow chains recorded_forwards source_lines"),
+                Group(
+                    "How a forward uses its modules",
+                    "tracing side_effects data_flow chains recorded_forwards source_lines",
+                ),
                 Group("The same result from other modules", "plain/ folded_forms scaling row_blocks"),
             ],
             [
@@ -117,7 +120,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
         [
             [Group("Export for all sizes", "export signature sizes batch_sizes size_branches")],
             [Group("Rewrite the graph", "regions passes writes constants weights nodes")],
-            [Group("Refuse what cannot become int8", "problems")],
+            [Group("Refuse what cannot become int8", "problems training_checks")],
             [
                 Group("Place quantization, calibrate, convert", "workflow torchao tensorrt"),
                 Group("Biases", "bias_correction bias_steps"),

@@ -41,6 +41,10 @@ def _parameters(layer: LayerArgument) -> dict[str, inspect.Parameter]:
         return {}
 
 
+#: Norms over the channels of images, which are in dimension 1.
+_CHANNELS_SECOND = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
+
+
 @dataclass(frozen=True)
 class Builder:
     """Builds the children of one layer on one device and in one dtype.
@@ -120,6 +124,16 @@ class Builder:
             self._check_channels(argument, norm, attribute, channels)
         if isinstance(norm, nn.LayerNorm) and norm.normalized_shape[-1] != channels:
             raise ValueError(f"{argument} has normalized_shape={norm.normalized_shape}, expected ({channels},)")
+        return norm
+
+    def norm_of_last(self, argument: str, layer: LayerArgument, channels: int) -> nn.Module:
+        """Builds a normalization over the last dimension, called with ``channels``."""
+        norm = self.norm(argument, layer, channels)
+        # These would normalize over dimension 1 without an error if it happens to have this size.
+        if isinstance(norm, _CHANNELS_SECOND):
+            raise TypeError(
+                f"{argument} must normalize the last dimension, as nn.LayerNorm does, got {type(norm).__name__}"
+            )
         return norm
 
     def activation(

@@ -35,10 +35,28 @@ class Inputs:
         return [tuple(tensor.shape) for tensor in self.tensors()]
 
     def first_images(self, count: int) -> Self:
-        """The same inputs with at most ``count`` images."""
+        """The same inputs with at most ``count`` images; with all if a list has an item for each image."""
+        if self.has_list_of_images():
+            return self
         tensors = [tensor for tensor in self.tensors() if tensor.dim()]
         batch = len(tensors[0]) if tensors else 0
         return self.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+
+    def has_list_of_images(self) -> bool:
+        """Whether a list or tuple seems to hold a tensor for each image of the batch, such as its boxes."""
+        tensors = [tensor for tensor in self.tensors() if tensor.dim()]
+        batch = len(tensors[0]) if tensors else 0
+
+        def holds(value: Any) -> bool:
+            if isinstance(value, Mapping):
+                return any(map(holds, value.values()))
+            if not isinstance(value, (list, tuple)):
+                return False
+            if len(value) == batch > 1 and all(isinstance(item, Tensor) for item in value):
+                return any(item.dim() < 3 or len(item) != batch for item in value)
+            return any(map(holds, value))
+
+        return any(map(holds, [*self.args, *self.kwargs.values()]))
 
     def bind(self, name: str, forward: inspect.Signature) -> inspect.BoundArguments:
         """The arguments of ``forward`` by name; raises ``TypeError``, which calls them ``name``, if it takes others."""

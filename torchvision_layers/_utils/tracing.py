@@ -1,11 +1,10 @@
 """How a ``forward`` uses the modules below it, found by symbolic tracing."""
 
-import copy
 import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .data_flow import ForwardTrace, analyze, intersect, sequence
+from .side_effects import Effects, record_reads_, writable_copy
 
 __all__ = [
     "Container",
@@ -20,6 +20,7 @@ __all__ = [
     "TraceCache",
     "check_argument",
     "check_items",
+    "check_passed",
     "find_producer",
     "is_sequence",
     "shallow_graph",
@@ -53,14 +54,17 @@ for _name in ("iadd", "iand", "ifloordiv", "imatmul", "imod", "imul", "ior", "ip
 class _ShallowTracer(torch.fx.Tracer):
     """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
 
-    def __init__(self, containers: Mapping[str, Container] | None = None) -> None:
+    def __init__(self, containers: Mapping[str, Container] | None = None, effects: Effects | None = None) -> None:
         super().__init__()
-        self.containers = containers or {}
+        self.containers, self.effects = containers or {}, effects
         #: Whether gradients and autocast were on for each operation.
         self.modes: set[tuple[bool, ...]] = set()
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        return _Proxy(node, self)
+        proxy = _Proxy(node, self)
+        if self.effects is not None:
+            self.effects.watch(proxy)
+        return proxy
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         function, arguments = super().create_args_for_root(*args, **kwargs)
@@ -99,15 +103,23 @@ class _ShallowTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
+class TracedForward(NamedTuple):
+    """A ``forward`` as a graph."""
+
+    graph: torch.fx.Graph
+    #: Effects besides the result, in phrases such as ``"sets self.last"``.
+    effects: list[str]
+    #: The names of the attributes whose values are constants of the graph.
+    constants: frozenset[str]
+
+
 def shallow_graph(
     module: nn.Module,
     training: bool,
     constants: Mapping[str, Any] | None = None,
     containers: Mapping[str, Container] | None = None,
-) -> tuple[torch.fx.Graph, list[str]] | None:
-    """The graph of ``module.forward`` with children as leaves, and the effects that the graph lacks.
-
-    ``None`` if tracing fails. Effects are phrases such as ``"sets self.last"``.
+) -> TracedForward | None:
+    """The graph of ``module.forward`` with children as leaves; ``None`` if tracing fails.
 
     Args:
         module: the module, which is not changed.
@@ -117,37 +129,47 @@ def shallow_graph(
         containers: arguments that are lists, tuples or dicts of tensors. The graph requires the same keys.
     """
     constants = _defaults(module) if constants is None else dict(constants)
-    copied = _writable_copy(module)
+    copied = writable_copy(module)
     copied.training = training
-    before = _attributes(copied)
-    tracer = _ShallowTracer(containers)
+    reads = record_reads_(copied)
+    effects = Effects(copied)
+    tracer = _ShallowTracer(containers, effects)
     try:
-        graph = tracer.trace(copied, dict(constants))
+        with effects:
+            graph = tracer.trace(copied, dict(constants))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return None
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    for node, name in zip((node for node in graph.nodes if node.op == "placeholder"), names, strict=True):
+    if any(argument.graph is not graph for node in graph.nodes for argument in node.all_input_nodes):
+        return None  # another forward left a proxy in an attribute
+    parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
+    for node, name in zip((node for node in graph.nodes if node.op == "placeholder"), parameters, strict=True):
         if not str(node.target).startswith("*"):
             node.target = name  # torch.fx numbers the arguments that it specializes
         if name in constants:
-            _fix_argument(node, constants[name])
-    after = _attributes(copied)
-    effects = [f"sets self.{name}" for name, value in after.items() if before.get(name) != value]
+            _fix_argument(node, constants[name], parameters[name].default)
+        elif parameters[name].default is None:
+            _add_check(node, check_passed, ())
+    found = effects.found
     if len(tracer.modes) > 1:
-        effects.append("computes a part without gradients or under autocast")
-    return graph, effects
+        found.append("computes a part without gradients or under autocast")
+    return TracedForward(graph, found, frozenset(reads))
 
 
-def _fix_argument(node: torch.fx.Node, value: Any) -> None:
-    """Makes ``value`` the default of a placeholder, and replaces torch's check of it by one that can be traced."""
+def _fix_argument(node: torch.fx.Node, value: Any, default: Any) -> None:
+    """Gives a placeholder its default back, and replaces torch's check of the value by one that can be traced."""
     for user in list(node.users):
         for check in list(user.users):
             node.graph.erase_node(check)
         node.graph.erase_node(user)
-    node.args = (value,)
+    node.args = (default,)
+    _add_check(node, check_argument, (value,))
+
+
+def _add_check(node: torch.fx.Node, check: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Calls ``check`` with the name and the value of a placeholder, and ``args``."""
     last = next(n for n in reversed(list(node.graph.nodes)) if n.op == "placeholder")
     with node.graph.inserting_after(last):
-        node.graph.call_function(check_argument, (str(node.target), node, value))
+        node.graph.call_function(check, (str(node.target), node, *args))
 
 
 def check_argument(name: str, value: Any, expected: Any) -> None:
@@ -156,23 +178,18 @@ def check_argument(name: str, value: Any, expected: Any) -> None:
         raise ValueError(f"{name} must be {expected!r}, as in the first call of this forward, got {value!r}")
 
 
+def check_passed(name: str, value: Any) -> None:
+    """Raises ``ValueError`` if the argument called ``name`` is missing, with which a ``forward`` was traced."""
+    if value is None:
+        raise ValueError(f"{name} must be passed, as in the first call of this forward, got None")
+
+
 def check_items(name: str, value: Any, keys: list[Any]) -> None:
     """Raises ``ValueError`` unless the argument called ``name`` holds what a ``forward`` was traced with."""
     if not isinstance(value, torch.fx.Proxy):
         actual = list(value) if isinstance(value, dict) else list(range(len(value)))
         if actual != keys:
             raise ValueError(f"{name} must hold {keys}, as in the first call of this forward, got {actual}")
-
-
-def _attributes(module: nn.Module) -> dict[str, object]:
-    """The identity of each attribute of a module, and of the items of lists and dicts."""
-    return {
-        name: [*map(id, value.values() if isinstance(value, dict) else value)]
-        if type(value) in (dict, list)
-        else id(value)
-        for name, value in vars(module).items()
-        if not name.startswith("_tensor_constant")
-    }
 
 
 def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTrace:
@@ -188,14 +205,24 @@ def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTra
         return ForwardTrace()
     if is_sequence(module):
         return sequence(list(module._modules))
-    tracer = _ShallowTracer()
     try:
-        trace = analyze(tracer.trace(_writable_copy(module)), ignores_shapes)
+        trace = analyze(_graph(module, {}), ignores_shapes)
         if defaults := _defaults(module):
-            trace = intersect(trace, analyze(tracer.trace(_writable_copy(module), defaults), ignores_shapes))
+            trace = intersect(trace, analyze(_graph(module, defaults), ignores_shapes))
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return ForwardTrace(whole=[name for name, _ in module.named_children()], is_traced=False)
     return trace
+
+
+def _graph(module: nn.Module, constants: dict[str, Any]) -> torch.fx.Graph:
+    """The graph of a ``forward`` whose calls do not depend on random numbers; anything may be raised."""
+    copied = writable_copy(module)
+    effects = Effects(copied)
+    with effects:
+        graph = _ShallowTracer(effects=effects).trace(copied, constants)
+    if effects.is_random:
+        raise ValueError("the forward draws random numbers")
+    return graph
 
 
 class TraceCache(dict[nn.Module, ForwardTrace]):
@@ -215,16 +242,6 @@ def is_sequence(module: nn.Module) -> bool:
     return cls.__iter__ is nn.Sequential.__iter__ and all(
         child is not None and paths[child] == name for name, child in module._modules.items()
     )
-
-
-def _writable_copy(module: nn.Module) -> nn.Module:
-    """A copy with the same children and parameters, whose attributes a ``forward`` may write."""
-    copied = copy.copy(module)
-    for name, value in vars(module).items():
-        if type(value) in (dict, list, set):
-            vars(copied)[name] = value.copy()
-    copied._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-    return copied
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

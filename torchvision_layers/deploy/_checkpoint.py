@@ -87,11 +87,15 @@ def load_checkpoint(path: str) -> Checkpoint:
                 "of float training and --int8"
             )
         return Checkpoint(path, content["model"], content)
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+    if isinstance(content, dict) and content and all(map(_is_entry, content.items())):
         return Checkpoint(path, content, {})
     raise ValueError(
         f"{path} is not a checkpoint: it must contain a state_dict, or a dictionary with one under 'model'"
     )
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_calibration(path: str, channels: int) -> Tensor:
@@ -137,9 +141,9 @@ def _load(path: str, expected: str) -> Any:
         except pickle.UnpicklingError as error:
             if not zipfile.is_zipfile(path):
                 raise ValueError(f"{path} is not {expected}, or is damaged") from error
-            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{path} is not {expected}: it contains more than tensors and numbers: {reason}"
+                f"{path} is not {expected}: it contains more than tensors and numbers; of a model, save the "
+                "state_dict()"
             ) from error
         except Exception as error:  # torch raises almost any type for such a file, OSError too
             raise ValueError(

@@ -57,10 +57,14 @@ _BATCH_SIZE = 32
 _PHOTOGRAPHS = 128
 
 
+#: Errors that end in one line, also of the model's own code.
+_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, AssertionError, LookupError)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status. Default: the arguments of the process."""
     args = _parser().parse_args(argv)
-    return exit_status(partial(_run, args), ValueError, TypeError, OSError, ImportError, RuntimeError)
+    return exit_status(partial(_run, args), *_ERRORS)
 
 
 def _parser() -> ArgumentParser:

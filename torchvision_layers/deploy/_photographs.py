@@ -16,6 +16,8 @@ __all__ = ["PRESETS", "Preprocessing", "load_photographs"]
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
 _MODES = {1: "L", 3: "RGB"}
+#: All that Pillow raises.
+_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,16 @@ def load_photographs(folder: Path, preprocessing: Preprocessing, channels: int, 
     for path in track(chosen, "reading images", "image"):
         try:
             with Image.open(path) as image:
-                inputs.append(preprocessing.input(image.convert(_MODES[channels])))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+                inputs.append(preprocessing.input(_eight_bits(image).convert(_MODES[channels])))
+        except _ERRORS as error:
             raise ValueError(f"{path} is not an image, or is damaged: {error}") from error
     return torch.stack(inputs)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits with the 8 highest, because Pillow replaces all values above 255 by 255."""
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value * (1 / 256))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers of mode {image.mode!r}, whose range is unknown: save it in 8 bits")
+    return image

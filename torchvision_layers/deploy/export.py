@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._utils.atomic import atomic_path
 from .._utils.checks import check_bool, check_number, check_path
 from .._utils.inputs import Inputs
+from ..quantized.precision import in_float32
 from ._comparison import compare
 from ._example import check_example
 from ._metadata import describe
@@ -111,7 +112,7 @@ def export(
     facts = _check_about(about)
     # Dropout that stays active in eval mode, and tools of torch, may draw random numbers; the caller's generator must
     # not notice.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_float32():
         subject = Subject.of(model, inputs)
         _check_classes(classes, subject.output_shape)
         subject = file_format.restrict(subject)

@@ -85,6 +85,7 @@ class ConvNeXtBlock(nn.Module):
         check_bool("kept_rows_only", kept_rows_only)
         build = Builder(device, dtype)
         padding = kernel_size // 2
+        norm_layer = partial(nn.LayerNorm, eps=1e-6) if norm_layer is None else norm_layer
         layers: list[nn.Module] = [
             build.conv(
                 "conv_layer",
@@ -99,12 +100,12 @@ class ConvNeXtBlock(nn.Module):
                 bias=True,
             ),
             Permute([0, 2, 3, 1]),
-            build.norm("norm_layer", norm_layer or partial(nn.LayerNorm, eps=1e-6), dim),
+            build.norm_of_last("norm_layer", norm_layer, dim),
             nn.Linear(dim, hidden, device=device, dtype=dtype),
             build.activation("activation_layer", activation_layer, hidden),
         ]
         if hidden_norm_layer is not None:
-            layers.append(build.norm("hidden_norm_layer", hidden_norm_layer, hidden))
+            layers.append(build.norm_of_last("hidden_norm_layer", hidden_norm_layer, hidden))
         layers.append(nn.Linear(hidden, dim, device=device, dtype=dtype))
         layers.append(Permute([0, 3, 1, 2]))
         self.block = nn.Sequential(*layers)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._utils.checks import check_bool, did_you_mean
@@ -12,7 +13,7 @@ from .._utils.folded_forms import join_branches
 from .._utils.inputs import Inputs, inputs_of
 from .._utils.model_checks import check_forward, check_unwrapped
 from .batches import iterate
-from .checks import check_not_converted
+from .checks import check_norms_train, check_not_converted
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
@@ -243,9 +244,10 @@ def prepare_qat(
         excluded=find_excluded(called, exclude),
         vnni=_check_vnni(vnni, engine, backend),
     )
+    check_norms_train(called)
     inputs = None if example is None else inputs_of("example", example, called)
     seen = [] if inputs is None else [("example", inputs)]
-    with explaining(called, seen), in_float32():
+    with explaining(called, seen), in_float32(), torch.random.fork_rng(devices=[]):
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
         if check and inputs is not None:
             check_prepared(prepared, called, inputs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.inputs import Inputs
+from .._utils.modules import copy_module
 from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
 from .finite import describe_origin
@@ -18,6 +19,7 @@ __all__ = [
     "FLOAT_STATE",
     "check_float32_parameters",
     "check_int8_state",
+    "check_norms_train",
     "check_not_converted",
     "check_same_results",
     "first_of",
@@ -37,6 +39,24 @@ def check_not_converted(model: nn.Module) -> None:
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, QuantizableWrapper) and module.stage is not Stage.FLOAT:
             raise ValueError(f"{path or 'model'} is prepared or converted already; start from the float model")
+
+
+def check_norms_train(model: nn.Module) -> None:
+    """Raises ``ValueError`` for batch norms that stay in eval mode while the rest of ``model`` trains."""
+    modes = {path for path, m in model.named_modules() if model.training and not m.training}
+    copied = copy_module(model).train()
+    frozen = [
+        path
+        for path, module in copied.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (path in modes or not module.training)
+    ]
+    if frozen:
+        raise ValueError(
+            f"batch norms must be in training mode to be trained, {', '.join(frozen[:3])} "
+            f"{'stays' if len(frozen) == 1 else 'stay'} in eval mode: to keep their statistics, pass "
+            "tnn.replace(model.train(), lambda path, m: isinstance(m, nn.BatchNorm2d) and not m.training, "
+            "tnn.FrozenBatchNorm2d)"
+        )
 
 
 def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:

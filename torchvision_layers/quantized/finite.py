@@ -34,7 +34,7 @@ class FiniteValues:
 
 
 def check_not_nan(inputs: Inputs) -> None:
-    """Errors: ``ValueError`` for inputs of an int8 model with NaN, except in compilers and tracers."""
+    """Errors: ``ValueError`` for inputs of an int8 or prepared model with NaN, except in compilers and tracers."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
     with torch._C.DisableTorchFunction():  # a mode may forbid to read values, which the outputs must not depend on

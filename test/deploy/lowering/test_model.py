@@ -283,13 +283,16 @@ def test_sizes_that_the_program_does_not_take() -> None:
 
 
 class Windows(nn.Module):
+    """Pads to multiples of several numbers."""
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        height = input.shape[2]
-        padded = F.pad(input, (0, 0, 0, (4 - height % 4) % 4))
+        height, padded = input.shape[2], input
+        for side in (4, 5, 7):
+            padded = F.pad(padded, (0, 0, 0, (side - padded.shape[2] % side) % side))
         return F.relu(self.conv(padded))[:, :, :height]
 
 

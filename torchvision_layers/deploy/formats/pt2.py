@@ -45,7 +45,7 @@ def save(program: ExportedProgram, subject: Subject, texts: dict[str, str]) -> b
         raise TypeError(f"format='pt2' holds dense tensors only, {sparse[0]} is sparse: replace it by its to_dense()")
     # The user's images must not be in the file. Without any inputs, torch would drop the guards on their sizes.
     pair = Inputs(*program.example_inputs) if program.example_inputs else subject.example
-    zeros = pair.map(lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape))
+    zeros = pair.map(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
     program._example_inputs = zeros.args, zeros.kwargs
     content = io.BytesIO()
     torch.export.save(program, content, extra_files=texts)

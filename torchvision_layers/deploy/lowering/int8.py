@@ -29,6 +29,7 @@ __all__ = ["quantize_layers"]
 _aten = torch.ops.aten
 _ADD, _RELU = _aten.add.Tensor, _aten.relu.default
 _CONV_POST_OPS = {"relu", "hardtanh", "hardswish", "swish"}
+_CONV1D_POST_OPS = {"relu"}
 _LINEAR_POST_OPS = _CONV_POST_OPS | {"leaky_relu", "tanh", "gelu"}
 #: Operators that only move or select values.
 _MOVES = {
@@ -125,6 +126,7 @@ def _fuse_post_op(graph: fx.Graph, node: fx.Node, operators: dict[Any, Any]) -> 
         return
     supported = {
         operators[_aten.linear.default]: _LINEAR_POST_OPS,
+        operators[_aten.conv1d.default]: _CONV1D_POST_OPS,
         operators[_aten.conv3d.default]: set[str](),
     }.get(layer.target, _CONV_POST_OPS)
     if layer.args[-3] == "none" and post_op.name in supported:

@@ -19,13 +19,18 @@ def check_levels(input: Levels, channels: list[int]) -> list[Tensor]:
     """Returns a new list of the levels.
 
     Errors: ``TypeError`` if ``input`` holds no tensors; ``ValueError`` unless there is one level for each number in
-    ``channels``, with that many channels.
+    ``channels``, with that many channels, and as many images in each.
     """
     levels = _as_list(input)
     if len(levels) != len(channels):
         raise ValueError(f"input must have {len(channels)} levels, with {channels} channels, got {len(levels)}")
     for i, level in enumerate(levels):
         check_input(level, 4, channels[i], True, f"level {i} of input")
+        if is_tensor(level) and level.shape[0] != levels[0].shape[0]:
+            raise ValueError(
+                f"level {i} of input must have as many images as level 0, {levels[0].shape[0]}, got shape "
+                f"{list(level.shape)}"
+            )
     return levels
 
 

@@ -7,8 +7,6 @@ from ..._utils.construct import Builder, LayerArgument
 
 __all__ = ["build_token_norm", "check_tokens"]
 
-_CHANNELS_SECOND = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
-
 
 def check_tokens(input: Tensor, channels: int) -> None:
     """Raises unless ``input`` has shape (N, L, ``channels``)."""
@@ -24,10 +22,4 @@ def build_token_norm(build: Builder, argument: str, layer: LayerArgument | None,
     """Builds a normalization over the last dimension, called with ``channels``; ``None`` gives ``nn.Identity``."""
     if layer is None:
         return nn.Identity()
-    norm = build.norm(argument, layer, channels)
-    # These would normalize over dimension 1, the tokens, without an error if there are as many tokens as channels.
-    if isinstance(norm, _CHANNELS_SECOND):
-        raise TypeError(
-            f"{argument} must normalize the last dimension, as nn.LayerNorm does, got {type(norm).__name__}"
-        )
-    return norm
+    return build.norm_of_last(argument, layer, channels)

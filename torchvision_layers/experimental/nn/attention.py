@@ -78,7 +78,12 @@ class MultiHeadSelfAttention(nn.Module):
         build = Builder(device, dtype)
         # Without default values, so that the same seed gives the weights of nn.MultiheadAttention.
         self.in_proj = nn.utils.skip_init(
-            nn.Linear, embed_dim, 3 * embed_dim, bias, device=device or torch.get_default_device(), dtype=dtype
+            nn.Linear,
+            embed_dim,
+            3 * embed_dim,
+            bias,
+            device=torch.get_default_device() if device is None else device,
+            dtype=dtype,
         )
         self.q_norm = build_token_norm(build, "qk_norm_layer", qk_norm_layer, self.head_dim)
         self.k_norm = build_token_norm(build, "qk_norm_layer", qk_norm_layer, self.head_dim)

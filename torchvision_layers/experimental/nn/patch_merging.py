@@ -62,7 +62,7 @@ class PatchMerging(nn.Module):
         self.out_channels = 2 * dim
         self.reduction = 2
         self.linear = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
-        self.norm = Builder(device, dtype).norm("norm_layer", norm_layer, 4 * dim if version == 1 else 2 * dim)
+        self.norm = Builder(device, dtype).norm_of_last("norm_layer", norm_layer, 4 * dim if version == 1 else 2 * dim)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, 4, self.dim, needs_pixels=True)

@@ -90,7 +90,7 @@ class SwinBlock(nn.Module):
         check_probability("stochastic_depth", stochastic_depth)
         self.version = check_version(version)
         build = Builder(device, dtype)
-        self.norm1 = build.norm("norm_layer", norm_layer, dim)
+        self.norm1 = build.norm_of_last("norm_layer", norm_layer, dim)
         self.attn = WindowAttention(
             dim,
             num_heads,
@@ -102,7 +102,7 @@ class SwinBlock(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.norm2 = build.norm("norm_layer", norm_layer, dim)
+        self.norm2 = build.norm_of_last("norm_layer", norm_layer, dim)
         self.mlp = MLP(
             dim, [hidden, dim], activation_layer=activation_layer, dropout=dropout, device=device, dtype=dtype
         )

@@ -1,6 +1,7 @@
 """Transformer encoder block."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,14 @@ class TransformerEncoderBlock(nn.Module):
         if value is None:
             return None
         return LayerScale(self.hidden_dim, check_number("layer_scale", value), -1, device=device, dtype=dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also loads checkpoints of torchvision before 0.12, where the linear layers had names."""
+        for old, new in (("linear_1", "0"), ("linear_2", "3")):
+            for key in ("weight", "bias"):
+                if f"{prefix}mlp.{old}.{key}" in state_dict:
+                    state_dict[f"{prefix}mlp.{new}.{key}"] = state_dict.pop(f"{prefix}mlp.{old}.{key}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, input: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         check_tokens(input, self.hidden_dim)

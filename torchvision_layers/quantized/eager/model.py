@@ -112,8 +112,8 @@ class QuantizableModel(QuantizableWrapper):
             stub = next(stubs, None)
             if stub is None and self.stage is not Stage.FLOAT:
                 raise ValueError(
-                    f"model was prepared for {1 + len(self.quants)} floating-point inputs, got more: pass an example "
-                    "with all inputs to prepare_qat"
+                    f"model was prepared for {1 + len(self.quants)} floating-point inputs, got more: calibrate with "
+                    "all inputs, or pass an example with all of them to prepare_qat"
                 )
             return tensor if stub is None else stub(tensor)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._utils.scaling import CONV_AND_LINEAR
-from ..._utils.tracing import check_items
+from ..._utils.tracing import check_items, check_passed
 from ..layers.observed import Addition, Concatenation, Multiplication
 from ..report_row import Int8Support
 from .first_run import WEIGHTED, Arguments
@@ -99,6 +99,7 @@ _VIEWS: dict[Target, str] = {"view": "reshape", "view_as": "reshape_as"}
 #: Questions about a tensor.
 _QUERIES: set[Target] = {
     check_items,
+    check_passed,
     torch.numel,
     "dim",
     "is_contiguous",

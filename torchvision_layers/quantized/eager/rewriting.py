@@ -2,7 +2,8 @@
 
 import keyword
 import operator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch.fx
 from torch import nn
@@ -95,7 +96,7 @@ def _rewrite(
         raise UnsupportedError("computes something else in training mode than in eval mode")
     if rewritten is None:
         return None
-    graph, children, copies, is_changed = rewritten
+    graph, children, copies, read, is_changed = rewritten
     if not is_changed:
         module.takes_int8 = True  # type: ignore[assignment]  # a plain attribute
         return graph
@@ -113,12 +114,27 @@ def _rewrite(
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "forward": forward,
+        "__setattr__": _without_changes(cls, read),
         "is_rewritten": True,
         "new_children": tuple(children),
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
     return graph
+
+
+def _without_changes(cls: type[nn.Module], names: frozenset[str]) -> Callable[[nn.Module, str, Any], None]:
+    """The ``__setattr__`` of ``cls``, which refuses other values for attributes that are constants of a ``forward``."""
+
+    def set_attribute(module: nn.Module, name: str, value: Any) -> None:
+        if name in names and name in vars(module) and vars(module)[name] is not value:
+            raise AttributeError(
+                f"{name} is a constant of the quantizable {cls.__name__}, whose forward was traced: set it in the "
+                "float model, before it is quantized or prepared"
+            )
+        cls.__setattr__(module, name, value)
+
+    return set_attribute
 
 
 def restore(module: nn.Module) -> None:
@@ -135,6 +151,8 @@ class _Rewritten(NamedTuple):
     children: dict[str, nn.Module]
     #: The names of those that are copies, each with the name of the original.
     copies: dict[str, str]
+    #: The names of the attributes whose values it holds.
+    constants: frozenset[str]
     is_changed: bool
 
 
@@ -158,7 +176,7 @@ def _rewritten(
             traced = None
     if traced is None:
         return None
-    graph, effects = traced
+    graph, effects, constants_read = traced
     kinds: Kinds = {}
     for node in graph.nodes:
         kinds[node] = kind_of(module, node, kinds, arguments)
@@ -197,7 +215,7 @@ def _rewritten(
     is_changed |= bool(children)
     if is_changed and effects:
         raise UnsupportedError(effects[0])
-    return _Rewritten(graph, children, copies, is_changed)
+    return _Rewritten(graph, children, copies, constants_read, is_changed)
 
 
 def _tells_items_apart(graph: torch.fx.Graph) -> bool:

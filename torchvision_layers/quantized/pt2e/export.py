@@ -57,6 +57,11 @@ def export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None = None)
     Errors: ``TypeError`` if the model does not return a tensor; ``RuntimeError`` if it cannot be exported, or only for
     one batch size.
     """
+    if example.has_list_of_images():
+        raise TypeError(
+            "inputs must not be lists with a tensor for each image for engine='pt2e', whose graph takes any number of "
+            "images: pass one tensor, such as boxes with the index of their image, or use engine='eager'"
+        )
     # Copies of fx.GraphModule are in training mode.
     model = as_module(copy_module(model).train(model.training))
     with safe_names(model) as old_paths:

@@ -73,7 +73,7 @@ class QuantizableGraph(QuantizableWrapper):
     def call(self, inputs: Inputs) -> Any:
         """The output for these inputs."""
         tensors = self.signature.flatten(inputs)
-        if self.stage is Stage.INT8:
+        if self.stage is not Stage.FLOAT:
             check_not_nan(inputs)
         if self.stage is Stage.PREPARED and not torch.compiler.is_compiling():
             self.remember(inputs)

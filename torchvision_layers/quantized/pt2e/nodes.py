@@ -28,6 +28,7 @@ __all__ = [
     "WEIGHTED",
     "arguments",
     "clamped",
+    "complex_nodes",
     "conv_geometry",
     "excluded_by",
     "float_operands",
@@ -143,6 +144,12 @@ def is_activation(node: object) -> bool:
     if not isinstance(node, fx.Node) or node.op == "get_attr":
         return False
     return getattr(node.meta.get("val"), "dtype", None) is torch.float32
+
+
+def complex_nodes(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of a graph that compute complex tensors."""
+    values = [(node, node.meta.get("val")) for node in module.graph.nodes]
+    return [node for node, value in values if isinstance(value, Tensor) and value.is_complex()]
 
 
 def is_padding(node: object) -> bool:

@@ -123,8 +123,9 @@ def _images(pair: Inputs) -> int:
 
 def _with_more(tensor: Tensor, images: int) -> Tensor:
     """A batch of three instead of two, or of twice as many as ``images``."""
-    more = tensor[:1] if images == 2 else tensor
-    return torch.cat([tensor, more]) if tensor.dim() and len(tensor) == images else tensor
+    if not tensor.dim() or len(tensor) != images:
+        return tensor
+    return torch.cat([tensor, tensor[:1] if images == 2 else tensor])
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:

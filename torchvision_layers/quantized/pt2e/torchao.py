@@ -77,7 +77,7 @@ def exclude(nodes: list[fx.Node]) -> None:
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:
     """Replaces observers by quantize and dequantize nodes, and weights by int8 weights."""
-    with _ignore_warnings():
+    with _ignore_warnings(), torch.random.fork_rng(devices=[]):  # it constructs layers
         return convert_pt2e(graph)
 
 

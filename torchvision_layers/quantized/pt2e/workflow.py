@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import did_you_mean
-from ..._utils.hooked_weights import list_removals_of_changing_norms
 from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
@@ -28,7 +27,7 @@ from .bias_steps import fit_biases
 from .constants import fold_constants, remove_unused_tensors
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
-from .nodes import excluded_by
+from .nodes import complex_nodes, excluded_by
 from .passes import (
     fold_trained_norms,
     fuse_conv_bn_for_qat,
@@ -47,6 +46,7 @@ from .problems import (
     region_problems,
     weight_problems,
 )
+from .training_checks import check_backward, check_trainable
 from .weights import dynamic_weights
 from .writes import reread_after_writes
 
@@ -96,22 +96,12 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
     """A graph of ``model`` for training, in training mode."""
     if example is None:
         raise ValueError("example must be a batch like those of the training for engine='pt2e', got None")
-    if settings.backend == "xnnpack":  # its quantizer looks for batch norms directly after convolutions
-        raise ValueError(
-            "backend must be x86, litert, onnxruntime or tensorrt to train with this engine, got 'xnnpack', to "
-            "calibrate only"
-        )
     model = _float_copy(model).train()
-    _check_momentum(model)
-    removals = list_removals_of_changing_norms(model)
-    if removals:
-        raise ValueError(
-            "weights must be computed from parameters alone to be trained with engine='pt2e', spectral norm also "
-            f"changes buffers: to train their present values, first call {', '.join(removals)}"
-        )
+    check_trainable(model, settings.backend)
+    check_backward(model, example)
     exported = export(model, example, settings.dynamic_sizes)
     graph_module = exported.graph_module
-    torchao.keep_in_float(reread_after_writes(graph_module))
+    torchao.keep_in_float([*reread_after_writes(graph_module), *complex_nodes(graph_module)])
     isolate_unfoldable_norms(graph_module, settings.excluded)
     problems = random_problems(record_modes(graph_module))
     rejects_single = False
@@ -158,7 +148,7 @@ def measure(
 def _prepare_to_calibrate(model: nn.Module, first: Inputs, settings: Settings) -> QuantizableGraph:
     """The graph of a model in eval mode, with observers."""
     exported = export(model, first, settings.dynamic_sizes)
-    torchao.keep_in_float(reread_after_writes(exported.graph_module))
+    torchao.keep_in_float([*reread_after_writes(exported.graph_module), *complex_nodes(exported.graph_module)])
     remove_dropout(exported.graph_module)
     fold_constants(exported.graph_module)  # erases what an unused dropout read
     isolate_unfoldable_norms(exported.graph_module, settings.excluded)
@@ -225,17 +215,6 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
     prepared.requires_grad_(False)
     prepared.training = False
     return prepared
-
-
-def _check_momentum(model: nn.Module) -> None:
-    norms = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    cumulative = [path or "model" for path, norm in norms if norm.momentum is None and norm.running_mean is not None]
-    if cumulative:
-        raise ValueError(
-            f"batch norms must have a number as momentum to be trained with engine='pt2e', {', '.join(cumulative)} "
-            f"{'has' if len(cumulative) == 1 else 'have'} None, the average over all batches: set momentum=0.1, or use "
-            "engine='eager'"
-        )
 
 
 def _differs_for_one(graph: QuantizableGraph, model: nn.Module, batch: Inputs) -> bool:

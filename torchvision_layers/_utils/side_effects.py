@@ -1,0 +1,127 @@
+"""The effects of a ``forward``, besides its result, while it is traced."""
+
+import collections
+import copy
+import gc
+import random
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+__all__ = ["Effects", "record_reads_", "writable_copy"]
+
+_CONTAINERS = (dict, list, set, collections.deque)
+
+
+def writable_copy(module: nn.Module) -> nn.Module:
+    """A copy with the same children and parameters, whose attributes a ``forward`` may write."""
+    copied = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, _CONTAINERS):
+            vars(copied)[name] = copy.copy(value)
+    copied._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    return copied
+
+
+def record_reads_(module: nn.Module) -> set[str]:
+    """A set that gets the name of each attribute of ``module`` that is read, other than of its mode and of torch."""
+    reads = set[str]()
+    cls = type(module)
+
+    def get(self: nn.Module, name: str) -> Any:
+        if not name.startswith("_") and name != "training" and name in object.__getattribute__(self, "__dict__"):
+            reads.add(name)
+        return cls.__getattribute__(self, name)
+
+    module.__class__ = type(cls.__name__, (cls,), {"__getattribute__": get})
+    return reads
+
+
+class Effects:
+    """Finds the effects of a trace: attributes that it sets, objects that keep its proxies, and random numbers.
+
+    At the end, the generators of random numbers are in the states of before, and no list outside holds a proxy.
+
+    Args:
+        module: a copy whose ``forward`` is traced.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        #: Phrases such as ``"sets self.last"``.
+        self.found: list[str] = []
+        #: Whether it drew random numbers.
+        self.is_random = False
+        self._proxies: list[weakref.ref[object]] = []
+
+    def watch(self, proxy: object) -> None:
+        """Finds out whether this object outlives the trace."""
+        self._proxies.append(weakref.ref(proxy))
+
+    def __enter__(self) -> Self:
+        self._before, self._states = _attributes(self.module), _random_states()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        after = _attributes(self.module)
+        self.found = [f"sets self.{name}" for name, value in after.items() if self._before.get(name) != value]
+        self.is_random = _restore_random(self._states)
+        if self.is_random:
+            self.found.append("draws random numbers")
+        if kind is None and _drop_from_lists([ref for ref in self._proxies if ref() is not None]):
+            self.found.append("keeps a tensor in an object outside")
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """The identity of each attribute of a module, and of the items of containers."""
+    return {
+        name: [*map(id, value.values() if isinstance(value, dict) else value)]
+        if isinstance(value, _CONTAINERS)
+        else id(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_tensor_constant")
+    }
+
+
+def _drop_from_lists(references: list[weakref.ref[object]]) -> bool:
+    """Removes objects from the lists that hold them; returns whether there are any."""
+    if references:
+        gc.collect()  # of cycles
+    is_found = False
+    for reference in references:
+        value = reference()
+        if value is None:
+            continue
+        is_found = True
+        for holder in gc.get_referrers(value):
+            if isinstance(holder, (list, collections.deque)):
+                items = [item for item in holder if item is not value]
+                holder.clear()
+                holder.extend(items)
+    return is_found
+
+
+def _random_states() -> tuple[Tensor, object, Any]:
+    """The states of the generators of torch, Python and, if it is imported, NumPy."""
+    numpy: Any = sys.modules.get("numpy.random")
+    return torch.get_rng_state(), random.getstate(), numpy and numpy.get_state(legacy=False)
+
+
+def _restore_random(states: tuple[Tensor, Any, Any]) -> bool:
+    """Restores the states; returns whether one had changed."""
+    changed = [
+        not torch.equal(states[0], torch.get_rng_state()),
+        states[1] != random.getstate(),
+        states[2] is not None and repr(states[2]) != repr(sys.modules["numpy.random"].get_state(legacy=False)),
+    ]
+    if changed[0]:
+        torch.set_rng_state(states[0])
+    if changed[1]:
+        random.setstate(states[1])
+    if changed[2]:
+        sys.modules["numpy.random"].set_state(states[2])
+    return any(changed)
