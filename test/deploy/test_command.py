@@ -332,6 +332,8 @@ def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_e
         assert "wrong.pth is not a checkpoint" in command_error(name, wrong, *output)
     torch.save(nn.ReLU(), wrong)
     assert "wrong.pth is not a checkpoint: it contains more than tensors" in command_error(name, wrong, *output)
+    torch.save({**nn.Linear(1, 1).state_dict(), 3: torch.zeros(1)}, wrong)
+    assert "wrong.pth is not a checkpoint: it must contain" in command_error(name, wrong, *output)
     torch.save({"epoch": 3}, wrong)
     assert "wrong.pth is not a checkpoint: it must contain" in command_error(name, wrong, *output)
     fields = torch.load(checkpoint, weights_only=True)

@@ -91,6 +91,30 @@ def test_photographs_are_spread_over_the_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(inputs[:, 0, 0, 0] * 255, torch.tensor([0.0, 40, 80, 120, 160]))
 
 
+def test_photographs_of_16_bits_keep_their_brightness(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        inputs = load_photographs(
+            tmp_path, Preprocessing((64, 64), (0.0,) * channels, (1.0,) * channels, crop=1.0), channels, 1
+        )
+        expected = torch.from_numpy(values / 65535).float().expand(1, channels, 64, 64)
+        torch.testing.assert_close(inputs, expected, atol=1 / 128, rtol=0)
+
+
+def test_photographs_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="a.tif is not an image, .* mode 'F', whose range is unknown"):
+        load_photographs(tmp_path, Preprocessing((8, 8), (0.0,), (1.0,)), 1, 1)
+
+
+def test_huge_photographs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="a.png is not an image, or is damaged: Image size"):
+        load_photographs(tmp_path, Preprocessing((8, 8), (0.0,), (1.0,)), 1, 1)
+
+
 def test_int8_from_photographs(
     photographs: Path, model: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

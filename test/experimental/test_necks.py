@@ -86,6 +86,12 @@ def reached(layer: nn.Module, levels: Sequence[Tensor]) -> list[list[bool]]:
     return [[g is not None and bool(g.any()) for g in row] for row in gradients]
 
 
+@pytest.mark.parametrize("neck", [lambda: enn.FeaturePyramid([4, 4], 4), lambda: enn.PathAggregation(4, 2)])
+def test_levels_must_be_of_one_batch(neck: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="^level 1 of input must have as many images as level 0, 1, got shape"):
+        neck()([torch.randn(1, 4, 8, 8), torch.randn(4, 4, 4, 4)])
+
+
 def test_coarse_levels_reach_all_finer_outputs() -> None:
     """arXiv 1612.03144: every level gets the semantics of the coarsest."""
     inputs = list(pyramid().values())

@@ -1,6 +1,9 @@
 """Layers of Swin Transformers against torchvision's, and the claims of both papers."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import swin_transformer
 
+from torchvision_layers import nn as tnn
 from torchvision_layers.experimental import nn as enn
 
 BLOCKS = {1: swin_transformer.SwinTransformerBlock, 2: swin_transformer.SwinTransformerBlockV2}
@@ -204,3 +208,18 @@ def test_work_for_dropped_samples_is_left_out(version: int) -> None:
         enn.SwinBlock(
             8, 2, 4, stochastic_depth=0.5, kept_rows_only=True, norm_layer=lambda _: nn.Sequential(nn.BatchNorm2d(6))
         )(torch.randn(2, 8, 6, 6))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, partial(nn.GroupNorm, 4)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda norm: enn.SwinBlock(8, 2, 4, norm_layer=norm),
+        lambda norm: enn.PatchMerging(8, norm_layer=norm),
+        lambda norm: tnn.ConvNeXtBlock(8, norm_layer=norm),
+        lambda norm: tnn.ConvNeXtBlock(8, hidden_norm_layer=norm),
+    ],
+)
+def test_norms_over_rows_are_refused(build: Callable[[Any], nn.Module], norm: Any) -> None:
+    with pytest.raises(TypeError, match="norm_layer must normalize the last dimension, as nn.LayerNorm does"):
+        build(norm)

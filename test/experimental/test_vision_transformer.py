@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -56,6 +57,18 @@ def test_block_equals_torchvision_bit_for_bit(batch: int, length: int, channels:
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
         assert torch.equal(without_kernel(lambda: ours(x)), without_kernel(lambda: theirs(x)))
+
+
+def test_old_checkpoints_of_torchvision_load() -> None:
+    """Before version 0.12, the linear layers of the MLP had names."""
+    reference, block = EncoderBlock(2, 8, 16, 0.0, 0.0).eval(), enn.TransformerEncoderBlock(2, 8, 16).eval()
+    state = OrderedDict(
+        (key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."), value)
+        for key, value in reference.state_dict().items()
+    )
+    block.load_state_dict(state)
+    x = torch.randn(2, 5, 8)
+    assert torch.equal(block(x), reference(x))
 
 
 def test_block_has_the_initial_weights_and_gradients_of_torchvision() -> None:

@@ -102,7 +102,7 @@ class Boxes(nn.Module):
         self.conv, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(72, 4)
         self.calls: list[tuple[int, int]] = []
 
-    def forward(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
         self.calls.append((x.shape[0], len(boxes)))
         pooled: Tensor = roi_align(self.conv(x), boxes, (3, 3), sampling_ratio=2)
         output: Tensor = self.linear(pooled.flatten(1))
@@ -119,6 +119,16 @@ def test_images_and_their_boxes_stay_together(images: int) -> None:
     assert set(model.calls) == {(images, images)}
     with pytest.raises(TypeError, match="^inputs must not be lists with a tensor for each image for engine='pt2e'"):
         quantized.quantize(model, [(x, boxes)], engine="pt2e")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_coordinates_that_floats_read_are_not_rounded(engine: str) -> None:
+    torch.manual_seed(0)
+    model, x = Boxes().eval(), torch.randn(4, 3, 64, 64)
+    corners = 24 * torch.rand(16, 2)
+    boxes = torch.cat([torch.arange(16).view(-1, 1) % 4, corners, corners + 4 + 36 * torch.rand(16, 2)], 1)
+    int8 = quantized.quantize(model, [(x, boxes)], engine=engine)
+    assert decibels(model(x, boxes), int8(x, boxes)) > 28
 
 
 class Spectrum(nn.Module):

@@ -294,6 +294,14 @@ def vanishing() -> nn.Module:
     return nn.Sequential(*convs)
 
 
+def clamped_twice() -> nn.Module:
+    """The first clamp is part of the convolution and leaves a wide range."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Hardtanh(-1, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] *= 50
+    return model
+
+
 SOUND: dict[str, Callable[[], nn.Module]] = {
     "zero gains": Zeroed,
     "zeros": lambda: Scaled(0.0),
@@ -309,6 +317,7 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     # Clamps and pools keep the step of the input, and the mean is small.
     "clamped": lambda: nn.Sequential(nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5, bias=False)),
     "norms": lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)),
+    "clamped twice": clamped_twice,
     "saturated": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-1e-3, 1e-3), nn.Softmax(1)),
 }
 

@@ -73,12 +73,12 @@ def export_program(
     A program that rejects a single image is exported again, which takes as long as the first time. If that does not
     help, it loses the guards that do, provided that its result for a single image is right. With
     ``drops_batch_guards`` it loses them at once, to save time; the symbols of the program still exclude one image. With
-    ``runs_single=False``, the program is not run at all.
+    ``runs_single=False``, or for inputs that cannot be cut, the program is not run at all.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
     """
-    model = as_module(model)
+    model, runs_single = as_module(model), runs_single and inputs.can_be_cut()
     collection = ShapesCollection()
     for tensor, dims in zip(inputs.tensors(), sizes, strict=True):
         collection[tensor] = dims

@@ -35,12 +35,21 @@ class Inputs:
         return [tuple(tensor.shape) for tensor in self.tensors()]
 
     def first_images(self, count: int) -> Self:
-        """The same inputs with at most ``count`` images; with all if a list has an item for each image."""
-        if self.has_list_of_images():
+        """The same inputs with at most ``count`` images, or with all, see :meth:`can_be_cut`."""
+        if not self.can_be_cut():
             return self
         tensors = [tensor for tensor in self.tensors() if tensor.dim()]
         batch = len(tensors[0]) if tensors else 0
         return self.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+
+    def can_be_cut(self) -> bool:
+        """Whether fewer images are inputs, too.
+
+        They may not be if another tensor is no batch: boxes may hold the indices of their images, which kernels of
+        torchvision do not check.
+        """
+        batches = {len(tensor) for tensor in self.tensors() if tensor.dim()}
+        return len(batches) <= 1 and not self.has_list_of_images()
 
     def has_list_of_images(self) -> bool:
         """Whether a list or tuple seems to hold a tensor for each image of the batch, such as its boxes."""

@@ -69,7 +69,9 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def other_batch(inputs: Inputs, size: int) -> Inputs:
-    """A batch of ``size`` that repeats the images of ``inputs`` in reverse order."""
+    """A batch of ``size`` that repeats the images of ``inputs`` in reverse order; of no fewer if they cannot be cut."""
+    if not inputs.can_be_cut():
+        size = max(size, batch_size(inputs))
     batched = iter(_batched(inputs))
 
     def repeat(tensor: Tensor) -> Tensor:
@@ -86,11 +88,11 @@ def resize(inputs: Inputs, sizes: Callable[[int, torch.Size], Sequence[int]]) ->
 
     All values are values of ``inputs``.
     """
-    batched = iter(enumerate(_batched(inputs)))
+    batched, can_be_cut = iter(enumerate(_batched(inputs))), inputs.can_be_cut()
 
     def sample(tensor: Tensor) -> Tensor:
         i, is_batched = next(batched)
-        tensor = tensor[:2] if is_batched else tensor
+        tensor = tensor[:2] if is_batched and can_be_cut else tensor
         for dim, size in enumerate(sizes(i, tensor.shape)):
             if size != tensor.shape[dim]:  # the nearest pixel
                 tensor = tensor.index_select(dim, torch.arange(size) * tensor.shape[dim] // size)

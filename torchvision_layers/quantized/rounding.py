@@ -98,6 +98,13 @@ def _has_own_statistics(batch_norm: Any, args: tuple[Any, ...]) -> bool:
     return "training" in names and bool(args[names.index("training")])
 
 
+def _is_fused_clamp(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an int8 layer may compute this clamp: the first after it, at zero, as ReLU and ReLU6 are."""
+    if name not in _FUSED or getattr(args[0], "is_clamped", False):
+        return False
+    return name in ("relu", "clamp_max") or (len(args) > 1 and args[1] == 0)
+
+
 class _Rounding(TorchDispatchMode):
     """Rounds tensors that depend on the inputs: they have an attribute that says whether they must still be rounded.
 
@@ -119,7 +126,7 @@ class _Rounding(TorchDispatchMode):
         if not inputs:
             return func(*args, **kwargs)
         is_view = func.is_view or name == "_unsafe_view"
-        is_fused = name in _FUSED or ("batch_norm" in name and not _has_own_statistics(func, args))
+        is_fused = _is_fused_clamp(name, args) or ("batch_norm" in name and not _has_own_statistics(func, args))
         is_unrounded = is_fused or name in _WEIGHTED or name in _SIZES
         if is_view and name not in _OVERLAPPING:
             is_unrounded = any(tensor.is_unrounded for tensor in inputs)
@@ -133,6 +140,7 @@ class _Rounding(TorchDispatchMode):
         output = func(*args, **kwargs)
         for tensor in flatten(output)[0]:
             tensor.is_unrounded = is_unrounded
+            tensor.is_clamped = name in _FUSED or (is_view and getattr(inputs[0], "is_clamped", False))
             if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
                 tensor._base.is_unrounded = is_unrounded
             if is_view or clamps_rounded:

@@ -14,6 +14,7 @@ from ..layers.observed import Addition, Multiplication, QuantStub
 from ..layers.same_conv import QuantizableConv2dSame
 from ..report_row import Int8Support
 from .support import int8_support
+from .wrappers import FloatOperation
 
 __all__ = ["exclude_", "mark_float_chains_"]
 
@@ -43,18 +44,20 @@ def _ends_in_layer(module: nn.Module) -> bool:
 def mark_float_chains_(model: nn.Module, inputs: Inputs) -> None:
     """Marks, in place, what else stays in float because of excluded modules, as far as one batch shows it.
 
-    Sums and products of their outputs run in float too. The outputs of all these, and the inputs of the model, stay in
-    float if only modules in float read them. Otherwise eight bits would still round every tensor between two of them.
+    Sums and products of their outputs run in float too. The outputs of all these, and the inputs of a model with
+    several, such as coordinates of boxes, stay in float if only modules in float read them. Otherwise eight bits would
+    still round every tensor between two of them.
 
     Args:
         model: fused, without observers.
         inputs: the batch.
     """
     excluded = {module for module in model.modules() if hasattr(module, "excluded_by")}
-    if not excluded:
+    if not excluded and sum(map(Tensor.is_floating_point, inputs.tensors())) < 2:
         return
     in_float = excluded - {child for module in excluded for child in module.modules() if child is not module}
-    takes_float = {module for module in model.modules() if int8_support(module) is Int8Support.FLOAT_FALLBACK}
+    float_kinds = (Int8Support.FLOAT_FALLBACK, Int8Support.FLOAT_FORWARD)
+    takes_float = {m for m in model.modules() if isinstance(m, FloatOperation) or int8_support(m) in float_kinds}
     stubs = {module for module in model.modules() if isinstance(module, QuantStub)}
     arithmetic = {module for module in model.modules() if isinstance(module, (Addition, Multiplication))} - excluded
     reads = _Reads()

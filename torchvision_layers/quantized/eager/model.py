@@ -113,7 +113,7 @@ class QuantizableModel(QuantizableWrapper):
             if stub is None and self.stage is not Stage.FLOAT:
                 raise ValueError(
                     f"model was prepared for {1 + len(self.quants)} floating-point inputs, got more: calibrate with "
-                    "all inputs, or pass an example with all of them to prepare_qat"
+                    "all inputs, or pass an example with all inputs to prepare_qat"
                 )
             return tensor if stub is None else stub(tensor)
 

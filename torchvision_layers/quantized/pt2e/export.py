@@ -79,9 +79,10 @@ def _export(model: nn.Module, example: Inputs, dynamic_sizes: bool | None) -> Ex
     output_templates = _flatten_calls_(model, signature)
     tensors = signature.flatten(example)
     batch = next(len(tensor) for tensor in tensors if tensor.dim())
-    images = 2
+    is_single = batch == 1 or not example.can_be_cut()
+    images = 2 if example.can_be_cut() else max(batch, 2)
     try:
-        sized = export_sized(model, _images(tensors, batch, images), batch == 1, dynamic_sizes)
+        sized = export_sized(model, _images(tensors, batch, images), is_single, dynamic_sizes)
         if sized.has_guards and not accepts(copy_module(sized.graph_module), _images(tensors, batch, 2 * images)):
             raise RuntimeError("model must be exported for any number of images, its forward fixes it")
     except RuntimeError as error:

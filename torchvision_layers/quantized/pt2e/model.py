@@ -98,7 +98,7 @@ class QuantizableGraph(QuantizableWrapper):
         return rebuild(self.output_template, outputs)
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
-        if not self.takes_few_images:
+        if not self.takes_few_images or not inputs.can_be_cut():
             return inputs
         tensors = self.signature.flatten(inputs)
         places = [(i, dim) for i, dims in enumerate(self.batch_dims[0]) for dim in dims]

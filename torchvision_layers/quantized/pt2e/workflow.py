@@ -223,7 +223,7 @@ def _differs_for_one(graph: QuantizableGraph, model: nn.Module, batch: Inputs) -
     Exported programs take the way of larger batches, without a guard: if the ``forward`` compares the size of the batch
     with one, or squeezes all dimensions.
     """
-    if any(graph.signature.batch_dims):  # no forward reads a size
+    if any(graph.signature.batch_dims) or not batch.can_be_cut():  # no forward reads a size
         return False
     tensors, dims = graph.signature.flatten(batch), graph.batch_dims[0]
     if any(set(dims_of_tensor) - {0} for dims_of_tensor in dims):  # the batch is merged with another dimension
