@@ -350,3 +350,14 @@ class TestErrors:
     def test_arguments(self, kwargs: dict[str, Any], message: str) -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             tnn.replace(**{"model": sequential(), "old": nn.ReLU, "new": nn.SiLU, **kwargs})
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_function_may_use_parts_of_the_layer(inplace: bool) -> None:
+    layer = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2))
+    model, x = nn.Sequential(layer).eval(), torch.randn(1, 4, 9, 9)
+    expected = layer[0](layer[1](x))
+    swapped = tnn.replace(
+        model, lambda path, _: path == "0", lambda layer: nn.Sequential(layer[1], layer[0]), inplace=inplace
+    )
+    assert torch.equal(swapped(x), expected)

@@ -86,6 +86,11 @@ class Successor:
     def contains_old(self) -> bool:
         return any(part is self.inner for part in self.new.modules())
 
+    @property
+    def reuses_parts(self) -> bool:
+        """Whether the new layer is built of parts of the old one, which keep their state."""
+        return not set(self.inner.modules()).isdisjoint(self.new.modules())
+
     def carry(self, arguments: Set[str]) -> list[str]:
         """Gives the new layer the state and mode of the old one; returns what is lost, in words.
 
@@ -98,6 +103,8 @@ class Successor:
                 part.training = old_parts.get(path, self.old).training
         if self.contains_old:
             return []
+        if self.reuses_parts:
+            return self._lost_hooks()
         return [*self._carry_state(), *self._lost_parts(), *self._lost_options(arguments), *self._lost_hooks()]
 
     def _carry_state(self) -> list[str]:

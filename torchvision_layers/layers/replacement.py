@@ -176,7 +176,7 @@ def _build(
                 raise ValueError(f"gives {values or 'no arguments'}: {error}") from error
         if not isinstance(module, nn.Module):
             raise TypeError(f"new must return a module, got {type(module).__name__}")
-        if not isinstance(new, (type, partial)) and layer not in module.modules():
+        if not isinstance(new, (type, partial)) and set(layer.modules()).isdisjoint(module.modules()):
             module = copy.deepcopy(module)  # a function may return the same module on each call
     own = set(layer.modules())
     for part in module.modules():
