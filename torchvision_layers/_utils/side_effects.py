@@ -6,13 +6,14 @@ import gc
 import random
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["Effects", "record_reads_", "writable_copy"]
+__all__ = ["Effects", "record_reads_", "without_changes", "writable_copy"]
 
 _CONTAINERS = (dict, list, set, collections.deque)
 
@@ -39,6 +40,20 @@ def record_reads_(module: nn.Module) -> set[str]:
 
     module.__class__ = type(cls.__name__, (cls,), {"__getattribute__": get})
     return reads
+
+
+def without_changes(cls: type[nn.Module], names: frozenset[str]) -> Callable[[nn.Module, str, Any], None]:
+    """The ``__setattr__`` of ``cls``, which refuses other values for attributes that are constants of a ``forward``."""
+
+    def set_attribute(module: nn.Module, name: str, value: Any) -> None:
+        if name in names and name in vars(module) and vars(module)[name] is not value:
+            raise AttributeError(
+                f"{name} is a constant of the quantizable {cls.__name__}, whose forward was traced: set it in the "
+                "float model, before it is quantized or prepared"
+            )
+        cls.__setattr__(module, name, value)
+
+    return set_attribute
 
 
 class Effects:

@@ -22,7 +22,7 @@ from .layers.base import QuantizableLayer
 from .precision import in_float32
 from .pt2e.model import QuantizableGraph
 from .ranges import Percentile, check_ranges
-from .settings import ROUNDINGS, Settings
+from .settings import ROUNDINGS, Settings, check_vnni
 from .tolerance import Tolerance, keep_tolerance
 from .verification import WidestBatch, check_converted, check_int8, check_prepared
 from .wrapper import Stage
@@ -155,7 +155,7 @@ def quantize(
         excluded=find_excluded(called, exclude),
         ranges=check_ranges(ranges),
         rounding=rounding,
-        vnni=_check_vnni(vnni, engine, backend),
+        vnni=check_vnni(vnni, engine, backend),
     )
 
     def run(excluded: dict[str, str], progress: bool = False) -> QuantizableModel | QuantizableGraph:
@@ -242,7 +242,7 @@ def prepare_qat(
         dynamic_sizes,
         per_channel=check_bool("per_channel", per_channel),
         excluded=find_excluded(called, exclude),
-        vnni=_check_vnni(vnni, engine, backend),
+        vnni=check_vnni(vnni, engine, backend),
     )
     check_norms_train(called)
     inputs = None if example is None else inputs_of("example", example, called)
@@ -285,15 +285,6 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     """
     _check_prepared(model)
     load_engine(model.engine).freeze(model)
-
-
-def _check_vnni(vnni: bool, engine: str, backend: str) -> bool:
-    if check_bool("vnni", vnni) and (engine, backend) != ("pt2e", "onnxruntime"):
-        raise ValueError(
-            "vnni must be False except for engine='pt2e' with backend='onnxruntime', because other backends either "
-            f"always or never need VNNI, got True with engine={engine!r} and backend={backend!r}"
-        )
-    return vnni
 
 
 def _check_prepared(model: nn.Module) -> None:

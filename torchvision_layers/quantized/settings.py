@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from .._utils.checks import check_bool
 from .ranges import RangeRule
 
-__all__ = ["BACKENDS", "ROUNDINGS", "Settings"]
+__all__ = ["BACKENDS", "ROUNDINGS", "Settings", "check_vnni"]
 
 #: How weights are rounded.
 ROUNDINGS = ("nearest", "gptq")
@@ -40,3 +41,13 @@ class Settings:
     rounding: str = "nearest"
     progress: bool = False
     vnni: bool = False
+
+
+def check_vnni(vnni: bool, engine: str, backend: str) -> bool:
+    """Returns ``vnni``; raises ``ValueError`` if it is ``True`` for a backend that has no choice."""
+    if check_bool("vnni", vnni) and (engine, backend) != ("pt2e", "onnxruntime"):
+        raise ValueError(
+            "vnni must be False except for engine='pt2e' with backend='onnxruntime', because other backends either "
+            f"always or never need VNNI, got True with engine={engine!r} and backend={backend!r}"
+        )
+    return vnni

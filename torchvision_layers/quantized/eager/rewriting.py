@@ -2,8 +2,7 @@
 
 import keyword
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.fx
 from torch import nn
@@ -12,6 +11,7 @@ from ..._utils.data_flow import analyze
 from ..._utils.modules import has_hooks
 from ..._utils.safe_names import generated_forward
 from ..._utils.scaling import CONV_AND_LINEAR
+from ..._utils.side_effects import without_changes
 from ..._utils.tracing import check_items, is_sequence, shallow_graph
 from ..layers.observed import Addition, Concatenation, Multiplication, Observed, QuantStub
 from ..report_row import Int8Support
@@ -114,27 +114,13 @@ def _rewrite(
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "forward": forward,
-        "__setattr__": _without_changes(cls, read),
+        "__setattr__": without_changes(cls, read),
         "is_rewritten": True,
         "new_children": tuple(children),
         "only_calls_children": all(node.op in ("placeholder", "call_module", "output") for node in graph.nodes),
     }
     module.__class__ = type(cls.__name__, (cls,), members)
     return graph
-
-
-def _without_changes(cls: type[nn.Module], names: frozenset[str]) -> Callable[[nn.Module, str, Any], None]:
-    """The ``__setattr__`` of ``cls``, which refuses other values for attributes that are constants of a ``forward``."""
-
-    def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-        if name in names and name in vars(module) and vars(module)[name] is not value:
-            raise AttributeError(
-                f"{name} is a constant of the quantizable {cls.__name__}, whose forward was traced: set it in the "
-                "float model, before it is quantized or prepared"
-            )
-        cls.__setattr__(module, name, value)
-
-    return set_attribute
 
 
 def restore(module: nn.Module) -> None:
