@@ -131,7 +131,7 @@ def test_pads_or_resizes_some_sizes(
 def test_int8_pads_or_resizes_some_sizes(cls: type[Padding], size: tuple[int, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = cls().eval()
-    x = torch.randn(16, 3, *size)
+    x = torch.randn(64, 3, *size)
     int8 = quantized.quantize(model, [x], engine="pt2e", backend="onnxruntime")
     lowered = deploy.lower(int8, x)
     file = deploy.load(deploy.export(int8, x, tmp_path / "model.onnx", format="onnx-qdq").path)

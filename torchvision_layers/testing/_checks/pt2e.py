@@ -152,7 +152,7 @@ def pt2e_ptq(case: Case) -> None:
     bound = _bound(report, model.body.graph)
     x = torch.cat(batches)
     assert_close(model(x), layer(x), bound, "to float")
-    other = case.other_input(9)
+    other = case.other_input(33)  # in fewer images, a single value out of range weighs more than all rounding
     assert_close(model(other), layer(other), bound - 5, "to float at another size")
     singles = torch.cat([model(one) for one in x[:8].split(1)])
     assert_close(singles, layer(x[:8]), bound - 10, "to float in batches of one")  # few values
