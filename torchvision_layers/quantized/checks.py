@@ -42,13 +42,12 @@ def check_not_converted(model: nn.Module) -> None:
 
 
 def check_norms_train(model: nn.Module) -> None:
-    """Raises ``ValueError`` for batch norms that stay in eval mode while the rest of ``model`` trains."""
-    modes = {path for path, m in model.named_modules() if model.training and not m.training}
+    """Raises ``ValueError`` for batch norms that stay in eval mode while the layers beside them train."""
     copied = copy_module(model).train()
     frozen = [
         path
         for path, module in copied.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (path in modes or not module.training)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (not module.training or _is_eval_alone(model, path))
     ]
     if frozen:
         raise ValueError(
@@ -57,6 +56,12 @@ def check_norms_train(model: nn.Module) -> None:
             "tnn.replace(model.train(), lambda path, m: isinstance(m, nn.BatchNorm2d) and not m.training, "
             "tnn.FrozenBatchNorm2d)"
         )
+
+
+def _is_eval_alone(model: nn.Module, path: str) -> bool:
+    """Whether a module is in eval mode, but a layer beside it is not, as around a model that was in eval mode."""
+    parent, module = model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)
+    return not module.training and any(child.training and not child._modules for child in parent.children())
 
 
 def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:
