@@ -104,9 +104,9 @@ def export_program(
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
                 return programs[0]
-            if _accepts(programs[-1], single) or (drops_batch_guards and _drop_guards(programs[-1], model, single)):
+            if _accepts(programs[-1], single) or (drops_batch_guards and drop_guards(programs[-1], model, [single])):
                 return programs[-1]
-        return programs[0] if _drop_guards(programs[0], model, single) else programs[1]
+        return programs[0] if drop_guards(programs[0], model, [single]) else programs[1]
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
             f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
@@ -157,11 +157,6 @@ def _accepts(program: ExportedProgram, single: Inputs) -> bool:
     return True
 
 
-def _drop_guards(program: ExportedProgram, model: nn.Module, single: Inputs) -> bool:
-    """Drops the guards against a single image if the program then gives the results of the model for it."""
-    return drop_guards(program, model, [(single, held_guards(program, model, single))], verifies_all=True)
-
-
 def held_guards(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> list[bool]:
     """Whether each guard of a program holds for these inputs."""
     arguments = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
@@ -169,26 +164,14 @@ def held_guards(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> l
     return [holds(partial(eval, code, names)) for code in program._guards_code]
 
 
-def drop_guards(
-    program: ExportedProgram,
-    model: nn.Module,
-    held: Sequence[tuple[Inputs, Sequence[bool]]],
-    *,
-    verifies_all: bool = False,
-) -> bool:
-    """Drops the guards that inputs break, if the program then gives the results of the model for these inputs.
+def drop_guards(program: ExportedProgram, model: nn.Module, compared: Sequence[Inputs]) -> bool:
+    """Drops the guards that inputs break, if the program then gives the results of ``model`` for all of these inputs.
 
-    Args:
-        program: the program, whose guards it sets.
-        model: the model.
-        held: inputs, each with whether each guard of the program holds for it.
-        verifies_all: whether to compare the results for inputs that break no guard, too.
-
-    Returns whether the results are right.
+    Returns whether it does; otherwise the guards stay.
     """
     guards = program._guards_code
-    program._guards_code = [guard for i, guard in enumerate(guards) if all(results[i] for _, results in held)]
-    compared = [inputs for inputs, results in held if verifies_all or not all(results)]
+    held = [held_guards(program, model, inputs) for inputs in compared]
+    program._guards_code = [guard for guard, *results in zip(guards, *held, strict=True) if all(results)]
     if all(gives_results_of(program, model, inputs) for inputs in compared):
         return True
     program._guards_code = guards

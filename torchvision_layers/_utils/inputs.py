@@ -38,9 +38,7 @@ class Inputs:
         """The same inputs with at most ``count`` images, or with all, see :meth:`can_be_cut`."""
         if not self.can_be_cut():
             return self
-        tensors = [tensor for tensor in self.tensors() if tensor.dim()]
-        batch = len(tensors[0]) if tensors else 0
-        return self.map(lambda t: t[:count] if t.dim() and len(t) == batch else t)
+        return self.map(lambda tensor: tensor[:count] if tensor.dim() else tensor)
 
     def can_be_cut(self) -> bool:
         """Whether fewer images are inputs, too.
@@ -53,8 +51,7 @@ class Inputs:
 
     def has_list_of_images(self) -> bool:
         """Whether a list or tuple seems to hold a tensor for each image of the batch, such as its boxes."""
-        tensors = [tensor for tensor in self.tensors() if tensor.dim()]
-        batch = len(tensors[0]) if tensors else 0
+        batch = next((len(tensor) for tensor in self.tensors() if tensor.dim()), 0)
 
         def holds(value: Any) -> bool:
             if isinstance(value, Mapping):

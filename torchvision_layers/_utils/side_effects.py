@@ -104,8 +104,9 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 def _drop_from_lists(references: list[weakref.ref[object]]) -> bool:
     """Removes objects from the lists that hold them; returns whether there are any."""
-    if references:
-        gc.collect()  # of cycles
+    for generation in (1, 2):  # of cycles, most of which are young
+        if any(reference() is not None for reference in references):
+            gc.collect(generation)
     is_found = False
     for reference in references:
         value = reference()
@@ -123,7 +124,7 @@ def _drop_from_lists(references: list[weakref.ref[object]]) -> bool:
 def _random_states() -> tuple[Tensor, object, Any]:
     """The states of the generators of torch, Python and, if it is imported, NumPy."""
     numpy: Any = sys.modules.get("numpy.random")
-    return torch.get_rng_state(), random.getstate(), numpy and numpy.get_state(legacy=False)
+    return torch.get_rng_state(), random.getstate(), numpy and numpy.get_state()
 
 
 def _restore_random(states: tuple[Tensor, Any, Any]) -> bool:
@@ -131,7 +132,7 @@ def _restore_random(states: tuple[Tensor, Any, Any]) -> bool:
     changed = [
         not torch.equal(states[0], torch.get_rng_state()),
         states[1] != random.getstate(),
-        states[2] is not None and repr(states[2]) != repr(sys.modules["numpy.random"].get_state(legacy=False)),
+        states[2] is not None and _comparable(states[2]) != _comparable(sys.modules["numpy.random"].get_state()),
     ]
     if changed[0]:
         torch.set_rng_state(states[0])
@@ -140,3 +141,9 @@ def _restore_random(states: tuple[Tensor, Any, Any]) -> bool:
     if changed[2]:
         sys.modules["numpy.random"].set_state(states[2])
     return any(changed)
+
+
+def _comparable(state: tuple[str, Any, int, int, float]) -> tuple[object, ...]:
+    """A state of NumPy's generator, with bytes in place of its array."""
+    name, keys, *others = state
+    return name, keys.tobytes(), *others

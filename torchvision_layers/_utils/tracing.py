@@ -54,16 +54,15 @@ for _name in ("iadd", "iand", "ifloordiv", "imatmul", "imod", "imul", "ior", "ip
 class _ShallowTracer(torch.fx.Tracer):
     """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
 
-    def __init__(self, containers: Mapping[str, Container] | None = None, effects: Effects | None = None) -> None:
+    def __init__(self, effects: Effects, containers: Mapping[str, Container] | None = None) -> None:
         super().__init__()
-        self.containers, self.effects = containers or {}, effects
+        self.effects, self.containers = effects, containers or {}
         #: Whether gradients and autocast were on for each operation.
         self.modes: set[tuple[bool, ...]] = set()
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
         proxy = _Proxy(node, self)
-        if self.effects is not None:
-            self.effects.watch(proxy)
+        self.effects.watch(proxy)
         return proxy
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
@@ -133,7 +132,7 @@ def shallow_graph(
     copied.training = training
     reads = record_reads_(copied)
     effects = Effects(copied)
-    tracer = _ShallowTracer(containers, effects)
+    tracer = _ShallowTracer(effects, containers)
     try:
         with effects:
             graph = tracer.trace(copied, dict(constants))
@@ -219,7 +218,7 @@ def _graph(module: nn.Module, constants: dict[str, Any]) -> torch.fx.Graph:
     copied = writable_copy(module)
     effects = Effects(copied)
     with effects:
-        graph = _ShallowTracer(effects=effects).trace(copied, constants)
+        graph = _ShallowTracer(effects).trace(copied, constants)
     if effects.is_random:
         raise ValueError("the forward draws random numbers")
     return graph

@@ -143,10 +143,7 @@ def quantize(
     backend = workflow.choose_backend(backend)
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be 'nearest' or 'gptq', got {rounding!r}{did_you_mean(rounding, ROUNDINGS)}")
-    check_not_converted(model)
-    check_unwrapped("model", model)
-    called = unwrapped(model)
-    check_forward(called)
+    called = _check_float(model)
     settings = Settings(
         backend,
         allow_float,
@@ -232,10 +229,7 @@ def prepare_qat(
     """
     workflow = load_engine(engine)
     backend = workflow.choose_backend(backend)
-    check_not_converted(model)
-    check_unwrapped("model", model)
-    called = unwrapped(model)
-    check_forward(called)
+    called = _check_float(model)
     settings = Settings(
         backend,
         allow_float,
@@ -285,6 +279,15 @@ def freeze(model: QuantizableModel | QuantizableGraph) -> None:
     """
     _check_prepared(model)
     load_engine(model.engine).freeze(model)
+
+
+def _check_float(model: nn.Module) -> nn.Module:
+    """The module that a float model calls; raises if the model is prepared, in a wrapper or overrides ``__call__``."""
+    check_not_converted(model)
+    check_unwrapped("model", model)
+    called = unwrapped(model)
+    check_forward(called)
+    return called
 
 
 def _check_prepared(model: nn.Module) -> None:

@@ -37,25 +37,19 @@ def with_best_branch(program: ExportedProgram, model: nn.Module, pair: Inputs, s
     rejected = [inputs for inputs in rejected if accepts(copy_module(model), inputs)]
     if not rejected:
         return program
-    compared = [pair, *rejected]
-    if _holds_for(program, model, compared):
+    compared, probe = [pair, *rejected], copy_module(model)
+    if drop_guards(program, probe, compared):
         return program
     prime = _resized(pair, sizes, prime_from)
     try:
         other = export_program(model, prime, sizes, drops_batch_guards=True)
     except RuntimeError:
         return program
-    return other if _holds_for(other, model, compared) else program
+    return other if drop_guards(other, probe, compared) else program
 
 
 def _plus(offset: int, size: int, i: int) -> int:
     return size + offset + i
-
-
-def _holds_for(program: ExportedProgram, model: nn.Module, compared: list[Inputs]) -> bool:
-    """Drops the guards that inputs break, if the results for these inputs are right."""
-    probe = copy_module(model)
-    return drop_guards(program, probe, [(inputs, held_guards(program, probe, inputs)) for inputs in compared])
 
 
 def _resized(pair: Inputs, sizes: Sizes, resize: Callable[[int, int], int]) -> Inputs:
