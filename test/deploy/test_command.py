@@ -346,6 +346,11 @@ def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_e
     assert "small.py:net: missing fc.bias; unexpected more" in command_error(name, wrong, *output)
     torch.save({**fields, "num_classes": 4}, wrong)
     assert "size mismatch for fc.weight" in command_error(name, wrong, *output)
+    torch.save({**fields, "model": {**weights, "fc.bias": weights["fc.bias"].to(torch.complex64)}}, wrong)
+    assert "small.py:net: fc.bias is complex, and real in the model" in command_error(name, wrong, *output)
+    for about in ({"num_classes": 3.5}, {"settings": {"image_size": "large"}}, {"settings": {"image_size": 0}}):
+        torch.save({**fields, **about}, wrong)
+        assert "wrong.pth must have a positive integer as" in command_error(name, wrong, *output)
     for array, message in (
         (np.zeros((2, 3, 8, 8)), "images.npy must contain a float32 tensor, got torch.float64"),
         (np.zeros((2, 1, 8, 8), np.float32), "images.npy must contain inputs of shape N×3×H×W, got"),

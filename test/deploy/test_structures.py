@@ -102,6 +102,41 @@ def test_inputs_are_passed_as_in_the_example(example: Any, tmp_path: Path) -> No
         assert loaded(IMAGE[:0], DEPTH[:0], *example[2:]).shape == (0, 4, 16, 16)
 
 
+class Masked(nn.Module):
+    """Takes an image and a mask without channels, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.eval()
+
+    def forward(self, sample: dict[str, Tensor]) -> Tensor:
+        return self.conv(sample["image"]) * sample["mask"].unsqueeze(1)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("pt2", "pt2"), ("onnx", "onnx")])
+def test_masks_have_the_sizes_of_the_image_and_dicts_any_order(format: str, suffix: str, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    model, mask = Masked(), torch.rand(2, 16, 16)
+    deploy.export(model, ({"image": IMAGE, "mask": mask},), tmp_path / f"m.{suffix}", format=format)
+    loaded = deploy.load(tmp_path / f"m.{suffix}")
+    assert [spec["shape"] for spec in loaded.metadata["inputs"]] == [
+        ["batch", 3, "height", "width"],
+        ["batch", "height", "width"],
+    ]
+    image, mask = torch.randn(3, 3, 21, 18), torch.rand(3, 21, 18)
+    with torch.no_grad():
+        expected = model({"image": image, "mask": mask})
+    for sample in ({"image": image, "mask": mask}, {"mask": mask, "image": image}):
+        assert relative_error(loaded(sample), expected) < 1e-5
+    for wrong in ({"mask": mask}, {"mask": mask, "image": image, "more": mask}, {"image": mask, "mask": image}):
+        with pytest.raises((TypeError, ValueError), match="must"):
+            loaded(wrong)
+    with pytest.raises(ValueError, match="sample_mask must have the height of sample_image, 21"):
+        loaded({"mask": mask[:, 1:], "image": image})
+
+
 @pytest.mark.parametrize(
     ("end", "names", "kind"),
     [

@@ -24,6 +24,10 @@ def stirred(layer: nn.Module) -> nn.Module:
     return layer.eval()
 
 
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    return float((output - expected).norm() / expected.norm())
+
+
 def convolutions(layer: nn.Module) -> list[nn.Module]:
     return [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
 
@@ -79,6 +83,27 @@ def test_training_mode_and_other_norms_are_refused() -> None:
     without_statistics = partial(nn.BatchNorm2d, track_running_stats=False)
     with pytest.raises(ValueError, match="norm_layer must scale and shift.*got BatchNorm2d"):
         enn.RepConv(4, 4, norm_layer=without_statistics).eval().folded()
+
+
+def test_layers_without_a_folded_form_stay() -> None:
+    """Other convolutions compute something else with their weight."""
+    layers = [
+        enn.RepConv(4, 4, norm_layer=partial(nn.GroupNorm, 2)),
+        *(tnn.replace(enn.RepConv(4, 4), nn.Conv2d, conv) for conv in (tnn.WSConv2d, tnn.Conv2dSame)),
+    ]
+    model = stirred(nn.Sequential(*layers, enn.RepConv(4, 4)))
+    for layer in layers[1:]:
+        with pytest.raises(ValueError, match=r"convolutions must be nn.Conv2d to be folded, got (WS|)Conv2d"):
+            layer.folded()
+    x = torch.randn(2, 4, 9, 9)
+    with torch.no_grad():
+        folded = deploy.fold(model, x)
+        expected = model(x)
+        assert relative_error(folded(x), expected) < 1e-5
+        int8 = quantized.quantize(model, [x])
+        assert relative_error(int8(x), expected) < 0.1
+    # Standardized weights are computed first, and leave plain convolutions.
+    assert [len(convolutions(layer)) for layer in folded] == [2, 1, 2, 1]
 
 
 def test_branches_where_shapes_allow() -> None:

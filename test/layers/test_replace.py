@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.experimental import nn as enn
 
 
 @pytest.fixture
@@ -248,6 +249,11 @@ class TestWhatIsSaid:
                 timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU),
                 partial(timm.layers.GroupNormAct, num_groups=2),
                 r"act \(SiLU\) replaced by ReLU",
+            ),
+            (
+                enn.RepConv(4, 4, stride=2),
+                partial(enn.RepConv, kernel_size=5),
+                "RepConv -> RepConv: stride, dilation, branches, pointwise, identity unknown",
             ),
         ],
     )

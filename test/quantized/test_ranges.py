@@ -1,6 +1,5 @@
 """Rules for ranges: percentiles as in NumPy, the least squared error of all ranges, and the choice per place."""
 
-import itertools
 import math
 
 import numpy as np
@@ -106,7 +105,7 @@ class Reader(nn.Module):
 @pytest.mark.parametrize("name", ["clamp", "square", "mean", "written into"])
 def test_auto_chooses_by_the_operator_that_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference rounds by each rule, runs the operator, and compares."""
-    errors_of_models = itertools.count()  # the first choice, the best rule of each observer, wins
+    errors_of_models = iter([9.0] * len(RULES) + [1.0])  # the last choice, the best rule of each observer, wins
     monkeypatch.setattr(range_choice, "_error", lambda *args: next(errors_of_models))
     x = values("heavy tails", 2000)
     model = Reader(name)
@@ -169,6 +168,26 @@ def test_auto_compares_rules_on_batches_that_their_ranges_do_not_come_from() -> 
     assert sorted(seen) == sorted(float(batch.args[0].abs().max()) for batch in batches)
     ranges.apply()
     assert float(model.observer.max_val) == max(float(batch.args[0].max()) for batch in batches), "all batches count"
+
+
+@pytest.mark.parametrize(
+    ("errors", "rule"),
+    [
+        ([2.0, 9.0, 9.0, 9.0, 1.9], "histogram"),  # choices for each observer are not clearly better
+        ([2.0, 9.0, 9.0, 1.9, 1.8], "mse"),
+        ([2.0, 2.05, 9.0, 9.0, 9.0], "minmax"),  # nearly as good, and clips nothing
+        ([2.0, 1.0, 9.0, 9.0, 0.99], "minmax"),
+    ],
+)
+def test_auto_prefers_rules_for_the_whole_model(
+    errors: list[float], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors_of_models = iter(errors)
+    monkeypatch.setattr(range_choice, "_error", lambda *args: next(errors_of_models))
+    model, x = Reader("square"), values("heavy tails", 2000)
+    model(x)
+    choose_ranges(model, [Inputs((x,))], places_of(model))
+    assert model.observer.rule == model.last.rule == rule
 
 
 @pytest.mark.parametrize("engine", ["eager", "pt2e"])

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 import train
-from common.data import presets
+from common.data import photographs, presets
 from common.runs import pretrained
 from common.runs.restore import load_trained
 from common.settings import ModelCard
 from models import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from torchvision_layers import deploy, quantized
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ._support import draw_images
 
@@ -79,6 +82,24 @@ def test_logits_equal_those_of_the_network() -> None:
         expected = lite(x, state)
         assert float(expected.std()) > 0.3
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_scale_per_weight_gains_10_db_from_equalization() -> None:
+    """Nagel et al. 2019, table 2: without it, the depthwise convolutions lose the accuracy."""
+    installed_state("efficientnet_lite0")
+    model = load_trained("pypi", card("efficientnet_lite0")).eval()
+    try:
+        batches = photographs.crops(photographs.CALIBRATION, 32, 224, seed=0).split(8)
+        x = photographs.crops(photographs.EVALUATION, 16, 224, seed=1)
+    except (ImportError, ValueError) as error:
+        pytest.skip(f"photographs are not installed: {error}")
+    noise = []
+    for version in (deploy.fold(model), deploy.equalize(model, batches[0])):
+        int8 = quantized.quantize(version, batches, engine="pt2e", backend="x86", per_channel=False)
+        noise.append(decibels(model(x), int8(x)))
+    assert noise[1] > max(noise[0] + 10, 20), noise
 
 
 def fake_package(monkeypatch: pytest.MonkeyPatch, folder: Path, state: dict[str, Any]) -> None:

@@ -15,8 +15,11 @@ def fold_itself(module: nn.Module, path: str) -> bool:
     """Replaces a module by the result of its method ``folded()``; returns whether it has one for its ``forward``."""
     folded_classes = set[type[nn.Module]]()
     while type(module) not in folded_classes and _has_folded(module):
+        form = _folded(module, path)
+        if form is None:
+            break
         folded_classes.add(type(module))
-        replace_module_(module, _folded(module, path))
+        replace_module_(module, form)
     return bool(folded_classes)
 
 
@@ -26,8 +29,8 @@ def join_branches(
     """A copy of ``model`` in eval mode whose parallel convolutions are joined, or ``model`` if it has none.
 
     A layer is replaced by its ``folded()`` if that has fewer convolutions and linear layers, or if ``needs_form`` says
-    so. Layers with hooks, layers whose parts a ``forward`` above them uses, and those with a module inside whose path
-    is in ``fixed`` stay.
+    so. Layers without such a form, layers with hooks, layers whose parts a ``forward`` above them uses, and those with
+    a module inside whose path is in ``fixed`` stay.
     """
     forms: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -38,7 +41,7 @@ def join_branches(
         if not (is_needed or _count(module) > 1) or any(name in fixed for name, part in parts if part is not module):
             continue
         form = _folded(copy_module(module).eval(), path or "model")
-        if is_needed or _count(form) < _count(module):
+        if form is not None and (is_needed or _count(form) < _count(module)):
             forms[path] = form
     entered = find_entered(model) if forms else set()  # takes a while
     forms = {path: form for path, form in forms.items() if model.get_submodule(path) not in entered}
@@ -51,8 +54,12 @@ def join_branches(
     return joined
 
 
-def _folded(module: nn.Module, path: str) -> nn.Module:
-    folded = module.folded()  # type: ignore[operator]
+def _folded(module: nn.Module, path: str) -> nn.Module | None:
+    """The result of ``folded()``; ``None`` if it raises ``ValueError``, because these settings have no such form."""
+    try:
+        folded = module.folded()  # type: ignore[operator]
+    except ValueError:
+        return None
     if not isinstance(folded, nn.Module):
         raise TypeError(f"folded() of {path} must return a module, got {folded!r}")
     return folded

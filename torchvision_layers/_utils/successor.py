@@ -91,10 +91,10 @@ class Successor:
         """Whether the new layer is built of parts of the old one, which keep their state."""
         return not set(self.inner.modules()).isdisjoint(self.new.modules())
 
-    def carry(self, arguments: Set[str]) -> list[str]:
+    def carry(self, arguments: Set[str], bound: Set[str]) -> list[str]:
         """Gives the new layer the state and mode of the old one; returns what is lost, in words.
 
-        ``arguments`` are those of the constructor of the new layer.
+        ``arguments`` are those of the constructor of the new layer, ``bound`` those of them that the caller chose.
         """
         old_parts = dict(self.old.named_modules(remove_duplicate=False))
         kept = set(self.inner.modules())
@@ -105,7 +105,13 @@ class Successor:
             return []
         if self.reuses_parts:
             return self._lost_hooks()
-        return [*self._carry_state(), *self._lost_parts(), *self._lost_options(arguments), *self._lost_hooks()]
+        return [
+            *self._carry_state(),
+            *self._lost_parts(),
+            *self._lost_options(arguments),
+            *self._unknown_options(arguments - bound),
+            *self._lost_hooks(),
+        ]
 
     def _carry_state(self) -> list[str]:
         old, new = self.old.state_dict(), self.new.state_dict()
@@ -158,6 +164,23 @@ class Successor:
             if values and not _is_default(values[0], parameter.default) and attribute(self.new, name) != values:
                 options.append(f"{name}={values[0]!r}")
         return [f"{', '.join(options)} dropped"] if options else []
+
+    def _unknown_options(self, arguments: Set[str]) -> list[str]:
+        """Arguments of both layers that the old one does not keep under their names, so the new one has its default."""
+        if "layer" in arguments:
+            return []
+        options = [
+            name
+            for name, parameter in inspect.signature(type(self.old)).parameters.items()
+            if name in arguments
+            and isinstance(parameter.default, (bool, int, float, str, tuple))
+            and attribute(self.old, name) in ([], [None])  # None is a child that it does not need
+        ]
+        if not options:
+            return []
+        return [
+            f"{', '.join(options)} unknown, because {type(self.old).__name__} has no such attribute: at the default"
+        ]
 
     def _lost_hooks(self) -> list[str]:
         has_hooks = any(self.old.__dict__.get(name) for name in _STATE_HOOKS)

@@ -33,7 +33,7 @@ class Checkpoint:
     @property
     def image_size(self) -> int | None:
         settings = self.fields.get("settings")
-        return settings.get("image_size") if isinstance(settings, dict) else None
+        return self._number(settings, "image_size") if isinstance(settings, dict) else None
 
     @property
     def about(self) -> dict[str, object]:
@@ -44,7 +44,7 @@ class Checkpoint:
 
         Errors: ``ValueError`` if ``function``, called ``name``, or its model does not match the checkpoint.
         """
-        classes = self.fields.get("num_classes") if num_classes is None else num_classes
+        classes = self._number(self.fields, "num_classes") if num_classes is None else num_classes
         kwargs = {} if classes is None else {"num_classes": classes}
         scaling = self.fields.get("model_arguments")  # multipliers of channels and depth from the training script
         kwargs |= scaling if isinstance(scaling, dict) else {}
@@ -56,6 +56,10 @@ class Checkpoint:
         model = function(**kwargs)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{name} must return a module, got {type(model).__name__}")
+        own = dict(model.state_dict())
+        for key, value in self.state_dict.items():
+            if value.is_complex() and key in own and not own[key].is_complex():  # torch would drop the imaginary part
+                raise ValueError(f"{self.path} does not match {name}: {key} is complex, and real in the model")
         try:
             keys = model.load_state_dict(self.state_dict, strict=False)
         except RuntimeError as error:  # for tensors of other shapes
@@ -69,6 +73,13 @@ class Checkpoint:
         if problems:
             raise ValueError(f"{self.path} does not match {name}: {'; '.join(problems)}")
         return model.eval()
+
+    def _number(self, fields: dict[str, Any], name: str) -> int | None:
+        """A positive number in the checkpoint, or ``None`` if it has none of this name."""
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{self.path} must have a positive integer as {name}, got {value!r}")
+        return value
 
 
 def _join(items: Sequence[str], separator: str) -> str:

@@ -1,6 +1,6 @@
 """Inputs of other sizes derived from one example."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +36,19 @@ class Sizes:
         """Tries other image sizes of all inputs together, of those with one image size, and of each by itself."""
         tensors = example.tensors()
         batched = _batched(example)
-        dims = [(i, dim) for i, tensor in enumerate(tensors) for dim in _image_dims(tensor)]
-        dims += [(i, 0) for i, tensor in enumerate(tensors) if tensor.dim() and not batched[i]]
+        images = [_image_dims(tensor, tensors) for tensor in tensors]
+        #: Dimensions that may vary, each with its place among those of an image.
+        places = {(i, dim): place for i, own in enumerate(images) for place, dim in enumerate(own)}
+        places |= {(i, 0): -1 for i, tensor in enumerate(tensors) if tensor.dim() and not batched[i]}
+        dims = list(places)
         groups = {tuple(dims): None}
-        for key in (lambda dim: tensors[dim[0]].shape[2:], lambda dim: dim[0]):
+        for key in (lambda dim: tuple(tensors[dim[0]].shape[d] for d in images[dim[0]]), lambda dim: dim[0]):
             for value in dict.fromkeys(map(key, dims)):
                 groups.setdefault(tuple(dim for dim in dims if key(dim) == value))
         free: dict[Dim, bool] = {}  # whether each variable dimension is independent of other inputs
         resized = []
         for group in filter(None, groups):
-            accepted, inputs = _try_sizes(model, example, group)
+            accepted, inputs = _try_sizes(model, example, {dim: places[dim] for dim in group})
             if inputs is not None:
                 resized.append(inputs)
             is_alone = len({i for i, _ in group}) == 1
@@ -107,20 +110,26 @@ def _batched(inputs: Inputs) -> list[bool]:
     return [tensor.dim() >= 1 and len(tensor) == batch for tensor in inputs.tensors()]
 
 
-def _image_dims(tensor: Tensor) -> Iterable[int]:
-    return range(2, tensor.dim()) if 3 <= tensor.dim() <= 5 else ()
+def _image_dims(tensor: Tensor, tensors: Iterable[Tensor]) -> range:
+    """The dimensions of height and width: the last two, also of a mask without channels for an image among ``tensors``.
+
+    A tensor with three dimensions is a sequence otherwise, and one with five a volume.
+    """
+    is_mask = tensor.dim() == 3 and any(other.dim() == 4 and other.shape[2:] == tensor.shape[1:] for other in tensors)
+    return range(1 if is_mask else 2, tensor.dim() if 3 <= tensor.dim() <= 5 else 0)
 
 
-def _try_sizes(model: nn.Module, example: Inputs, dims: Sequence[Dim]) -> tuple[Sequence[Dim], Inputs | None]:
-    """The first of ``dims`` or of the dimensions at each position that can grow, and inputs in which they have."""
-    positions = dict.fromkeys(dim for _, dim in dims)
-    groups = [dims, *([d for d in dims if d[1] == position] for position in positions if len(positions) > 1)]
+def _try_sizes(model: nn.Module, example: Inputs, places: Mapping[Dim, int]) -> tuple[Sequence[Dim], Inputs | None]:
+    """The first of all dimensions or of those at each place that can grow, and inputs in which they have."""
+    groups = [[*places]]
+    if len({*places.values()}) > 1:
+        groups += [[dim for dim, own in places.items() if own == place] for place in dict.fromkeys(places.values())]
     for group in groups:
         for grow in _GROWTH:
 
             def sizes(i: int, shape: torch.Size) -> list[int]:
                 return [
-                    grow(size, max(0, dim - 2)) if (i, dim) in group else size  # noqa: B023  # called in this loop
+                    grow(size, max(0, places[i, dim])) if (i, dim) in group else size  # noqa: B023  # called in this loop
                     for dim, size in enumerate(shape)
                 ]
 

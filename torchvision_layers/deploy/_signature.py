@@ -123,12 +123,17 @@ class Signature:
         signature.restore([None] * len(outputs))
         return signature
 
-    def with_positions(self, inputs: Inputs) -> Inputs:
-        """The same inputs, with keywords that name positional tensors of the example in their places."""
+    def in_order(self, inputs: Inputs) -> Inputs:
+        """The same inputs in the order of the example.
+
+        Keywords that name positional tensors of the example take their places, and the keys of dicts are sorted.
+        """
         names = [structure.get("tensor") for structure in self.args]
-        if inputs.args or self.kwargs or {*inputs.kwargs} != {*names}:
-            return inputs
-        return Inputs(tuple(inputs.kwargs[name] for name in names))
+        if not inputs.args and not self.kwargs and {*inputs.kwargs} == {*names}:
+            inputs = Inputs(tuple(inputs.kwargs[name] for name in names))
+        args = [*map(_in_order, self.args, inputs.args), *inputs.args[len(self.args) :]]
+        kwargs = {key: _in_order(self.kwargs.get(key, {}), value) for key, value in inputs.kwargs.items()}
+        return Inputs(tuple(args), kwargs)
 
     def check(self, inputs: Inputs) -> None:
         """Errors: ``TypeError`` unless ``inputs`` have the structure and the constants of the example."""
@@ -196,6 +201,18 @@ def describe_structure(value: Any, names: Iterator[str]) -> dict[str, Any]:
     key = next((key for key in value if type(key) not in _CONSTANTS), None) if isinstance(value, dict) else None
     shown = type(value).__name__ if key is None else f"dict with a key that is a {type(key).__name__}"
     raise TypeError(f"only tensors, numbers, strings and None in tuples, lists and dicts, got a {shown}")
+
+
+def _in_order(structure: Mapping[str, Any], value: Any) -> Any:
+    """``value`` with the keys of its dicts in the order of a structure; those that the structure lacks are the last."""
+    if "dict" in structure and isinstance(value, dict):
+        items = {key: item for key, item in structure["dict"]}
+        keys = [key for key in items if key in value] + [key for key in value if key not in items]
+        return {key: _in_order(items.get(key, {}), value[key]) for key in keys}
+    parts = structure.get(type(value).__name__)
+    if isinstance(parts, list) and type(value) in (tuple, list):
+        return type(value)([*map(_in_order, parts, value), *value[len(parts) :]])
+    return value
 
 
 def _restore(structure: Any, tensors: Mapping[str, Any]) -> Any:

@@ -36,7 +36,8 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     image size. Modules that do nothing in eval mode are
     removed. This holds for layers of any class that compute what torch's own layers compute: convolutions that pad by
     themselves, for example, or batch norms that apply an activation. Give any other layer of your own a method
-    ``folded()`` that returns a module which computes the same; a subclass with another ``forward`` needs its own.
+    ``folded()`` that returns a module which computes the same; a subclass with another ``forward`` needs its own. The
+    layer stays as it is if the method raises ``ValueError``.
 
     The order of modules is traced from each ``forward``, or recorded on ``batch`` if it cannot be traced. A module is
     left alone if it is registered in several places, has several consumers, or has its parameters read by a

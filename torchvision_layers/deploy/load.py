@@ -69,7 +69,7 @@ class Loaded:
     def _check(self, inputs: Inputs) -> Inputs:
         """The inputs in the order of the example."""
         signature = self._signature
-        inputs = signature.with_positions(inputs)
+        inputs = signature.in_order(inputs)
         is_float = signature.inputs[0].dtype == "float32"
         if is_float and signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
             check_float32("input", inputs.args[0])

@@ -53,11 +53,12 @@ def replace(model: _Module, old: _Old, new: LayerArgument, *, inplace: bool = Fa
 
     Returns the model with the new layers, a deep copy unless ``inplace`` is set.
 
-    Warns ``UserWarning`` if values of the old layers have no place in the new ones, or new parameters have only their
-    initial values, with the names and the layers. Errors, before anything is changed: ``ValueError`` if nothing
-    matches, and for all layers that cannot be replaced together: ``new`` cannot be called with their sizes, their
-    weights are parametrized, their class overrides the ``forward`` of ``old``, or the new ``forward`` takes other
-    inputs; ``TypeError`` for an argument of the wrong type.
+    Warns ``UserWarning`` if values of the old layers have no place in the new ones, new parameters have only their
+    initial values, or an old layer does not keep an argument that the new one takes as well, with the names and the
+    layers. Errors, before anything is changed: ``ValueError`` if nothing matches, and for all layers that cannot be
+    replaced together: ``new`` cannot be called with their sizes, their weights are parametrized, their class overrides
+    the ``forward`` of ``old``, or the new ``forward`` takes other inputs; ``TypeError`` for an argument of the wrong
+    type.
 
     Examples::
 
@@ -97,9 +98,10 @@ def replace(model: _Module, old: _Old, new: LayerArgument, *, inplace: bool = Fa
 
     losses: dict[tuple[str, str], list[str]] = defaultdict(list)
     arguments = set() if isinstance(new, nn.Module) else set(_parameters(new))
+    bound = set(new.keywords) if isinstance(new, partial) else set()
     for successor in successors:
         if not successor.is_same:
-            for loss in successor.carry(arguments):
+            for loss in successor.carry(arguments, bound):
                 losses[f"{type(successor.old).__name__} -> {type(successor.new).__name__}", loss].append(
                     successor.path or "model"
                 )
@@ -193,7 +195,10 @@ def _arguments(new: Callable[..., nn.Module], layer: nn.Module) -> dict[str, Any
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in {"device", "dtype", *bound}:
             continue
         values = [layer] if name == "layer" else attribute(layer, name)
-        if values:
+        is_child = values == [None] and isinstance(
+            parameter.default, (bool, int, float)
+        )  # that the layer does not need
+        if values and not is_child:
             kwargs[name] = values[0]
         elif parameter.default is parameter.empty:
             missing.append(name)

@@ -25,6 +25,10 @@ _IMAGES = 32
 #: range by more than a few batches show: 0.25 dB.
 _CLEARLY = 10**0.025
 
+#: Rules that were chosen for each observer must have an error this much smaller than that of a single rule, because
+#: they were chosen on the same few batches: 0.5 dB.
+_MORE_CLEARLY = 10**0.05
+
 #: Operators that only move values, so that rounding can as well happen after them.
 _MOVES = {"_unsafe_view", "clone", "constant_pad_nd"}
 
@@ -86,8 +90,8 @@ def choose_ranges(model: nn.Module, batches: Sequence[Inputs], places: dict[int,
     """Gives each observer of a prepared model the rule with the least error, in place.
 
     The error is that of the operators that read the rounded tensor, so clipped values count by what they do there. The
-    choices are then rounded all at once. If a single rule for all observers has less error at the outputs of the model,
-    that one stays. ``"minmax"`` needs no more than a similar error.
+    choices are then rounded all at once. Unless they have clearly less error at the outputs of the model than each
+    single rule for all observers, the best single rule is taken. ``"minmax"`` needs no more than a similar error.
 
     Args:
         model: a model in eval mode that has run on the batches of the calibration.
@@ -105,11 +109,14 @@ def choose_ranges(model: nn.Module, batches: Sequence[Inputs], places: dict[int,
                 comparison.read(output)
     comparison.unmark()
     best = {key: place.best() for key, place in places.items()}
-    choices = [best, *(dict.fromkeys(places, i) for i in range(len(RULES)))]
+    choices = [*(dict.fromkeys(places, i) for i in range(len(RULES))), best]
     errors = [_error(model, batches, expected, observers, places, choice) for choice in choices]
-    safe = 1 + RULES.index("minmax")
-    chosen = choices[safe if errors[safe] <= _CLEARLY * min(errors) else errors.index(min(errors))]
-    for key, i in chosen.items():
+    chosen, mixed, safe = errors.index(min(errors[:-1])), len(RULES), RULES.index("minmax")
+    if _MORE_CLEARLY * errors[mixed] < errors[chosen]:
+        chosen = mixed
+    if errors[safe] <= _CLEARLY * errors[chosen]:
+        chosen = safe
+    for key, i in choices[chosen].items():
         places[key].observer.rule = RULES[i]
 
 

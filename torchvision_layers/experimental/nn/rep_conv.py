@@ -4,7 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.fx
@@ -156,7 +156,8 @@ class RepConv(nn.Module):
     def folded(self) -> nn.Module:
         """One ``nn.Conv2d`` that computes the sum, followed by copies of the channel attention and the activation.
 
-        Errors: ``ValueError`` in training mode, or for a norm that does not scale and shift each channel by constants.
+        Errors: ``ValueError`` in training mode, for a norm that does not scale and shift each channel by constants, or
+        if a convolution was replaced by a layer that computes something else with its weight.
         """
         weight, bias = self._weight_and_bias()
         first = self.convs.get_submodule("0.0")
@@ -207,8 +208,15 @@ class RepConv(nn.Module):
         for branch in self.convs if self.pointwise is None else (*self.convs, self.pointwise):
             assert isinstance(branch, nn.Sequential)
             conv = branch[0]
-            assert isinstance(conv, nn.Conv2d)
+            if not _is_plain(conv):
+                raise ValueError(f"convolutions must be nn.Conv2d to be folded, got {type(conv).__name__}")
             yield conv, branch[1] if len(branch) > 1 else nn.Identity()
+
+
+def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module computes what ``nn.Conv2d`` does with its weight, which may be parametrized."""
+    methods = ("forward", "_conv_forward")
+    return isinstance(conv, nn.Conv2d) and all(getattr(type(conv), m) is getattr(nn.Conv2d, m) for m in methods)
 
 
 def _scale_and_shift(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from .nodes import CONVS, LINEAR, arguments, conv_geometry, is_call
 
 __all__ = ["correct_biases", "correct_int8_biases", "float_outputs", "measure_inputs"]
 
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_channel.default"
+
 Outputs = dict[str, tuple[Tensor, int]]
 #: Means of the inputs of layers, or second moments too.
 Means = dict[Any, InputMean]
@@ -28,7 +30,7 @@ def measure_inputs(
     """Measures the inputs that the layers of a prepared graph get within the context.
 
     Yields them by node, and a dict which ``keeps_outputs`` fills in the first run with what :func:`float_outputs`
-    returns for the same inputs.
+    returns for the same inputs. The graph cannot run again until it is recompiled, as :func:`correct_biases` does.
     """
     outputs: Outputs = {}
     cls = InputMoments if rounding == "gptq" else InputMean
@@ -39,7 +41,6 @@ def measure_inputs(
     for recorder in recorders:
         module.graph.erase_node(recorder)
         module.delete_submodule(str(recorder.target))
-    module.recompile()
 
 
 def correct_biases(module: fx.GraphModule, means: Means, progress: bool = False) -> None:
@@ -197,6 +198,12 @@ class _Run(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0]
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if str(target) == _DEQUANTIZE and args[3] == 0 and not kwargs and not args[2].any():
+            # The same in a fraction of the time, because the operator subtracts zero points in int64.
+            return args[0] * args[1].view(-1, *[1] * (args[0].dim() - 1))
+        return super().call_function(target, args, kwargs)
 
 
 class _FloatRun(_Run):

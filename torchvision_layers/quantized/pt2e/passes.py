@@ -260,13 +260,13 @@ def _add_defaults(node: fx.Node) -> None:
 
 def set_mode(module: fx.GraphModule, training: bool, norms_train: bool) -> None:
     """Switches the nodes that ``record_modes`` recorded to training or eval mode, batch norms separately."""
-    for node in module.graph.nodes:
-        if "modes" not in node.meta:
-            continue
+    nodes = [node for node in module.graph.nodes if "modes" in node.meta]
+    for node in nodes:
         index, in_training, in_eval = node.meta["modes"]
         is_norm = node.target in (BATCH_NORM, UNFOLDABLE_NORM) or _is_counter(node)
         node.update_arg(index, in_training if (norms_train if is_norm else training) else in_eval)
-    module.recompile()
+    if nodes:
+        module.recompile()
 
 
 def remove_dropout(module: fx.GraphModule) -> None:

@@ -19,11 +19,12 @@ def inline_regions(module: fx.GraphModule, will_train: bool) -> None:
     A graph runs in float32, and without gradients unless it is trained, so a region that turns either off changes
     nothing. One that turns autocasting on stays.
     """
-    pending = [*_regions(module.graph, will_train)]
-    while pending:
-        _inline(module, pending[0])
-        pending = [*_regions(module.graph, will_train)]  # others appear when one is moved
-    module.recompile()
+    is_changed = False
+    while region := next(_regions(module.graph, will_train), None):  # others appear when one is moved
+        _inline(module, region)
+        is_changed = True
+    if is_changed:
+        module.recompile()
 
 
 def region_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

@@ -95,8 +95,7 @@ def _export_static(model: nn.Module, pair: Inputs) -> SizedGraph | None:
         with torch.no_grad():
             with _SizeReads(probe) as reads:
                 outputs = probe(*_clones(two))
-            if reads.is_found:
-                return None
+            reads.check()
             with kept_tensors_allowed():
                 module = torch.export.export(model, pair.args).module(check_guards=False)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):  # they check sizes
@@ -154,12 +153,16 @@ def _changed_dims(values: Sequence[Any], others: Sequence[Any]) -> list[list[int
     ]
 
 
+class _SizeReadError(Exception):
+    """A ``forward`` reads a size."""
+
+
 class _SizeReads(TorchFunctionMode):
-    """Finds out whether a ``forward`` reads the size of a tensor other than a parameter or buffer."""
+    """Ends a ``forward`` that reads the size of a tensor other than a parameter or buffer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.is_found = False
+        self._is_found = False
         self._weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,8 +170,14 @@ class _SizeReads(TorchFunctionMode):
         if _is_number(result) and not (args and id(args[0]) in self._weights):
             # Checks of this package's layers either raise or do nothing.
             is_check = sys._getframe(1).f_globals.get("__name__") == checks.__name__
-            self.is_found |= _depends_on_size(func) and not is_check
+            self._is_found |= _depends_on_size(func) and not is_check
+            self.check()
         return result
+
+    def check(self) -> None:
+        """Raises if there was one: the ``forward`` may have caught the error."""
+        if self._is_found:
+            raise _SizeReadError
 
 
 def _is_number(result: object) -> bool:

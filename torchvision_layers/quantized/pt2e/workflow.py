@@ -52,6 +52,12 @@ from .writes import reread_after_writes
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
+_OTHER_BY_EXPORTING = "exporting changed the results: the forward depends on more than its input and its parameters"
+_OTHER_IN_EVAL_MODE = (
+    "switching the graph to eval mode changed the results: the forward does something in training mode only, such as "
+    "auxiliary heads, or calls a batch norm under no_grad(): train it with engine='eager'"
+)
+
 
 def choose_backend(name: str) -> str:
     """Returns ``name``; ``"auto"`` means x86. Raises ``ValueError`` unless this engine has the backend."""
@@ -80,7 +86,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         keeps_outputs = shapes == [image.shape for image in images]
         with measure_inputs(prepared.body, settings.rounding, keeps_outputs) as (means, outputs):
             with calibrating(model, first, 0):
-                _check_same_results(prepared, model, first, "exporting")
+                _check_same_results(prepared, model, first, _OTHER_BY_EXPORTING)
             expected = outputs or float_outputs(prepared.body, images)
             for i, batch in enumerate(batches, 1):
                 with calibrating(model, batch, i):
@@ -109,7 +115,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         set_mode(graph_module, training=False, norms_train=False)
         with torch.no_grad():
             graph = make_graph(exported, model)
-            _check_same_results(graph, copy.deepcopy(model).eval(), example, "switching the graph to eval mode")
+            _check_same_results(graph, copy.deepcopy(model).eval(), example, _OTHER_IN_EVAL_MODE)
             rejects_single = _differs_for_one(graph, copy.deepcopy(model).eval(), example)
         set_mode(graph_module, training=True, norms_train=True)
     prepared = _prepare(exported, model, settings, is_qat=True, problems=problems)
@@ -256,8 +262,7 @@ def _float_copy(model: nn.Module) -> nn.Module:
     return copy_module(model)
 
 
-def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, step: str) -> None:
-    message = f"{step} changed the results: the forward depends on more than its input and its parameters"
+def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, message: str) -> None:
     # A forward may write into its input.
     output = graph.call(inputs.map(Tensor.clone))
     expected = inputs.map(Tensor.clone).run(model)
