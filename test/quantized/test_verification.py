@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
+from torchvision_layers.quantized import verification
 from torchvision_layers.quantized.eager import fusion, rewriting, rewritten_copy
 from torchvision_layers.quantized.eager import workflow as eager
 from torchvision_layers.quantized.eager.first_run import FirstRun
@@ -192,6 +193,33 @@ def test_prepared_model_remembers_images(engine: str) -> None:
 class NaNForLargeValues(TwoConvs):
     def forward(self, x: Tensor) -> Tensor:
         return self.a(x) * (100 - x.amax()).sqrt()
+
+
+class AlwaysDrops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.conv(x), 0.5, training=True)
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_random_models_are_named(engine: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    message = "must return the same result|draws random numbers|depends on more than its input"
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        quantized.quantize(AlwaysDrops(), [x], engine=engine)
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        quantized.prepare_qat(AlwaysDrops().train(), x, engine=engine)
+
+
+def test_random_models_are_not_to_be_reported() -> None:
+    """If the earlier comparisons let them through."""
+    x = torch.randn(2, 3, 8, 8)
+    prepared = quantized.prepare_qat(nn.Sequential(nn.Conv2d(3, 8, 3)), x)
+    with pytest.raises(RuntimeError, match="must return the same result for the same input"):
+        verification.check_prepared(prepared, AlwaysDrops(), Inputs((x,)))
 
 
 def test_nan_for_a_later_batch_raises() -> None:

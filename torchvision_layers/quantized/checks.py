@@ -192,6 +192,18 @@ def check_same_results(
             raise RuntimeError(message)
 
 
+def check_repeatable(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
+    """Raises ``RuntimeError`` from ``error``, that of another check, if a model returns other results each time."""
+    first, second = (outputs_of(model, inputs) for _ in range(2))
+    try:
+        check_same_results(second, first, "")
+    except RuntimeError:
+        raise RuntimeError(
+            "model must return the same result for the same input in eval mode: its forward draws random numbers, or "
+            "changes its own state"
+        ) from error
+
+
 def _nudged_outputs(model: nn.Module, inputs: Inputs, expected: list[Tensor]) -> list[Tensor]:
     """The outputs for inputs that are moved by some units in the last place; ``expected`` if they are random anyway."""
     if not all(map(torch.equal, outputs_of(model, inputs), expected)):

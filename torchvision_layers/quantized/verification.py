@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.outputs import largest, outputs_of
-from .checks import check_same_results
+from .checks import check_repeatable, check_same_results
 from .finite import describe_origin
 from .rounding import round_weights_, rounded_outputs
 from .wrapper import QuantizableWrapper
@@ -96,14 +96,16 @@ def check_prepared(prepared: QuantizableWrapper, model: nn.Module, example: Inpu
     """Raises ``RuntimeError`` unless a model prepared for training computes what ``model`` does in eval mode."""
     reference = copy_module(model).eval()
     silent = _switch_(copy_module(prepared), "observer_enabled", "fake_quant_enabled").eval()
-    check_same_results(
-        example.map(Tensor.clone).run(silent),
-        example.map(Tensor.clone).run(reference),
+    message = (
         "the prepared model computes something else than the model in eval mode, even without fake quantization. "
-        "Please report the model; check=False returns the prepared model without this comparison",
-        reference,
-        example,
+        "Please report the model; check=False returns the prepared model without this comparison"
     )
+    output, expected = (example.map(Tensor.clone).run(m) for m in (silent, reference))
+    try:
+        check_same_results(output, expected, message, reference, example)
+    except RuntimeError as error:
+        check_repeatable(reference, example, error)
+        raise
 
 
 def _switch_(model: nn.Module, *names: str) -> nn.Module:

@@ -12,7 +12,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
 from ..bias_correction import CORRECTING_IMAGES
-from ..checks import check_float32_parameters, check_same_results, first_of
+from ..checks import check_float32_parameters, check_repeatable, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
 from ..joining import joined
@@ -269,11 +269,5 @@ def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Input
     try:
         check_same_results(output, expected, message, model, inputs)
     except RuntimeError as error:
-        try:
-            check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
-        except RuntimeError:
-            raise RuntimeError(
-                "model must return the same result for the same input in eval mode: its forward draws random numbers, "
-                "or changes its own state"
-            ) from error
+        check_repeatable(model, inputs, error)
         raise
