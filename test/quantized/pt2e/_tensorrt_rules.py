@@ -182,7 +182,9 @@ class _Graph:
 
     def sum_problems(self, node: Any) -> Iterator[str]:
         sources = [self.source(name) for name in node.input]
-        layers = [name for name in sources if self.layer_behind(name) is not None]
+        # A layer in float adds nothing to its result, nor does one whose result something else reads.
+        behind = {self.source(n): self.layer_behind(self.source(n)) for n in node.input if len(self.readers[n]) == 1}
+        layers = [name for name, layer in behind.items() if layer is not None and self.is_int8(layer.input[0])]
         is_int8 = {self.source(name): self.is_int8(name) for name in node.input}
         if not layers:
             yield from self.all_int8(node, "a term of a sum without a layer")
