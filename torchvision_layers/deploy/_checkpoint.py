@@ -56,7 +56,7 @@ class Checkpoint:
         model = function(**kwargs)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{name} must return a module, got {type(model).__name__}")
-        own = dict(model.state_dict())
+        own = model.state_dict()
         for key, value in self.state_dict.items():
             if value.is_complex() and key in own and not own[key].is_complex():  # torch would drop the imaginary part
                 raise ValueError(f"{self.path} does not match {name}: {key} is complex, and real in the model")

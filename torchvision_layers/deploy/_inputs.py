@@ -37,7 +37,7 @@ class Sizes:
         tensors = example.tensors()
         batched = _batched(example)
         images = [_image_dims(tensor, tensors) for tensor in tensors]
-        #: Dimensions that may vary, each with its place among those of an image.
+        # Dimensions that may vary, each with its place among those of an image.
         places = {(i, dim): place for i, own in enumerate(images) for place, dim in enumerate(own)}
         places |= {(i, 0): -1 for i, tensor in enumerate(tensors) if tensor.dim() and not batched[i]}
         dims = list(places)

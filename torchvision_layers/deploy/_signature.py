@@ -126,23 +126,21 @@ class Signature:
     def in_order(self, inputs: Inputs) -> Inputs:
         """The same inputs in the order of the example.
 
-        Keywords that name positional tensors of the example take their places, and the keys of dicts are sorted.
+        Keywords that name positional tensors of the example take their places; keywords, and keys of dicts, that it
+        lacks are the last.
         """
         names = [structure.get("tensor") for structure in self.args]
         if not inputs.args and not self.kwargs and {*inputs.kwargs} == {*names}:
             inputs = Inputs(tuple(inputs.kwargs[name] for name in names))
         args = [*map(_in_order, self.args, inputs.args), *inputs.args[len(self.args) :]]
-        kwargs = {key: _in_order(self.kwargs.get(key, {}), value) for key, value in inputs.kwargs.items()}
-        return Inputs(tuple(args), kwargs)
+        return Inputs(tuple(args), _in_order({"dict": self.kwargs.items()}, inputs.kwargs))
 
     def check(self, inputs: Inputs) -> None:
-        """Errors: ``TypeError`` unless ``inputs`` have the structure and the constants of the example."""
+        """Errors: ``TypeError`` unless ``inputs``, in order, have the structure and constants of the example."""
         names = iter([spec.name for spec in self.inputs] + ["tensor"] * len(inputs.tensors()))
         try:
             args = [describe_structure(value, names) for value in inputs.args]
-            order = [name for name in self.kwargs if name in inputs.kwargs]
-            order += [name for name in inputs.kwargs if name not in self.kwargs]
-            kwargs = {name: describe_structure(inputs.kwargs[name], names) for name in order}
+            kwargs = {name: describe_structure(value, names) for name, value in inputs.kwargs.items()}
         except TypeError as error:
             raise TypeError(f"inputs must be {error}") from error
         if (args, kwargs) != (self.args, self.kwargs):
@@ -206,9 +204,9 @@ def describe_structure(value: Any, names: Iterator[str]) -> dict[str, Any]:
 def _in_order(structure: Mapping[str, Any], value: Any) -> Any:
     """``value`` with the keys of its dicts in the order of a structure; those that the structure lacks are the last."""
     if "dict" in structure and isinstance(value, dict):
-        items = {key: item for key, item in structure["dict"]}
-        keys = [key for key in items if key in value] + [key for key in value if key not in items]
-        return {key: _in_order(items.get(key, {}), value[key]) for key in keys}
+        items = dict(structure["dict"])
+        ordered = {key: value[key] for key in items if key in value} | value
+        return {key: _in_order(items.get(key, {}), item) for key, item in ordered.items()}
     parts = structure.get(type(value).__name__)
     if isinstance(parts, list) and type(value) in (tuple, list):
         return type(value)([*map(_in_order, parts, value), *value[len(parts) :]])

@@ -74,7 +74,6 @@ class Loaded:
         if is_float and signature.has_one_input and len(inputs.args) == 1 and not inputs.kwargs:
             check_float32("input", inputs.args[0])
         signature.check(inputs)
-        inputs = Inputs(inputs.args, {name: inputs.kwargs[name] for name in signature.kwargs})
         sizes: dict[str, tuple[int, str]] = {}
         for spec, tensor in zip(signature.inputs, inputs.tensors(), strict=True):
             if tensor.device.type != "cpu":

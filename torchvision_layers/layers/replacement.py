@@ -195,10 +195,9 @@ def _arguments(new: Callable[..., nn.Module], layer: nn.Module) -> dict[str, Any
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in {"device", "dtype", *bound}:
             continue
         values = [layer] if name == "layer" else attribute(layer, name)
-        is_child = values == [None] and isinstance(
-            parameter.default, (bool, int, float)
-        )  # that the layer does not need
-        if values and not is_child:
+        if values == [None] and isinstance(parameter.default, (bool, int, float)):  # a child that it does not need
+            values = []
+        if values:
             kwargs[name] = values[0]
         elif parameter.default is parameter.empty:
             missing.append(name)

@@ -21,6 +21,7 @@ __all__ = [
     "check_int8_state",
     "check_norms_train",
     "check_not_converted",
+    "check_same_as_model",
     "check_same_results",
     "first_of",
 ]
@@ -192,16 +193,20 @@ def check_same_results(
             raise RuntimeError(message)
 
 
-def check_repeatable(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
-    """Raises ``RuntimeError`` from ``error``, that of another check, if a model returns other results each time."""
-    first, second = (outputs_of(model, inputs) for _ in range(2))
+def check_same_as_model(output: Any, model: nn.Module, inputs: Inputs, message: str) -> None:
+    """Like :func:`check_same_results` with what ``model`` returns for ``inputs``, and says if the model is random."""
+    expected = inputs.map(Tensor.clone).run(model)  # a forward may write into its input
     try:
-        check_same_results(second, first, "")
-    except RuntimeError:
-        raise RuntimeError(
-            "model must return the same result for the same input in eval mode: its forward draws random numbers, or "
-            "changes its own state"
-        ) from error
+        check_same_results(output, expected, message, model, inputs)
+    except RuntimeError as error:
+        try:
+            check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
+        except RuntimeError:
+            raise RuntimeError(
+                "model must return the same result for the same input in eval mode: its forward draws random numbers, "
+                "or changes its own state"
+            ) from error
+        raise
 
 
 def _nudged_outputs(model: nn.Module, inputs: Inputs, expected: list[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.outputs import largest, outputs_of
-from .checks import check_repeatable, check_same_results
+from .checks import check_same_as_model
 from .finite import describe_origin
 from .rounding import round_weights_, rounded_outputs
 from .wrapper import QuantizableWrapper
@@ -100,12 +100,7 @@ def check_prepared(prepared: QuantizableWrapper, model: nn.Module, example: Inpu
         "the prepared model computes something else than the model in eval mode, even without fake quantization. "
         "Please report the model; check=False returns the prepared model without this comparison"
     )
-    output, expected = (example.map(Tensor.clone).run(m) for m in (silent, reference))
-    try:
-        check_same_results(output, expected, message, reference, example)
-    except RuntimeError as error:
-        check_repeatable(reference, example, error)
-        raise
+    check_same_as_model(example.map(Tensor.clone).run(silent), reference, example, message)
 
 
 def _switch_(model: nn.Module, *names: str) -> nn.Module:

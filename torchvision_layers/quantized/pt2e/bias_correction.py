@@ -199,12 +199,6 @@ class _Run(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0]
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if str(target) == _DEQUANTIZE and args[3] == 0 and not kwargs and not args[2].any():
-            # The same in a fraction of the time, because the operator subtracts zero points in int64.
-            return args[0] * args[1].view(-1, *[1] * (args[0].dim() - 1))
-        return super().call_function(target, args, kwargs)
-
 
 class _FloatRun(_Run):
     """Collects the means of the channels in the layers of a prepared graph."""
@@ -228,6 +222,12 @@ class _CorrectingRun(_Run):
     def __init__(self, module: fx.GraphModule, expected: Outputs) -> None:
         super().__init__(module)
         self.expected = expected
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if str(target) == _DEQUANTIZE and args[3] == 0 and not kwargs and not args[2].any():
+            # The same in a fraction of the time, because the operator subtracts zero points in int64.
+            return args[0] * args[1].view(-1, *[1] * (args[0].dim() - 1))
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)

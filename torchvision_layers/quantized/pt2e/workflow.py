@@ -12,7 +12,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
 from ..bias_correction import CORRECTING_IMAGES
-from ..checks import check_float32_parameters, check_repeatable, check_same_results, first_of
+from ..checks import check_float32_parameters, check_same_as_model, check_same_results, first_of
 from ..eager.model import QuantizableModel
 from ..finite import calibrating
 from ..joining import joined
@@ -86,7 +86,7 @@ def quantize(model: nn.Module, batches: Iterator[Inputs], settings: Settings) ->
         keeps_outputs = shapes == [image.shape for image in images]
         with measure_inputs(prepared.body, settings.rounding, keeps_outputs) as (means, outputs):
             with calibrating(model, first, 0):
-                _check_same_results(prepared, model, first, _OTHER_BY_EXPORTING)
+                check_same_as_model(prepared.call(first.map(Tensor.clone)), model, first, _OTHER_BY_EXPORTING)
             expected = outputs or float_outputs(prepared.body, images)
             for i, batch in enumerate(batches, 1):
                 with calibrating(model, batch, i):
@@ -115,7 +115,8 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
         set_mode(graph_module, training=False, norms_train=False)
         with torch.no_grad():
             graph = make_graph(exported, model)
-            _check_same_results(graph, copy.deepcopy(model).eval(), example, _OTHER_IN_EVAL_MODE)
+            output = graph.call(example.map(Tensor.clone))
+            check_same_as_model(output, copy.deepcopy(model).eval(), example, _OTHER_IN_EVAL_MODE)
             rejects_single = _differs_for_one(graph, copy.deepcopy(model).eval(), example)
         set_mode(graph_module, training=True, norms_train=True)
     prepared = _prepare(exported, model, settings, is_qat=True, problems=problems)
@@ -260,14 +261,3 @@ def _float_copy(model: nn.Module) -> nn.Module:
     check_not_lazy("model", model)
     check_float32_parameters(model)
     return copy_module(model)
-
-
-def _check_same_results(graph: QuantizableGraph, model: nn.Module, inputs: Inputs, message: str) -> None:
-    # A forward may write into its input.
-    output = graph.call(inputs.map(Tensor.clone))
-    expected = inputs.map(Tensor.clone).run(model)
-    try:
-        check_same_results(output, expected, message, model, inputs)
-    except RuntimeError as error:
-        check_repeatable(model, inputs, error)
-        raise
