@@ -15,6 +15,7 @@ __all__ = [
     "accuracy",
     "extras",
     "formats",
+    "growth",
     "import_time",
     "layers",
     "load",
@@ -82,6 +83,22 @@ def runtimes(report: dict[str, Any]) -> str:
         lines += [f"Images: {images} of {size} × {size}, threads: {threads}", ""]
         lines += _list_table(["runtime", *(f"``{model}``" for model in models)], cells)
     return "\n".join(lines)
+
+
+def growth(report: dict[str, Any]) -> str:
+    """One row per model and runtime, one column per size of the input."""
+    rows = report["rows"]
+    cases = list(dict.fromkeys((row["images"], row["size"]) for row in rows))
+    groups: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+    for row in rows:
+        cells = groups.setdefault((row["model"], row["runtime"]), {})
+        if "reason" not in row:
+            cells[row["images"], row["size"]] = _lines([f"{row['growth']:.2f}", _ratio(row["time"])])
+    lines = [
+        [f"``{model}``, {runtime}", *(cells.get(case, NONE) for case in cases)]
+        for (model, runtime), cells in groups.items()
+    ]
+    return _table(report, ["model, runtime", *(f"{images} of {size}²" for images, size in cases)], lines)
 
 
 def accuracy(record: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torchvision_layers import deploy, quantized
 from .measures import LayerCount, decibels, layers_of_graph, layers_that_run, norms_behind_convolutions, outputs
 from .models import Subject
 
-__all__ = ["COLUMNS", "EXPORTS", "PAIRS", "Figures", "images"]
+__all__ = ["COLUMNS", "EXPORTS", "PAIRS", "SAME_PLACES", "Figures", "images"]
 
 #: Values for JSON, by name.
 Figures = dict[str, Any]
@@ -61,17 +61,24 @@ def fx_mode(subject: Subject, backend: str) -> Figures:
     return {**_compared(subject, int8, layers_that_run(int8, batch), expected), "seconds": seconds}
 
 
-def torchao(subject: Subject) -> Figures:
-    """Torchao by itself, with the default configuration of its quantizer for x86."""
+def torchao(subject: Subject, backend: str | None = None) -> Figures:
+    """Torchao by itself, with the default configuration of its quantizer for x86.
+
+    Args:
+        backend: rounds where the kernels of this one do, instead of where torchao's quantizer for x86 does.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    from torchvision_layers.quantized.pt2e.quantizers import quantizer_for
 
     network, batch = subject.network, subject.batch
 
     @torch.no_grad()
     def convert() -> nn.Module:
         graph = torch.export.export(network, (batch,), strict=False).module()
-        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        config = x86.get_default_x86_inductor_quantization_config()
+        quantizer = quantizer_for(backend, config) if backend else x86.X86InductorQuantizer().set_global(config)
         prepared = prepare_pt2e(graph, quantizer)
         prepared(batch)
         return convert_pt2e(prepared)
@@ -104,6 +111,8 @@ PAIRS = {
     "pt2e onnxruntime": "torchao",
     "pt2e tensorrt": "torchao",
 }
+#: Columns whose peer rounds in fewer places, and the column of a peer that rounds in the same.
+SAME_PLACES = {"pt2e onnxruntime": "torchao onnxruntime", "pt2e tensorrt": "torchao tensorrt"}
 
 COLUMNS: dict[str, Callable[[Subject], Figures]] = {
     "fold": fold,
@@ -115,6 +124,8 @@ COLUMNS: dict[str, Callable[[Subject], Figures]] = {
     "pt2e onnxruntime": partial(quantize, engine="pt2e", backend="onnxruntime"),
     "pt2e tensorrt": partial(quantize, engine="pt2e", backend="tensorrt"),
     "torchao": torchao,
+    "torchao onnxruntime": partial(torchao, backend="onnxruntime"),
+    "torchao tensorrt": partial(torchao, backend="tensorrt"),
     **{format: partial(export, format=format) for format in EXPORTS},
 }
 

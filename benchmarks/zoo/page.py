@@ -2,11 +2,11 @@
 
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .columns import COLUMNS, EXPORTS, PAIRS
+from .columns import COLUMNS, EXPORTS, PAIRS, SAME_PLACES
 from .models import ZOO
 from .record import Record
 
@@ -33,10 +33,12 @@ dB
     Signal over the error of the int8 output against the float model, over all output tensors together.
 peer
     Torch by itself on the same batch: FX mode with its default configuration for the eager engine, torchao with the
-    default configuration of its quantizer for x86 for the PT2E engine. The int8 kernels of onnxruntime and TensorRT
-    also round sums, and those of onnxruntime the results of convolutions, which torchao leaves in float. Weights for
-    onnxruntime are also bounded for CPUs without VNNI. If torchao has more dB than the column for x86, it leaves
-    layers in float.
+    default configuration of its quantizer for x86 for the PT2E engine. If torchao has more dB than the column for x86,
+    it leaves layers in float.
+same places
+    Torchao with its default observers, rounding where the kernels of the backend do. Those of onnxruntime and TensorRT
+    also round sums, and those of onnxruntime the results of convolutions, which torchao's quantizer for x86 leaves in
+    float. Weights for onnxruntime are also bounded for CPUs without VNNI, in the column of this package only.
 float
     Operations that run in float, from :func:`quantized.report <torchvision_layers.quantized.report>`.
 left
@@ -72,6 +74,7 @@ def _summary(record: Record) -> list[str]:
         "all int8",
         "median dB",
         f"over {MARGIN} dB below peer",
+        "at the same places",
         "median s, relative to peer",
     ]
     lines = []
@@ -93,27 +96,38 @@ def _summary(record: Record) -> list[str]:
 
 
 def _beside_peer(record: Record, column: str) -> list[str]:
-    both = [
-        (ours, record[name][PAIRS[column]])
-        for name, ours in (_cells(record, column) if column in PAIRS else ())
-        if "reason" not in ours and "reason" not in record[name].get(PAIRS[column], {"reason": ""})
-    ]
+    both = _pairs(record, column, PAIRS)
     if not both:
-        return ["", ""]
-    below = sum(ours["decibels"] < theirs["decibels"] - MARGIN for ours, theirs in both)
+        return ["", "", ""]
     ratio = statistics.median(ours["seconds"] / max(theirs["seconds"], 0.01) for ours, theirs in both)
-    return [f"{below} of {len(both)}", f"{ratio:.1f}"]
+    return [_below(both), _below(_pairs(record, column, SAME_PLACES)), f"{ratio:.1f}"]
+
+
+def _pairs(record: Record, column: str, peers: Mapping[str, str]) -> list[tuple[Cell, Cell]]:
+    """The cells of a column beside those of its peer, where both have figures."""
+    cells = _cells(record, column) if column in peers else []
+    pairs = [(ours, record[name].get(peers[column], {"reason": ""})) for name, ours in cells]
+    return [(ours, theirs) for ours, theirs in pairs if "reason" not in ours and "reason" not in theirs]
+
+
+def _below(pairs: list[tuple[Cell, Cell]]) -> str:
+    below = sum(ours["decibels"] < theirs["decibels"] - MARGIN for ours, theirs in pairs)
+    return f"{below} of {len(pairs)}" if pairs else ""
 
 
 def _comparison(record: Record, column: str, peer: str) -> list[str]:
-    head = ["model", "dB", "peer's", "float", "left", "peer's", "s", "peer's"]
+    same = SAME_PLACES.get(column)
+    head = ["model", "dB", "peer's", *(["same places"] if same else []), "float", "left", "peer's", "s", "peer's"]
     lines = []
     for name, ours in _cells(record, column):
         theirs = record[name].get(peer, {})
-        pairs = [(ours, "decibels"), (theirs, "decibels"), (ours, "fallbacks"), (ours, "layers in float")]
-        pairs += [(theirs, "layers in float"), (ours, "seconds"), (theirs, "seconds")]
-        lines.append([f"``{name}``", *(_figure(cell, key) for cell, key in pairs)])
-    return [*_table([head, *lines]), *_reasons(record, column), *_reasons(record, peer)]
+        figures = [(ours, "decibels"), (theirs, "decibels")]
+        figures += [(record[name].get(same, {}), "decibels")] if same else []
+        figures += [(ours, "fallbacks"), (ours, "layers in float"), (theirs, "layers in float")]
+        figures += [(ours, "seconds"), (theirs, "seconds")]
+        lines.append([f"``{name}``", *(_figure(cell, key) for cell, key in figures)])
+    peers = [peer, same] if same else [peer]
+    return [*_table([head, *lines]), *(line for name in (column, *peers) for line in _reasons(record, name))]
 
 
 def _folding(record: Record) -> list[str]:
@@ -167,7 +181,7 @@ def _literal(text: str) -> str:
     return textwrap.shorten(text.replace("`", "'"), 240, placeholder=" …") or "no message"
 
 
-def _cells(record: Record, column: str) -> Iterable[tuple[str, Cell]]:
+def _cells(record: Record, column: str) -> list[tuple[str, Cell]]:
     return [(name, record[name][column]) for name in ZOO if column in record.get(name, {})]
 
 

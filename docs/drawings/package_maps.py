@@ -122,7 +122,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Rewrite the graph", "regions passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems training_checks")],
             [
-                Group("Place quantization, calibrate, convert", "workflow torchao tensorrt"),
+                Group("Place quantization, calibrate, convert", "workflow torchao quantizers tensorrt"),
                 Group("Biases", "bias_correction bias_steps"),
             ],
             [Group("Run", "model"), Group("Report", "report measuring")],

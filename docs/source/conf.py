@@ -66,6 +66,7 @@ for name, make in (("layers", figures.layers), ("folded", figures.layers), ("int
 # These take hours to record.
 for name, render in (
     ("runtimes", figures.runtimes),
+    ("growth", figures.growth),
     ("accuracy", figures.accuracy),
     ("formats", figures.formats),
     ("onnx", figures.onnx),

@@ -110,14 +110,20 @@ def test_failures_are_on_the_page() -> None:
         "resnet18": {
             "eager x86": {**good, "conditions": "here"},
             "FX x86": {**good, "decibels": 31.0, "seconds": 2.0, "conditions": "here"},
+            "pt2e onnxruntime": {**good, "decibels": 20.0, "conditions": "here"},
+            "torchao": {**good, "decibels": 25.0, "conditions": "here"},
+            "torchao onnxruntime": {**good, "decibels": 19.0, "conditions": "here"},
             "fold": {"reason": "ValueError: a `b`", "conditions": "here"},
         }
     }
     lines = page.render(cells).splitlines()
     summary = next(line for line in lines if line.startswith("eager x86 "))
     assert summary.split()[2:] == ["1", "1", "0", "30.0", "1", "of", "1", "2.0"]
-    comparison = next(line for line in lines if line.startswith("``resnet18``"))
-    assert comparison.split()[1:] == ["30.0", "31.0", "3", "1", "1", "4.0", "2.0"]
+    summary = next(line for line in lines if line.startswith("pt2e onnxruntime "))
+    assert summary.split()[6:] == ["1", "of", "1", "0", "of", "1", "1.0"]
+    comparisons = [line.split()[1:] for line in lines if line.startswith("``resnet18``")]
+    assert comparisons[0] == ["30.0", "31.0", "3", "1", "1", "4.0", "2.0"]
+    assert comparisons[1] == ["20.0", "25.0", "19.0", "3", "1", "1", "4.0", "4.0"]
     assert lines[lines.index("fold, ``resnet18``") + 1] == "    ``ValueError: a 'b'``"
     assert page.describe(cells["resnet18"]["fold"]).startswith("FAILED, ValueError")
 

@@ -203,6 +203,76 @@ def test_quantization_rounds_half_to_even(zero_point: int, low: int, high: int, 
     assert torch.equal(output.float(), expected)
 
 
+def _layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same images in several layouts of memory."""
+    wide = torch.stack([x, x], -1)
+    return {"contiguous": x, "channels_last": x.to(memory_format=torch.channels_last), "strided": wide[..., 0]}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("block", [4, 100, 2**17])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_large_tensors_are_rounded_in_blocks(
+    layout: str, block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_kernels, "_BLOCK", block)
+    x = _layouts(images(3, 7, 5, 6))[layout]
+    offset, factor = images(1, 7, 1, 1), images(1, 7, 1, 1) + 2
+    low, high = (3, 255) if dtype == torch.uint8 else (-128, 127)
+    output = int8_kernels.quantize(x, 0.1, 3, low, high, dtype)
+    expected = (torch.round(x.double() / 0.1) + 3).clamp(low, high)
+    assert (output.shape, output.dtype) == (x.shape, dtype)
+    assert torch.equal(output.double(), expected)
+    output = int8_kernels.quantize_affine(x, offset, factor, 0.1, 3, low, high, dtype)
+    expected = (torch.round((offset.double() + factor.double() * x.double()) / 0.1) + 3).clamp(low, high)
+    assert (output.shape, output.dtype) == (x.shape, dtype)
+    assert torch.equal(output.double(), expected)
+
+
+@pytest.mark.parametrize("has_relu", [True, False])
+@pytest.mark.parametrize("has_two_readers", [True, False])
+def test_norms_before_layers_are_part_of_the_rounding(
+    has_relu: bool, has_two_readers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in DenseNet and in residual blocks with activations first."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(11), nn.ReLU()
+            self.first, self.second = nn.Conv2d(11, 4, 1), nn.Conv2d(11, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(torch.cat([x, self.stem(x)], 1))
+            x = self.relu(x) if has_relu else x
+            return self.first(x) + self.second(x) if has_two_readers else self.second(x)
+
+    torch.manual_seed(0)
+    lowered = lower(stir(Net()), images(4, 3, 12, 12), others=((images(1, 3, 16, 9),),))
+    program = repr(lowered)
+    assert "quantize_affine(" in program
+    assert "addcmul(" not in program
+    assert "relu_(" not in program
+    x = images(4, 3, 12, 12)
+    expected = lowered(x)
+    monkeypatch.setattr(int8_kernels, "_BLOCK", 16)
+    assert torch.equal(lowered(x), expected)
+
+
+def test_norms_that_something_else_reads_stay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return torch.tanh(self.conv(x)) * torch.tanh(x)
+
+    torch.manual_seed(0)
+    assert "addcmul(" in repr(lower(stir(Net()), images(4, 3, 12, 12)))
+
+
 def test_pools_read_integers() -> None:
     torch.manual_seed(0)
     pools = [nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]

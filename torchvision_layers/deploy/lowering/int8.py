@@ -18,7 +18,7 @@ from ...quantized.pt2e.nodes import (
 )
 from .aliasing import positions
 from .fusion import replace_call
-from .int8_kernels import dequantize, quantize, quantized_conv_sum, quantized_max_pool
+from .int8_kernels import dequantize, quantize, quantize_affine, quantized_conv_sum, quantized_max_pool
 from .packing import float_scales, pack_quantized_conv, pack_quantized_linear
 from .pixels import is_mean
 from .post_ops import find_post_op
@@ -66,6 +66,9 @@ def quantize_layers(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if is_mean(node):
             _average_integers(graph, node)
+    for node in list(graph.nodes):
+        if is_call(node, {_aten.addcmul.default}):
+            _round_affine(module, node)
     for node in list(graph.nodes):
         if is_quantize(node):
             replace_call(node, quantize, node.args)
@@ -185,6 +188,29 @@ def _remove_quantization(graph: fx.Graph, node: fx.Node) -> None:
         node.meta = {**node.meta, "val": user.meta["val"]}
         user.replace_all_uses_with(node)
         graph.erase_node(user)
+
+
+def _round_affine(module: fx.GraphModule, node: fx.Node) -> None:
+    """Makes a sum and a product for each channel, and a ReLU after them, part of the rounding of the result."""
+    offset, input, factor = node.args[:3]
+    follower = next(iter(node.users))
+    has_relu = len(node.users) == 1 and is_call(follower, {_RELU})
+    last = follower if has_relu else node
+    steps = _common_quantization(last)
+    if steps is None or node.kwargs or not all(_is_per_channel(module, each, node) for each in (offset, factor)):
+        return
+    scale, zero_point = steps
+    low = zero_point if has_relu else 0
+    replace_call(last, quantize_affine, (input, offset, factor, scale, zero_point, low, 255, torch.uint8))
+    _remove_quantization(module.graph, last)
+    if last is not node:
+        module.graph.erase_node(node)
+
+
+def _is_per_channel(module: fx.GraphModule, node: object, output: fx.Node) -> bool:
+    """Whether a node reads a constant with a number for each channel of ``output``."""
+    constant, value = constant_of(module, node), output.meta["val"]
+    return constant is not None and constant.shape == (1, value.shape[1], *[1] * (value.dim() - 2))
 
 
 def _average_integers(graph: fx.Graph, mean: fx.Node) -> None:

@@ -1,6 +1,6 @@
 """Operators of lowered int8 programs that take more than one call of torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, reduce
 
 import torch
@@ -9,9 +9,17 @@ from torch import Tensor
 
 from .kernels import conv_shape
 
-__all__ = ["check_exact_products", "dequantize", "quantize", "quantized_conv_sum", "quantized_max_pool"]
+__all__ = [
+    "check_exact_products",
+    "dequantize",
+    "quantize",
+    "quantize_affine",
+    "quantized_conv_sum",
+    "quantized_max_pool",
+]
 
-
+#: Values for each thread that are rounded in one go. More do not stay in its cache from one operator to the next.
+_BLOCK = 2**17
 _OPERATORS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
 
 
@@ -49,11 +57,57 @@ def _has_exact_products() -> bool:
 
 def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
     """``input`` in steps of ``scale``, rounded half to even."""
-    # torch converts floats to int8 several times as fast as to uint8.
-    shift = 128 if dtype == torch.uint8 else 0
-    steps = input.mul(1.0 / scale).round_()
-    steps = (steps.add_(zero_point - shift) if zero_point != shift else steps).clamp_(low - shift, high - shift)
-    return steps.to(torch.int8).view(torch.uint8).bitwise_xor_(128) if shift else steps.to(dtype)
+    offset = zero_point - _shift(dtype)
+
+    def steps(values: Tensor) -> Tensor:
+        rounded = values.mul(1.0 / scale).round_()
+        return rounded.add_(offset) if offset else rounded
+
+    if input.is_contiguous():
+        return _rounded(input, steps, low, high, dtype)
+    return _rounded(input.movedim(1, -1), steps, low, high, dtype).movedim(-1, 1)
+
+
+def quantize_affine(
+    input: Tensor,
+    offset: Tensor,
+    factor: Tensor,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``offset + factor * input`` in steps of ``scale``. Both have a number for each channel."""
+    factor, offset = factor.flatten() / scale, offset.flatten() / scale + (zero_point - _shift(dtype))
+
+    def steps(values: Tensor) -> Tensor:
+        return torch.addcmul(offset, values, factor).round_()
+
+    return _rounded(input.movedim(1, -1), steps, low, high, dtype).movedim(-1, 1)
+
+
+def _shift(dtype: torch.dtype) -> int:
+    """The summand after a conversion to int8: torch converts floats several times as fast to it as to uint8."""
+    return 128 if dtype == torch.uint8 else 0
+
+
+def _rounded(values: Tensor, steps: Callable[[Tensor], Tensor], low: int, high: int, dtype: torch.dtype) -> Tensor:
+    """The integers between ``low`` and ``high`` that ``steps`` makes of values with channels last, less the shift.
+
+    Large tensors are rounded in blocks.
+    """
+    shift, size = _shift(dtype), _BLOCK * torch.get_num_threads()
+    low, high = low - shift, high - shift
+    if torch.compiler.is_compiling() or values.numel() <= 4 * size or not values.is_contiguous():
+        integers = steps(values).clamp_(low, high).to(torch.int8 if shift else dtype)
+    else:
+        integers = torch.empty_like(values, dtype=torch.int8 if shift else dtype)
+        rows, results = (tensor.view(-1, values.shape[-1]) for tensor in (values, integers))
+        length = max(size // values.shape[-1], 1)
+        for block, result in zip(rows.split(length), results.split(length), strict=True):
+            result.copy_(steps(block).clamp_(low, high))
+    return integers.view(torch.uint8).bitwise_xor_(128) if shift else integers
 
 
 def dequantize(input: Tensor, scale: float, zero_point: int) -> Tensor:

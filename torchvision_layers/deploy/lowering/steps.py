@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .int8_kernels import dequantize, quantize, quantized_conv_sum
+from .int8_kernels import dequantize, quantize, quantize_affine, quantized_conv_sum
 from .kernels import conv1d, conv_sum, linear_sum
 
 __all__ = ["Ref", "Step", "refs", "substitute"]
@@ -56,7 +56,7 @@ class Step:
 
     def is_int8(self) -> bool:
         """Whether the step takes or returns integers for numbers in steps of a scale."""
-        is_kernel = self.target in (quantize, dequantize, quantized_conv_sum)
+        is_kernel = self.target in (quantize, quantize_affine, dequantize, quantized_conv_sum)
         return is_kernel or str(self.target).startswith("onednn.q")
 
     def is_arithmetic(self) -> bool:

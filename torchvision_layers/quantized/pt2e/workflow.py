@@ -46,6 +46,7 @@ from .problems import (
     region_problems,
     weight_problems,
 )
+from .quantizers import exclude, keep_in_float
 from .training_checks import check_backward, check_trainable
 from .weights import dynamic_weights
 from .writes import reread_after_writes
@@ -107,7 +108,7 @@ def prepare_qat(model: nn.Module, example: Inputs | None, settings: Settings) ->
     check_backward(model, example)
     exported = export(model, example, settings.dynamic_sizes)
     graph_module = exported.graph_module
-    torchao.keep_in_float([*reread_after_writes(graph_module), *complex_nodes(graph_module)])
+    keep_in_float([*reread_after_writes(graph_module), *complex_nodes(graph_module)])
     isolate_unfoldable_norms(graph_module, settings.excluded)
     problems = random_problems(record_modes(graph_module))
     rejects_single = False
@@ -155,7 +156,7 @@ def measure(
 def _prepare_to_calibrate(model: nn.Module, first: Inputs, settings: Settings) -> QuantizableGraph:
     """The graph of a model in eval mode, with observers."""
     exported = export(model, first, settings.dynamic_sizes)
-    torchao.keep_in_float([*reread_after_writes(exported.graph_module), *complex_nodes(exported.graph_module)])
+    keep_in_float([*reread_after_writes(exported.graph_module), *complex_nodes(exported.graph_module)])
     remove_dropout(exported.graph_module)
     fold_constants(exported.graph_module)  # erases what an unused dropout read
     isolate_unfoldable_norms(exported.graph_module, settings.excluded)
@@ -184,7 +185,7 @@ def _prepare(
     body = exported.graph_module
     problems = [*problems, *lost_problems(body, is_qat)]
     if settings.allow_float:
-        torchao.keep_in_float(dynamic_weights(body.graph))
+        keep_in_float(dynamic_weights(body.graph))
     else:
         problems += [*weight_problems(body.graph, settings.excluded), *region_problems(body, settings.excluded)]
     prepared = make_graph(exported, model)
@@ -192,7 +193,7 @@ def _prepare(
     name_sources(body)
     if is_qat:
         fuse_conv_bn_for_qat(body)
-    torchao.exclude([node for node in body.graph.nodes if excluded_by(node, settings.excluded) is not None])
+    exclude([node for node in body.graph.nodes if excluded_by(node, settings.excluded) is not None])
     try:
         prepared.body = torchao.prepare(body, settings, is_qat)
     except (AssertionError, IndexError, ValueError) as error:  # from torchao's quantizers

@@ -151,6 +151,7 @@ def prepare(
         if is_qat:
             mapping = get_default_qat_module_mappings() | {nn.Conv1d: torch.ao.nn.qat.Conv1d} | FUSED_WITH_NORM
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
+            _observe_weights(model)
         else:
             taoq.prepare(model, inplace=True)
             _observe_once(model)
@@ -163,6 +164,14 @@ def prepare(
             if getattr(module, "cap", None) is not None and module not in repeated:
                 observer = _relu6_observer(is_qat, settings.ranges)
             module.activation_post_process = observer(**place)
+
+
+def _observe_weights(model: nn.Module) -> None:
+    """Gives the buffers of weights the shape that they keep, for copies that are updated later, as averages are."""
+    for module in model.modules():
+        fake_quantize = getattr(module, "weight_fake_quant", None)
+        if fake_quantize is not None:
+            fake_quantize(module.weight.detach())  # type: ignore[operator]  # a parameter
 
 
 def _observe_once(model: nn.Module) -> None:
