@@ -169,9 +169,8 @@ def prepare(
 def _observe_weights(model: nn.Module) -> None:
     """Gives the buffers of weights the shape that they keep, for copies that are updated later, as averages are."""
     for module in model.modules():
-        fake_quantize = getattr(module, "weight_fake_quant", None)
-        if fake_quantize is not None:
-            fake_quantize(module.weight.detach())  # type: ignore[operator]  # a parameter
+        if "weight_fake_quant" in module._modules:
+            module.weight_fake_quant(module.weight.detach())  # type: ignore[operator]
 
 
 def _observe_once(model: nn.Module) -> None:
