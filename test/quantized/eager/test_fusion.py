@@ -191,6 +191,32 @@ def test_relu6_is_exact(backend: str, is_qat: bool) -> None:
     torch.testing.assert_close(output, ramp.clamp(0, 6), rtol=0, atol=step)
 
 
+class Repeated(nn.Module):
+    """Calls a convolution with its norm and activation twice, the second time on much larger values."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), *layers)
+        nn.init.normal_(self.block[0].weight, std=8.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x))
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("layers", [[], [nn.BatchNorm2d(4)]], ids=["conv", "conv and norm"])
+def test_relu6_of_a_block_that_is_called_twice_is_trained(layers: list[nn.Module], backend: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, 8, 8)
+    for norm in layers:
+        nn.init.constant_(norm.weight, 8.0)  # type: ignore[arg-type]
+    model = Repeated(*layers, nn.ReLU6())
+    prepared = quantized.prepare_qat(model, x, backend=backend)
+    assert float(prepared(x).detach().max()) == pytest.approx(6.0, abs=1e-6)
+    int8 = quantized.convert(prepared)
+    assert float(int8(x).max()) == pytest.approx(6.0, abs=1e-6)
+
+
 class SumUpToSix(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import torch
 import torch.ao.nn.qat
 import torch.ao.quantization as taoq
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.quantization.quantization_mappings import get_default_qat_module_mappings
 from torch.ao.quantization.quantize import _observer_forward_hook
 
@@ -80,10 +81,10 @@ def _activation_observer(is_qat: bool, is_repeated: bool = False) -> object:
     return HistogramObserver.with_args(reduce_range=False, eps=SMALLEST_STEP)
 
 
-def _relu6_observer(is_qat: bool, ranges: RangeRule) -> object:
+def _relu6_observer(is_qat: bool, ranges: RangeRule, is_repeated: bool = False) -> object:
     """Observes a range that ends at 6, or at the largest value if none reaches 6; or earlier, by other rules."""
     if is_qat:
-        observer = taoq.MovingAverageMinMaxObserver
+        observer = _LargestRange if is_repeated else taoq.MovingAverageMinMaxObserver
         return _UpToSix.with_args(observer=observer, quant_min=0, quant_max=255, eps=SMALLEST_STEP)
     if ranges not in ("histogram", "minmax"):
         return _activation_observer(is_qat)
@@ -135,7 +136,7 @@ def prepare(
         if module in repeated and module not in in_float and getattr(module, "qconfig", model.qconfig) is not None:
             module.qconfig = of_repeated  # type: ignore[assignment]
         if isinstance(module, FusedReLU6) and module not in in_float:
-            relu6 = _relu6_observer(is_qat, settings.ranges)
+            relu6 = _relu6_observer(is_qat, settings.ranges, not repeated.isdisjoint(module.modules()))
             module.qconfig = taoq.QConfig(activation=relu6, weight=weight)  # type: ignore[assignment]
         elif hasattr(module, "largest_output") and module not in in_float:
             limited = limited_observer(is_qat, float(module.largest_output))  # type: ignore[arg-type]  # a number
@@ -147,6 +148,8 @@ def prepare(
         any_order = weight_observer(backend, is_qat, settings.per_channel, any_order=True)
         for module in filter(moves_to_onednn, set(model.modules()) - in_float):
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
+    if is_qat:
+        _share_observers(model)
     with ignore_deprecations():
         if is_qat:
             mapping = get_default_qat_module_mappings() | {nn.Conv1d: torch.ao.nn.qat.Conv1d} | FUSED_WITH_NORM
@@ -164,6 +167,15 @@ def prepare(
             if getattr(module, "cap", None) is not None and module not in repeated:
                 observer = _relu6_observer(is_qat, settings.ranges)
             module.activation_post_process = observer(**place)
+
+
+def _share_observers(model: nn.Module) -> None:
+    """Gives the first module of each fused one the observer of the whole: torch.ao reads only the first."""
+    for module in model.modules():
+        if isinstance(module, _FusedModule):
+            whole, first = (getattr(each, "qconfig", None) for each in (module, module[0]))
+            if whole is not None and first is not None:
+                module[0].qconfig = first._replace(activation=whole.activation)
 
 
 def _observe_weights(model: nn.Module) -> None:
