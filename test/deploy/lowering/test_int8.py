@@ -259,6 +259,21 @@ def test_norms_before_layers_are_part_of_the_rounding(
     assert torch.equal(lowered(x), expected)
 
 
+@pytest.mark.parametrize(("shape", "width"), [((1, 8), 1), ((1, 1), 8), ((8,), 8)])
+def test_sums_and_products_of_other_shapes_stay(shape: tuple[int, ...], width: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset, self.factor = nn.Parameter(torch.randn(1, 8)), nn.Parameter(torch.randn(shape))
+            self.linear = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(torch.addcmul(self.offset, x[:, :width], self.factor))
+
+    torch.manual_seed(0)
+    assert "addcmul(" in repr(lower(Net(), images(6, 8), others=((images(3, 8),),)))
+
+
 def test_norms_that_something_else_reads_stay() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -193,11 +193,14 @@ def _remove_quantization(graph: fx.Graph, node: fx.Node) -> None:
 def _round_affine(module: fx.GraphModule, node: fx.Node) -> None:
     """Makes a sum and a product for each channel, and a ReLU after them, part of the rounding of the result."""
     offset, input, factor = node.args[:3]
-    follower = next(iter(node.users))
+    follower: Any = next(iter(node.users), None)
     has_relu = len(node.users) == 1 and is_call(follower, {_RELU})
     last = follower if has_relu else node
     steps = _common_quantization(last)
-    if steps is None or node.kwargs or not all(_is_per_channel(module, each, node) for each in (offset, factor)):
+    is_broadcast = not isinstance(input, fx.Node) or input.meta["val"].shape != node.meta["val"].shape
+    if steps is None or node.kwargs or is_broadcast:
+        return
+    if not all(_is_per_channel(module, each, node) for each in (offset, factor)):
         return
     scale, zero_point = steps
     low = zero_point if has_relu else 0
@@ -209,8 +212,8 @@ def _round_affine(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _is_per_channel(module: fx.GraphModule, node: object, output: fx.Node) -> bool:
     """Whether a node reads a constant with a number for each channel of ``output``."""
-    constant, value = constant_of(module, node), output.meta["val"]
-    return constant is not None and constant.shape == (1, value.shape[1], *[1] * (value.dim() - 2))
+    constant, shape = constant_of(module, node), output.meta["val"].shape
+    return constant is not None and constant.shape == (1, *shape[1:2], *[1] * len(shape[2:])) and len(shape) > 1
 
 
 def _average_integers(graph: fx.Graph, mean: fx.Node) -> None:

@@ -63,7 +63,7 @@ def quantize(input: Tensor, scale: float, zero_point: int, low: int, high: int, 
         rounded = values.mul(1.0 / scale).round_()
         return rounded.add_(offset) if offset else rounded
 
-    if input.is_contiguous():
+    if input.is_contiguous() or input.dim() < 3 or not _is_large(input):
         return _rounded(input, steps, low, high, dtype)
     return _rounded(input.movedim(1, -1), steps, low, high, dtype).movedim(-1, 1)
 
@@ -97,17 +97,22 @@ def _rounded(values: Tensor, steps: Callable[[Tensor], Tensor], low: int, high: 
 
     Large tensors are rounded in blocks.
     """
-    shift, size = _shift(dtype), _BLOCK * torch.get_num_threads()
+    shift = _shift(dtype)
     low, high = low - shift, high - shift
-    if torch.compiler.is_compiling() or values.numel() <= 4 * size or not values.is_contiguous():
+    if not _is_large(values) or not values.is_contiguous():
         integers = steps(values).clamp_(low, high).to(torch.int8 if shift else dtype)
     else:
         integers = torch.empty_like(values, dtype=torch.int8 if shift else dtype)
         rows, results = (tensor.view(-1, values.shape[-1]) for tensor in (values, integers))
-        length = max(size // values.shape[-1], 1)
+        length = max(_BLOCK * torch.get_num_threads() // values.shape[-1], 1)
         for block, result in zip(rows.split(length), results.split(length), strict=True):
             result.copy_(steps(block).clamp_(low, high))
     return integers.view(torch.uint8).bitwise_xor_(128) if shift else integers
+
+
+def _is_large(values: Tensor) -> bool:
+    """Whether blocks are faster. Programs that are exported cannot depend on it."""
+    return not torch.compiler.is_compiling() and values.numel() > 4 * _BLOCK * torch.get_num_threads()
 
 
 def dequantize(input: Tensor, scale: float, zero_point: int) -> Tensor:

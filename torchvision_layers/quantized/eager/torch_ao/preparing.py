@@ -148,10 +148,9 @@ def prepare(
         any_order = weight_observer(backend, is_qat, settings.per_channel, any_order=True)
         for module in filter(moves_to_onednn, set(model.modules()) - in_float):
             module.qconfig = getattr(module, "qconfig", model.qconfig)._replace(weight=any_order)  # type: ignore[union-attr, operator]
-    if is_qat:
-        _share_observers(model)
     with ignore_deprecations():
         if is_qat:
+            _share_observers(model)
             mapping = get_default_qat_module_mappings() | {nn.Conv1d: torch.ao.nn.qat.Conv1d} | FUSED_WITH_NORM
             taoq.prepare_qat(model, mapping={**mapping, FusedReLU6: ReLU6AsReLU(mapping)}, inplace=True)
             _observe_weights(model)
