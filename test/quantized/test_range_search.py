@@ -1,6 +1,7 @@
-"""The search for the range of a histogram finds the range that torch's and torchao's observers find."""
+"""Observers count the values, and find the range, that torch's and torchao's observers count and find."""
 
 import importlib
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +25,43 @@ def test_same_range(module: str, shape: str) -> None:
         for expected, value in zip(original._non_linear_param_search(), fast._non_linear_param_search(), strict=True):
             assert torch.equal(value, expected)
     assert all(map(torch.equal, original.calculate_qparams(), fast.calculate_qparams()))
+
+
+@pytest.fixture(params=[1, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    previous = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(previous)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("module", ["torch.ao.quantization.observer", "torchao.quantization.pt2e.observer"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x.relu(),
+        lambda x: x**5,
+        lambda x: x + 1e4,
+        lambda x: x * 1e37,
+        lambda x: x * 1e-39,
+        lambda x: x.double(),
+        lambda x: 0 * x + x.max(),
+        lambda x: x.clamp(0, 0),
+        lambda x: x[:, :0],
+    ],
+)
+def test_same_histogram(module: str, change: Callable[[Tensor], Tensor]) -> None:
+    observer_class = importlib.import_module(module).HistogramObserver
+    original = observer_class()
+    fast = type("Fast", (FastRangeSearch, observer_class), {})()
+    for scale in (1.0, 0.2, 3.0):
+        batch = change(scale * torch.randn(2, 100, 500).transpose(0, 1))
+        original(batch)
+        fast(batch)
+        for name, expected in original.state_dict().items():
+            assert torch.equal(fast.state_dict()[name], expected), name
 
 
 @pytest.mark.parametrize("module", ["torch.ao.quantization.observer", "torchao.quantization.pt2e.observer"])

@@ -1,4 +1,4 @@
-"""Ranges of the observers of both engines, with a faster search than theirs."""
+"""Ranges of the observers of both engines, with faster counts of values and a faster search than theirs."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,17 @@ from .ranges import RangeRule, find_range
 __all__ = ["FastRangeSearch"]
 
 _STEP = 1e-5
+#: Values whose bins are computed at once: they stay in the cache.
+_BLOCK = 2**15
+#: Threads with which ``torch.histc``, which uses them all, is the faster way to count.
+_MANY_THREADS = 3
 
 
 class FastRangeSearch:
     """Mixed into a ``HistogramObserver`` of torch.ao or torchao; finds the same range in less time.
 
-    The search cuts off ever more of the values, at the end with fewer of them, until the quantization error grows. The
+    They count with ``torch.histc``, which looks for the bin of one value after another. The search cuts off ever more
+    of the values, at the end with fewer of them, until the quantization error grows. The
     observers compare single elements of tensors for that, which takes half the time of a calibration.
     """
 
@@ -33,6 +38,7 @@ class FastRangeSearch:
     max_val: Tensor
     qscheme: torch.qscheme
     _compute_quantization_error: Any
+    _combine_histograms: Any
     #: The rule by which the range was found last, and the range.
     _found: tuple[RangeRule, tuple[Tensor, Tensor]] | None = None
 
@@ -40,7 +46,20 @@ class FastRangeSearch:
         if self.probe is not None:
             return self.probe(self, x_orig)
         self._found = None
-        return super().forward(x_orig)  # type: ignore[misc]
+        if x_orig.numel():
+            self._observe(x_orig.detach())
+        return x_orig
+
+    def _observe(self, values: Tensor) -> None:
+        low, high = values.aminmax()
+        least, most = self.min_val, self.max_val
+        if least > most:  # nothing was observed yet
+            self.histogram = _histogram(values, self.bins, low, high)
+        else:
+            low, high = torch.minimum(low, least), torch.maximum(high, most)
+            counts = _histogram(values, self.bins, low, high)
+            self.histogram = self._combine_histograms(self.histogram, least, most, counts, low, high)
+        self.min_val, self.max_val = low, high
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._found = None
@@ -99,6 +118,21 @@ class FastRangeSearch:
                 break
             smallest_error, first, last = error, next_first, next_last
         return first, last
+
+
+def _histogram(values: Tensor, bins: int, low: Tensor, high: Tensor) -> Tensor:
+    """The result of ``torch.histc`` for values between ``low`` and ``high``."""
+    width = high - low
+    is_counted = (
+        values.device.type == "cpu" and values.dtype == torch.float32 and torch.get_num_threads() < _MANY_THREADS
+    )
+    if not is_counted or not 0 < float(width) * bins < torch.finfo(values.dtype).max:
+        return torch.histc(values, bins, min=low, max=high)  # type: ignore[arg-type]
+    counts = torch.zeros(bins, dtype=torch.int64)
+    for block in values.reshape(-1).split(_BLOCK):
+        index = (block - low).mul_(bins).div_(width).to(torch.int32).clamp_(max=bins - 1)
+        counts += torch.bincount(index, minlength=bins)
+    return counts.float()
 
 
 def _mirrored(histogram: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:

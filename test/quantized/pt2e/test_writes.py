@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchvision_layers import deploy
 from torchvision_layers.quantized import convert, freeze, prepare_qat, quantize
 from torchvision_layers.testing._checks._quantization import decibels
 
@@ -92,6 +93,22 @@ def test_trained_graph_sees_writes(write) -> None:
     train_step(graph, X, sgd(graph))
     freeze(graph)
     assert decibels(graph.eval()(X), convert(graph)(X)) >= 60
+
+
+def test_weight_before_write_is_stored_in_int8() -> None:
+    """Torchao takes it for a buffer that changes, unless it sees the input of the model among its sources."""
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        y = module.first(torch.cat([x, x], 1))
+        y[:, 0] = y[:, 0].tanh()
+        return module.second(y)
+
+    model = FunctionModule(forward, first=nn.Conv2d(6, 8, 3), second=nn.Conv2d(8, 4, 3)).eval()
+    graph = quantize(model, [X], engine="pt2e")
+    weights = [tensor for tensor in graph.state_dict().values() if tensor.dim() == 4]
+    assert [weight.dtype for weight in weights] == [torch.int8] * 2
+    assert decibels(model(X), graph(X)) >= 33
+    assert decibels(graph(X), deploy.lower(graph, X)(X)) >= 50
 
 
 def test_input_may_be_written_to() -> None:

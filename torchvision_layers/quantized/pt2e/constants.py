@@ -1,13 +1,14 @@
 """Constant parts of an exported graph, computed once before calibration."""
 
-from collections.abc import Container
+import itertools
+from collections.abc import Container, Iterable
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .nodes import WEIGHTED, is_call, is_random, module_path
+from .nodes import WEIGHTED, is_call, is_quantize, is_random, module_path
 from .writes import aliases, is_write, memory_owner
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "constant_nodes",
     "erase_unused_ops",
     "fold_constants",
+    "freeze_weights",
     "register_parameter",
     "remove_unused_tensors",
 ]
@@ -60,6 +62,30 @@ def fold_constants(module: fx.GraphModule) -> None:
         module.recompile()
 
 
+def freeze_weights(module: fx.GraphModule) -> None:
+    """Replaces weights that a converted graph still rounds in each call by integers, in place.
+
+    torchao leaves those of layers whose output is written into later, as it takes them for buffers that change.
+    """
+    constants = constant_nodes(module.graph)
+    rounded = [node for node in module.graph.nodes if node in constants and is_quantize(node)]
+    values = _run(module, _cone(rounded))
+    for node in rounded:
+        number = next(number for number in itertools.count() if not hasattr(module, f"_frozen_param{number}"))
+        module.register_buffer(f"_frozen_param{number}", values[node])
+        with module.graph.inserting_before(node):
+            frozen = module.graph.get_attr(f"_frozen_param{number}")
+        frozen.meta = dict(node.meta)
+        node.replace_all_uses_with(frozen)
+        sources = node.all_input_nodes
+        module.graph.erase_node(node)
+        for source in sources:
+            if source.op == "get_attr" and not source.users:
+                module.graph.erase_node(source)
+    if rounded:
+        module.recompile()
+
+
 def erase_unused_ops(graph: fx.Graph) -> bool:
     """Erases operators without users, but neither the guards of the program nor tensors, which are its state.
 
@@ -92,7 +118,7 @@ def _sources(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, st
     return sources
 
 
-def _cone(sources: dict[fx.Node, str]) -> set[fx.Node]:
+def _cone(sources: Iterable[fx.Node]) -> set[fx.Node]:
     """All nodes that the sources depend on, with those that write into them."""
     cone, pending = set[fx.Node](), list(sources)
     while pending:

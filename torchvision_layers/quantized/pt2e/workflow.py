@@ -24,7 +24,7 @@ from ..wrapper import Stage
 from . import measuring, torchao
 from .bias_correction import correct_biases, correct_int8_biases, float_outputs, measure_inputs
 from .bias_steps import fit_biases
-from .constants import fold_constants, remove_unused_tensors
+from .constants import fold_constants, freeze_weights, remove_unused_tensors
 from .export import ExportedModel, export
 from .model import QuantizableGraph, make_graph
 from .nodes import complex_nodes, excluded_by
@@ -215,6 +215,7 @@ def _convert_(prepared: QuantizableGraph) -> QuantizableGraph:
         raise ValueError("model must have run on some batches before it is converted, it has not")
     _simplify_trained_(prepared)
     prepared.body = torchao.convert(prepared.body)
+    freeze_weights(prepared.body)
     remove_unused_tensors(prepared.body)
     fit_biases(prepared.body)
     if not prepared.allows_float:
