@@ -139,6 +139,18 @@ def onnx(report: dict[str, Any]) -> str:
     return _table(report, ["model", "time, relative to onnxruntime's own file"], rows)
 
 
+def quantizing(report: dict[str, Any]) -> str:
+    """One row per model and engine, one column per calibration set."""
+    rows = report["rows"]
+    sets = list(dict.fromkeys((row["batches"], row["images"]) for row in rows))
+    groups: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+    for row in rows:
+        cell = _with_target(row["ours"], row["target"]) if row["ours"] else NONE
+        groups.setdefault((row["model"], row["engine"]), {})[row["batches"], row["images"]] = cell
+    lines = [[f"``{model}``", engine, *(cells[each] for each in sets)] for (model, engine), cells in groups.items()]
+    return _table(report, ["model", "engine", *(f"{batches} × {images} images" for batches, images in sets)], lines)
+
+
 def segmentation(results: dict[str, Any]) -> str:
     """One row per model, with the mean over seeds and, in float, the range."""
     rows = []

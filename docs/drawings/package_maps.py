@@ -98,7 +98,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
     "package_eager": PackageMap(
         "quantized/eager",
         [
-            [Group("Run the model once", "first_run hooks calls result_sizes")],
+            [Group("Run the model once", "first_run call_checks hooks calls result_sizes")],
             [Group("Refuse what cannot become int8", "problems support excluded")],
             [
                 Group(

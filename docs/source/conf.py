@@ -70,6 +70,7 @@ for name, render in (
     ("accuracy", figures.accuracy),
     ("formats", figures.formats),
     ("onnx", figures.onnx),
+    ("quantizing", figures.quantizing),
 ):
     path = SOURCE / f"benchmarks_{name}.json"
     text = render(figures.load(path)) if path.exists() else "No figures are recorded yet.\n"

@@ -27,7 +27,7 @@ def test_the_other_workflow_gives_int8(benchmark: ModuleType, engine: str) -> No
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     batch = torch.randn(2, 3, 12, 12)
     with torch.no_grad():
-        expected, output = model(batch), benchmark.THEIRS[engine](model, batch)(batch)
+        expected, output = model(batch), benchmark.THEIRS[engine](model, [batch])(batch)
     assert 0 < float((output - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
@@ -36,9 +36,11 @@ def test_the_table_names_model_engine_and_target(
 ) -> None:
     monkeypatch.setattr(benchmark, "measure", lambda *args: None)
     threads = torch.get_num_threads()
-    benchmark.main(["--only", "resnet50", "--engines", "pt2e", "--json", str(tmp_path / "time.json")])
+    arguments = ["--only", "resnet50", "--engines", "pt2e", "--calibration", "4x3"]
+    benchmark.main([*arguments, "--json", str(tmp_path / "time.json")])
     torch.set_num_threads(threads)
     head, row = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
-    assert head == ["model", "engine", "ours", "target"]
-    assert row == ["resnet50", "pt2e", "–", "1.50"]
-    assert json.loads((tmp_path / "time.json").read_text())["rows"][0]["ours"] is None
+    assert head == ["model", "engine", "set", "ours", "target"]
+    assert row == ["resnet50", "pt2e", "4x3", "–", "1.50"]
+    recorded = json.loads((tmp_path / "time.json").read_text())["rows"][0]
+    assert (recorded["images"], recorded["batches"], recorded["ours"]) == (4, 3, None)

@@ -96,6 +96,7 @@ NAN = torch.full((1, 3, 8, 8), float("nan"))
         ({"example": torch.zeros(0, 3, 8, 8)}, ValueError, "at least one input"),
         ({"example": torch.zeros(3)}, ValueError, r"at least one input, got shape \[3\]"),
         ({"example": NAN}, ValueError, "example must be finite"),
+        ({"example": example().to_sparse()}, TypeError, r"dense tensors, got torch.sparse_coo: .* \.to_dense\(\)"),
         ({"format": "tflite"}, ValueError, "torchscript, pt2, aoti, onnx.*, openvino, .*, executorch, got 'tflite'"),
         ({"format": ["onnx"]}, ValueError, r"format must be one of .*, got \['onnx'\]"),
         ({"format": "aoti"}, ValueError, r"path must end in \.pt2 for format='aoti'"),

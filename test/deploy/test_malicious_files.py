@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
@@ -193,6 +194,7 @@ def test_script_that_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         *("torch.save(x)", "torch.from_file (x)", "x.save('ran')", "ops.aten.save(x)", "ops.image.write_file(x)"),
         *("f = torch.save; f(x)", "(torch.save # c\n(x))", "torch.save\\\n(x)", 'getattr(torch, "sa" "ve")(x)'),
+        *("'custom C++ ops'; ops.image.read_file(x)", "custom C++\nops.image.read_file(x)"),
         *('getattr(x, "s\\141ve")', "getattr (torch, 'a')", "o = ops", "ops .image.read_file(x)", "ops\\\n.image"),
     ],
 )
@@ -205,6 +207,24 @@ def test_script_with_foreign_code(code: str, case_file, tmp_path: Path) -> None:
     path.write_bytes(rewrite(case_file("torchscript-int8").path.read_bytes(), change))
     with pytest.raises(ValueError, match=r"evil\.pt contains code that no model needs"):
         deploy.load(path)
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("boxes", torch.tensor([[0.0, 0, 0, 4, 4], [0.0, 1, 1, 6, 5]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return roi_align(self.conv(x), self.boxes, (2, 2))
+
+
+def test_operators_of_torchvision_load(tmp_path: Path) -> None:
+    """Their code holds an error message about "custom C++ ops"."""
+    model = Pooled().eval()
+    path = deploy.export(model, example(), tmp_path / "model.pt", format="torchscript").path
+    with torch.no_grad():
+        assert torch.equal(deploy.load(path)(example()), model(example()))
 
 
 class Names(torch.nn.Module):

@@ -5,7 +5,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -110,9 +112,24 @@ def test_masks_of_other_shapes_raise(shape: tuple[int, ...]) -> None:
         layer(torch.randn(3, 7, 24), torch.ones(shape))
 
 
-def test_masks_of_integers_raise() -> None:
-    with pytest.raises(TypeError, match=r"attn_mask must be boolean or floating-point, got torch.int64"):
-        enn.MultiHeadSelfAttention(24, 4)(torch.randn(3, 7, 24), torch.ones(7, 7, dtype=torch.int64))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bfloat16])
+def test_masks_of_other_dtypes_raise(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"attn_mask must be boolean or torch.float32, the dtype of input, got {dtype}"):
+        enn.MultiHeadSelfAttention(24, 4)(torch.randn(3, 7, 24), torch.ones(7, 7, dtype=dtype))
+
+
+@pytest.mark.parametrize("mask", [[[True] * 7] * 7, np.ones((7, 7), bool)])
+def test_masks_that_are_no_tensors_raise(mask: Any) -> None:
+    with pytest.raises(TypeError, match=f"attn_mask must be a Tensor, got {type(mask).__name__}"):
+        enn.MultiHeadSelfAttention(24, 4)(torch.randn(3, 7, 24), mask)
+
+
+def test_masks_under_autocast() -> None:
+    layer, x, mask = enn.MultiHeadSelfAttention(24, 4).eval(), torch.randn(3, 7, 24), torch.randn(7, 7)
+    expected = layer(x, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        for input in (x, x.bfloat16()):
+            torch.testing.assert_close(layer(input, mask).float(), expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

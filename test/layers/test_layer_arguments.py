@@ -84,3 +84,11 @@ def test_arguments_bound_by_a_partial_take_precedence(make: Callable[..., nn.Mod
     assert (bound.kernel_size, bound.padding, bound.groups, bound.padding_mode) == ((7, 7), (3, 3), 4, "reflect")
     assert (bound.stride, bound.dilation, plain.groups) == (plain.stride, plain.dilation, groups)
     assert plain.kernel_size != (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"), [(partial(nn.GroupNorm, 3), "must be divisible by num_groups"), (nn.Dropout, "probability")]
+)
+def test_errors_of_constructors_name_the_argument(layer: Callable[..., nn.Module], reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"^norm_layer=.* cannot be called with \(8,\) {{}}: .*{reason}"):
+        tnn.ConvNormAct(3, 8, norm_layer=layer)

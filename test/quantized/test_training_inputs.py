@@ -147,3 +147,55 @@ def test_complex_tensors_stay_as_they_are(engine: str) -> None:
     torch.manual_seed(0)
     model = Spectrum().eval()
     assert decibels(model(X), quantized.quantize(model, [X], engine=engine)(X)) > 25
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_prepared_in_inference_mode_can_be_trained(engine: str, is_inside: bool) -> None:
+    with torch.inference_mode(is_inside):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    with torch.inference_mode():
+        prepared = quantized.prepare_qat(model, X.clone(), engine=engine)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.1)
+    before = [parameter.detach().clone() for parameter in prepared.parameters()]
+    prepared(X).square().mean().backward()
+    optimizer.step()
+    assert not any(map(torch.equal, prepared.parameters(), before))
+    assert torch.isfinite(quantized.convert(prepared)(X)).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_prepared_model_stays_in_float32(engine: str) -> None:
+    prepared = quantized.prepare_qat(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), X, engine=engine)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"prepared model must stay in float32, got {dtype}: .*torch.autocast"):
+            prepared.to(dtype)
+    assert prepared(X).dtype == torch.float32
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of an image in turn."""
+
+    def __init__(self, cls: type[nn.RNNBase], dropout: float) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(6, 4)
+        self.recurrent = cls(8, 6, num_layers=2, dropout=dropout, batch_first=True)  # type: ignore[call-arg]
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, _ = self.recurrent(self.conv(x).mean(3).transpose(1, 2))
+        output: Tensor = self.head(rows[:, -1])
+        return output
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("cls", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_in_graph(cls: type[nn.RNNBase], dropout: float) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(cls, dropout)
+    prepared = quantized.prepare_qat(model, X, engine="pt2e")
+    prepared(X).square().mean().backward()
+    assert torch.equal(prepared(X), prepared(X)) == (dropout == 0)
+    prepared.eval()
+    model.eval()
+    assert decibels(model(X), prepared(X)) > 25
+    assert decibels(prepared(X), quantized.convert(prepared)(X)) > 40

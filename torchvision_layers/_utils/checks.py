@@ -31,9 +31,12 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "check_threads",
     "did_you_mean",
     "is_tensor",
 ]
+
+_MOST_THREADS = 1024
 
 
 def check_int(argument: str, value: object, minimum: int = 1) -> int:
@@ -43,6 +46,14 @@ def check_int(argument: str, value: object, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{argument} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def check_threads(value: object) -> int:
+    """Returns ``value``, a number of threads: at least one and, because each takes memory, at most 1024."""
+    number = check_int("threads", value)
+    if number > _MOST_THREADS:
+        raise ValueError(f"threads must be at most {_MOST_THREADS}, got {value}")
+    return number
 
 
 def check_odd(argument: str, value: object) -> int:

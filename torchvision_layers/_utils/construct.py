@@ -64,8 +64,9 @@ class Builder:
             with torch.device(self.device) if self.device is not None else nullcontext():
                 try:
                     module = layer(*args, **kwargs)
-                except TypeError as error:
-                    raise TypeError(f"{argument}={layer!r} cannot be called with {args} {kwargs}: {error}") from error
+                except (TypeError, ValueError) as error:
+                    kind = ValueError if isinstance(error, ValueError) else TypeError
+                    raise kind(f"{argument}={layer!r} cannot be called with {args} {kwargs}: {error}") from error
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{argument} must return a module, got {type(module).__name__} from {layer!r}")
             if not isinstance(layer, (type, partial)):

@@ -105,8 +105,8 @@ def inputs_of(name: str, batch: Any, model: nn.Module, *, tries_integers: bool =
         tries_integers: runs ``model`` on integers alone, because it may not take them. Default: ``True``.
 
     Errors: ``TypeError`` for inputs that ``forward`` does not accept, for floating-point tensors that are not float32,
-    or if there are none and the model does not run on the others; ``ValueError`` for tensors that are empty, on the
-    meta device or not finite.
+    for sparse tensors, or if there are no floats and the model does not run on the others; ``ValueError`` for tensors
+    that are empty, on the meta device or not finite.
     """
     signature = inspect.signature(model.forward)
     inputs = _split(batch, signature, model)
@@ -119,6 +119,8 @@ def inputs_of(name: str, batch: Any, model: nn.Module, *, tries_integers: bool =
     for tensor in tensors:
         check_float32(name, tensor)
     for tensor in inputs.tensors():
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}: convert it with .to_dense()")
         if tensor.numel() == 0:
             raise ValueError(f"{name} must not be empty, got shape {list(tensor.shape)}")
         if tensor.is_meta:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from .._utils.checks import check_float32, check_int, check_path, check_shape
+from .._utils.checks import check_float32, check_path, check_shape, check_threads
 from .._utils.empty_batches import has_no_images, run_without_images
 from .._utils.inputs import Inputs
 from ..quantized.finite import check_not_nan
@@ -128,7 +128,7 @@ def load(
     sequence; ``ImportError`` if its format needs a missing package, with the extra that installs it.
     """
     if threads is not None:
-        check_int("threads", threads)
+        check_threads(threads)
     if providers is not None:
         _check_providers(providers)
     path = check_path("path", path)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._utils.checks import check_int
+from .._utils.checks import check_threads
 from .._utils.inputs import Inputs, accepts
 from .._utils.model_checks import check_cpu, check_forward, check_module, check_not_lazy, check_unwrapped
 from ..quantized import QuantizableGraph, QuantizableModel
@@ -99,7 +99,7 @@ def _lower(
         check_unwrapped("model", model)  # before its scales, which are in float64, are found
     _check_dtype(dtype, model)
     if threads is not None:
-        check_int("threads", threads)
+        check_threads(threads)
     if isinstance(model, QuantizableGraph):
         return _lower_int8(model, example, threads)
     _check_float32(model)

@@ -241,7 +241,8 @@ def prepare_qat(
     check_norms_train(called)
     inputs = None if example is None else inputs_of("example", example, called)
     seen = [] if inputs is None else [("example", inputs)]
-    with explaining(called, seen), in_float32(), torch.random.fork_rng(devices=[]):
+    # Training writes into the tensors of the copy, which inference mode would forbid for good.
+    with explaining(called, seen), in_float32(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         prepared: QuantizableModel | QuantizableGraph = workflow.prepare_qat(model, inputs, settings)
         if check and inputs is not None:
             check_prepared(prepared, called, inputs)

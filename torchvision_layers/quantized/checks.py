@@ -21,6 +21,7 @@ __all__ = [
     "check_int8_state",
     "check_norms_train",
     "check_not_converted",
+    "check_repeatable",
     "check_same_as_model",
     "check_same_results",
     "first_of",
@@ -200,13 +201,19 @@ def check_same_as_model(output: Any, model: nn.Module, inputs: Inputs, message: 
         check_same_results(output, expected, message, model, inputs)
     except RuntimeError as error:
         try:
-            check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
-        except RuntimeError:
-            raise RuntimeError(
-                "model must return the same result for the same input in eval mode: its forward draws random numbers, "
-                "or changes its own state"
-            ) from error
+            check_repeatable(model, inputs, expected)
+        except RuntimeError as reason:
+            raise reason from error
         raise
+
+
+def check_repeatable(model: nn.Module, inputs: Inputs, expected: Any) -> None:
+    """Raises ``RuntimeError`` unless another run on the same inputs returns what was ``expected``."""
+    message = (
+        "model must return the same result for the same input in eval mode: its forward draws random numbers, or "
+        "changes its own state"
+    )
+    check_same_results(inputs.map(Tensor.clone).run(model), expected, message)
 
 
 def _nudged_outputs(model: nn.Module, inputs: Inputs, expected: list[Tensor]) -> list[Tensor]:

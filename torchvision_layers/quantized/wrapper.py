@@ -96,8 +96,13 @@ class QuantizableWrapper(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        probe = fn(torch.empty(0))
+        if self.stage is Stage.PREPARED and probe.dtype != torch.float32:
+            raise TypeError(
+                f"a prepared model must stay in float32, got {probe.dtype}: for mixed precision, train it under "
+                "torch.autocast"
+            )
         if self.stage is Stage.INT8:
-            probe = fn(torch.empty(0))
             if probe.dtype != torch.float32:
                 raise TypeError(
                     f"an int8 model must stay in float32, apart from its integers, got {probe.dtype}: lower the float "

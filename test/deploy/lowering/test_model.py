@@ -128,6 +128,8 @@ def test_number_of_threads() -> None:
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         deploy.lower(Spy(), X, threads=0)
+    with pytest.raises(ValueError, match="threads must be at most 1024, got 1000000"):
+        deploy.lower(Spy(), X, threads=10**6)
     with pytest.raises(TypeError, match="threads must be an int, got 'all'"):
         deploy.lower(Spy(), X, threads="all")
 

@@ -26,10 +26,10 @@ __all__ = ["deserialize", "restrict", "serialize"]
 
 # Operators of torch that open files; ways to name them without these words; operators of other libraries, some of which
 # write files. The text around a name proves nothing: TorchScript skips comments and line ends before a bracket, and
-# accepts ``f = torch.save``.
+# accepts ``f = torch.save``. An error of torchvision's has "custom C++ ops" in its text, which cannot be code.
 _OPENS_FILES = re.compile(
     rb'\b(?:save|from_file)\b|\bgetattr\b(?!\([\w.]+, "[^"\\\n]*"\))'
-    rb"|(?<![\w.])ops\b(?! :|\.(?:aten|onednn|prim|quantized|_quantized|torchvision)\.)"
+    rb"|(?<![\w.])(?<!custom C\+\+ )ops\b(?! :|\.(?:aten|onednn|prim|quantized|_quantized|torchvision)\.)"
 )
 
 

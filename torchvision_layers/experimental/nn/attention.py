@@ -114,10 +114,14 @@ class MultiHeadSelfAttention(nn.Module):
 
     def _check_mask(self, input: Tensor, attn_mask: Tensor) -> None:
         """Raises unless the mask holds booleans or numbers and broadcasts to (N, heads, L, L)."""
-        if not is_tensor(input):
+        if not is_tensor(input) or not is_tensor(attn_mask, "attn_mask"):
             return
-        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
-            raise TypeError(f"attn_mask must be boolean or floating-point, got {attn_mask.dtype}")
+        is_float = attn_mask.is_floating_point()
+        if not torch.jit.is_scripting():
+            is_cast = torch.is_autocast_enabled(input.device.type)
+            is_float = is_float and (is_cast or attn_mask.dtype == input.dtype)
+        if attn_mask.dtype != torch.bool and not is_float:
+            raise TypeError(f"attn_mask must be boolean or {input.dtype}, the dtype of input, got {attn_mask.dtype}")
         full = [input.shape[0], self.num_heads, input.shape[1], input.shape[1]]
         sizes = list(attn_mask.shape)
         fits = 2 <= len(sizes) <= 4

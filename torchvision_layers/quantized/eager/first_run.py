@@ -18,6 +18,7 @@ from ..._utils.inputs import Inputs
 from ..._utils.scaling import CONV_AND_LINEAR
 from ..._utils.structure import flatten
 from ..._utils.tracing import Container
+from .call_checks import check_call
 from .hooks import watch_hooks
 from .in_place import UnsupportedError
 from .result_sizes import Measure, find_distinct_ranges
@@ -197,6 +198,7 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     versions: list[list[int]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_call(paths[module], module, args)
         versions.append([tensor._version for tensor in _tensors(args)])
         run.calls[paths[module]] += 1
         run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)

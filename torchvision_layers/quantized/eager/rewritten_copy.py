@@ -1,6 +1,7 @@
 """A copy of a model that is rewritten and fused, and was compared with the model on a batch."""
 
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ..._utils.hooked_weights import compute_hooked_weights
 from ..._utils.inputs import Inputs
 from ..._utils.modules import copy_module
 from ..._utils.tracing import TraceCache
-from ..checks import check_same_results
+from ..checks import check_repeatable, check_same_results
 from ..precision import check_no_autocasting
 from ..settings import Settings
 from .calls import Call, find_difference, record_calls
@@ -62,7 +63,11 @@ def _try_on(
     kept = set[str]()
     while True:
         original = copy_module(unwrapped(model)).eval()
+        state = _state_of(original)
         expected, run = run_first(original, batch.map(Tensor.clone))
+        if _state_of(original) != state:
+            with torch.no_grad():
+                check_repeatable(original, batch, expected)
         run.kept = kept
         prepared = _rewritten(model, batch, settings, will_train, traces, run)
         try:
@@ -79,6 +84,18 @@ def _try_on(
             continue
         mark_float_chains_(prepared, batch)
         return prepared.train(will_train), calls
+
+
+def _state_of(model: nn.Module) -> list[Any]:
+    """The versions of the tensors of a model, and its other numbers: what a ``forward`` may change."""
+    tensors = [
+        (id(tensor), None if tensor.is_inference() else tensor._version)
+        for tensor in chain(model.parameters(), model.buffers())
+    ]
+    numbers = [
+        value for module in model.modules() for value in vars(module).values() if isinstance(value, (int, float))
+    ]
+    return [*tensors, *numbers]
 
 
 class _DifferenceError(Exception):

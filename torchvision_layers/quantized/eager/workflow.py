@@ -16,7 +16,7 @@ from ..._utils.hooked_weights import (
     list_removals_of_changing_norms,
 )
 from ..._utils.inputs import Inputs
-from ..._utils.model_checks import check_module
+from ..._utils.model_checks import check_module, check_not_lazy
 from ..._utils.modules import copy_module
 from ..._utils.tracing import TraceCache
 from ..bias_correction import CORRECTING_IMAGES
@@ -161,6 +161,7 @@ def _check_dynamic(dynamic_sizes: bool | None) -> None:
 def _check_float(model: nn.Module) -> None:
     check_module("model", model)
     check_not_converted(model)
+    check_not_lazy("model", model)
     check_float32_parameters(model)
 
 

@@ -140,7 +140,13 @@ def _export_otherwise(
     Errors: ``error`` if it cannot be exported in another way either.
     """
     refused = [count for count in (1, 2, 3) if not accepts(copy_module(model), _images(tensors, batch, count))]
-    if refused and all(accepts(copy_module(model), _images(tensors, batch, count)) for count in (batch, 2 * batch)):
+    if refused and accepts(copy_module(model), _images(tensors, batch, batch)):
+        if not accepts(copy_module(model), _images(tensors, batch, 2 * batch)):
+            raise RuntimeError(
+                f"model must take any number of images, with inputs of shape {list(tensors[0].shape)} it takes {batch} "
+                "only: its forward fixes the number, or the inputs lack the dimension of the batch, which "
+                ".unsqueeze(0) adds"
+            ) from error
         if batch < 4:
             raise RuntimeError(
                 f"model must be exported with a batch of at least twice as many images as it needs, got {batch}: its "

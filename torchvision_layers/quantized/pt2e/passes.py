@@ -235,8 +235,6 @@ def record_modes(module: fx.GraphModule) -> list[fx.Node]:
             # Without running statistics it normalizes by the batch in eval mode as well.
             if node.args[3] is not None:
                 node.meta["modes"] = (5, True, False)
-        elif is_call(node, _DROPOUTS):
-            node.meta["modes"] = (2, node.args[2], False)
         elif _is_counter(node):
             node.meta["modes"] = (1, node.args[1], 0)
         elif is_call(node, {_aten.bernoulli_.float}):
@@ -247,7 +245,11 @@ def record_modes(module: fx.GraphModule) -> list[fx.Node]:
         elif is_call(node, {_aten.scaled_dot_product_attention.default}):
             node.meta["modes"] = (4, node.args[4], 0.0)
         elif is_random(node):
-            unknown.append(node)
+            names = [argument.name for argument in node.target._schema.arguments]
+            if "train" not in names:
+                unknown.append(node)
+                continue
+            node.meta["modes"] = (index := names.index("train"), node.args[index], False)
     return unknown
 
 

@@ -67,6 +67,12 @@ def lost_problems(module: fx.GraphModule, is_qat: bool) -> list[str]:
         for node in regions
         if is_qat and is_call(node, WEIGHTED) and is_recomputed(node)
     ]
+    problems += [
+        f"{_describe(node, 'torch.vmap')} cannot be quantized by torchao; compute with the whole batch, or use "
+        "engine='eager'"
+        for node in module.graph.nodes
+        if getattr(node.target, "__name__", "") == "_add_batch_dim"
+    ]
     nested = sum(map(calls_autocasting, regions))
     if nested:
         problems.append(
@@ -100,10 +106,10 @@ def float_problems(graph: fx.Graph, excluded: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def _describe(node: fx.Node) -> str:
-    """The module of a node by path and class, the operator, and the line of the model that calls it."""
+def _describe(node: fx.Node, function: str = "") -> str:
+    """The module of a node by path and class, the operator or function, and the line of the model that calls it."""
     path = module_path(node)
-    operator = str(node.target).removeprefix("aten.").partition(".")[0]
+    function = function or f"operator {str(node.target).removeprefix('aten.').partition('.')[0]}"
     line = source_line(node.meta.get("stack_trace"))
-    call = f"operator {operator} in {line}" if line else f"operator {operator}"
+    call = f"{function} in {line}" if line else function
     return call if path is None else f"{path or 'model'} ({module_class(node)}, {call})"
