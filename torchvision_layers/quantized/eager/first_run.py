@@ -125,8 +125,7 @@ class FirstRun:
     calls: Counter[str] = field(default_factory=Counter)
     #: The largest value of each result of a module, or of a function that used its weight.
     sizes: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    #: The modules whose calls return values of different sizes, or call such a module, with the ratio of the largest
-    #: to the smallest.
+    #: The modules whose calls differ in the sizes of values, or that call one, with the largest over the smallest.
     distinct_ranges: dict[str, float] = field(default_factory=dict)
     #: The modules that each ``forward`` calls.
     callees: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
