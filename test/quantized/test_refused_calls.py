@@ -75,6 +75,13 @@ def test_convolution_of_single_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"conv gets shape \[3, 8, 8\]: pass batches"):
         quantized.quantize(Calling(of_single_images).eval(), [X])
 
+    def in_float(module: Calling, x: Tensor) -> Tensor:
+        output: Tensor = module.linear(of_single_images(module, x).mean((2, 3)))
+        return output
+
+    model = Calling(in_float).eval()
+    assert decibels(model(X), quantized.quantize(model, [X], exclude=["conv"])(X)) > 35
+
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_counting_changes_nothing(engine: str) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -189,7 +189,7 @@ class FirstRun:
         self.writers.discard(path)
 
 
-def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
+def run_first(model: nn.Module, inputs: Inputs, excluded: Mapping[str, str]) -> tuple[Any, FirstRun]:
     """The output of ``model`` on ``inputs``, computed without gradients, and the calls that it made."""
     paths = {module: path for path, module in model.named_modules()}
     run, measure = FirstRun(), Measure()
@@ -197,7 +197,7 @@ def run_first(model: nn.Module, inputs: Inputs) -> tuple[Any, FirstRun]:
     versions: list[list[int]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_call(paths[module], module, args)
+        check_call(paths[module], module, args, excluded)
         versions.append([tensor._version for tensor in _tensors(args)])
         run.calls[paths[module]] += 1
         run.arguments[paths[module]].record(inspect.signature(type(module).forward), args, kwargs)

@@ -64,7 +64,7 @@ def _try_on(
     while True:
         original = copy_module(unwrapped(model)).eval()
         state = _state_of(original)
-        expected, run = run_first(original, batch.map(Tensor.clone))
+        expected, run = run_first(original, batch.map(Tensor.clone), settings.excluded)
         if _state_of(original) != state:
             with torch.no_grad():
                 check_repeatable(original, batch, expected)
