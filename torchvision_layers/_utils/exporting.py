@@ -3,6 +3,7 @@
 import inspect
 import io
 import itertools
+import logging
 import math
 import sys
 import warnings
@@ -124,10 +125,16 @@ def kept_tensors_allowed() -> Iterator[None]:
 
 @contextmanager
 def without_partial_graph() -> Iterator[None]:
-    """Keeps torch from printing the graph of an export that fails."""
-    text = io.StringIO()
-    with redirect_stderr(text):
-        yield
+    """Keeps torch from printing the graph of an export that fails, and tracebacks of simplifications that it tries."""
+    text, log = io.StringIO(), logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    if level == logging.NOTSET:  # unless TORCH_LOGS asks for more
+        log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(text):
+            yield
+    finally:
+        log.setLevel(level)
     sys.stderr.write(text.getvalue())
 
 

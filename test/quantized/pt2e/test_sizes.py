@@ -181,3 +181,13 @@ def test_guard_against_one_image_does_not_cost_a_second_export(monkeypatch: pyte
     for x in (X, OTHER, X[:1]):
         assert graph(x).shape == model(x).shape
     assert len(exports) == 1
+
+
+def test_what_torch_cannot_simplify_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    layers = nn.Conv2d(3, 8, 7, 2, 3), pool(), nn.Conv2d(8, 8, 1), pool(), nn.Conv2d(8, 8, 3, padding=1), pool()
+    model = nn.Sequential(*layers, nn.MaxPool2d(2, 2, ceil_mode=True), nn.AdaptiveAvgPool2d(1))
+    quantized.prepare_qat(model, torch.randn(2, 3, 96, 96), engine="pt2e")
+    assert capsys.readouterr().err == ""
