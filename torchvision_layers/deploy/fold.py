@@ -46,7 +46,7 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
     Args:
         model: any float model in any mode; it stays unchanged.
         batch: an input of the model, or a tuple of its inputs, on which the copy is compared with the model. The
-            tolerance is 1e-5 of the largest output or, if that is more, four times the model's own rounding error.
+            tolerance is 1e-5 of the largest output or, if that is more, eight times the model's own rounding error.
             Required if there is something to fold below a ``forward`` that cannot be traced. Default: ``None``.
 
     Returns a copy in eval mode, without gradients, with the device, dtype and memory format of ``model``. The remaining
