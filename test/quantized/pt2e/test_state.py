@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import io
 import pickle
 
@@ -132,3 +133,15 @@ def test_exported_program_is_saved_and_loaded() -> None:
     torch.export.save(torch.export.export(graph, (X,)), file)
     file.seek(0)
     assert torch.equal(torch.export.load(file).module()(X), graph(X))
+
+
+def test_models_are_released() -> None:
+    """torchao's caches would keep each of them."""
+    model, x = nn.Sequential(nn.Conv2d(3, 53, 3), nn.ReLU(), nn.Conv2d(53, 4, 1)), torch.randn(2, 3, 8, 8)
+    prepared = prepare_qat(model, x, engine="pt2e")
+    prepared(x)
+    int8 = convert(prepared)
+    quantize(model.eval(), [x], engine="pt2e")(x)
+    del model, prepared, int8
+    gc.collect()
+    assert not [value for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter) and 53 in value.shape]

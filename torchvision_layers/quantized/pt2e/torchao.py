@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ from .quantizers import quantizer_for
 
 __all__ = ["convert", "disable_observers", "is_observed", "prepare"]
 
+#: Functions of torchao and torch that remember the device of each model, by the modules that they are in.
+_DEVICE_CACHES = {
+    "torchao.utils": "_assert_and_get_unique_device",
+    "torch.ao.quantization.fx.utils": "assert_and_get_unique_device",
+}
+
 
 def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.GraphModule:
     """Adds observers, or fake quantization for training, to the edges that the backend quantizes.
@@ -32,7 +39,7 @@ def prepare(graph: fx.GraphModule, settings: Settings, is_qat: bool) -> fx.Graph
     only, in 4 to 30 seconds, and with the ``eps`` and ``momentum`` of its own pattern.
     """
     quantizer = _quantizer(settings, is_qat)
-    with _ignore_warnings():
+    with _ignore_warnings(), _forgetting_models():
         prepared = prepare_pt2e(graph, quantizer)
     for module in prepared.modules():
         if type(module) is pt2e.HistogramObserver:  # from the quantizer of executorch
@@ -52,7 +59,7 @@ def _observe_weights(prepared: fx.GraphModule) -> None:
 
 def convert(graph: fx.GraphModule) -> fx.GraphModule:
     """Replaces observers by quantize and dequantize nodes, and weights by int8 weights."""
-    with _ignore_warnings(), torch.random.fork_rng(devices=[]):  # it constructs layers
+    with _ignore_warnings(), _forgetting_models(), torch.random.fork_rng(devices=[]):  # it constructs layers
         return convert_pt2e(graph)
 
 
@@ -124,6 +131,18 @@ def _with_own_observers(config: QuantizationConfig, is_qat: bool, settings: Sett
     weight = dataclasses.replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=for_weights)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=for_activations)
     return dataclasses.replace(config, input_activation=activation, weight=weight)
+
+
+@contextmanager
+def _forgetting_models() -> Iterator[None]:
+    """Empties the caches of devices, whose keys keep each model that was prepared or converted alive."""
+    try:
+        yield
+    finally:
+        for module, name in _DEVICE_CACHES.items():
+            clear = getattr(getattr(sys.modules.get(module), name, None), "cache_clear", None)
+            if clear is not None:
+                clear()
 
 
 @contextmanager
