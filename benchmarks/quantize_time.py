@@ -1,4 +1,4 @@
-"""Time of ``quantize`` itself relative to what torch and torchao take for the same batch.
+"""Time of ``quantize`` itself relative to what torch and torchao take for the same batches.
 
     python benchmarks/quantize_time.py
     python benchmarks/quantize_time.py --only swin_t --engines pt2e --calibration 2x1

@@ -1,13 +1,14 @@
 """Questions about single modules, and changes to them in place."""
 
 import copy
+from itertools import chain
 from typing import TypeVar
 
 from torch import nn
 
 from .structure import flatten
 
-__all__ = ["copy_module", "has_hooks", "make_padding_numeric", "numeric_padding", "replace_module_"]
+__all__ = ["copy_module", "has_hooks", "make_padding_numeric", "numeric_padding", "replace_module_", "tensor_versions"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -52,3 +53,9 @@ def replace_module_(module: nn.Module, other: nn.Module) -> None:
     other.eval()
     module.__class__ = other.__class__
     module.__dict__ = other.__dict__
+
+
+def tensor_versions(model: nn.Module) -> list[tuple[str, int, int]]:
+    """The path, identity and version of each parameter and buffer, which differ after a write or a replacement."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return [(path, id(tensor), 0 if tensor.is_inference() else tensor._version) for path, tensor in tensors]

@@ -58,9 +58,6 @@ def _inputs(example: Any, model: nn.Module) -> Inputs:
             f"{type(example).__name__}{remedy(example)}"
         )
     tensors = inputs.tensors()
-    for tensor in tensors:
-        if tensor.layout is not torch.strided:
-            raise TypeError(f"example must hold dense tensors, got {tensor.layout}: convert it with .to_dense()")
     # A model may take integers and scale them itself.
     if not any(tensor.dtype == torch.float32 for tensor in tensors) and not (tensors and accepts(model, inputs)):
         if isinstance(example, Tensor):
@@ -70,6 +67,8 @@ def _inputs(example: Any, model: nn.Module) -> Inputs:
 
 
 def _check_tensor(tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"example must hold dense tensors, got {tensor.layout}: convert it with .to_dense()")
     if tensor.dtype not in _DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise TypeError(f"example must hold tensors of {names}, got {tensor.dtype}")

@@ -22,9 +22,9 @@ _MANY_THREADS = 3
 class FastRangeSearch:
     """Mixed into a ``HistogramObserver`` of torch.ao or torchao; finds the same range in less time.
 
-    They count with ``torch.histc``, which looks for the bin of one value after another. The search cuts off ever more
-    of the values, at the end with fewer of them, until the quantization error grows. The
-    observers compare single elements of tensors for that, which takes half the time of a calibration.
+    The observer fills its histogram with ``torch.histc``, which handles one value after another. Its search narrows the
+    range step by step, from the side where fewer values are lost, and stops when the quantization error increases; it
+    compares single elements of tensors, which takes half the time of a calibration.
     """
 
     #: How the range follows from the histogram.

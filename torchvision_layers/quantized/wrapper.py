@@ -4,7 +4,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from enum import Enum
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
+from .._utils.modules import tensor_versions
 from .settings import Settings
 from .trial import Trial
 
@@ -31,17 +31,12 @@ class _Source:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._state = self._state_of(model)
+        self._state = tensor_versions(model)
 
     def get(self) -> nn.Module | None:
         """The model; ``None`` if it was deleted or changed."""
         model = self._model()
-        return model if model is not None and self._state == self._state_of(model) else None
-
-    @staticmethod
-    def _state_of(model: nn.Module) -> list[tuple[str, int, int]]:
-        tensors = chain(model.named_parameters(), model.named_buffers())
-        return [(path, id(tensor), 0 if tensor.is_inference() else tensor._version) for path, tensor in tensors]
+        return model if model is not None and self._state == tensor_versions(model) else None
 
 
 class QuantizableWrapper(nn.Module):
@@ -96,25 +91,28 @@ class QuantizableWrapper(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        probe = fn(torch.empty(0))
+        if self.stage is not Stage.FLOAT:
+            self._check_moved(fn(torch.empty(0)))
+        super()._apply(fn, recurse)
+        return self
+
+    def _check_moved(self, probe: Tensor) -> None:
+        """Raises ``TypeError`` for a dtype or device that the model cannot have."""
         if self.stage is Stage.PREPARED and probe.dtype != torch.float32:
             raise TypeError(
                 f"a prepared model must stay in float32, got {probe.dtype}: for mixed precision, train it under "
                 "torch.autocast"
             )
-        if self.stage is Stage.INT8:
-            if probe.dtype != torch.float32:
-                raise TypeError(
-                    f"an int8 model must stay in float32, apart from its integers, got {probe.dtype}: lower the float "
-                    "model with deploy.lower(model, example, dtype=torch.bfloat16) for another precision"
-                )
-            if self.takes_float32_only and probe.device.type != "cpu":
-                raise TypeError(
-                    "an int8 model of engine='eager' takes float32 tensors on the CPU only: for other devices, "
-                    "quantize with engine='pt2e', and export"
-                )
-        super()._apply(fn, recurse)
-        return self
+        if self.stage is Stage.INT8 and probe.dtype != torch.float32:
+            raise TypeError(
+                f"an int8 model must stay in float32, apart from its integers, got {probe.dtype}: lower the float "
+                "model with deploy.lower(model, example, dtype=torch.bfloat16) for another precision"
+            )
+        if self.stage is Stage.INT8 and self.takes_float32_only and probe.device.type != "cpu":
+            raise TypeError(
+                "an int8 model of engine='eager' takes float32 tensors on the CPU only: for other devices, "
+                "quantize with engine='pt2e', and export"
+            )
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
         """The same inputs with at most ``count`` images, or with all if the model takes no fewer."""

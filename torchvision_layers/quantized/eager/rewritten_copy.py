@@ -1,7 +1,6 @@
 """A copy of a model that is rewritten and fused, and was compared with the model on a batch."""
 
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from ..._utils.hooked_weights import compute_hooked_weights
 from ..._utils.inputs import Inputs
-from ..._utils.modules import copy_module
+from ..._utils.modules import copy_module, tensor_versions
 from ..._utils.tracing import TraceCache
 from ..checks import check_repeatable, check_same_results
 from ..precision import check_no_autocasting
@@ -87,15 +86,9 @@ def _try_on(
 
 
 def _state_of(model: nn.Module) -> list[Any]:
-    """The versions of the tensors of a model, and its other numbers: what a ``forward`` may change."""
-    tensors = [
-        (id(tensor), None if tensor.is_inference() else tensor._version)
-        for tensor in chain(model.parameters(), model.buffers())
-    ]
-    numbers = [
-        value for module in model.modules() for value in vars(module).values() if isinstance(value, (int, float))
-    ]
-    return [*tensors, *numbers]
+    """The state that a ``forward`` may change: the tensors of a model and the numbers in its attributes."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    return [*tensor_versions(model), *(value for value in values if isinstance(value, (int, float)))]
 
 
 class _DifferenceError(Exception):
