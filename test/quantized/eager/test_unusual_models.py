@@ -1,7 +1,7 @@
 """Unusual models either give correct results or raise an error that names the module."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized.eager import rewritten_copy
+from torchvision_layers.quantized.eager.first_run import FirstRun
 from torchvision_layers.testing._checks._quantization import decibels
 
 IMAGES = torch.randn(8, 3, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -272,8 +274,11 @@ def test_relu6_is_trained_with_its_clamp(has_norm: bool) -> None:
 def test_few_images_show_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     original = rewritten_copy.run_first
-    monkeypatch.setattr(
-        rewritten_copy, "run_first", lambda model, batch: (sizes.append(len(batch.args[0])), original(model, batch))[1]
-    )
+
+    def run(model: nn.Module, batch: Inputs, excluded: Mapping[str, str]) -> tuple[Any, FirstRun]:
+        sizes.append(len(batch.args[0]))
+        return original(model, batch, excluded)
+
+    monkeypatch.setattr(rewritten_copy, "run_first", run)
     quantized.quantize(nn.Conv2d(3, 4, 3).eval(), [torch.randn(6, 3, 9, 9)])
     assert sizes == [2]
