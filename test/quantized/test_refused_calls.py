@@ -31,6 +31,10 @@ def of_single_images(module: Calling, x: Tensor) -> Tensor:
     return torch.stack([module.conv(image) for image in x])
 
 
+def of_vectors(module: Calling, x: Tensor) -> Tensor:
+    return torch.stack([module.linear(vector) for vector in module.conv(x).mean((2, 3))])
+
+
 def layer_in_vmap(module: Calling, x: Tensor) -> Tensor:
     output: Tensor = torch.vmap(module.linear)(module.conv(x).mean((2, 3)))
     return output
@@ -69,6 +73,14 @@ def test_forward_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         quantized.quantize(Calling(function).eval(), [X], engine=engine, allow_float=allow_float)
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+def test_linear_layer_on_vectors_is_refused(backend: str) -> None:
+    model = Calling(of_vectors).eval()
+    with pytest.raises(ValueError, match=r"linear gets shape \[8\]: pass batches"):
+        quantized.quantize(model, [X], backend=backend)
+    assert decibels(model(X), quantized.quantize(model, [X], backend=backend, exclude=["linear"])(X)) > 35
 
 
 def test_convolution_of_single_images_is_refused() -> None:
