@@ -24,6 +24,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [
                 Group("Exported programs", "exporting safe_names size_limit symbolic_lengths"),
                 Group("Files and commands", "atomic command importing progress quiet"),
+                Group("Processors", "amx"),
             ],
         ],
         flow=False,
@@ -163,7 +164,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Fewer, larger operators", "scaling pixels fusion post_ops int8 bfloat16")],
             [Group("Memory", "layout packing in_place")],
             [Group("A program of steps", "steps program source tracing model")],
-            [Group("Operators that it calls", "kernels int8_kernels")],
+            [Group("Operators that it calls", "kernels int8_kernels amx_sizes")],
         ],
     ),
     "package_standalone": PackageMap(

@@ -64,10 +64,11 @@ def check_int8(subject: Subject, engine: str, backend: str) -> None:
     first, x = outputs_of(int8, subject.inputs()), subject.inputs()
     slack = 2.0 if backend == "tensorrt" else 1.0  # half of its steps are below zero
     check_explained(first, subject.expected(), subject.estimate, "int8", slack)
-    for batch in (1, 3):
+    for batch in (1, 3):  # images of the calibration set: a clipped value of others is no error
+        part = x.map(lambda tensor, batch=batch: tensor[:batch])
         check_explained(
-            outputs_of(int8, subject.inputs(batch)),
-            subject.expected(batch),
+            outputs_of(int8, part),
+            subject.expected_of(part),
             subject.estimate,
             f"int8, batch of {batch}",
             2.5 * slack,  # calibration clips the largest values, which a global maximum picks

@@ -46,7 +46,7 @@ COMPARISONS = {
     ),
     "write into the result of a dropout in training": (
         r"switching the graph to eval mode changed the results",
-        r"[Dd]ropout[\s\S]*(?<!init\.)\b\w+_\(",
+        r"([Dd]ropout|StochasticDepth)[\s\S]*((?<!init\.)\b\w+_\(|[-+*]= |\] = )",
     ),
     # Torch.export takes a batch of one for a constant if the layout of an image depends on it.
     "batch of one in a graph of another layout": (

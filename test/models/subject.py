@@ -62,9 +62,12 @@ class Subject:
     def expected(self, batch: int = BATCH, size: int = 0) -> list[Tensor]:
         """The outputs in float64."""
         if (batch, size) not in self._expected:
-            inputs = self.inputs(batch, size).map(Tensor.double)
-            self._expected[batch, size] = outputs_of(self.model().double(), inputs)
+            self._expected[batch, size] = self.expected_of(self.inputs(batch, size))
         return self._expected[batch, size]
+
+    def expected_of(self, inputs: Inputs) -> list[Tensor]:
+        """The outputs for ``inputs`` in float64."""
+        return outputs_of(self.model().double(), inputs.map(Tensor.double))
 
     @cached_property
     def estimate(self) -> Estimate:

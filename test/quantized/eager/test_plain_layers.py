@@ -256,3 +256,36 @@ def test_timm_model(name: str) -> None:
     int8 = quantized.quantize(model, [x])
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in int8.modules())
     assert decibels(model(x).detach(), int8(x)) > 25
+
+
+class OptionalInput(nn.Module):
+    """Without the second input it is a chain of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(4, 4, 1), nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        x = self.conv(x)
+        return nn.functional.conv2d(x if shift is None else x + shift.mean(), self.weight)
+
+
+class OptionallyScaled(nn.ReLU):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(x) * scale
+
+
+@pytest.mark.parametrize("layer", [OptionalInput(), OptionallyScaled()])
+def test_layers_keep_their_optional_inputs(layer: nn.Module) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer, self.last = nn.Conv2d(4, 4, 1), layer, nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.layer(x, x.detach() if isinstance(self.layer, OptionalInput) else 3.0))
+
+    model, x = Model().eval(), torch.randn(2, 4, 6, 6)
+    assert torch.allclose(deploy.fold(model, x)(x), model(x), atol=1e-5)
+    assert decibels(model(x), quantized.quantize(model, [x], allow_float=True)(x)) > 30

@@ -1,5 +1,7 @@
 """Replaces the layers of a model by plain ones, in place."""
 
+import inspect
+
 from torch import nn
 
 from ..modules import numeric_padding
@@ -42,7 +44,7 @@ def make_plain_(
         if form is None:
             continue
         entered = find_entered(model) if entered is None else entered
-        if module in entered:
+        if module in entered or not _takes_inputs_of(form if isinstance(form, nn.Module) else form.as_module(), module):
             continue
         if isinstance(form, nn.Module):
             _replace_(module, form)
@@ -67,6 +69,12 @@ def _is_candidate(module: nn.Module, splits_padding: bool) -> bool:
     computes_weight = isinstance(module, CONV_AND_LINEAR) and hasattr(type(module), "folded")  # which is plain then
     is_known = names[0].startswith("torch.nn.modules") or (is_stable and not computes_weight)
     return not is_known and type(module).forward is not nn.Module.forward
+
+
+def _takes_inputs_of(plain: nn.Module, module: nn.Module) -> bool:
+    """Whether ``plain`` has the optional inputs of ``module``, without which its plain form was found."""
+    _, *optional = inspect.signature(module.forward).parameters
+    return {*optional} <= {*inspect.signature(plain.forward).parameters}
 
 
 def find_entered(model: nn.Module) -> set[nn.Module]:

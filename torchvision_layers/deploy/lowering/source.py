@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .amx_sizes import checking_sizes
 from .steps import Ref, Step, refs
 
 __all__ = ["function_of"]
@@ -46,7 +47,7 @@ class _Source:
             args += [f"{key}={self._expression(value)}" for key, value in step.kwargs.items()]
             is_read = step.name in last_reads or step.name in returned
             self._names[step.name] = f"v{i}"
-            operator = step.operator()
+            operator = checking_sizes(step.operator())
             if isinstance(operator, torch._ops.OpOverload):
                 operator = operator._op  # the overload calls nothing else, in Python
             call = f"{self._constant(operator)}({', '.join(args)})"

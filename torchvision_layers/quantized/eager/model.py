@@ -155,6 +155,11 @@ class QuantizableModel(QuantizableWrapper):
         trace_flat_sequentials(clone)
         return clone
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        from .torch_ao.amx_convs import without_checks
+
+        return without_checks(self)
+
     def __reduce__(self) -> Any:
         if self.stage is not Stage.FLOAT:
             raise TypeError(

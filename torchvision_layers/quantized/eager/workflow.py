@@ -1,7 +1,6 @@
 """The functions of the eager engine: quantize, or prepare, freeze and convert."""
 
 import copy
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain
@@ -9,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from ..._utils.amx import has_vnni
 from ..._utils.checks import did_you_mean
 from ..._utils.hooked_weights import (
     hooked_paths,
@@ -56,9 +56,7 @@ def choose_backend(name: str) -> str:
     if name == "auto":
         if "x86" not in supported:
             return supported[-1]
-        # A limit on oneDNN's instructions may exclude VNNI, without which its products overflow.
-        has_vnni = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
-        return "onednn" if has_vnni and "onednn" in supported else "x86"
+        return "onednn" if has_vnni() and "onednn" in supported else "x86"
     if name not in supported:
         is_other = name in BACKENDS["pt2e"]
         remedy = ": engine='pt2e' has it" if is_other else did_you_mean(name, ["auto", *supported])

@@ -19,6 +19,7 @@ from ..patterns import mark_fused
 from ..post_ops import ACTIVATIONS, PostOp
 from ..wrappers import ObservedActivation
 from . import ignore_deprecations
+from .amx_convs import avoid_wrong_sizes
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import move_slow_convs
 from .training_norms import restore_torch_classes
@@ -63,6 +64,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
         use_int8_pools(model)
         if backend == "x86" and "onednn" in torch.backends.quantized.supported_engines:
             move_slow_convs(model)
+        if backend in ("x86", "onednn"):
+            avoid_wrong_sizes(model)
 
 
 def kernels_of_all_sizes(model: nn.Module, backend: str) -> list[nn.Module]:

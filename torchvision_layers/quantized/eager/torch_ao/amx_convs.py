@@ -1,0 +1,86 @@
+"""Int8 convolutions that run in float for the sizes at which oneDNN's kernels on AMX are wrong."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.quantized as nnq
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...._utils.amx import Geometry, is_right, may_be_wrong, uses_amx
+from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d
+
+__all__ = ["avoid_wrong_sizes", "without_checks"]
+
+_OWN = (Int8ConvActivation2d, Int8ConvAddition2d)
+_WITH_RELU = (nniq.ConvReLU1d, nniq.ConvReLU2d, nniq.ConvReLU3d)
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_ACTIVATIONS = {"hardswish": F.hardswish, "swish": F.silu}
+
+
+def avoid_wrong_sizes(model: nn.Module) -> None:
+    """Lets convolutions look at the sizes of their inputs, in place, if their kernels may be wrong for some."""
+    if not uses_amx():
+        return
+    for module in model.modules():
+        is_conv = isinstance(module, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, *_OWN))
+        if is_conv and may_be_wrong(_geometry(module)):
+            module.__class__ = _checking_sizes(type(module))  # type: ignore[arg-type]
+
+
+def without_checks(model: nn.Module) -> nn.Module:
+    """``model``, or a copy for TorchScript, which cannot try kernels."""
+    if not any(isinstance(module, _ChecksSizes) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, _ChecksSizes):
+            module.__class__ = module.unchecked  # type: ignore[assignment]
+    return model
+
+
+class _ChecksSizes:
+    """A mixin that computes in float where the int8 kernel is wrong."""
+
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
+        if is_right(_geometry(self), input.shape, torch.uint8):
+            return super().forward(input, *others)  # type: ignore[misc]
+        return _in_float(self, input, *others)
+
+
+@cache
+def _checking_sizes(cls: type[nn.Module]) -> type[nn.Module]:
+    attributes: dict[str, Any] = {"__module__": cls.__module__, "unchecked": cls}
+    if hasattr(cls, "kernel_class"):
+        attributes["kernel_class"] = cls  # whose kernel would not look at sizes
+    return type(cls.__name__, (_ChecksSizes, cls), attributes)
+
+
+def _geometry(module: Any) -> Geometry:
+    channels, filters, kernel = _sizes(module)
+    stride, padding, dilation = (tuple(v)[-len(kernel) :] for v in (module.stride, module.padding, module.dilation))
+    return Geometry(channels, filters, kernel, stride, padding, dilation, module.groups)
+
+
+def _sizes(module: Any) -> tuple[int, int, tuple[int, ...]]:
+    if isinstance(module, _OWN):
+        filters, channels, *kernel = module.weight.shape
+        return channels * module.groups, filters, tuple(kernel)
+    return module.in_channels, module.out_channels, tuple(module.kernel_size)
+
+
+def _in_float(module: Any, input: Tensor, *others: Tensor) -> Tensor:
+    weight, bias = (module.weight, module.bias) if isinstance(module, _OWN) else module._weight_bias()
+    _, _, _, stride, padding, dilation, groups = _geometry(module)
+    convolution = _CONVOLUTIONS[input.dim()]
+    output = convolution(input.dequantize(), weight.dequantize(), bias, stride, padding, dilation, groups)
+    for other in others:
+        output += other.dequantize()
+    if isinstance(module, Int8ConvActivation2d):
+        output = _ACTIVATIONS[module.activation](output)
+    elif isinstance(module, _WITH_RELU):
+        output.relu_()
+    return torch.quantize_per_tensor(output, module.scale, module.zero_point, torch.quint8)
