@@ -1,13 +1,14 @@
 """Int8 convolutions on AMX: kernels that are wrong are found by trials and replaced, on any CPU."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchvision_layers import quantized
+from torchvision_layers import deploy, quantized
 from torchvision_layers._utils import amx
 from torchvision_layers._utils.amx import Geometry
 from torchvision_layers.quantized.eager.torch_ao import amx_convs
@@ -127,8 +128,23 @@ def test_scripts_run_the_kernels(wrong: list[tuple[int, ...]]) -> None:
     int8 = quantized.quantize(model, [X])
     scripted = torch.jit.script(int8)
     assert torch.equal(scripted(X), int8(X))
-    wrong.append((4, 3, 12, 13))
     assert any(isinstance(module, amx_convs._ChecksSizes) for module in int8.modules())
+    wrong.append((4, 8, 10, 11))
+    int8(X)
+    with pytest.raises(RuntimeError, match=r"kernel for model.1 is wrong on AMX for inputs of shape \[4, 8, 10, 11\]"):
+        torch.jit.script(int8)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated")
+def test_exported_scripts_run_wrong_sizes_in_float(wrong: list[tuple[int, ...]], tmp_path: Path) -> None:
+    model = _layers("relu")
+    int8 = quantized.quantize(model, [X])
+    wrong += [(4, 8, 10, 11), (1, 8, 10, 11)]
+    expected = int8(X)
+    path = tmp_path / "model.pt"
+    deploy.export(int8, X, path, format="torchscript")
+    assert "aten::_convolution" in str(torch.jit.load(path).inlined_graph)
+    assert torch.equal(deploy.load(path)(X), expected)
 
 
 def test_moved_convolutions_are_checked(wrong: list[tuple[int, ...]]) -> None:

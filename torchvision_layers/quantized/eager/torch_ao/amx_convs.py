@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
@@ -19,6 +20,8 @@ _OWN = (Int8ConvActivation2d, Int8ConvAddition2d)
 _WITH_RELU = (nniq.ConvReLU1d, nniq.ConvReLU2d, nniq.ConvReLU3d)
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _ACTIVATIONS = {"hardswish": F.hardswish, "swish": F.silu}
+#: The last shape for which the kernel of a convolution was wrong. TorchScript would not accept it as an attribute.
+_wrong_shapes = WeakKeyDictionary[Any, list[int]]()
 
 
 def avoid_wrong_sizes(model: nn.Module) -> None:
@@ -32,13 +35,25 @@ def avoid_wrong_sizes(model: nn.Module) -> None:
 
 
 def without_checks(model: nn.Module) -> nn.Module:
-    """``model``, or a copy for TorchScript, which cannot try kernels."""
-    if not any(isinstance(module, _ChecksSizes) for module in model.modules()):
+    """``model``, or a copy for TorchScript, which cannot try kernels.
+
+    Errors: ``RuntimeError`` if a kernel was wrong for a size that the model met.
+    """
+    checking = [path for path, module in model.named_modules() if isinstance(module, _ChecksSizes)]
+    for path in checking:
+        shape = _wrong_shapes.get(model.get_submodule(path))
+        if shape is not None:
+            raise RuntimeError(
+                f"oneDNN's kernel for {path} is wrong on AMX for inputs of shape {shape}, which "
+                "TorchScript cannot avoid: trace the model, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the "
+                "environment before Python starts"
+            )
+    if not checking:
         return model
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, _ChecksSizes):
-            module.__class__ = module.unchecked  # type: ignore[assignment]
+    for path in checking:
+        module: Any = model.get_submodule(path)
+        module.__class__ = module.unchecked
     return model
 
 
@@ -48,6 +63,7 @@ class _ChecksSizes:
     def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         if is_right(_geometry(self), input.shape, torch.uint8):
             return super().forward(input, *others)  # type: ignore[misc]
+        _wrong_shapes[self] = [*input.shape]
         return _in_float(self, input, *others)
 
 
