@@ -196,7 +196,13 @@ def test_providers(case_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sessions[0].get_session_options().intra_op_num_threads == 1
     with pytest.raises(ValueError, match=r"must be among .*CPUExecutionProvider.* here, got 'ROCExecutionProvider'"):
         deploy.load(case.path, providers=["ROCExecutionProvider", "CPUExecutionProvider"])
-    for wrong in ("CPUExecutionProvider", [], [3], ["CPUExecutionProvider", ("a", {}, 1)]):
+    for wrong in (
+        "CPUExecutionProvider",
+        [],
+        [3],
+        ["CPUExecutionProvider", ("a", {}, 1)],
+        [("CPUExecutionProvider", 3)],
+    ):
         with pytest.raises(TypeError, match="providers must be a sequence of names"):
             deploy.load(case.path, providers=wrong)  # type: ignore[arg-type]
 

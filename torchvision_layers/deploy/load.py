@@ -104,7 +104,10 @@ def _check_providers(providers: object) -> None:
 
 
 def _is_pair(provider: object) -> bool:
-    return isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[0], str)
+    if not isinstance(provider, tuple) or len(provider) != 2:
+        return False
+    name, options = provider
+    return isinstance(name, str) and isinstance(options, dict)
 
 
 def load(
