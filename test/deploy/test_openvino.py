@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from torchvision_layers import deploy, quantized
 from torchvision_layers import nn as tnn
+from torchvision_layers._utils.amx import without_amx
 from torchvision_layers._utils.atomic import atomic_path
+from torchvision_layers.deploy.formats import openvino as openvino_format
 from torchvision_layers.deploy.formats.openvino import _core
+from torchvision_layers.testing._checks._quantization import decibels
 
 from ..interpreter import Interpreter
 from ._support import CLASSES, FunctionModule, example, float_model, relative_error
@@ -127,7 +130,8 @@ class Branches(nn.Module):
 def executed(path: Path) -> list[tuple[str, str]]:
     """The operators of the graph that OpenVINO runs, with the kernel of each."""
     core = _core()  # more than one could leave a signal handler without a stack
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with without_amx():  # a limit on instructions is read once in a process
+        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     infos = [operator.get_rt_info() for operator in compiled.get_runtime_model().get_ordered_ops()]
     return [(info["layerType"].astype(str), info["primitiveType"].astype(str)) for info in infos]
 
@@ -282,3 +286,24 @@ def test_missing_package(files: dict, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_graph_names_no_path_of_this_machine(files: dict) -> None:
     text = files["int8"][1].path.read_text()
     assert str(Path.cwd()) not in text
+
+
+def test_narrow_images_in_int8(tmp_path: Path) -> None:
+    """On AMX, oneDNN's kernels read memory that nothing has written if a stride leaves one column."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 7, 2, 3)).eval()
+    x, path = torch.randn(2, 3, 20, 20), tmp_path / "model.xml"
+    int8 = quantized.quantize(model, [x], engine="pt2e", backend="onnxruntime")
+    deploy.export(int8, x, path, format="openvino")
+    for size in ((20, 2), (9, 1)):
+        narrow = torch.randn(2, 3, *size)
+        assert decibels(int8(narrow), deploy.load(path)(narrow)) > 40
+
+
+def test_amx_that_cannot_be_excluded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, path = torch.randn(2, 3, 8, 8), tmp_path / "model.xml"
+    deploy.export(nn.Conv2d(3, 4, 3).eval(), x, path, format="openvino")
+    monkeypatch.setattr(openvino_format, "uses_amx", lambda: True)
+    monkeypatch.setattr(openvino_format, "_kernels", lambda compiled: ["brgconv_avx512_amx_i8"])
+    with pytest.raises(RuntimeError, match="set ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16"):
+        deploy.load(path)(x)

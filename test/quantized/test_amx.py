@@ -1,6 +1,7 @@
 """Int8 convolutions on AMX: kernels that are wrong are found by trials and replaced, on any CPU."""
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_limits_on_instructions(limit: str, vnni: bool, uses: bool, monkeypatch:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert (amx.has_vnni(), amx.uses_amx()) == (vnni, uses)
+
+
+def test_amx_is_excluded_within_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    with amx.without_amx():
+        assert not amx.uses_amx()
+    assert amx.uses_amx()
+    assert "ONEDNN_MAX_CPU_ISA" not in os.environ
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
+    with amx.without_amx():
+        assert not amx.uses_amx()
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "ALL"
 
 
 @pytest.mark.skipif(not amx.has_vnni(), reason="without VNNI, products of integers overflow")

@@ -6,6 +6,8 @@ once on random values.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,17 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Geometry", "has_vnni", "is_right", "may_be_wrong", "uses_amx"]
+__all__ = ["LIMIT", "Geometry", "has_vnni", "is_right", "may_be_wrong", "uses_amx", "without_amx"]
 
 #: Limits on oneDNN's instructions that exclude VNNI and AMX, and those that exclude AMX only.
 _WITHOUT_VNNI = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
-_WITHOUT_AMX = {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX10_1_512"} | _WITHOUT_VNNI
+_WITHOUT_AMX = {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
+_WITHOUT_AMX |= _WITHOUT_VNNI
+_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+#: A setting of the environment that excludes AMX, and nothing else on CPUs that have it.
+LIMIT = f"{_VARIABLE}=AVX512_CORE_FP16"
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ZERO_POINT = 100
 
 
 def _limit() -> str:
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    return os.environ.get(_VARIABLE, os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
 def has_vnni() -> bool:
@@ -35,6 +41,24 @@ def uses_amx() -> bool:
     """Whether oneDNN has kernels on AMX for this process."""
     is_supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(is_supported()) and _limit() not in _WITHOUT_AMX
+
+
+@contextmanager
+def without_amx() -> Iterator[None]:
+    """Excludes AMX for a library that looks at the limit within the context, which it does once in a process."""
+    if not uses_amx():
+        yield
+        return
+    name, value = LIMIT.split("=")
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 class Geometry(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..._utils.amx import LIMIT, uses_amx, without_amx
 from ..._utils.inputs import Inputs
 from .._metadata import NAME, parse
 from .._signature import Signature
@@ -141,7 +142,20 @@ class _Program:
             "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,
         }
-        return _core().compile_model(model, "CPU", properties)
+        with without_amx():  # its oneDNN has the same defects as that of torch
+            compiled = _core().compile_model(model, "CPU", properties)
+        if uses_amx() and any("amx" in name for name in _kernels(compiled)):
+            raise RuntimeError(
+                "OpenVINO's int8 kernels on AMX are wrong at some sizes, and cannot be excluded after a model ran in "
+                f"this process without deploy.load: set {LIMIT} in the environment before Python starts"
+            )
+        return compiled
+
+
+def _kernels(compiled: Any) -> list[str]:
+    """The names of the kernels of a compiled model."""
+    infos = (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())
+    return [str(info["primitiveType"].astype(str)) for info in infos if "primitiveType" in info]
 
 
 def _read_weights(content: bytes, path: Path) -> bytes:

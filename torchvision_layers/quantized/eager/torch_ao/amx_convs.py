@@ -11,7 +11,7 @@ import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...._utils.amx import Geometry, is_right, may_be_wrong, uses_amx
+from ...._utils.amx import LIMIT, Geometry, is_right, may_be_wrong, uses_amx
 from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d
 
 __all__ = ["avoid_wrong_sizes", "without_checks"]
@@ -45,8 +45,7 @@ def without_checks(model: nn.Module) -> nn.Module:
         if shape is not None:
             raise RuntimeError(
                 f"oneDNN's kernel for {path} is wrong on AMX for inputs of shape {shape}, which "
-                "TorchScript cannot avoid: trace the model, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI in the "
-                "environment before Python starts"
+                f"TorchScript cannot avoid: trace the model, or set {LIMIT} in the environment before Python starts"
             )
     if not checking:
         return model
