@@ -126,7 +126,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
                 Group("Place quantization, calibrate, convert", "workflow torchao quantizers tensorrt"),
                 Group("Biases", "bias_correction bias_steps"),
             ],
-            [Group("Run", "model"), Group("Report", "report measuring")],
+            [Group("Run", "model rounding_checks"), Group("Report", "report measuring")],
         ],
     ),
     "package_deploy": PackageMap(
@@ -163,7 +163,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Clean the graph", "cleaning aliasing guards")],
             [Group("Fewer, larger operators", "scaling pixels fusion post_ops int8 bfloat16")],
             [Group("Memory", "layout packing in_place")],
-            [Group("A program of steps", "steps program source tracing model")],
+            [Group("A program of steps", "steps program source tracing nan_checks model")],
             [Group("Operators that it calls", "kernels int8_kernels amx_sizes")],
         ],
     ),

@@ -1,6 +1,7 @@
 """Runs on batches without images, which some kernels reject or give another shape."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -8,10 +9,11 @@ from torch import Tensor
 from .inputs import Inputs
 from .structure import flatten, rebuild
 
-__all__ = ["has_no_images", "run_without_images"]
+__all__ = ["has_no_images", "run_without_images", "runs_without_images"]
 
 #: The most images that a ``forward`` may need.
 _MOST_IMAGES = 64
+_is_running = ContextVar("_is_running", default=False)
 
 
 def has_no_images(inputs: Inputs) -> bool:
@@ -27,10 +29,19 @@ def run_without_images(inputs: Inputs, run: Callable[[Inputs], Any]) -> Any:
 
     Errors: that of one image, if no number of images up to 64 can run.
     """
-    images, output = _smallest_run(inputs, run)
-    one, template = flatten(output)
-    two, _ = flatten(run(_zeros(inputs, 2 * images)))
+    token = _is_running.set(True)
+    try:
+        images, output = _smallest_run(inputs, run)
+        one, template = flatten(output)
+        two, _ = flatten(run(_zeros(inputs, 2 * images)))
+    finally:
+        _is_running.reset(token)
     return rebuild(template, [_without_batch(*pair) for pair in zip(one, two, strict=True)])
+
+
+def runs_without_images() -> bool:
+    """Whether the present run is one on zeros, whose values nothing reads."""
+    return _is_running.get()
 
 
 def _smallest_run(inputs: Inputs, run: Callable[[Inputs], Any]) -> tuple[int, Any]:

@@ -9,11 +9,32 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .._utils.empty_batches import runs_without_images
 from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.structure import flatten
 
-__all__ = ["FiniteValues", "calibrating", "check_not_nan", "describe_origin"]
+__all__ = ["FiniteValues", "calibrating", "check_activation", "check_not_nan", "describe_origin", "may_give_nan"]
+
+#: Operators that give NaN, or infinity, for some finite inputs.
+_PARTIAL = {
+    *(
+        "div",
+        "divide",
+        "float_power",
+        "fmod",
+        "logit",
+        "pow",
+        "reciprocal",
+        "remainder",
+        "rsqrt",
+        "sqrt",
+        "true_divide",
+    ),
+    *("exp", "expm1", "log", "log10", "log1p", "log2", "logaddexp", "truediv", "xlogy"),
+    *("acos", "acosh", "arccos", "arccosh", "arcsin", "arctanh", "asin", "atanh", "std", "std_mean", "var", "var_mean"),
+    *("masked_fill", "scaled_dot_product_attention", "where"),
+}
 
 
 class NotFiniteError(Exception):
@@ -35,16 +56,35 @@ class FiniteValues:
 
 def check_not_nan(inputs: Inputs) -> None:
     """Errors: ``ValueError`` for inputs of an int8 or prepared model with NaN, except in compilers and tracers."""
+    for tensor in inputs.tensors():
+        if _has_nan(tensor):
+            raise ValueError(
+                f"inputs must not contain NaN, which int8 would replace by a number, got NaN in a tensor of shape "
+                f"{list(tensor.shape)}"
+            )
+
+
+def may_give_nan(operator: str) -> bool:
+    """Whether an operator of this name, in place or not, gives NaN or infinity for some finite inputs."""
+    return operator.rstrip("_") in _PARTIAL
+
+
+def check_activation(tensor: Tensor) -> None:
+    """Errors: ``ValueError`` for NaN in an activation that is to be rounded, except in compilers and tracers."""
+    if not runs_without_images() and _has_nan(tensor):
+        raise ValueError(
+            "activations must not become NaN, which int8 would replace by a number, got NaN in a tensor of shape "
+            f"{list(tensor.shape)}: clamp divisors, and what roots and logarithms take"
+        )
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    """``False`` in compilers and tracers, which do not know values."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
+        return False
     with torch._C.DisableTorchFunction():  # a mode may forbid to read values, which the outputs must not depend on
-        for tensor in inputs.tensors():
-            # The sum takes a tenth of the time of isnan(). Infinite values of both signs make it NaN, too.
-            if tensor.is_floating_point() and tensor.detach().sum().isnan() and tensor.isnan().any():
-                raise ValueError(
-                    f"inputs must not contain NaN, which int8 would replace by a number, got NaN in a tensor of shape "
-                    f"{list(tensor.shape)}"
-                )
+        # The sum takes a tenth of the time of isnan(). Infinite values of both signs make it NaN, too.
+        return bool(tensor.is_floating_point() and tensor.detach().sum().isnan() and tensor.isnan().any())
 
 
 @contextmanager

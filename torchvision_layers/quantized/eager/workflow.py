@@ -43,6 +43,7 @@ from .problems import describe_running, first_sentence
 from .rewritten_copy import try_quantizable
 from .torch_ao import converting, preparing
 from .torch_ao.bias_steps import fit_biases
+from .torch_ao.checked_rounding import check_roundings
 
 __all__ = ["choose_backend", "convert", "freeze", "measure", "prepare_qat", "quantize"]
 
@@ -194,6 +195,8 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     model.requires_grad_(False)  # of layers in float
     # If there are none, no batch ran since it was prepared: its state was loaded.
     trial = None if model.trial_inputs is None else _try(model, model.trial_inputs)
+    for each in filter(None, (model, trial)):
+        check_roundings(each)
     if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
         for each in filter(None, (model, trial)):
             flatten_sequentials(each, converting.FLAT_KERNELS)

@@ -19,6 +19,7 @@ __all__ = [
     "MultipleFloatFallback",
     "ObservedActivation",
     "is_float",
+    "is_of_user",
     "named_user_modules",
 ]
 
@@ -49,7 +50,7 @@ class FloatFallback(nn.Module):
         self.module = module
         self.quant = nn.Identity() if hasattr(module, "returns_float") else QuantStub()
         #: Whether it may depend on the memory format of its input.
-        self.needs_contiguous = any(map(_is_of_user, module.modules()))
+        self.needs_contiguous = any(map(is_of_user, module.modules()))
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
@@ -60,7 +61,8 @@ class FloatFallback(nn.Module):
         return self.quant(self.module(input))
 
 
-def _is_of_user(module: nn.Module) -> bool:
+def is_of_user(module: nn.Module) -> bool:
+    """Whether the class of a module is defined outside torch, torchvision and this package."""
     return type(module).__module__.partition(".")[0] not in ("torch", "torchvision", "torchvision_layers")
 
 

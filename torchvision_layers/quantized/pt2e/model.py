@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -12,12 +12,13 @@ from typing_extensions import Self
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
 from ..checks import FLOAT_STATE
-from ..finite import check_not_nan
+from ..finite import check_not_nan, may_give_nan
 from ..precision import in_float32
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import qparams, set_qparams
 from .passes import set_mode
+from .rounding_checks import RoundingChecks
 
 __all__ = ["QuantizableGraph", "make_graph"]
 
@@ -89,13 +90,19 @@ class QuantizableGraph(QuantizableWrapper):
             )
         try:
             # A compiled graph follows the autocast of its caller.
-            with nullcontext() if torch.compiler.is_compiling() else in_float32():
+            with nullcontext() if torch.compiler.is_compiling() else in_float32(), self._checks(is_empty):
                 outputs = self.body(*tensors)
         except AssertionError as error:  # from guards that the export put there
             raise ValueError(f"input must have sizes that the forward of the model supports: {error}") from error
         if is_empty:
             outputs = _resized(outputs, self.batch_dims[1], 0)
         return rebuild(self.output_template, outputs)
+
+    def _checks(self, is_empty: bool) -> AbstractContextManager[object]:
+        if self.stage is not Stage.INT8 or is_empty or torch.compiler.is_compiling():
+            return nullcontext()
+        names = (str(node.target).partition(".")[2].partition(".")[0] for node in self.body.graph.nodes)
+        return RoundingChecks() if any(map(may_give_nan, names)) else nullcontext()
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
         if not self.takes_few_images or not inputs.can_be_cut():
