@@ -86,6 +86,27 @@ def test_sizes_that_pass_are_right(geometry: Geometry, shape: tuple[int, ...]) -
     assert torch.equal(output.double(), function(images.double() - 7, weight.double(), None, *sizes))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "is_right"), [((9, 1), False), ((9, 2), False), ((9, 3), True), ((2, 2), True), ((9, 9), True)]
+)
+def test_one_column_of_several_rows_is_wrong_without_a_trial(
+    sizes: tuple[int, int], is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amx, "_passes", None)
+    geometry = Geometry(16, 24, (7, 7), (2, 2), (3, 3), (1, 1), 1)
+    assert amx.is_right(geometry, (2, 16, *sizes), torch.uint8) == is_right
+    assert amx.may_be_wrong(geometry)
+    assert not amx.may_be_wrong(geometry._replace(stride=(1, 1)))
+    assert not amx.may_be_wrong(geometry._replace(filters=16, groups=16))
+    for other in (
+        geometry._replace(stride=(1, 1), kernel=(7, 1)),
+        geometry._replace(stride=(1, 1), dilation=(2, 2)),
+        geometry._replace(stride=(1, 1), groups=2),
+        geometry._replace(stride=(1, 1), kernel=(8, 8)),
+    ):
+        assert amx.may_be_wrong(other)
+
+
 @pytest.mark.skipif(not amx.has_vnni(), reason="without VNNI, products of integers overflow")
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16])
 def test_trials_find_wrong_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

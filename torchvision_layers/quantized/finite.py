@@ -56,6 +56,8 @@ class FiniteValues:
 
 def check_not_nan(inputs: Inputs) -> None:
     """Errors: ``ValueError`` for inputs of an int8 or prepared model with NaN, except in compilers and tracers."""
+    if _knows_no_values():
+        return
     for tensor in inputs.tensors():
         if _has_nan(tensor):
             raise ValueError(
@@ -71,17 +73,19 @@ def may_give_nan(operator: str) -> bool:
 
 def check_activation(tensor: Tensor) -> None:
     """Errors: ``ValueError`` for NaN in an activation that is to be rounded, except in compilers and tracers."""
-    if not runs_without_images() and _has_nan(tensor):
+    if not (_knows_no_values() or runs_without_images()) and _has_nan(tensor):
         raise ValueError(
             "activations must not become NaN, which int8 would replace by a number, got NaN in a tensor of shape "
             f"{list(tensor.shape)}: clamp divisors, and what roots and logarithms take"
         )
 
 
+def _knows_no_values() -> bool:
+    """Whether a compiler or tracer runs."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _has_nan(tensor: Tensor) -> bool:
-    """``False`` in compilers and tracers, which do not know values."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
     with torch._C.DisableTorchFunction():  # a mode may forbid to read values, which the outputs must not depend on
         # The sum takes a tenth of the time of isnan(). Infinite values of both signs make it NaN, too.
         return bool(tensor.is_floating_point() and tensor.detach().sum().isnan() and tensor.isnan().any())

@@ -1,8 +1,8 @@
 """Any model as an exported graph that can become int8."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -90,7 +90,7 @@ class QuantizableGraph(QuantizableWrapper):
             )
         try:
             # A compiled graph follows the autocast of its caller.
-            with nullcontext() if torch.compiler.is_compiling() else in_float32(), self._checks(is_empty):
+            with nullcontext() if torch.compiler.is_compiling() else self._running(is_empty):
                 outputs = self.body(*tensors)
         except AssertionError as error:  # from guards that the export put there
             raise ValueError(f"input must have sizes that the forward of the model supports: {error}") from error
@@ -98,11 +98,12 @@ class QuantizableGraph(QuantizableWrapper):
             outputs = _resized(outputs, self.batch_dims[1], 0)
         return rebuild(self.output_template, outputs)
 
-    def _checks(self, is_empty: bool) -> AbstractContextManager[object]:
-        if self.stage is not Stage.INT8 or is_empty or torch.compiler.is_compiling():
-            return nullcontext()
+    @contextmanager
+    def _running(self, is_empty: bool) -> Iterator[None]:
         names = (str(node.target).partition(".")[2].partition(".")[0] for node in self.body.graph.nodes)
-        return RoundingChecks() if any(map(may_give_nan, names)) else nullcontext()
+        is_checked = self.stage is Stage.INT8 and not is_empty and any(map(may_give_nan, names))
+        with in_float32(), RoundingChecks() if is_checked else nullcontext():
+            yield
 
     def first_images(self, inputs: Inputs, count: int) -> Inputs:
         if not self.takes_few_images or not inputs.can_be_cut():
