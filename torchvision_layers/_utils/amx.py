@@ -21,9 +21,9 @@ __all__ = ["LIMIT", "Geometry", "has_vnni", "is_right", "may_be_wrong", "uses_am
 _WITHOUT_VNNI = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
 _WITHOUT_AMX = {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
 _WITHOUT_AMX |= _WITHOUT_VNNI
-_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+_VARIABLE, _VALUE = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"
 #: A setting of the environment that excludes AMX, and nothing else on CPUs that have it.
-LIMIT = f"{_VARIABLE}=AVX512_CORE_FP16"
+LIMIT = f"{_VARIABLE}={_VALUE}"
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ZERO_POINT = 100
 
@@ -49,16 +49,15 @@ def without_amx() -> Iterator[None]:
     if not uses_amx():
         yield
         return
-    name, value = LIMIT.split("=")
-    before = os.environ.get(name)
-    os.environ[name] = value
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = _VALUE
     try:
         yield
     finally:
         if before is None:
-            os.environ.pop(name, None)
+            os.environ.pop(_VARIABLE, None)
         else:
-            os.environ[name] = before
+            os.environ[_VARIABLE] = before
 
 
 class Geometry(NamedTuple):
@@ -156,9 +155,8 @@ def _weight_shape(geometry: Geometry) -> tuple[int, ...]:
 
 
 def _convolution(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    convolution = _CONVOLUTIONS[len(geometry.kernel)]
     sizes = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    return convolution(input, weight, None, *sizes)
+    return _CONVOLUTIONS[len(geometry.kernel)](input, weight, None, *sizes)
 
 
 def _channels_last(input: Tensor) -> Tensor:

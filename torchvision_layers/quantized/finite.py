@@ -18,20 +18,8 @@ __all__ = ["FiniteValues", "calibrating", "check_activation", "check_not_nan", "
 
 #: Operators that give NaN, or infinity, for some finite inputs.
 _PARTIAL = {
-    *(
-        "div",
-        "divide",
-        "float_power",
-        "fmod",
-        "logit",
-        "pow",
-        "reciprocal",
-        "remainder",
-        "rsqrt",
-        "sqrt",
-        "true_divide",
-    ),
-    *("exp", "expm1", "log", "log10", "log1p", "log2", "logaddexp", "truediv", "xlogy"),
+    *("div", "divide", "float_power", "fmod", "logit", "pow", "reciprocal", "remainder", "rsqrt", "sqrt"),
+    *("exp", "expm1", "log", "log10", "log1p", "log2", "logaddexp", "true_divide", "truediv", "xlogy"),
     *("acos", "acosh", "arccos", "arccosh", "arcsin", "arctanh", "asin", "atanh", "std", "std_mean", "var", "var_mean"),
     *("masked_fill", "scaled_dot_product_attention", "where"),
 }

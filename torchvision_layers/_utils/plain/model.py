@@ -44,16 +44,17 @@ def make_plain_(
         if form is None:
             continue
         entered = find_entered(model) if entered is None else entered
-        if module in entered or not _takes_inputs_of(form if isinstance(form, nn.Module) else form.as_module(), module):
+        plain = form if isinstance(form, nn.Module) else form.as_module()
+        if module in entered or not _takes_inputs_of(plain, module):
             continue
         if isinstance(form, nn.Module):
-            _replace_(module, form)
+            _replace_(module, plain)
             continue
         if will_train and not form.can_train:
             left_alone[path] = module
         elif not keeps_keys or form.keys() <= {*module.state_dict()} or not any(True for _ in module.parameters()):
             is_container = len(form.modules) > 1
-            _replace_(module, form.as_module())
+            _replace_(module, plain)
             if is_container:
                 hide_name(module, form.main)
     return left_alone

@@ -1,7 +1,7 @@
 """Convolutions of lowered programs that run in float32 for the sizes at which oneDNN's kernels on AMX are wrong."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._utils.amx import Geometry, is_right, uses_amx
-from .int8_kernels import dequantize, quantize, quantized_conv_sum
+from .int8_kernels import dequantize, quantize, quantized_conv_sum, rounded_sum
 from .kernels import conv1d, conv_sum
 
 __all__ = ["checking_sizes"]
@@ -25,6 +25,7 @@ def checking_sizes(operator: Callable[..., Any]) -> Callable[..., Any]:
     return operator if places is None else partial(_call, operator, itemgetter(*places))
 
 
+@cache
 def _places() -> dict[Callable[..., Any], tuple[int, ...]]:
     places: dict[Callable[..., Any], tuple[int, ...]] = {
         quantized_conv_sum: _INT8,
@@ -71,7 +72,6 @@ def _int8_in_float32(args: tuple[Any, ...]) -> Tensor:
     input, scale, zero_point, weight, scales, _, bias, stride, padding, dilation, groups, *rest = args
     is_sum = isinstance(rest[3], Tensor)
     output_scale, output_zero_point = rest[:2]
-    dtype = torch.uint8 if is_sum else rest[2]
     post_op: tuple[Any, ...] = ("none", [], "") if is_sum else tuple(rest[3:])
     weight = weight.to_dense().float() * scales.view(-1, *[1] * (weight.dim() - 1))
     images = dequantize(input, scale, zero_point)
@@ -82,7 +82,6 @@ def _int8_in_float32(args: tuple[Any, ...]) -> Tensor:
             images, weight, bias, padding, stride, dilation, groups, *post_op
         )
     if is_sum:
-        other, *steps, post_op_name, _ = rest[3:]
-        output = output + dequantize(other, *steps)
-        output = output if post_op_name == "none" else output.relu_()
-    return quantize(output, output_scale, output_zero_point, 0, 255, dtype) if dtype == torch.uint8 else output
+        other, other_scale, other_zero_point, name, _ = rest[3:]
+        return rounded_sum(output, other, other_scale, other_zero_point, name, output_scale, output_zero_point)
+    return quantize(output, output_scale, output_zero_point, 0, 255, rest[2]) if rest[2] == torch.uint8 else output

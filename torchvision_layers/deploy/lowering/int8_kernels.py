@@ -16,6 +16,7 @@ __all__ = [
     "quantize_affine",
     "quantized_conv_sum",
     "quantized_max_pool",
+    "rounded_sum",
 ]
 
 #: Values for each thread that are rounded in one go. More do not stay in its cache from one operator to the next.
@@ -134,6 +135,21 @@ def quantized_max_pool(input: Tensor, kernel: Sequence[int], stride: Sequence[in
     return output
 
 
+def rounded_sum(
+    output: Tensor,
+    other: Tensor,
+    other_scale: float,
+    other_zero_point: int,
+    post_op: str,
+    scale: float,
+    zero_point: int,
+) -> Tensor:
+    """The sum of a tensor in float and one of integers, with a ReLU unless ``post_op`` is ``"none"``, in steps."""
+    output = output + dequantize(other, other_scale, other_zero_point)
+    output = output if post_op == "none" else output.relu_()
+    return quantize(output, scale, zero_point, 0, 255, torch.uint8)
+
+
 def quantized_conv_sum(
     input: Tensor,
     scale: float,
@@ -164,9 +180,7 @@ def quantized_conv_sum(
     geometry = (bias, stride, padding, dilation, groups)
     if list(other.shape) != conv_shape(input, kernel, padding, stride, dilation):  # oneDNN does not broadcast
         output = torch.ops.onednn.qconv2d_pointwise.default(*layer, *geometry, 1.0, 0, torch.float32, "none", [], "")
-        output = output + dequantize(other, other_scale, other_zero_point)
-        output = output if post_op == "none" else output.relu_()
-        return quantize(output, output_scale, output_zero_point, 0, 255, torch.uint8)
+        return rounded_sum(output, other, other_scale, other_zero_point, post_op, output_scale, output_zero_point)
     total = other if in_place else other.clone()
     return torch.ops.onednn.qconv2d_pointwise.binary(
         *layer,

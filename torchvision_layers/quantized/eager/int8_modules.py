@@ -1,11 +1,12 @@
 """Int8 modules that torch lacks: convolutions with post-operations, linear layers for oneDNN, a state of ELU."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = [
     "Int8ConvActivation2d",
@@ -13,8 +14,12 @@ __all__ = [
     "Int8ELU",
     "Int8Linear",
     "Int8Module",
+    "computed_in_float",
     "use_backend",
 ]
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"hardswish": F.hardswish, "swish": F.silu}
 
 
 @contextmanager
@@ -245,3 +250,25 @@ class Int8Linear(_Int8Conv2d):
         shape = list(input.shape)
         shape[-1] = self.weight.size(0)
         return output.permute(0, 2, 3, 1).reshape(shape)
+
+
+def computed_in_float(module: Any, inputs: list[Tensor]) -> Tensor | None:
+    """The output of an int8 layer in float, with its int8 weights; ``None`` for a module without int8 weights.
+
+    Rounding to the range of the output then computes ReLU and ReLU6.
+    """
+    if hasattr(module, "_weight_bias"):
+        weight, bias = module._weight_bias()
+    elif isinstance(module, (Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear)):
+        weight, bias = module.weight, module.bias
+    else:
+        return None
+    weight = weight.dequantize()
+    if weight.dim() == 2:
+        return F.linear(inputs[0], weight, bias)
+    output = _CONVOLUTIONS[weight.dim()](
+        inputs[0], weight, bias, module.stride, module.padding, module.dilation, module.groups
+    )
+    if isinstance(module, Int8ConvAddition2d):
+        return output + inputs[1]
+    return _ACTIVATIONS[module.activation](output) if isinstance(module, Int8ConvActivation2d) else output

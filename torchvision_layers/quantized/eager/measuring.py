@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten, map_tensors
@@ -18,15 +17,12 @@ from ..measurement import Int8Range, Measurement, OutputMeasurement
 from ..precision import in_float32
 from ..report_row import ReportRow
 from ..wrapper import Stage
-from .int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear
+from .int8_modules import computed_in_float
 from .model import QuantizableModel
 from .post_ops import ConvolutionAndOperation
 from .report import rows_with_modules
 
 __all__ = ["make_reference_", "measure"]
-
-_CONVS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"hardswish": F.hardswish, "swish": F.silu}
 
 
 class _Call(NamedTuple):
@@ -169,7 +165,7 @@ def _add(
         measurement.add(exact, tensor.dequantize(), int8_range)
         ranges = [Int8Range.of(input) for input in inputs.tensors() if input.is_quantized]
         try:
-            own = _rounded_layer(module, call.inputs.tensors())
+            own = computed_in_float(module, call.inputs.tensors())
         except RuntimeError:  # qnnpack cannot unpack weights of three dimensions
             continue
         if own is None and int8_range in ranges and isinstance(output, Tensor):
@@ -180,25 +176,3 @@ def _add(
 
 def _round_floats(int8_range: Int8Range, tensor: Tensor) -> Tensor:
     return int8_range.rounded(tensor) if tensor.is_floating_point() else tensor
-
-
-def _rounded_layer(module: Any, inputs: list[Tensor]) -> Tensor | None:
-    """The output of an int8 layer in float, with its int8 weights; ``None`` for a module without int8 weights.
-
-    Rounding to the range of the output then computes ReLU and ReLU6.
-    """
-    if hasattr(module, "_weight_bias"):
-        weight, bias = module._weight_bias()
-    elif isinstance(module, (Int8ConvActivation2d, Int8ConvAddition2d, Int8Linear)):
-        weight, bias = module.weight, module.bias
-    else:
-        return None
-    weight = weight.dequantize()
-    if weight.dim() == 2:
-        return F.linear(inputs[0], weight, bias)
-    output = _CONVS[weight.dim()](
-        inputs[0], weight, bias, module.stride, module.padding, module.dilation, module.groups
-    )
-    if isinstance(module, Int8ConvAddition2d):
-        return output + inputs[1]
-    return _ACTIVATIONS[module.activation](output) if isinstance(module, Int8ConvActivation2d) else output

@@ -197,8 +197,7 @@ def _convert_(model: QuantizableModel) -> QuantizableModel:
     trial = None if model.trial_inputs is None else _try(model, model.trial_inputs)
     for each in filter(None, (model, trial)):
         check_roundings(each)
-    if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
-        for each in filter(None, (model, trial)):
+        if model.backend != "qnnpack":  # its kernels accept any input: there the layers must check
             flatten_sequentials(each, converting.FLAT_KERNELS)
     model.set_trial(trial)
     return model

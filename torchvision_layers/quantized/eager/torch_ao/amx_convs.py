@@ -8,18 +8,15 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...._utils.amx import LIMIT, Geometry, is_right, may_be_wrong, uses_amx
-from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d
+from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, computed_in_float
 
 __all__ = ["avoid_wrong_sizes", "without_checks"]
 
 _OWN = (Int8ConvActivation2d, Int8ConvAddition2d)
 _WITH_RELU = (nniq.ConvReLU1d, nniq.ConvReLU2d, nniq.ConvReLU3d)
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-_ACTIVATIONS = {"hardswish": F.hardswish, "swish": F.silu}
 #: The last shape for which the kernel of a convolution was wrong. TorchScript would not accept it as an attribute.
 _wrong_shapes = WeakKeyDictionary[Any, list[int]]()
 
@@ -76,7 +73,7 @@ def _checking_sizes(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _geometry(module: Any) -> Geometry:
     channels, filters, kernel = _sizes(module)
-    stride, padding, dilation = (tuple(v)[-len(kernel) :] for v in (module.stride, module.padding, module.dilation))
+    stride, padding, dilation = map(tuple, (module.stride, module.padding, module.dilation))
     return Geometry(channels, filters, kernel, stride, padding, dilation, module.groups)
 
 
@@ -87,15 +84,9 @@ def _sizes(module: Any) -> tuple[int, int, tuple[int, ...]]:
     return module.in_channels, module.out_channels, tuple(module.kernel_size)
 
 
-def _in_float(module: Any, input: Tensor, *others: Tensor) -> Tensor:
-    weight, bias = (module.weight, module.bias) if isinstance(module, _OWN) else module._weight_bias()
-    _, _, _, stride, padding, dilation, groups = _geometry(module)
-    convolution = _CONVOLUTIONS[input.dim()]
-    output = convolution(input.dequantize(), weight.dequantize(), bias, stride, padding, dilation, groups)
-    for other in others:
-        output += other.dequantize()
-    if isinstance(module, Int8ConvActivation2d):
-        output = _ACTIVATIONS[module.activation](output)
-    elif isinstance(module, _WITH_RELU):
+def _in_float(module: Any, *inputs: Tensor) -> Tensor:
+    output = computed_in_float(module, [input.dequantize() for input in inputs])
+    assert output is not None  # every convolution has a weight
+    if isinstance(module, _WITH_RELU):
         output.relu_()
     return torch.quantize_per_tensor(output, module.scale, module.zero_point, torch.quint8)
