@@ -111,7 +111,7 @@ def check_state(subject: Subject, engine: str, backend: str) -> None:
     other = subject.build()
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.mul_(1.5)
+            parameter.mul_(0.5)  # larger weights may give infinity, where one exp follows another
     x = subject.batch(seed=2)
     target = quantized.quantize(other, [x], engine=engine, backend=backend, progress=False, allow_float=True)
     try:
