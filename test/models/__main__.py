@@ -4,6 +4,7 @@ With the name of a file, runs all checks on the model in it: ``python -m test.mo
 """
 
 import argparse
+import contextlib
 import faulthandler
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("file", type=Path, nargs="?", help="the source of a model, to run all checks on it")
     parser.add_argument("--models", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="how many of the models an ended run has checked")
     parser.add_argument("--only", choices=CHECKS, nargs="*", help="these checks, on every model")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/fuzz"))
     parser.add_argument("--shrink-seconds", type=float, default=120.0)
@@ -62,23 +64,29 @@ def main() -> int:
     # Stays if a kernel ends the process.
     running = args.output_dir / f"seed{args.seed}_running.py"
     faulthandler.enable()
-    with tqdm(total=args.models, unit="model") as bar:
+    summary = Summary()
+    with tqdm(total=args.models, initial=args.skip, unit="model") as bar:
 
-        def on_progress(summary: Summary) -> None:
-            bar.update(summary.models - bar.n)
+        def on_progress(state: Summary) -> None:
+            nonlocal summary
+            summary = state
+            bar.update(args.skip + summary.models - bar.n)
             bar.set_postfix(failures=sum(summary.counts.values()), refused=summary.refused_models)
             for i, found in enumerate(summary.failures.values()):
-                path = args.output_dir / f"seed{args.seed}_{i:03}_{found.check.replace(' ', '_')}.py"
+                path = args.output_dir / f"seed{args.seed}_{args.skip + i:03}_{found.check.replace(' ', '_')}.py"
                 path.write_text(found.report(), encoding="utf-8")
 
-        summary = run(
-            args.models,
-            args.seed,
-            periods,
-            shrink_seconds=args.shrink_seconds,
-            on_model=partial(running.write_text, encoding="utf-8"),
-            on_progress=on_progress,
-        )
+        # An interrupt ends the run with a summary.
+        with contextlib.suppress(KeyboardInterrupt):
+            run(
+                args.models,
+                args.seed,
+                periods,
+                skip=args.skip,
+                shrink_seconds=args.shrink_seconds,
+                on_model=partial(running.write_text, encoding="utf-8"),
+                on_progress=on_progress,
+            )
     running.unlink(missing_ok=True)
     print(_describe(summary, args.output_dir))
     return bool(summary.failures)

@@ -96,6 +96,7 @@ class _Run:
     def __init__(
         self,
         count: int,
+        skip: int,
         periods: Mapping[str, int],
         shrink_seconds: float,
         ends_at_failure: bool,
@@ -103,7 +104,8 @@ class _Run:
         on_progress: Callable[[Summary], None],
         folder: Path,
     ) -> None:
-        self.count, self.periods, self.shrink_seconds, self.folder = count, dict(periods), shrink_seconds, folder
+        self.count, self.skip, self.periods, self.folder = count, skip, dict(periods), folder
+        self.shrink_seconds = shrink_seconds
         self.ends_at_failure, self.on_model, self.on_progress = ends_at_failure, on_model, on_progress
         self.summary = Summary()
         self.texts = set[str]()
@@ -120,6 +122,8 @@ class _Run:
         if text in self.texts or len(self.texts) == self.count:
             return False
         self.texts.add(text)
+        if len(self.texts) <= self.skip:
+            return False
         self.on_model(text)
         self._check(Subject(text, self.folder))
         self.on_progress(self.summary)
@@ -134,7 +138,7 @@ class _Run:
             summary.unfit += 1
             return
         outcomes = []
-        for check in due(self.periods, summary.models):
+        for check in due(self.periods, len(self.texts)):
             start = time.process_time()
             outcome = run_check(subject, check)
             summary.seconds[check] += time.process_time() - start
@@ -203,6 +207,7 @@ def run(
     seed: int,
     periods: Mapping[str, int],
     *,
+    skip: int = 0,
     shrink_seconds: float = 60.0,
     ends_at_failure: bool = False,
     on_model: Callable[[str], None] = lambda text: None,
@@ -214,15 +219,16 @@ def run(
         count: how many different models to draw.
         seed: equal seeds draw equal models, with the same version of hypothesis.
         periods: the checks, each on every model whose number divides by its period.
+        skip: how many of them to draw without a check, to go on with a run that ended early.
         shrink_seconds: how long to shrink each kind of failure; ``0`` keeps the model as it was drawn.
         ends_at_failure: whether to end with the first model that fails.
         on_model: called with the source of each model before it is checked.
         on_progress: called after each model, and after a failure was shrunk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        state = _Run(count, periods, shrink_seconds, ends_at_failure, on_model, on_progress, Path(folder))
+        state = _Run(count, skip, periods, shrink_seconds, ends_at_failure, on_model, on_progress, Path(folder))
         for chunk in itertools.count():
-            if state.summary.models == count or (ends_at_failure and state.summary.failures):
+            if len(state.texts) == count or (ends_at_failure and state.summary.failures):
                 break
             state.draw(seed * 1_000_003 + chunk)
     return state.summary

@@ -34,3 +34,11 @@ def test_drawn_models() -> None:
     assert not summary.failures, "\n\n".join(found.report() for found in summary.failures.values())
     assert summary.passed >= 80
     assert summary.unfit <= 5
+
+
+def test_skipped_models_are_drawn_only() -> None:
+    all_models, last_models = list[str](), list[str]()
+    run(12, 3, {}, on_model=all_models.append)
+    run(12, 3, {}, skip=9, on_model=last_models.append)
+    assert len(all_models) == 12
+    assert last_models == all_models[9:]
