@@ -14,7 +14,7 @@ from .._utils.inputs import Inputs
 from ..quantized.finite import check_not_nan
 from ._metadata import parse
 from ._signature import Signature, plain
-from .formats.table import format_of
+from .formats.table import FORMATS, format_of
 from .integrity.checksum import read_verified
 
 __all__ = ["Loaded", "load"]
@@ -32,6 +32,8 @@ class Loaded:
     """
 
     def __init__(self, path: Path, call: Callable[..., Any], metadata: dict[str, Any]) -> None:
+        #: Runtimes other than torch have pools and activations that make numbers of NaN.
+        self._may_hide_nan = bool(FORMATS[metadata["format"]].reader_packages)
         self.path = path
         self.format: str = metadata["format"]
         self.metadata = metadata
@@ -42,6 +44,8 @@ class Loaded:
         inputs = self._check(Inputs(plain(args), plain(kwargs)))
         if self.metadata["quantization"] is not None:
             check_not_nan(inputs)
+        elif self._may_hide_nan:
+            _check_numbers(inputs)
         with torch.no_grad():
             # Compiled code assumes the memory layout of the example and ignores strides.
             dense = inputs.map(lambda tensor: tensor.detach().contiguous())
@@ -95,6 +99,16 @@ class Loaded:
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.path)!r}, format={self.format!r})"
+
+
+def _check_numbers(inputs: Inputs) -> None:
+    """Errors: ``ValueError`` for inputs with NaN or positive infinity. Negative infinity is usual in masks."""
+    for tensor in inputs.tensors():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.max() < float("inf"):
+            raise ValueError(
+                "inputs must not contain NaN or positive infinity, which the runtime of the file may replace by a "
+                f"number, got one in a tensor of shape {list(tensor.shape)}"
+            )
 
 
 def _check_providers(providers: object) -> None:

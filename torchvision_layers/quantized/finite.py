@@ -1,9 +1,10 @@
 """Values that are NaN or infinite, which no range holds.
 
-Calibration ends with the module that they begin in, and int8 models refuse inputs with NaN.
+Calibration ends with the module that they begin in. Int8 models refuse inputs with NaN, and kernels that would replace
+NaN by a number refuse activations with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +15,16 @@ from .._utils.inputs import Inputs
 from .._utils.modules import copy_module
 from .._utils.structure import flatten
 
-__all__ = ["FiniteValues", "calibrating", "check_activation", "check_not_nan", "describe_origin", "may_give_nan"]
+__all__ = [
+    "FiniteValues",
+    "all_finite",
+    "calibrating",
+    "check_activation",
+    "check_finite",
+    "check_not_nan",
+    "describe_origin",
+    "may_give_nan",
+]
 
 #: Operators that give NaN, or infinity, for some finite inputs.
 _PARTIAL = {
@@ -68,6 +78,20 @@ def check_activation(tensor: Tensor) -> None:
         )
 
 
+def check_finite(tensor: Tensor) -> None:
+    """Errors: ``ValueError`` for NaN or infinity where a kernel would make numbers of them, except in compilers."""
+    if not (runs_without_images() or all_finite([tensor])):
+        raise ValueError(
+            "activations must be finite, because kernels with an activation replace NaN by a number, got NaN or "
+            f"infinity in a tensor of shape {list(tensor.shape)}"
+        )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all values are finite; true in compilers and tracers."""
+    return _knows_no_values() or not any(map(_has_other_values, tensors))
+
+
 def _knows_no_values() -> bool:
     """Whether a compiler or tracer runs."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -77,6 +101,14 @@ def _has_nan(tensor: Tensor) -> bool:
     with torch._C.DisableTorchFunction():  # a mode may forbid to read values, which the outputs must not depend on
         # The sum takes a tenth of the time of isnan(). Infinite values of both signs make it NaN, too.
         return bool(tensor.is_floating_point() and tensor.detach().sum().isnan() and tensor.isnan().any())
+
+
+def _has_other_values(tensor: Tensor) -> bool:
+    """Whether a value is not finite."""
+    with torch._C.DisableTorchFunction():
+        # The sum of large numbers may be infinite.
+        is_float = tensor.is_floating_point()
+        return is_float and not tensor.detach().sum().isfinite() and not bool(tensor.isfinite().all())
 
 
 @contextmanager

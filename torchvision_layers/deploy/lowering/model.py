@@ -62,7 +62,8 @@ class LoweredModel(nn.Module):
         """The output of the model.
 
         Errors: ``TypeError`` or ``ValueError`` for inputs that differ from the example in anything but values and
-        variable sizes, and for NaN in inputs of an int8 model.
+        variable sizes, for NaN in inputs of an int8 model, and for activations that are not finite before a kernel that
+        makes numbers of NaN.
         """
         layout = None if kwargs else _layout(args)
         if layout is None or layout != self._accepted_layout:

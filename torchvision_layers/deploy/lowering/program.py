@@ -12,7 +12,6 @@ from ...quantized.pt2e.writes import is_write
 from .aliasing import alias_sets
 from .bfloat16 import to_bfloat16
 from .guards import Guards
-from .nan_checks import checking_nan
 from .source import function_of
 from .steps import Ref, Step, refs, substitute
 
@@ -81,7 +80,7 @@ class Program:
 
     def bind(self, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Any, ...]]:
         """A function of the inputs that runs the steps with these parameters and buffers, by path."""
-        return function_of(self.inputs, checking_nan(self.steps), self.outputs, self.constants(tensors))
+        return function_of(self.inputs, self.steps, self.outputs, self.constants(tensors))
 
     def __str__(self) -> str:
         names = {**self.state, **dict(zip(self.inputs, self.names, strict=True))}

@@ -1,11 +1,15 @@
 """Python functions that run the steps of a program."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...quantized.finite import all_finite
 from .amx_sizes import checking_sizes
+from .nan_checks import checking_nan, may_begin_nan
 from .steps import Ref, Step, refs
 
 __all__ = ["function_of"]
@@ -14,8 +18,24 @@ __all__ = ["function_of"]
 def function_of(
     inputs: Sequence[str], steps: Sequence[Step], outputs: Sequence[Any], constants: Mapping[str, Any]
 ) -> Callable[..., tuple[Any, ...]]:
-    """A function of the inputs that runs the steps and returns the outputs, with these values of other names."""
-    return _Source(constants).function(inputs, steps, outputs)
+    """A function of the inputs that runs the steps and returns the outputs, with these values of other names.
+
+    It refuses activations with NaN that a kernel would hide. These are looked for if an operator may give NaN, and in
+    calls with inputs that are not finite.
+    """
+    checked = checking_nan(steps)
+    if checked is steps or may_begin_nan(steps):
+        return _Source(constants).function(inputs, checked, outputs)
+    run = _Source(constants).function(inputs, steps, outputs)
+
+    @cache
+    def checking() -> Callable[..., tuple[Any, ...]]:
+        return _Source(constants).function(inputs, checked, outputs)
+
+    def run_checked(*tensors: Tensor) -> tuple[Any, ...]:
+        return (run if all_finite(tensors) else checking())(*tensors)
+
+    return run_checked
 
 
 class _Source:
