@@ -111,7 +111,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [Group("Fuse", "fusing fusion patterns post_ops")],
             [Group("Calibrate, train, convert", "workflow bias_correction torch_ao/")],
             [
-                Group("Run", "model wrappers int8_modules int8_arithmetic int8_pools flat_sequential"),
+                Group("Run", "model wrappers stubs int8_modules int8_arithmetic int8_pools flat_sequential"),
                 Group("Report", "report measuring"),
             ],
         ],

@@ -63,6 +63,17 @@ def test_amx_is_excluded_within_a_context(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["ONEDNN_MAX_CPU_ISA"] == "ALL"
 
 
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 2), (2,)])
+def test_int8_with_a_dilation_of_two_is_not_tried(dilation: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amx, "_passes", lambda *args: True)
+    one = (1,) * len(dilation)
+    geometry = Geometry(16, 8, (3,) * len(dilation), one, one, dilation, 1)
+    shape = (2, 16, *(64,) * len(dilation))
+    assert not amx.is_right(geometry, shape, torch.uint8)
+    assert amx.is_right(geometry, shape, torch.bfloat16)
+    assert amx.is_right(geometry._replace(dilation=(3,) * len(dilation)), shape, torch.uint8)
+
+
 @pytest.mark.skipif(not amx.has_vnni(), reason="without VNNI, products of integers overflow")
 @pytest.mark.parametrize(("geometry", "shape"), GEOMETRIES)
 def test_sizes_that_pass_are_right(geometry: Geometry, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from .checks import check_float32
 from .inputs import Inputs
 from .modules import copy_module
 
-__all__ = ["check_first_layer", "explaining", "explaining_int8"]
+__all__ = ["advising_example", "check_first_layer", "explaining", "explaining_int8"]
 
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 _PACKAGE = Path(__file__).parents[1]
@@ -59,6 +59,21 @@ def explaining_int8(model: nn.Module, inputs: Inputs) -> Iterator[None]:
             _check_on_cpu(value, error)
         check_first_layer(model, "input", inputs, error)
         raise
+
+
+@contextmanager
+def advising_example(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """The same for the first run of a model that was prepared for training without an example."""
+    try:
+        yield
+    except (*_ERRORS, AttributeError, NotImplementedError) as error:
+        if _is_of_package(error):
+            raise
+        check_first_layer(model, "input", inputs, error)
+        raise RuntimeError(
+            "the model was prepared without an example, and cannot run on these inputs: if the float model can, pass "
+            "an example, prepare_qat(model, example), which shows what its forward does"
+        ) from error
 
 
 def check_first_layer(

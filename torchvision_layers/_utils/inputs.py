@@ -76,6 +76,19 @@ class Inputs:
                 hint = f"; its keys are {', '.join(map(repr, self.kwargs))}: rename them, or pass (input, target)"
             raise TypeError(f"{name} must hold the inputs of forward{forward}: {error}{hint}") from error
 
+    def in_order_of(self, forward: Callable[..., Any]) -> Self:
+        """The same inputs with those at their positions that have one in ``forward``, if it takes them.
+
+        The place of an input then does not depend on whether it has a name.
+        """
+        if not self.kwargs:
+            return self
+        try:
+            bound = inspect.signature(forward).bind(*self.args, **self.kwargs)
+        except (TypeError, ValueError):  # also for functions without a signature
+            return self
+        return type(self)(bound.args, bound.kwargs)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same inputs with ``function`` applied to each tensor."""
         return type(self)(*map_tensors(function, (self.args, self.kwargs)))

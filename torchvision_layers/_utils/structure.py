@@ -2,13 +2,16 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Slot", "flatten", "map_tensors", "rebuild"]
+__all__ = ["Place", "Slot", "flatten", "map_tensors", "places", "rebuild"]
+
+#: The indices, keys and names of fields that lead to a tensor in nested containers.
+Place = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,21 @@ def flatten(value: Any, kinds: tuple[type, ...] = (Tensor,)) -> tuple[list[Any],
 
     template = _map(kinds, replace, value)
     return items, template
+
+
+def places(value: Any) -> Iterator[Place]:
+    """The place of each tensor that :func:`flatten` finds, in its order. It does not depend on the order of keys."""
+    items: Any = ()
+    if isinstance(value, Tensor):
+        yield ()
+    elif isinstance(value, (tuple, list)):
+        items = enumerate(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, Mapping):
+        items = value.items()
+    for key, item in items:
+        yield from ((key, *rest) for rest in places(item))
 
 
 def rebuild(template: Any, tensors: Sequence[Tensor]) -> Any:

@@ -1,5 +1,7 @@
 """Chains that are fused without a list of names, and modules that must not be fused."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.testing._checks._quantization import decibels
 
 
 class Stem(nn.Module):
@@ -105,6 +108,26 @@ def test_module_with_hook_is_not_fused() -> None:
     model(torch.randn(1, 3, 8, 8))
     assert names(model) == ["ReLU", "BatchNorm2d", "Conv2d"]
     assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+@pytest.mark.parametrize(("index", "function"), [(1, lambda x: 3 * x), (2, torch.abs)])
+def test_module_with_a_forward_of_its_own_is_not_fused(
+    index: int, function: Callable[[Tensor], Tensor], is_qat: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model[index].forward = function  # type: ignore[assignment]
+    x = torch.randn(4, 3, 12, 12)
+    for batch in ([], [x]) if is_qat else ([x],):
+        if is_qat:
+            prepared = quantized.prepare_qat(model.train(), *batch)
+            output = prepared(x)
+            assert decibels(model(x), output) > 20
+            int8, expected = quantized.convert(prepared), prepared.eval()(x)
+        else:
+            int8, expected = quantized.quantize(model.eval(), batch), model(x)
+        assert decibels(expected, int8(x)) > 28
 
 
 def test_user_fuse_model_is_called() -> None:

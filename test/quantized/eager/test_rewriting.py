@@ -223,10 +223,37 @@ def test_several_results_are_trained_with_an_example() -> None:
     prepared = quantized.prepare_qat(MultipliesByResults(), X)
     prepared(X).sum().backward()
     assert decibels(prepared.eval()(X).detach(), quantized.convert(prepared)(X)) >= 25
-    with pytest.raises(
-        RuntimeError, match="has 2 tensors to quantize, and 1 were observed; pass an example to prepare_qat"
-    ):
+    with pytest.raises(RuntimeError, match=r"at \[1\], and those at \[\[0\]\] were observed; pass an example"):
         quantized.prepare_qat(MultipliesByResults())(X)
+
+
+class ReadsFirstResult(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Conv2d(3, 8, 3), layer, nn.Conv2d(8, 4, 1)
+        self.is_recurrent = isinstance(layer, nn.GRU)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.is_recurrent:
+            x = self.layer(x.flatten(2).mT)[0].mT.unflatten(2, (10, 10))
+        else:
+            x, _ = self.layer(x)
+        output: Tensor = self.head(x)
+        return output
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GRU(8, 8, batch_first=True), nn.MaxPool2d(2, return_indices=True)], ids=["recurrent", "pool"]
+)
+def test_layers_with_several_results_need_an_example(layer: nn.Module) -> None:
+    model, x = ReadsFirstResult(layer), torch.randn(4, 3, 12, 12)
+    prepared = quantized.prepare_qat(model)
+    with pytest.raises(RuntimeError, match=r"without an example, .* an example, prepare_qat\(model, example\)"):
+        prepared(x)
+    prepared = quantized.prepare_qat(model, x)
+    prepared(x).sum().backward()
+    assert decibels(prepared.eval()(x).detach(), quantized.convert(prepared)(x)) >= 25
 
 
 class Reused(nn.Module):

@@ -11,8 +11,9 @@ from ..._utils.inputs import Inputs
 from ..._utils.structure import flatten, map_tensors
 from ..checks import check_same_results
 from ..report_row import Int8Support
+from .stubs import is_float
 from .support import int8_support
-from .wrappers import Int8Child, is_float, named_user_modules
+from .wrappers import Int8Child, named_user_modules
 
 __all__ = ["Call", "find_difference", "record_calls"]
 

@@ -83,12 +83,12 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
             _fuse_addition(parent, names[start], names[start + 1])
         is_excluded = hasattr(first, "excluded_by")  # the norm and the activation then run in float as well
         is_convertible = is_excluded or int8_support(first) is Int8Support.CONVERTED
-        if type(first) not in BATCH_NORMS or has_hooks(first) or not is_convertible:
+        if type(first) not in BATCH_NORMS or _computes_more(first) or not is_convertible:
             continue
         group, can_take_norm = [start], True
         for i in range(start + 1, len(modules)):
             module = modules[i]
-            if has_hooks(module) or hasattr(module, "fused_into"):
+            if _computes_more(module) or hasattr(module, "fused_into"):
                 break
             if hasattr(module, "excluded_by") and not is_excluded:
                 break
@@ -127,12 +127,17 @@ def _fuse_chain(parent: nn.Module, names: list[str], is_qat: bool) -> None:
 def _fuse_addition(parent: nn.Module, addition_name: str, relu_name: str) -> None:
     parent, (addition_name, relu_name) = _relative(parent, [addition_name, relu_name])
     addition, relu = parent.get_submodule(addition_name), parent.get_submodule(relu_name)
-    if type(relu) in (nn.ReLU, nn.ReLU6) and not has_hooks(relu) and not has_hooks(addition):
+    if type(relu) in (nn.ReLU, nn.ReLU6) and not _computes_more(relu) and not _computes_more(addition):
         addition.relu = True  # type: ignore[assignment]  # a plain attribute
         if type(relu) is nn.ReLU6:  # saturation at the end of the observed range is the cap
             addition.cap = 6.0  # type: ignore[assignment]
         parent.set_submodule(relu_name, nn.Identity().train(relu.training))
         mark_fused(parent, relu_name, addition_name)
+
+
+def _computes_more(module: nn.Module) -> bool:
+    """Whether a call of a module may compute something else than its class does."""
+    return has_hooks(module) or "forward" in vars(module)
 
 
 def _relative(parent: nn.Module, names: list[str]) -> tuple[nn.Module, list[str]]:

@@ -13,12 +13,12 @@ from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
 from ..._utils.empty_batches import has_no_images, run_without_images
-from ..._utils.failed_runs import explaining_int8
+from ..._utils.failed_runs import advising_example, explaining_int8
 from ..._utils.graph_modules import make_ordinary_
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
-from ..._utils.structure import map_tensors
+from ..._utils.structure import Place, map_tensors, places
 from ..checks import check_int8_state
 from ..finite import check_not_nan
 from ..layers.base import make_twins
@@ -35,6 +35,7 @@ from .post_ops import PostOp
 from .problems import check_names, raise_problems
 from .repeated_calls import unsplit_modules
 from .rewriting import rewrite_forwards
+from .stubs import through_stubs
 from .support import is_unit
 
 __all__ = ["QuantizableModel", "make_quantizable_", "quantizable", "unwrapped"]
@@ -63,6 +64,8 @@ class QuantizableModel(QuantizableWrapper):
         self.quant = QuantStub()
         #: A stub for each floating-point input after the first.
         self.quants = nn.ModuleList()
+        #: The places of the inputs that have stubs.
+        self.places = list[Place]()
         self.model = model
         self.dequant = DeQuantStub()
         #: The operations that convolutions compute as well once they are int8.
@@ -93,9 +96,10 @@ class QuantizableModel(QuantizableWrapper):
         if self.stage is Stage.FLOAT:
             return self._run(inputs)
         if self.stage is Stage.PREPARED:
+            is_first = self.trial_inputs is None
             self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
             self.remember(inputs)
-            with in_float32():
+            with in_float32(), advising_example(self.model, inputs) if is_first else nullcontext():
                 return self._run(inputs)
         check_not_nan(inputs)
         with explaining_int8(self.model, inputs), in_float32(), use_backend(self.backend):
@@ -104,22 +108,10 @@ class QuantizableModel(QuantizableWrapper):
 
     @torch.jit.unused
     def _run(self, inputs: Inputs) -> Any:
-        stubs = iter([self.quant, *self.quants])
-
-        def observe(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            stub = next(stubs, None)
-            if stub is None and self.stage is not Stage.FLOAT:
-                raise ValueError(
-                    f"model was prepared for {1 + len(self.quants)} floating-point inputs, got more: calibrate with "
-                    "all inputs, or pass an example with all inputs to prepare_qat"
-                )
-            return tensor if stub is None else stub(tensor)
-
         # Int8 convolutions return channels_last memory, also for inputs for which those in float would not.
         is_contiguous = all(map(Tensor.is_contiguous, inputs.tensors()))
-        inputs = inputs.map(observe)
+        is_prepared = self.stage is not Stage.FLOAT
+        inputs = through_stubs(inputs, [self.quant, *self.quants], self.places, is_prepared)
 
         def dequantize(output: Tensor) -> Tensor:
             if self.stage is Stage.INT8 and not output.is_quantized:
@@ -131,8 +123,9 @@ class QuantizableModel(QuantizableWrapper):
     @torch.jit.unused
     def observe_inputs(self, inputs: Inputs) -> None:
         """Adds stubs for the inputs after the first, before the model is prepared."""
-        count = sum(map(Tensor.is_floating_point, inputs.tensors()))
-        self.quants.extend(QuantStub() for _ in range(count - 1 - len(self.quants)))
+        found = zip(places((inputs.args, inputs.kwargs)), inputs.tensors(), strict=True)
+        self.places = [place for place, tensor in found if tensor.is_floating_point()]
+        self.quants.extend(QuantStub() for _ in range(len(self.places) - 1 - len(self.quants)))
         self.trial_inputs = inputs.map(lambda tensor: tensor.detach().to("meta"))
 
     @torch.jit.unused
@@ -195,9 +188,7 @@ class MultipleQuantizableModel(QuantizableModel):
     __call__ = nn.Module.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # Stubs belong to inputs by their order, which must not depend on the order of keywords.
-        names = [*inspect.signature(self.model.forward).parameters, *kwargs]
-        return self._call(Inputs(args, {name: kwargs[name] for name in sorted(kwargs, key=names.index)}))
+        return self._call(Inputs(args, kwargs).in_order_of(self.model.forward))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

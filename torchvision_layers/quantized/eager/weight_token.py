@@ -11,6 +11,8 @@ from torch.nn import functional as F
 __all__ = ["WeightToken"]
 
 _ATTRIBUTES = {"device", "dtype", "is_cpu", "is_cuda", "is_quantized", "layout", "ndim", "requires_grad", "shape"}
+#: How a user resolves an error: the forward then computes with the weight itself.
+_ADVICE = "; pass the path of that layer in exclude, which leaves it in float"
 _METHODS = {"dim", "element_size", "is_floating_point", "ndimension", "numel", "size"}
 
 
@@ -52,7 +54,7 @@ class WeightToken(Tensor):
         else:
             is_query = name in _METHODS
         if not is_query:
-            raise TypeError(f"{name} reads the weight of a layer that becomes int8")
+            raise TypeError(f"{name} reads the weight of a layer that becomes int8{_ADVICE}")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -74,9 +76,9 @@ def _run_convolution(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Ten
             tuple([value] * dims),
             tuple(value) if isinstance(value, list) else value,
         ):
-            raise TypeError(f"{func.__name__} has another {name} than the layer whose weight it reads")
+            raise TypeError(f"{func.__name__} has another {name} than the layer whose weight it reads{_ADVICE}")
     if conv.groups != arguments["groups"]:
-        raise TypeError(f"{func.__name__} has other groups than the layer whose weight it reads")
+        raise TypeError(f"{func.__name__} has other groups than the layer whose weight it reads{_ADVICE}")
     return _run(arguments["input"], arguments["weight"], arguments["bias"])
 
 

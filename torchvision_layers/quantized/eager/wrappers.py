@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._utils.structure import flatten, map_tensors, rebuild
+from ..._utils.inputs import Inputs
+from ..._utils.structure import map_tensors
 from ..layers.observed import DeQuantStub, Observed, QuantStub
+from .stubs import Stubs, dequantize, dequantize_contiguous
 from .weight_token import WeightToken
 
 __all__ = [
@@ -18,7 +20,6 @@ __all__ = [
     "Int8Child",
     "MultipleFloatFallback",
     "ObservedActivation",
-    "is_float",
     "is_of_user",
     "named_user_modules",
 ]
@@ -87,15 +88,15 @@ class MultipleFloatFallback(nn.Module):
         super().__init__()
         self.module = module
         self.quantizes = outputs is not None
-        self.quants = nn.ModuleList(QuantStub() for _ in range(outputs or 0))
+        self.quants = Stubs(outputs or 0)
         self.module.qconfig = None  # type: ignore[assignment]  # torch.ao then leaves it alone
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Results of the whole model stay in float; its inputs keep their memory format.
-        args, kwargs = map_tensors(_dequantize_contiguous if self.quantizes else _dequantize, (args, kwargs))
+        args, kwargs = map_tensors(dequantize_contiguous if self.quantizes else dequantize, (args, kwargs))
         output = self.module(*args, **kwargs)
-        return _quantize(output, self.quants) if self.quantizes else output
+        return self.quants.quantize(output) if self.quantizes else output
 
 
 class FloatOperation(nn.Module):
@@ -112,15 +113,15 @@ class FloatOperation(nn.Module):
         super().__init__()
         self.operation = operation
         self.quantizes = quantizes
-        self.quants = nn.ModuleList([QuantStub()] if quantizes else [])
+        self.quants = Stubs(int(quantizes))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = map_tensors(_dequantize, (args, kwargs))
+        args, kwargs = map_tensors(dequantize, (args, kwargs))
         if isinstance(self.operation, str):
             output = getattr(args[0], self.operation)(*args[1:], **kwargs)
         else:
             output = self.operation(*args, **kwargs)
-        return _quantize(output, self.quants) if self.quantizes else output
+        return self.quants.quantize(output) if self.quantizes else output
 
     def extra_repr(self) -> str:
         return self.operation if isinstance(self.operation, str) else self.operation.__name__
@@ -141,7 +142,7 @@ class Int8Child(nn.Module):
     def __init__(self, module: nn.Module, will_train: bool) -> None:
         super().__init__()
         self.module = module
-        self.quants = nn.ModuleList([QuantStub()])
+        self.quants = Stubs(1)
         self.will_train = will_train
         weight = module._parameters.get("weight")
         #: Shape and device of the weight.
@@ -154,10 +155,11 @@ class Int8Child(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_contiguous = all(map(Tensor.is_contiguous, flatten((args, kwargs))[0]))
-        args, kwargs = _quantize((args, kwargs), self.quants)
+        inputs = Inputs(args, kwargs).in_order_of(self.module.forward)
+        is_contiguous = all(map(Tensor.is_contiguous, inputs.tensors()))
+        args, kwargs = self.quants.quantize((inputs.args, inputs.kwargs))
         output = self.module(*args, **kwargs)
-        return map_tensors(_dequantize_contiguous if is_contiguous else _dequantize, output)
+        return map_tensors(dequantize_contiguous if is_contiguous else dequantize, output)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -181,7 +183,7 @@ class Int8Child(nn.Module):
         if bias is own:
             return self(input)
         bias = torch.zeros(self.weight_like[0][0]) if bias is None else bias.detach()  # type: ignore[index]
-        if not (self.will_train or self.passed_bias is not None or is_prepared(self.quants)):
+        if not (self.will_train or self.passed_bias is not None or self.quants.is_prepared()):
             self.own_bias = None if own is None else own.detach()
             self.passed_bias = bias.clone()
             self.module.bias = nn.Parameter(bias.clone())
@@ -204,62 +206,3 @@ def named_user_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str,
 
 
 _ENGINE_ATTRIBUTES = {"activation_post_process", "fuse_model", "is_unused", "module", "qconfig"}
-
-
-def is_prepared(quants: nn.ModuleList) -> bool:
-    """Whether the stubs observe, or quantize already."""
-    return type(getattr(quants[0], "activation_post_process", None)) is not nn.Identity
-
-
-def _quantize(value: Any, quants: nn.ModuleList) -> Any:
-    """``value`` with its floating-point tensors quantized, one stub for each. Before they observe, stubs are added."""
-    tensors, template = flatten(value)
-    places = [i for i, tensor in enumerate(tensors) if is_float(tensor) or tensor.is_quantized]
-    if len(places) > len(quants):
-        if not quants or is_prepared(quants):
-            raise RuntimeError(
-                f"a part in float has {len(places)} tensors to quantize, and {len(quants)} were observed; pass an "
-                "example to prepare_qat"
-            )
-        quants.extend(QuantStub() for _ in range(len(places) - len(quants)))
-    for i, quant in zip(places, quants, strict=False):
-        if is_float(tensors[i]):
-            source = _int8_source(tensors[i])
-            tensors[i] = quant(tensors[i]) if source is None else source
-    return rebuild(template, tensors)
-
-
-def is_float(value: object) -> bool:
-    """Whether ``value`` is a float32 tensor, which int8 observes; only functions in float take others."""
-    return isinstance(value, Tensor) and value.dtype is torch.float32
-
-
-def _dequantize(tensor: Tensor) -> Tensor:
-    """The tensor in float, which remembers the int8 tensor: rounding it once more would add an error."""
-    if not tensor.is_quantized:
-        return tensor
-    output = tensor.dequantize()
-    if not output.is_inference():  # otherwise writes are not counted
-        output.int8_source = (tensor, tensor._version, output._version)  # type: ignore[attr-defined]
-    return output
-
-
-def _dequantize_contiguous(tensor: Tensor) -> Tensor:
-    """Like :func:`_dequantize`, in contiguous memory.
-
-    Int8 convolutions return channels_last memory. Which calls of ``view`` are valid, and whether ``contiguous`` and
-    ``reshape`` copy, depends on that, so a ``forward`` in float gets what convolutions in float would return.
-    """
-    output = _dequantize(tensor)
-    if not tensor.is_quantized or output.is_contiguous():
-        return output
-    output, source = output.contiguous(), getattr(output, "int8_source", None)
-    if source is not None:
-        output.int8_source = (*source[:2], output._version)  # type: ignore[attr-defined]
-    return output
-
-
-def _int8_source(tensor: Tensor) -> Tensor | None:
-    """The int8 tensor that ``tensor`` was dequantized from, unless one of them was written to since."""
-    source, *versions = getattr(tensor, "int8_source", (None,))
-    return source if source is not None and [source._version, tensor._version] == versions else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...._utils.amx import LIMIT, Geometry, is_right, may_be_wrong, uses_amx
 from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, computed_in_float
+from .qnnpack_convs import FollowsZeroPoint, check_scriptable
 
 __all__ = ["avoid_wrong_sizes", "without_checks"]
 
@@ -32,12 +33,13 @@ def avoid_wrong_sizes(model: nn.Module) -> None:
 
 
 def without_checks(model: nn.Module) -> nn.Module:
-    """``model``, or a copy for TorchScript, which cannot try kernels.
+    """``model``, or a copy for TorchScript, which cannot check inputs.
 
-    Errors: ``RuntimeError`` if a kernel was wrong for a size that the model met.
+    Errors: ``RuntimeError`` if a kernel would be wrong for an input that the model met.
     """
-    checking = [path for path, module in model.named_modules() if isinstance(module, _ChecksSizes)]
+    checking = [path for path, module in model.named_modules() if isinstance(module, (_ChecksSizes, FollowsZeroPoint))]
     for path in checking:
+        check_scriptable(path, model.get_submodule(path))
         shape = _wrong_shapes.get(model.get_submodule(path))
         if shape is not None:
             raise RuntimeError(

@@ -22,6 +22,7 @@ from . import ignore_deprecations
 from .amx_convs import avoid_wrong_sizes
 from .fusing import FusedReLU6, ReLU6AsReLU
 from .grouped_convs import move_slow_convs
+from .qnnpack_convs import follow_zero_points
 from .training_norms import restore_torch_classes
 
 __all__ = ["FLAT_KERNELS", "convert", "kernels_of_all_sizes"]
@@ -66,6 +67,8 @@ def convert(model: nn.Module, backend: str, post_ops: list[PostOp]) -> None:
             move_slow_convs(model)
         if backend in ("x86", "onednn"):
             avoid_wrong_sizes(model)
+        elif backend == "qnnpack":
+            follow_zero_points(model)
 
 
 def kernels_of_all_sizes(model: nn.Module, backend: str) -> list[nn.Module]:
