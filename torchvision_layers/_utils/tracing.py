@@ -36,7 +36,20 @@ Trace = Callable[[nn.Module], ForwardTrace]
 
 
 class _Proxy(torch.fx.Proxy):
-    """A proxy that records assignments such as ``+=``; those of torch.fx record ``+``, or cannot be assigned to."""
+    """A proxy that records assignments such as ``+=``; those of torch.fx record ``+``, or cannot be assigned to.
+
+    It refuses ``data``, through which writes would reach the tensor unseen.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            raise torch.fx.proxy.TraceError("a tensor is read as data")
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            raise torch.fx.proxy.TraceError("the data of a tensor is set")
+        super().__setattr__(name, value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchvision_layers.quantized import quantize
+from torchvision_layers.quantized import prepare_qat, quantize
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -115,3 +115,18 @@ def test_writes_of_children_reach_the_caller(parent: type[Parent], kind: str, ha
     without_writes = model(X.clone())
     model.child = child
     assert parent is AddsInput or (without_writes - expected).square().sum() > 3e-2 * expected.square().sum()
+
+
+class SetsData(Parent):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.data = 5 * y.data
+        return self.last(y)
+
+
+def test_data_that_is_set_reaches_a_prepared_model() -> None:
+    torch.manual_seed(0)
+    model = SetsData(nn.Identity())
+    prepared = prepare_qat(model)
+    output, expected = prepared(X.clone()), model(X.clone())
+    assert (output - expected).square().sum() < 1e-2 * expected.square().sum()
