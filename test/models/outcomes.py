@@ -8,8 +8,8 @@ __all__ = ["COMPARISONS", "REFUSALS", "CheckError", "RefusedError", "refuse"]
 REFUSALS = {
     "experimental layer without a twin": r"which has no quantizable twin; pass allow_float=True",
     "transposed convolution": r"is a ConvTranspose\dd .*, which int8 is not known to run; pass allow_float=True",
-    "transposed convolution in a graph": r"\(ConvTranspose\dd, .* would stay in float: its (input and )?weight cannot be "
-    r"quantized; pass allow_float=True",
+    "transposed convolution in a graph": r"\(ConvTranspose\dd, .* would stay in float: its (input and )?weight cannot "
+    r"be quantized; pass allow_float=True",
     "training of CoordConv": r"is a CoordConv2d .*, which int8 is not known to run; pass allow_float=True",
     "weight of its own in a forward": r"whose forward calls \w+ with a weight of its own; call a child",
     "layer called at several scales in float": r"calls several times, with results of very different sizes",
