@@ -12,7 +12,7 @@ from typing_extensions import Self
 from .checks import check_float32
 from .structure import flatten, map_tensors
 
-__all__ = ["Inputs", "accepts", "inputs_of", "takes_one_input"]
+__all__ = ["Inputs", "accepts", "inputs_of", "positional_names", "takes_one_input"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,17 @@ class Inputs:
                 hint = f"; its keys are {', '.join(map(repr, self.kwargs))}: rename them, or pass (input, target)"
             raise TypeError(f"{name} must hold the inputs of forward{forward}: {error}{hint}") from error
 
-    def in_order_of(self, forward: Callable[..., Any]) -> Self:
-        """The same inputs with those at their positions that have one in ``forward``, if it takes them.
+    def in_order(self, names: Sequence[str]) -> Self:
+        """The same inputs, by position as far as ``names``, the :func:`positional_names` of a ``forward``, allow.
 
         The place of an input then does not depend on whether it has a name.
         """
-        if not self.kwargs:
-            return self
-        try:
-            bound = inspect.signature(forward).bind(*self.args, **self.kwargs)
-        except (TypeError, ValueError):  # also for functions without a signature
-            return self
-        return type(self)(bound.args, bound.kwargs)
+        kwargs, args = dict(self.kwargs), [*self.args]
+        for name in names[len(args) :]:
+            if name not in kwargs:
+                break
+            args.append(kwargs.pop(name))
+        return type(self)(tuple(args), kwargs)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same inputs with ``function`` applied to each tensor."""
@@ -190,6 +189,12 @@ def takes_one_input(model: nn.Module) -> bool:
     """Whether ``forward`` has a single argument."""
     parameters = inspect.signature(model.forward).parameters
     return len(parameters) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+
+
+def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments that have a position and may be passed by name."""
+    parameters = inspect.signature(forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def _positional(signature: inspect.Signature) -> list[inspect.Parameter]:

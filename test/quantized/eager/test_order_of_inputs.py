@@ -132,3 +132,21 @@ def test_an_input_without_a_scale_is_refused() -> None:
     prepared(X).sum().backward()
     with pytest.raises(ValueError, match=r"prepared for 1 floating-point inputs, got another at \[1\]: calibrate"):
         prepared(X, depth=X)
+
+
+class Float(Net):
+    """Runs in float, because it branches on values."""
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        y = self.first(image) + self.second(depth)
+        if float(y.detach().mean()) > 1e3:
+            y = y / 2
+        output: Tensor = self.last(y)
+        return output
+
+
+def test_names_of_the_inputs_of_a_forward_in_float() -> None:
+    model = Float().eval()
+    int8 = quantized.quantize(model, [{"depth": 20 * x, "image": x} for x in BATCHES])
+    for output in (int8(X, 20 * X), int8(X, depth=20 * X), int8(depth=20 * X, image=X)):
+        assert decibels(model(X, 20 * X), output) > 30

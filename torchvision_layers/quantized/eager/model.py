@@ -1,7 +1,6 @@
 """Any model as a module whose layers can become int8."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,7 @@ from typing_extensions import Self
 from ..._utils.empty_batches import has_no_images, run_without_images
 from ..._utils.failed_runs import advising_example, explaining_int8
 from ..._utils.graph_modules import make_ordinary_
-from ..._utils.inputs import Inputs, takes_one_input
+from ..._utils.inputs import Inputs, positional_names, takes_one_input
 from ..._utils.model_checks import check_not_lazy, check_unwrapped
 from ..._utils.plain.model import make_plain_
 from ..._utils.structure import Place, map_tensors, places
@@ -72,14 +71,14 @@ class QuantizableModel(QuantizableWrapper):
         self.post_ops = list[PostOp]()
         #: The shapes of the last inputs since the model was prepared, for a trial run of the int8 model.
         self.trial_inputs: Inputs | None = None
-        #: The name of the only argument of the model's ``forward``.
-        self.input_name = next(iter(inspect.signature(model.forward).parameters), "")
+        #: The names of the arguments of the model's ``forward``, which may be wrapped later.
+        self.input_names = positional_names(model.forward)
         self.train(model.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # TorchScript needs a fixed name for the input, but callers know the one in the forward of the model.
-        if kwargs and not args and kwargs.keys() == {self.input_name}:
-            args, kwargs = (kwargs[self.input_name],), {}
+        if kwargs and not args and [*kwargs] == [*self.input_names]:
+            args, kwargs = tuple(kwargs.values()), {}
         return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -188,7 +187,7 @@ class MultipleQuantizableModel(QuantizableModel):
     __call__ = nn.Module.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(Inputs(args, kwargs).in_order_of(self.model.forward))
+        return self._call(Inputs(args, kwargs).in_order(self.input_names))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._utils.inputs import Inputs
+from ..._utils.inputs import Inputs, positional_names
 from ..._utils.structure import map_tensors
 from ..layers.observed import DeQuantStub, Observed, QuantStub
 from .stubs import Stubs, dequantize, dequantize_contiguous
@@ -143,6 +143,9 @@ class Int8Child(nn.Module):
         super().__init__()
         self.module = module
         self.quants = Stubs(1)
+        unwrapped = module.module if isinstance(module, MultipleFloatFallback) else module
+        #: The names of the arguments of the module, which may be wrapped later.
+        self.input_names = positional_names(unwrapped.forward)
         self.will_train = will_train
         weight = module._parameters.get("weight")
         #: Shape and device of the weight.
@@ -155,7 +158,7 @@ class Int8Child(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = Inputs(args, kwargs).in_order_of(self.module.forward)
+        inputs = Inputs(args, kwargs).in_order(self.input_names)
         is_contiguous = all(map(Tensor.is_contiguous, inputs.tensors()))
         args, kwargs = self.quants.quantize((inputs.args, inputs.kwargs))
         output = self.module(*args, **kwargs)
