@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import SamePadding, padding_module, same_padding
-from .recording import Recording, light_copy, record_steps
+from .recording import ParameterWrites, Recording, light_copy, record_steps
 
 __all__ = ["PlainWeighted", "find_plain_weighted"]
 
@@ -39,7 +39,7 @@ class PlainWeighted:
     #: Names of the children that run before and after them.
     before: tuple[str, ...]
     after: tuple[str, ...]
-    #: Whether the weight and the bias are parameters of the original, in both modes.
+    #: Whether the weight and the bias are parameters of the original, which it does not write, in both modes.
     can_train: bool
     #: Shapes of small inputs.
     examples: list[tuple[int, ...]]
@@ -233,9 +233,10 @@ def _layer(call: _Call, module: nn.Module) -> Any:
 
 
 def _trains(module: nn.Module, input: Tensor, first: _Call) -> bool:
-    """Whether a layer does the same in training mode."""
+    """Whether a layer does the same in training mode, and writes into no parameter."""
     copied = light_copy(module, "meta").train()
-    call = _read(record_steps(copied, input))
-    if call is None or not call.has_geometry_of(first) or call.padding != first.padding:
+    with ParameterWrites(copied) as writes:
+        call = _read(record_steps(copied, input))
+    if writes.found or call is None or not call.has_geometry_of(first) or call.padding != first.padding:
         return False
     return call.weight is copied._parameters.get("weight") and call.bias is copied._parameters.get("bias")
