@@ -1,5 +1,6 @@
 """Forwards that can or cannot be traced, and the comparison on a batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ from torch import Tensor, nn
 from torchvision_layers import deploy
 from torchvision_layers import nn as tnn
 
-from ._support import IMAGES, assert_folds, conv, conv_and_norm, count_norms, norm, randomize, relative_error
+from ._support import (
+    IMAGES,
+    FunctionModule,
+    assert_folds,
+    conv,
+    conv_and_norm,
+    count_norms,
+    norm,
+    randomize,
+    relative_error,
+)
 
 # Tracing
 
@@ -48,6 +59,33 @@ def test_forward_that_records_its_inputs() -> None:
     assert (int(folded[0].count), folded[0].inputs, folded[0].sizes) == (0, [], {})
     folded(IMAGES)
     assert int(folded[0].count) == 1
+
+
+WRITES: dict[str, Callable[[Any], object]] = {
+    "in place": lambda model: model.body.count.mul_(0.9),
+    "data": lambda model: model.body.count.data.mul_(0.9),
+    "replaced": lambda model: setattr(model.body, "count", model.body.count * 0.9),
+    "named": lambda model: [buffer.mul_(0.9) for name, buffer in model.named_buffers() if name.endswith("count")],
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_forward_that_writes_into_a_buffer_of_a_child(write: Callable[[Any], object]) -> None:
+    """Tracing leaves no writes; each run of the folded model writes what the model does."""
+
+    def forward(model: Any, x: Tensor) -> Tensor:
+        write(model)
+        return model.body(x)
+
+    body = conv_and_norm()
+    body.register_buffer("count", torch.ones(()))
+    model = randomize(FunctionModule(forward, body=body))
+    body.count.fill_(1.0)
+    folded = deploy.fold(model)
+    assert count_norms(folded) == 0
+    for _ in range(2):
+        assert float(folded.body.count) == float(body.count)
+        assert relative_error(folded(IMAGES), model(IMAGES).detach()) < 1e-5
 
 
 def test_optional_argument() -> None:

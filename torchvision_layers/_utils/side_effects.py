@@ -7,11 +7,15 @@ import random
 import sys
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from .tensor_writes import TensorWrites
 
 __all__ = ["Effects", "record_reads_", "without_changes", "writable_copy"]
 
@@ -19,13 +23,15 @@ _CONTAINERS = (dict, list, set, collections.deque)
 
 
 def writable_copy(module: nn.Module) -> nn.Module:
-    """A copy with the same children and parameters, whose attributes a ``forward`` may write."""
+    """A copy with the same children, parameters and buffers, whose attributes a ``forward`` may set."""
     copied = copy.copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, _CONTAINERS):
-            vars(copied)[name] = copy.copy(value)
-    copied._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    vars(copied).update(_writable_attributes(module))
     return copied
+
+
+def _writable_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module, with copies of the containers."""
+    return {n: copy.copy(value) if isinstance(value, _CONTAINERS) else value for n, value in vars(module).items()}
 
 
 def record_reads_(module: nn.Module) -> set[str]:
@@ -57,9 +63,11 @@ def without_changes(cls: type[nn.Module], names: frozenset[str]) -> Callable[[nn
 
 
 class Effects:
-    """Finds the effects of a trace: attributes that it sets, objects that keep its proxies, and random numbers.
+    """Finds the effects of a trace: what it sets and writes, objects that keep its proxies, and random numbers.
 
-    At the end, the generators of random numbers are in the states of before, and no list outside holds a proxy.
+    At the end, the parameters and buffers, the attributes of the modules below and the generators of random numbers are
+    as before, and no list outside holds a proxy. An attribute of a module below that holds a proxy keeps it, so that a
+    trace of that module fails: its value is none of a constant.
 
     Args:
         module: a copy whose ``forward`` is traced.
@@ -78,26 +86,38 @@ class Effects:
         self._proxies.append(weakref.ref(proxy))
 
     def __enter__(self) -> Self:
+        self._below = [(module, dict(vars(module))) for module in self.module.modules() if module is not self.module]
+        for module, _ in self._below:
+            vars(module).update(_writable_attributes(module))
         self._before, self._states = _attributes(self.module), _random_states()
+        self._writes = TensorWrites(dict(chain(self.module.named_parameters(), self.module.named_buffers())))
+        self._writes.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._writes.__exit__(kind, error, traceback)
         after = _attributes(self.module)
         self.found = [f"sets self.{name}" for name, value in after.items() if self._before.get(name) != value]
+        self.found += [f"writes into self.{name}" for name in self._writes.found]
         self.is_random = _restore_random(self._states)
         if self.is_random:
             self.found.append("draws random numbers")
         if kind is None and _drop_from_lists([ref for ref in self._proxies if ref() is not None]):
             self.found.append("keeps a tensor in an object outside")
+        for module, attributes in self._below:
+            kept = {name: value for name, value in vars(module).items() if isinstance(value, torch.fx.Proxy)}
+            vars(module).clear()
+            vars(module).update(attributes | kept)
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
-    """The identity of each attribute of a module, and of the items of containers."""
+    """The identity of each attribute of a module and of those below, and of the items of containers."""
     return {
-        name: [*map(id, value.values() if isinstance(value, dict) else value)]
+        f"{path}.{name}".lstrip("."): [*map(id, value.values() if isinstance(value, dict) else value)]
         if isinstance(value, _CONTAINERS)
         else id(value)
-        for name, value in vars(module).items()
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
         if not name.startswith("_tensor_constant")
     }
 

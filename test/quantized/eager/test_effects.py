@@ -3,6 +3,8 @@
 import collections
 import random
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +188,67 @@ def test_a_forward_may_ask_for_the_class_of_its_input() -> None:
     torch.manual_seed(0)
     model = WithList().eval()
     assert decibels(model(X), quantized.quantize(model, [X])(X)) > 30
+
+
+class Loss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.ones(8))
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def update(model: Any, y: Tensor) -> None:
+    model.loss.center.mul_(0.9).add_(y.detach().mean((0, 2, 3)), alpha=0.1)
+
+
+def update_data(model: Any, y: Tensor) -> None:
+    model.loss.center.data.mul_(0.9)
+
+
+def replace(model: Any, y: Tensor) -> None:
+    model.loss.center = model.loss.center * 0.9
+
+
+def count(model: Any, y: Tensor) -> None:
+    model.loss.steps += 1
+
+
+def update_own(model: Any, y: Tensor) -> None:
+    model.center.data.mul_(0.9)
+
+
+def clamp_weights(model: Any, y: Tensor) -> None:
+    for parameter in model.last.parameters():
+        parameter.data.clamp_(-0.05, 0.05)
+
+
+class Centering(nn.Module):
+    def __init__(self, write: Callable[[Any, Tensor], None]) -> None:
+        super().__init__()
+        self.conv, self.last, self.loss, self.write = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), Loss(), write
+        self.register_buffer("center", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = y + y.sigmoid()
+        if self.training:
+            self.write(self, y)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("has_example", [True, False])
+@pytest.mark.parametrize("write", [update, update_data, replace, count, update_own, clamp_weights])
+def test_writes_happen_in_training_and_not_before(write: Callable[[Any, Tensor], None], has_example: bool) -> None:
+    torch.manual_seed(0)
+    model = Centering(write)
+    prepared = quantized.prepare_qat(model, X if has_example else None)
+    part = next(module for module in prepared.modules() if isinstance(module, Centering))
+    for _ in range(2):
+        state = {key.replace("module.", ""): value for key, value in prepared.state_dict().items()}
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=0.01, atol=0.01)
+        assert part.loss.steps == model.loss.steps
+        model(X), prepared(X)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..modules import has_hooks
-from .recording import ParameterWrites, light_copy, record_steps
+from ..tensor_writes import TensorWrites
+from .recording import light_copy, record_steps
 from .weighted import find_plain_weighted
 
 __all__ = ["PlainForm", "plain_form"]
@@ -152,7 +153,7 @@ def _plain_norm(module: Any, input: Tensor) -> PlainForm | None:
     examples = [(batch, input.shape[1], *sizes[:image]) for batch, *sizes in ((3, 6, 5, 4), (4, 3, 4, 5))]
     form = PlainForm(modules, main, True, examples)
     copied = light_copy(module, "meta").train()
-    with ParameterWrites(copied) as writes, torch.no_grad():
+    with TensorWrites(dict(copied.named_parameters())) as writes, torch.no_grad():
         copied(input)
     can_train = not writes.found and _computes_same(module, form, input.dtype, training=True)
     return form if can_train else replace(form, can_train=False)

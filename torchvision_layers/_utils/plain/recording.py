@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["ParameterWrites", "Recording", "Step", "light_copy", "record_steps"]
+__all__ = ["Recording", "Step", "light_copy", "record_steps"]
 
 #: Methods that return the tensor itself if there is nothing to do.
 _MAY_RETURN_ITSELF = {"contiguous", "cpu", "float", "to", "type", "type_as"}
@@ -84,41 +83,6 @@ def _state(module: nn.Module) -> list[object]:
     buffers = [(id(buffer), buffer._version) for buffer in module._buffers.values() if buffer is not None]
     containers = [len(value) for value in vars(module).values() if isinstance(value, (dict, list))]
     return [*vars(module), *attributes, *members, *buffers, *containers]
-
-
-class ParameterWrites(TorchDispatchMode):
-    """Finds out whether code writes into the parameters of a module, through ``.data`` as well, which has no version.
-
-    Args:
-        module: a copy with its own parameters, with or without values.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._parameters = [*module.parameters()]
-        self._storages = [parameter.untyped_storage() for parameter in self._parameters]
-        self._has_written = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        written = [
-            kwargs.get(argument.name) if argument.kwarg_only or i >= len(args) else args[i]
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        storages = {storage._cdata for storage in self._storages}
-        self._has_written |= any(
-            leaf.untyped_storage()._cdata in storages for leaf in tree_leaves(written) if leaf is not None
-        )
-        return func(*args, **kwargs)
-
-    @property
-    def found(self) -> bool:
-        """Whether a parameter was written, or has got another tensor as its ``.data``."""
-        pairs = zip(self._parameters, self._storages, strict=True)
-        return self._has_written or any(p.untyped_storage()._cdata != storage._cdata for p, storage in pairs)
 
 
 class _Recorder(TorchFunctionMode):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tensor_writes import TensorWrites
 from .padding import SamePadding, padding_module, same_padding
-from .recording import ParameterWrites, Recording, light_copy, record_steps
+from .recording import Recording, light_copy, record_steps
 
 __all__ = ["PlainWeighted", "find_plain_weighted"]
 
@@ -235,7 +236,7 @@ def _layer(call: _Call, module: nn.Module) -> Any:
 def _trains(module: nn.Module, input: Tensor, first: _Call) -> bool:
     """Whether a layer does the same in training mode, and writes into no parameter."""
     copied = light_copy(module, "meta").train()
-    with ParameterWrites(copied) as writes:
+    with TensorWrites(dict(copied.named_parameters())) as writes:
         call = _read(record_steps(copied, input))
     if writes.found or call is None or not call.has_geometry_of(first) or call.padding != first.padding:
         return False
