@@ -17,7 +17,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [
                 Group(
                     "How a forward uses its modules",
-                    "tracing side_effects tensor_writes data_flow chains recorded_forwards source_lines",
+                    "tracing side_effects tensor_writes data_flow chains forward_graphs recorded_forwards source_lines",
                 ),
                 Group("The same result from other modules", "plain/ folded_forms scaling row_blocks"),
             ],

@@ -8,13 +8,13 @@ from .modules import copy_module, has_hooks, replace_module_
 from .plain.model import find_entered
 from .scaling import CONV_AND_LINEAR
 
-__all__ = ["fold_itself", "join_branches"]
+__all__ = ["fold_itself", "has_folded", "join_branches"]
 
 
 def fold_itself(module: nn.Module, path: str) -> bool:
     """Replaces a module by the result of its method ``folded()``; returns whether it has one for its ``forward``."""
     folded_classes = set[type[nn.Module]]()
-    while type(module) not in folded_classes and _has_folded(module):
+    while type(module) not in folded_classes and has_folded(module):
         form = _folded(module, path)
         if form is None:
             break
@@ -35,7 +35,7 @@ def join_branches(
     forms: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         parts = [*module.named_modules(prefix=path)]
-        if not _has_folded(module) or any(has_hooks(part) for _, part in parts):
+        if not has_folded(module) or any(has_hooks(part) for _, part in parts):
             continue
         is_needed = needs_form(module)
         if not (is_needed or _count(module) > 1) or any(name in fixed for name, part in parts if part is not module):
@@ -65,7 +65,7 @@ def _folded(module: nn.Module, path: str) -> nn.Module | None:
     return folded
 
 
-def _has_folded(module: nn.Module) -> bool:
+def has_folded(module: nn.Module) -> bool:
     """Whether ``folded`` is a method, not a child, of the class that defines ``forward`` or of a subclass of it."""
     classes = type(module).__mro__
     if "forward" in vars(module) or not callable(getattr(type(module), "folded", None)):

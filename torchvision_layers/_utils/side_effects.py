@@ -31,7 +31,12 @@ def writable_copy(module: nn.Module) -> nn.Module:
 
 def _writable_attributes(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module, with copies of the containers."""
-    return {n: copy.copy(value) if isinstance(value, _CONTAINERS) else value for n, value in vars(module).items()}
+    return {name: _copied(value) if isinstance(value, _CONTAINERS) else value for name, value in vars(module).items()}
+
+
+def _copied(container: Any) -> Any:
+    is_plain = type(container) in (dict, list, set, collections.OrderedDict)  # whose method is faster
+    return container.copy() if is_plain else copy.copy(container)
 
 
 def record_reads_(module: nn.Module) -> set[str]:
@@ -86,40 +91,45 @@ class Effects:
         self._proxies.append(weakref.ref(proxy))
 
     def __enter__(self) -> Self:
-        self._below = [(module, dict(vars(module))) for module in self.module.modules() if module is not self.module]
-        for module, _ in self._below:
+        self._states = _random_states()
+        self._before = [(path, module, dict(vars(module))) for path, module in self.module.named_modules()]
+        for _, module, _ in self._before:
             vars(module).update(_writable_attributes(module))
-        self._before, self._states = _attributes(self.module), _random_states()
         self._writes = TensorWrites(dict(chain(self.module.named_parameters(), self.module.named_buffers())))
         self._writes.__enter__()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._writes.__exit__(kind, error, traceback)
-        after = _attributes(self.module)
-        self.found = [f"sets self.{name}" for name, value in after.items() if self._before.get(name) != value]
+        self.found = [
+            f"sets self.{path}{'.' if path else ''}{name}"
+            for path, module, attributes in self._before
+            for name, value in vars(module).items()
+            if not name.startswith("_tensor_constant") and not _are_same(attributes.get(name), value)
+        ]
         self.found += [f"writes into self.{name}" for name in self._writes.found]
         self.is_random = _restore_random(self._states)
         if self.is_random:
             self.found.append("draws random numbers")
         if kind is None and _drop_from_lists([ref for ref in self._proxies if ref() is not None]):
             self.found.append("keeps a tensor in an object outside")
-        for module, attributes in self._below:
+        for _, module, attributes in self._before[1:]:  # the first holds the constants of its graph
             kept = {name: value for name, value in vars(module).items() if isinstance(value, torch.fx.Proxy)}
             vars(module).clear()
             vars(module).update(attributes | kept)
 
 
-def _attributes(module: nn.Module) -> dict[str, object]:
-    """The identity of each attribute of a module and of those below, and of the items of containers."""
-    return {
-        f"{path}.{name}".lstrip("."): [*map(id, value.values() if isinstance(value, dict) else value)]
-        if isinstance(value, _CONTAINERS)
-        else id(value)
-        for path, part in module.named_modules()
-        for name, value in vars(part).items()
-        if not name.startswith("_tensor_constant")
-    }
+def _are_same(before: object, after: object) -> bool:
+    """Whether an attribute is the same object, or a container of the same items."""
+    if isinstance(before, _CONTAINERS) and type(before) is type(after):
+        return not (before or after) or _ids(before) == _ids(after)
+    return before is after
+
+
+def _ids(container: Any) -> list[int]:
+    if isinstance(container, set):
+        return sorted(map(id, container))
+    return [*map(id, container.values() if isinstance(container, dict) else container)]
 
 
 def _drop_from_lists(references: list[weakref.ref[object]]) -> bool:

@@ -4,6 +4,7 @@ import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "is_sequence",
     "shallow_graph",
     "trace_forward",
+    "traced_graphs",
 ]
 
 
@@ -205,7 +207,7 @@ def check_items(name: str, value: Any, keys: list[Any]) -> None:
 
 
 def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTrace:
-    """Traces ``module.forward``; the result holds whether or not arguments with defaults are passed.
+    """Traces ``module.forward``; the result holds with and without gradients, and arguments that have defaults.
 
     If tracing fails, each child is assumed to be called as a whole, in no particular order.
 
@@ -218,23 +220,30 @@ def trace_forward(module: nn.Module, ignores_shapes: bool = False) -> ForwardTra
     if is_sequence(module):
         return sequence(list(module._modules))
     try:
-        trace = analyze(_graph(module, {}), ignores_shapes)
-        if defaults := _defaults(module):
-            trace = intersect(trace, analyze(_graph(module, defaults), ignores_shapes))
+        traces = [analyze(graph, ignores_shapes) for _, graph in traced_graphs(module)]
     except Exception:  # a user's forward may raise anything when it meets a proxy
         return ForwardTrace(whole=[name for name, _ in module.named_children()], is_traced=False)
-    return trace
+    return reduce(intersect, traces)
 
 
-def _graph(module: nn.Module, constants: dict[str, Any]) -> torch.fx.Graph:
-    """The graph of a ``forward`` whose calls do not depend on random numbers; anything may be raised."""
-    copied = writable_copy(module)
-    effects = Effects(copied)
-    with effects:
-        graph = _ShallowTracer(effects).trace(copied, constants)
-    if effects.is_random:
-        raise ValueError("the forward draws random numbers")
-    return graph
+def traced_graphs(module: nn.Module) -> list[tuple[nn.Module, torch.fx.Graph]]:
+    """The graphs of ``module.forward`` with and without gradients and arguments that have defaults.
+
+    Each comes with the module that holds its constants. Raises whatever ``forward`` raises when it meets a proxy, and
+    ``ValueError`` if it draws random numbers.
+    """
+    kinds: list[tuple[dict[str, Any], bool]] = [({}, True), ({}, False)]
+    if defaults := _defaults(module):
+        kinds.append((defaults, False))
+    graphs = []
+    for constants, has_gradients in kinds:
+        copied = writable_copy(module)
+        effects = Effects(copied)
+        with torch.set_grad_enabled(has_gradients), effects:
+            graphs.append((copied, _ShallowTracer(effects).trace(copied, constants)))
+        if effects.is_random:
+            raise ValueError("the forward draws random numbers")
+    return graphs
 
 
 class TraceCache(dict[nn.Module, ForwardTrace]):

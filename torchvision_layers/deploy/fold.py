@@ -1,6 +1,7 @@
 """Folds a model for inference: computes everything that is constant there once, into the weights."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from .._utils.plain.model import make_plain_
 from ..quantized import QuantizableGraph, QuantizableModel
 from .folding.comparison import check_same
 from .folding.folding_pass import FoldingPass
+from .folding.readers import find_read_modules, graphs_of_forwards
 from .folding.replacement import remove_parametrizations
 
 __all__ = ["fold", "fold_call", "run_on"]
@@ -41,7 +43,10 @@ def fold(model: nn.Module, batch: Tensor | tuple[Any, ...] | None = None) -> nn.
 
     The order of modules is traced from each ``forward``, or recorded on ``batch`` if it cannot be traced. A module is
     left alone if it is registered in several places, has several consumers, or has its parameters read by a
-    ``forward``. ``nn.BatchNorm1d`` after ``nn.Linear`` is assumed to receive inputs of two dimensions.
+    ``forward``. So is a child, with all below it, if a ``forward`` above it would compute something else: one that
+    reads its attributes, its class or its length, for example. A second trace finds this, except in a module without
+    children that reads other modules, and inside a module with a method ``folded()``: pass a ``batch`` for these.
+    ``nn.BatchNorm1d`` after ``nn.Linear`` is assumed to receive inputs of two dimensions.
 
     Args:
         model: any float model in any mode; it stays unchanged.
@@ -78,17 +83,43 @@ def fold_call(model: nn.Module, inputs: Inputs | None, name: str = "batch") -> n
     _check_model(model)
     if inputs is not None:
         inputs.bind(name, inspect.signature(model.forward))
-    folded = copy_module(model).eval()
-    compute_hooked_weights(folded)
-    _check_no_hooks(folded)
-    remove_parametrizations(folded)
-    make_plain_(folded)
     with explaining(model, [] if inputs is None else [(name, inputs)]):
-        FoldingPass(folded, None if inputs is None else partial(run_on, inputs)).fold(folded)
+        kept = set[str]()
+        while True:
+            folded = _with_plain_weights(model)
+            read = _fold(folded, model, None if inputs is None else partial(run_on, inputs), kept)
+            if not read:
+                break
+            kept |= read
         folded.requires_grad_(False)
         if inputs is not None:
             check_same(folded, model, inputs, "folding", _CAUSES)
     return folded
+
+
+def _with_plain_weights(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, whose weights are parameters that hold what hooks and parametrizations compute."""
+    copied = copy_module(model).eval()
+    compute_hooked_weights(copied)
+    _check_no_hooks(copied)
+    remove_parametrizations(copied)
+    return copied
+
+
+def _fold(folded: nn.Module, model: nn.Module, run: Callable[[nn.Module], object] | None, kept: set[str]) -> set[str]:
+    """Folds a copy of ``model`` in place, except for the modules at the paths ``kept`` and those below them.
+
+    Returns the paths of further modules to leave alone, because a ``forward`` now reads something else from them.
+    """
+    modules = {module for path in kept for module in folded.get_submodule(path).modules()}
+    classes = [*map(type, folded.modules())]
+    find = partial(find_read_modules, graphs_of_forwards(folded), folded, partial(_with_plain_weights, model), kept)
+    make_plain_(folded, kept=modules)
+    read = find() if [*map(type, folded.modules())] != classes else set[str]()
+    if not read:
+        FoldingPass(folded, run, modules).fold(folded)
+        read = find()
+    return read
 
 
 def _check_model(model: nn.Module) -> None:

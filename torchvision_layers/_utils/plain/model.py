@@ -1,6 +1,7 @@
 """Replaces the layers of a model by plain ones, in place."""
 
 import inspect
+from collections.abc import Collection
 
 from torch import nn
 
@@ -17,7 +18,12 @@ _STAGED = "torchvision_layers.experimental."
 
 
 def make_plain_(
-    model: nn.Module, *, will_train: bool = False, keeps_keys: bool = True, splits_padding: bool = False
+    model: nn.Module,
+    *,
+    will_train: bool = False,
+    keeps_keys: bool = True,
+    splits_padding: bool = False,
+    kept: Collection[nn.Module] = (),
 ) -> dict[str, nn.Module]:
     """Replaces each layer that computes what modules of torch compute, in place.
 
@@ -32,13 +38,14 @@ def make_plain_(
         keeps_keys: leaves layers alone whose parameters would appear under other keys of the ``state_dict``.
         splits_padding: also splits convolutions of torch into padding and convolution unless they pad both sides of a
             dimension with the same number of zeros.
+        kept: layers to leave alone.
 
     Returns the layers by path that only ``will_train`` left alone.
     """
     left_alone: dict[str, nn.Module] = {}
     entered: set[nn.Module] | None = None  # takes a while to find, and most models have no such layer
     for path, module in [*model.named_modules()]:
-        if not _is_candidate(module, splits_padding):
+        if module in kept or not _is_candidate(module, splits_padding):
             continue
         form = plain_activation(module, will_train) or plain_form(module)
         if form is None:

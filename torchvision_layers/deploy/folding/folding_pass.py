@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
@@ -32,10 +32,13 @@ class FoldingPass:
         model: the model, in eval mode.
         run: runs a model on the batch on which the result will be compared with the original. Then a ``forward`` that
             cannot be traced is assumed to use the modules below it as in this run. ``None`` if there is no batch.
+        kept: modules to leave alone. Default: none.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module], object] | None) -> None:
-        self.is_compared = run is not None
+    def __init__(
+        self, model: nn.Module, run: Callable[[nn.Module], object] | None, kept: Collection[nn.Module] = ()
+    ) -> None:
+        self.is_compared, self.kept = run is not None, kept
         #: How many times each module is registered.
         self.registrations = Counter[nn.Module]()
         self.folded_modules = set[nn.Module]()
@@ -99,7 +102,7 @@ class FoldingPass:
             self._remove_identities(module)
 
     def _fold(self, module: nn.Module, path: str) -> None:
-        if module in self.folded_modules or module in self.entered:
+        if module in self.folded_modules or module in self.entered or module in self.kept:
             return
         self.folded_modules.add(module)
         if fold_itself(module, path or "model"):
@@ -123,11 +126,12 @@ class FoldingPass:
         if trace is None or not trace.is_traced or (module in self.untraced and not self.is_compared):
             return
         for name in trace.whole:
-            if is_identity(module.get_submodule(name)):
-                replace_module_(module.get_submodule(name), nn.Identity())
+            part = module.get_submodule(name)
+            if is_identity(part) and part not in self.kept:
+                replace_module_(part, nn.Identity())
         if runs_in_order(module):
             for name, child in [*module._modules.items()]:
-                if child is not None and is_identity(child):
+                if child is not None and is_identity(child) and child not in self.kept:
                     del module._modules[name]  # the other children keep their names
 
     def _fold_chain(self, parent: nn.Module, names: list[str], path: str) -> None:
@@ -196,4 +200,4 @@ class FoldingPass:
 
     def _is_shared(self, module: nn.Module) -> bool:
         """Whether something else depends on the weights of the module."""
-        return is_unit(module) or self.registrations[module] > 1
+        return is_unit(module) or self.registrations[module] > 1 or module in self.kept
