@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision_layers import quantized
 from torchvision_layers._utils.inputs import Inputs
 from torchvision_layers.quantized.checks import check_same_results
+from torchvision_layers.testing._checks._quantization import decibels
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -55,3 +56,25 @@ def test_other_differences_are_not_explained() -> None:
 def test_noise_explains_nothing() -> None:
     with pytest.raises(RuntimeError, match="differs"):
         check_same_results(Noisy()(X), Noisy()(X), "differs", Noisy(), Inputs((X,)))
+
+
+class ClampedToTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.low = nn.Parameter(torch.full((1, 8, 1, 1), -0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(self.first(x), min=self.low, max=-self.low)
+        return self.last(x.clamp(min=self.low / 2))
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+def test_bounds_of_clamps_are_tensors(engine: str) -> None:
+    torch.manual_seed(0)
+    model = ClampedToTensors()
+    prepared = quantized.prepare_qat(model, X, engine=engine)
+    prepared(X)
+    model.eval()
+    assert decibels(model(X), quantized.convert(prepared)(X)) > 25
+    assert decibels(model(X), quantized.quantize(model, [X], engine=engine)(X)) > 25

@@ -98,9 +98,14 @@ def _has_own_statistics(batch_norm: Any, args: tuple[Any, ...]) -> bool:
     return "training" in names and bool(args[names.index("training")])
 
 
+def _is_clamp(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operator is a clamp to numbers. Engines run those to tensors in float, with ranges of their own."""
+    return name in _FUSED and not any(isinstance(bound, Tensor) for bound in args[1:])
+
+
 def _is_fused_clamp(name: str, args: tuple[Any, ...]) -> bool:
     """Whether an int8 layer may compute this clamp: the first after it, at zero, as ReLU and ReLU6 are."""
-    if name not in _FUSED or getattr(args[0], "is_clamped", False):
+    if not _is_clamp(name, args) or getattr(args[0], "is_clamped", False):
         return False
     return name in ("relu", "clamp_max") or (len(args) > 1 and args[1] == 0)
 
@@ -135,12 +140,12 @@ class _Rounding(TorchDispatchMode):
                 if tensor.is_unrounded and not (name == "div" and tensor is args[1]):
                     self.round_(tensor)
         step = getattr(inputs[0], "step", None) if not inputs[0].is_unrounded else None
-        clamps_rounded = name in _FUSED and step is not None
+        clamps_rounded = _is_clamp(name, args) and step is not None
         is_unrounded = is_unrounded and not clamps_rounded
         output = func(*args, **kwargs)
         for tensor in flatten(output)[0]:
             tensor.is_unrounded = is_unrounded
-            tensor.is_clamped = name in _FUSED or (is_view and getattr(inputs[0], "is_clamped", False))
+            tensor.is_clamped = _is_clamp(name, args) or (is_view and getattr(inputs[0], "is_clamped", False))
             if func._schema.is_mutable and tensor._base is not None:  # the tensor that a view belongs to
                 tensor._base.is_unrounded = is_unrounded
             if is_view or clamps_rounded:
