@@ -204,3 +204,29 @@ def test_mapping_with_the_name_of_the_only_argument_holds_keyword_inputs() -> No
 def test_mapping_for_a_tensor_raises() -> None:
     with pytest.raises(TypeError, match=r"the input in batch 0 must hold the inputs of forward\(input: .*'input'"):
         quantized.quantize(nn.Conv2d(3, 4, 1).eval(), [{"img": X}])
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+
+class AnyNames(ByName):
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.conv(inputs["image"])
+
+
+class KeywordOnly(ByName):
+    def forward(self, *, image: Tensor) -> Tensor:
+        return self.conv(image)
+
+
+@pytest.mark.parametrize("engine", ["eager", "pt2e"])
+@pytest.mark.parametrize("cls", [AnyNames, KeywordOnly])
+def test_only_input_that_is_never_positional(cls: type[ByName], engine: str) -> None:
+    model, batch = cls(), {"image": X}
+    prepared = quantized.prepare_qat(model, batch, engine=engine)
+    prepared(**batch)
+    check(quantized.convert(prepared), model.eval(), **batch)
+    check(quantized.quantize(model, [batch], engine=engine), model, **batch)

@@ -186,9 +186,12 @@ def _binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:
 
 
 def takes_one_input(model: nn.Module) -> bool:
-    """Whether ``forward`` has a single argument."""
-    parameters = inspect.signature(model.forward).parameters
-    return len(parameters) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    """Whether ``forward`` has a single argument, which may be positional."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    return len(parameters) == 1 and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
 
 
 def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
