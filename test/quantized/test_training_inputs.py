@@ -60,20 +60,24 @@ class FrozenNorm(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("overrides", [True, False])
-def test_norms_in_eval_mode_are_not_trained(overrides: bool, engine: str) -> None:
+@pytest.mark.parametrize(("overrides", "is_eval"), [(True, True), (True, False), (False, True)])
+def test_norms_in_eval_mode_are_not_trained(overrides: bool, is_eval: bool, engine: str) -> None:
     model = FrozenNorm(overrides)
-    model.norm.eval()
-    with pytest.raises(ValueError, match="norm stays in eval mode: to keep their statistics, pass tnn.replace"):
+    model.norm.train(not is_eval)
+    with pytest.raises(ValueError, match="norm stays in eval mode: to keep their statistics, pass tnn.replace") as info:
         quantized.prepare_qat(model, X, engine=engine)
-    # The advice.
-    frozen = tnn.replace(
-        model.train() if overrides else model,
-        lambda path, m: isinstance(m, nn.BatchNorm2d) and not m.training,
-        tnn.FrozenBatchNorm2d,
-    )
+    advice = str(info.value).partition("pass ")[2]
+    frozen = eval(advice, {"nn": nn, "tnn": tnn, "model": model})
     prepared = quantized.prepare_qat(frozen, X, engine=engine)
     assert prepared(X).shape == (4, 8, 14, 14)
+
+
+def test_other_norms_in_eval_mode_are_not_trained() -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8))
+    model[1].eval()
+    with pytest.raises(ValueError, match=r"1 stays in eval mode: only BatchNorm2d can .* call model\.train\(\)"):
+        quantized.prepare_qat(model, X[:, 0, 0])
+    quantized.prepare_qat(model.train(), X[:, 0, 0])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

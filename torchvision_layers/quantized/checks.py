@@ -45,19 +45,31 @@ def check_not_converted(model: nn.Module) -> None:
 
 def check_norms_train(model: nn.Module) -> None:
     """Raises ``ValueError`` for batch norms that stay in eval mode while the layers beside them train."""
-    copied = copy_module(model).train()
-    frozen = [
-        path
-        for path, module in copied.named_modules()
+    frozen = {
+        path: module
+        for path, module in copy_module(model).train().named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (not module.training or _is_eval_alone(model, path))
-    ]
+    }
     if frozen:
         raise ValueError(
-            f"batch norms must be in training mode to be trained, {', '.join(frozen[:3])} "
-            f"{'stays' if len(frozen) == 1 else 'stay'} in eval mode: to keep their statistics, pass "
-            "tnn.replace(model.train(), lambda path, m: isinstance(m, nn.BatchNorm2d) and not m.training, "
-            "tnn.FrozenBatchNorm2d)"
+            f"batch norms must be in training mode to be trained, {', '.join(list(frozen)[:3])} "
+            f"{'stays' if len(frozen) == 1 else 'stay'} in eval mode: {_advice(model, frozen)}"
         )
+
+
+def _advice(model: nn.Module, frozen: Mapping[str, nn.Module]) -> str:
+    """How to prepare a model whose norms ``frozen`` stay in eval mode."""
+    classes = {nn.BatchNorm2d: "nn.BatchNorm2d", nn.SyncBatchNorm: "nn.SyncBatchNorm"}
+    found = [name for cls, name in classes.items() if any(isinstance(norm, cls) for norm in frozen.values())]
+    if not all(isinstance(norm, tuple(classes)) for norm in frozen.values()):
+        return "only BatchNorm2d can keep its statistics: call model.train(), which must switch the others too"
+    # Only a method train() that keeps norms in eval mode shows which norms it keeps.
+    is_set = any(model.get_submodule(path).training for path in frozen)
+    matched = found[0] if len(found) == 1 else f"({', '.join(found)})"
+    return (
+        f"to keep their statistics, pass tnn.replace({'model.train()' if is_set else 'model'}, lambda path, m: "
+        f"isinstance(m, {matched}) and not m.training, tnn.FrozenBatchNorm2d)"
+    )
 
 
 def _is_eval_alone(model: nn.Module, path: str) -> bool:
