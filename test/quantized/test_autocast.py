@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchvision_layers import nn as tnn
 from torchvision_layers import quantized
+from torchvision_layers.testing._checks._quantization import decibels
 
 ENGINES = [("eager", "x86"), ("eager", "onednn"), ("pt2e", "x86")]
 DTYPES = [torch.bfloat16, torch.float16]
@@ -115,6 +116,15 @@ def test_regions_within_others_are_refused_before_calibration(inner: bool) -> No
 
     with pytest.raises(TypeError, match="switches autocasting in 1 place within a region that turns it on"):
         quantized.quantize(Regions(True, inner).eval(), batches(), engine="pt2e", allow_float=True)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("ranges", ["histogram", "minmax", "mse"])
+def test_activations_in_bfloat16_are_observed(ranges: str, batches: int) -> None:
+    torch.manual_seed(0)
+    model = Regions(True, None).eval()
+    int8 = quantized.quantize(model, [X] * batches, ranges=ranges)
+    assert decibels(model(X), int8(X)) > 30
 
 
 class Checkpoint(nn.Module):

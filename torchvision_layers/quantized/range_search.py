@@ -47,7 +47,9 @@ class FastRangeSearch:
             return self.probe(self, x_orig)
         self._found = None
         if x_orig.numel():
-            self._observe(x_orig.detach())
+            values = x_orig.detach()
+            # NumPy, which searches the bins, has no bfloat16, and float16 holds too small counts.
+            self._observe(values.float() if values.dtype in (torch.bfloat16, torch.float16) else values)
         return x_orig
 
     def _observe(self, values: Tensor) -> None:
