@@ -13,10 +13,10 @@ from .._utils.outputs import largest, outputs_of
 from .._utils.structure import flatten
 from .finite import describe_origin
 from .pairs import overflows
+from .state_kinds import FLOAT_STATE, holds_float_weights, int8_weight
 from .wrapper import QuantizableWrapper, Stage
 
 __all__ = [
-    "FLOAT_STATE",
     "check_float32_parameters",
     "check_int8_state",
     "check_norms_train",
@@ -27,12 +27,9 @@ __all__ = [
     "first_of",
 ]
 
-FLOAT_STATE = (
-    "state_dict must be that of an int8 model, got weights in float: load them into the float model, and quantize that"
-)
 _OTHER_LAYERS = (
-    "the layers of an int8 model may depend on weights, so quantize the float model with the weights that it had, or "
-    "move it by deploy.export"
+    "the layers of an int8 model depend on its backend and may depend on weights, so quantize the float model with "
+    "those that it had, or move it by deploy.export"
 )
 
 
@@ -82,23 +79,28 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
     """Raises unless ``state_dict`` has what each int8 layer of ``model`` needs, before anything is loaded.
 
     Errors: ``ValueError`` if it has weights in float or, for x86, weights whose products overflow there, and
-    ``RuntimeError`` if it is of other layers.
+    ``RuntimeError`` if it is of other layers or of another backend, or lacks keys.
     """
     own = model.state_dict()
     ours, theirs = _owners(own), _owners(state_dict)
-    packed = [key for key, value in own.items() if _int8_weight(value) is not None]
-    weights = {key: _int8_weight(value) for key, value in state_dict.items()}
-    if packed and all(weight is None for weight in weights.values()):
+    packed = [key for key, value in own.items() if int8_weight(value) is not None]
+    weights = {key: int8_weight(value) for key, value in state_dict.items()}
+    if packed and all(weight is None for weight in weights.values()) and holds_float_weights(state_dict):
         raise ValueError(FLOAT_STATE)
+    _check_backend(model.backend, packed, weights)
     int8_ours, int8_theirs = _owners(packed), _owners(key for key, weight in weights.items() if weight is not None)
-    missing, besides = int8_ours - int8_theirs, (int8_theirs - int8_ours) & ours
+    missing, besides = (int8_ours - int8_theirs) - theirs, (int8_theirs - int8_ours) & ours
     if strict:
         missing, besides = missing | (ours - theirs), besides | (theirs - ours)
-    if missing or besides:
+    missing, besides = missing - {""}, besides - {""}  # keys of the model itself
+    if besides or (missing and strict):
         raise RuntimeError(
             f"state_dict must be of the layers of this model, got one with {_listed(besides)} besides, and "
             f"without {_listed(missing)}: {_OTHER_LAYERS}"
         )
+    # Int8 modules of torch cannot load a part of their state.
+    of_torch = {path for path in int8_ours if _is_of_torch(model.get_submodule(f"{model.child}.{path}".rstrip(".")))}
+    _check_keys(own, of_torch, state_dict, strict)
     for path, other in _shared(model.get_submodule(model.child)):
         for key in (key for key in state_dict if key.startswith(f"{path}.")):
             same = other + key.removeprefix(path)
@@ -111,7 +113,47 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
     for key, weight in weights.items() if model.backend == "x86" else ():
         is_packed_for_onednn = hasattr(modules.get(f"{model.child}.{key.rpartition('.')[0]}"), "kernel_class")
         if weight is not None and overflows(weight.int_repr(), is_packed_for_onednn):
-            raise ValueError(f"{key} has weights made for another backend, whose products overflow on x86")
+            raise ValueError(
+                f"{key} has weights made for another backend, whose products overflow on x86: quantize the float model "
+                "with the backend of the state, such as backend='onednn'"
+            )
+
+
+def _check_backend(backend: str, packed: list[str], weights: Mapping[str, Tensor | None]) -> None:
+    """Raises ``RuntimeError`` if linear layers have the form of another backend."""
+    for key in packed:
+        path, _, name = key.rpartition(".")
+        is_packed, path = name == "_packed_params", path.removesuffix("._packed_params")
+        other = f"{path}.weight" if is_packed else f"{path}._packed_params._packed_params"
+        if key not in weights and weights.get(other) is not None:
+            others = "'onednn'" if is_packed else "'x86' or 'qnnpack'"
+            raise RuntimeError(
+                f"state_dict must be that of a model for backend={backend!r}, got the form of {others} for {path}: "
+                f"quantize the float model with the backend of the state, {others}"
+            )
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.")
+
+
+def _check_keys(own: Mapping[str, Any], whole: set[str], state_dict: Mapping[str, Any], strict: bool) -> None:
+    """Raises ``RuntimeError`` for missing or unexpected keys; unless ``strict``, only for those of layers ``whole``."""
+    missing = [key for key in own if key not in state_dict and (strict or _owners([key]) <= whole)]
+    unexpected = [key for key in state_dict if key not in own and strict]
+    lines = [
+        f"{kind} key(s) in state_dict: {', '.join(map(repr, keys))}"
+        for kind, keys in (("Missing", missing), ("Unexpected", unexpected))
+        if keys
+    ]
+    if lines:
+        rule = "the keys of this model" if strict else "all keys of int8 layers, also with strict=False"
+        raise RuntimeError("\n\t".join([f"state_dict must have {rule}:", *lines]))
+    if getattr(state_dict, "_metadata", None) is None and any(isinstance(own[key], tuple) for key in own):
+        raise RuntimeError(
+            "state_dict must have the attribute _metadata of the saved state, which holds the versions of packed "
+            "weights: copy a state by copy.copy(state), because dict(state) loses it"
+        )
 
 
 def _shared(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -130,11 +172,6 @@ def _is_same(value: Any, other: Any) -> bool:
     if value.is_quantized and other.is_quantized:
         value, other = value.dequantize(), other.dequantize()
     return torch.equal(value, other)
-
-
-def _int8_weight(value: Any) -> Tensor | None:
-    weight = value[0] if isinstance(value, tuple) else value  # torch saves linear weights with their biases
-    return weight if isinstance(weight, Tensor) and weight.dtype is torch.qint8 else None
 
 
 def _owners(keys: Iterable[str]) -> set[str]:

@@ -2,17 +2,19 @@
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import Self
 
 from .._utils.inputs import Inputs
 from .._utils.modules import tensor_versions
 from .settings import Settings
+from .state_kinds import check_prepared_state
 from .trial import Trial
 
 __all__ = ["QuantizableWrapper", "Stage"]
@@ -89,6 +91,14 @@ class QuantizableWrapper(nn.Module):
         if self.is_frozen:
             self._freeze()
         return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As in ``nn.Module``. Errors: ``ValueError`` if a prepared model gets the state of another stage."""
+        if self.stage is Stage.PREPARED:
+            check_prepared_state(state_dict, strict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.stage is not Stage.FLOAT:

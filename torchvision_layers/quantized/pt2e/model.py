@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from ..._utils.inputs import Inputs, takes_one_input
 from ..._utils.structure import rebuild
-from ..checks import FLOAT_STATE
 from ..finite import check_not_nan, may_give_nan
 from ..precision import in_float32
+from ..state_kinds import FLOAT_STATE
 from ..wrapper import QuantizableWrapper, Stage
 from .export import ExportedModel
 from .nodes import qparams, set_qparams
