@@ -203,3 +203,20 @@ def test_recurrent_layers_in_graph(cls: type[nn.RNNBase], dropout: float) -> Non
     model.eval()
     assert decibels(model(X), prepared(X)) > 25
     assert decibels(prepared(X), quantized.convert(prepared)(X)) > 40
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_diverged_training_is_not_converted(engine: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    prepared = quantized.prepare_qat(model, X, engine=engine)
+    prepared(X)
+    with torch.no_grad():
+        next(value for key, value in prepared.named_parameters() if key.endswith("3.weight"))[0] = torch.nan
+    with pytest.raises(ValueError, match=r"^model must have finite parameters .*, 3\.weight has NaN"):
+        quantized.convert(prepared)
+
+
+def test_converting_names_the_model_in_a_wrapper() -> None:
+    prepared = quantized.prepare_qat(nn.Sequential(nn.Conv2d(3, 8, 3)), X)
+    with pytest.raises(ValueError, match=r"pass .*model\.module"):
+        quantized.convert(nn.DataParallel(prepared))

@@ -13,7 +13,7 @@ from .._utils.folded_forms import join_branches
 from .._utils.inputs import Inputs, inputs_of
 from .._utils.model_checks import check_forward, check_unwrapped
 from .batches import iterate
-from .checks import check_norms_train, check_not_converted
+from .checks import check_finite_state, check_norms_train, check_not_converted
 from .eager.fusion import fuse_children
 from .eager.model import QuantizableModel, unwrapped
 from .engine import load_engine
@@ -258,10 +258,11 @@ def convert(model: QuantizableModel | QuantizableGraph, *, check: bool = True) -
             compares it with the float model. The inputs are up to four images of the last call of ``model``; without a
             call, as after loading a state, nothing is compared. Default: ``True``.
 
-    Errors: ``ValueError`` for any other model, or if no batch reached a module; ``RuntimeError`` if the int8 model
-    cannot run, or if rounding does not explain its error.
+    Errors: ``ValueError`` for any other model, if parameters or statistics are not finite, or if no batch reached a
+    module; ``RuntimeError`` if the int8 model cannot run, or if rounding does not explain its error.
     """
     _check_prepared(model)
+    check_finite_state(model.get_submodule(model.child))
     with in_float32():
         int8: QuantizableModel | QuantizableGraph = load_engine(model.engine).convert(model)
         trial = int8.take_trial()
@@ -292,5 +293,7 @@ def _check_float(model: nn.Module) -> nn.Module:
 
 
 def _check_prepared(model: nn.Module) -> None:
+    if not isinstance(model, (QuantizableModel, QuantizableGraph)):
+        check_unwrapped("model", model)
     if not isinstance(model, (QuantizableModel, QuantizableGraph)) or model.stage is not Stage.PREPARED:
         raise ValueError(f"model must come from prepare_qat and not be converted yet, got a {type(model).__name__}")

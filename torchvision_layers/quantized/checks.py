@@ -17,6 +17,7 @@ from .state_kinds import FLOAT_STATE, holds_float_weights, int8_weight
 from .wrapper import QuantizableWrapper, Stage
 
 __all__ = [
+    "check_finite_state",
     "check_float32_parameters",
     "check_int8_state",
     "check_norms_train",
@@ -204,6 +205,22 @@ def check_float32_parameters(model: nn.Module) -> None:
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"model must be float32 to be quantized, {path} is {parameter.dtype}: call model.float()")
+
+
+def check_finite_state(model: nn.Module) -> None:
+    """Raises ``ValueError`` with the paths of parameters and of running statistics that are not finite."""
+    statistics = ((path, buffer) for path, buffer in model.named_buffers() if ".running_" in f".{path}")
+    paths = [
+        path
+        for path, tensor in chain(model.named_parameters(), statistics)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if paths:
+        raise ValueError(
+            f"model must have finite parameters and statistics to be converted, {_listed(set(paths))} "
+            f"{'has' if len(paths) == 1 else 'have'} NaN or infinity: training diverged, continue from an earlier "
+            "state with a lower learning rate"
+        )
 
 
 def check_same_results(
