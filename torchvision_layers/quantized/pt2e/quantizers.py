@@ -124,12 +124,13 @@ class _OnnxRuntimeQuantizer(_X86Quantizer):
     """
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        kept = {node for node in model.graph.nodes if x86.QUANT_ANNOTATION_KEY in node.meta}
         super().annotate(model)
         spec = self.global_config.input_activation
         for node in reversed(model.graph.nodes):
             if "is_excluded" in node.meta:
                 continue
-            if is_call(node, ADDITIONS | PRODUCTS):
+            if is_call(node, ADDITIONS | PRODUCTS) and node not in kept:
                 terms = [term for term in node.args[:2] if is_activation(term)]
                 if len(terms) == 2 and _is_read_in_float(node):
                     keep_in_float([node])

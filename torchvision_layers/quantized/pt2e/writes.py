@@ -9,13 +9,16 @@ from torch import fx
 __all__ = ["aliases", "is_write", "memory_owner", "reread_after_writes"]
 
 _alias = torch.ops.aten.alias.default
+#: Entries of a node that name the function of the forward that it comes from.
+_SOURCES = {"source_fn_stack", "torch_fn"}
 
 
 def reread_after_writes(module: fx.GraphModule) -> list[fx.Node]:
     """Gives a tensor, and each view of it, another node after every write, and lets all later nodes read that one.
 
-    Quantizers put the rounding of a tensor directly after its node, which would be before the write. Returns the nodes
-    that must read and write the tensor itself, and so must not round their inputs.
+    Quantizers put the rounding of a tensor directly after its node, which would be before the write. Marks
+    the nodes whose results are written into, which must not be rounded into a copy. Returns those of them that must
+    read and write the tensor itself, and so must not round their inputs.
     """
     graph, in_float = module.graph, list[fx.Node]()
     for node in graph.nodes:
@@ -30,10 +33,13 @@ def reread_after_writes(module: fx.GraphModule) -> list[fx.Node]:
             if users:
                 with graph.inserting_after(node):
                     again = graph.call_function(_alias, (alias,))
-                again.meta = {**node.meta, "val": alias.meta["val"]}
+                # As a source of the write, it would be a second output of it, which quantizers reject.
+                again.meta = {key: value for key, value in node.meta.items() if key not in _SOURCES}
+                again.meta["val"] = alias.meta["val"]
                 for user in users:
                     user.replace_input_with(alias, again)
-        root.meta["is_written"] = True
+        for alias in (root, *views):
+            alias.meta["is_written"] = True
         in_float += views
     if in_float:
         module.recompile()
