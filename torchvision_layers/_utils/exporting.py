@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
-from .inputs import Inputs
+from .inputs import Inputs, accepts
+from .modules import copy_module
 from .safe_names import safe_names
 from .source_lines import failing_line
 from .structure import flatten
@@ -73,8 +74,10 @@ def export_program(
 
     A program that rejects a single image is exported again, which takes as long as the first time. If that does not
     help, it loses the guards that do, provided that its result for a single image is right. With
-    ``drops_batch_guards`` it loses them at once, to save time; the symbols of the program still exclude one image. With
-    ``runs_single=False``, or for inputs that cannot be cut, the program is not run at all.
+    ``drops_batch_guards`` it loses them at once, to save time; the symbols of the program still exclude one image. In
+    training it then loses them without a comparison, which the caller must make, unless the model, such as one with a
+    batch norm, refuses a single image as well. With ``runs_single=False``, or for inputs that cannot be cut, the
+    program is not run at all.
 
     Errors: ``RuntimeError`` with ``advice``, and with the line of the model that failed, if the model cannot be
     exported.
@@ -91,6 +94,7 @@ def export_program(
         dynamic_shapes = collection.dynamic_shapes(model, inputs.args, inputs.kwargs)
         programs: list[ExportedProgram] = []
         single = _single_image(inputs, sizes)
+        takes_single = model.training and drops_batch_guards and runs_single and accepts(copy_module(model), single)
         for context in contexts:
             # The cache of fake tensors compares symbolic sizes, which takes longer than what it saves.
             uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
@@ -104,6 +108,8 @@ def export_program(
             ):
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
+                if takes_single:
+                    _drop_broken_guards(programs[0], model, single)
                 return programs[0]
             if _accepts(programs[-1], single) or (drops_batch_guards and drop_guards(programs[-1], model, [single])):
                 return programs[-1]
@@ -183,6 +189,12 @@ def drop_guards(program: ExportedProgram, model: nn.Module, compared: Sequence[I
         return True
     program._guards_code = guards
     return False
+
+
+def _drop_broken_guards(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> None:
+    """Drops the guards that inputs break, without a comparison: dropout in training draws other numbers in each run."""
+    held = held_guards(program, model, inputs)
+    program._guards_code = [guard for guard, holds in zip(program._guards_code, held, strict=True) if holds]
 
 
 def gives_results_of(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:
