@@ -132,3 +132,29 @@ def test_lazy_layer_in_container_is_refused(engine: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.LazyBatchNorm2d())).eval()
     with pytest.raises(TypeError, match=r"lazy modules, got LazyBatchNorm2d at 1.0: initialize it with model\(batch\)"):
         quantized.quantize(model, [X], engine=engine)
+
+
+class OfList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        output: Tensor = self.last(sum(self.first(image) for image in images))
+        return output
+
+
+class Scaled(OfList):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:  # type: ignore[override]
+        output: Tensor = self.last(self.first(x) * scale)
+        return output
+
+
+def test_other_arguments_than_those_of_calibration() -> None:
+    int8 = quantized.quantize(OfList().eval(), [([X, X],)])
+    with pytest.raises(ValueError, match="model was prepared for 2 floating-point inputs, got more"):
+        int8([X, X, X])
+    int8 = quantized.quantize(Scaled().eval(), [X])
+    for call in (lambda: int8(X, 2.0), lambda: int8(X, scale=2.0)):
+        with pytest.raises(ValueError, match=r"scale must be 1\.0, as in the first call"):
+            call()

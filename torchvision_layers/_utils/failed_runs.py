@@ -56,7 +56,9 @@ def explaining_int8(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         yield
     except _ERRORS as error:
         for value in [*inputs.args, *inputs.kwargs.values()]:
-            _check_on_cpu(value, error)
+            # Beside tensors, a forward may take constants, whose errors name them.
+            if not (inputs.tensors() and isinstance(value, (complex, float, int, str, type(None)))):
+                _check_on_cpu(value, error)
         check_first_layer(model, "input", inputs, error)
         raise
 
@@ -127,7 +129,7 @@ def _first_layer(model: nn.Module, inputs: Inputs) -> _ReachedError | None:
 def _check_dtype(first: _ReachedError, name: str, layer: str, error: Exception) -> None:
     weight, tensor = getattr(first.module, "weight", None), first.tensor
     if not isinstance(weight, Tensor):  # int8
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_quantized):
             _check_float32(name, tensor, error)
         return
     if tensor.device != weight.device:
