@@ -19,6 +19,7 @@ from torchvision_layers.quantized.eager.int8_modules import (
     Int8Linear,
     use_backend,
 )
+from torchvision_layers.testing._checks._quantization import decibels
 
 # torch saves and copies int8 tensors through a storage class that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
@@ -233,3 +234,22 @@ def test_leaky_relu_in_place_prints_no_warning(capfd: pytest.CaptureFixture[str]
     x = torch.randn(2, 3, 6, 6)
     quantized.quantize(model, [x])(x)
     assert "inplace" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+@pytest.mark.parametrize("backend", ["x86", "onednn", "qnnpack"])
+def test_deterministic_algorithms(backend: str, warn_only: bool) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval(),
+        torch.randn(4, 3, 8, 8),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        int8 = quantized.quantize(model, [x], backend=backend)
+        assert decibels(model(x), int8(x)) > 28
+        assert torch.equal(int8(x), int8(x))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -27,14 +27,21 @@ def use_backend(backend: str) -> Iterator[None]:
     """Sets torch's global engine within the context.
 
     Int8 weights are packed for that engine when they are created, copied or loaded; kernels without weights, such as
-    addition and pooling, read it whenever they run.
+    addition and pooling, read it whenever they run. Deterministic algorithms are off, because linear layers on x86
+    would raise an error; int8 kernels are deterministic without them.
     """
     previous = torch.backends.quantized.engine
     torch.backends.quantized.engine = backend
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if is_deterministic:
+        torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
         torch.backends.quantized.engine = previous
+        if is_deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=warns_only)
 
 
 class Int8Module(nn.Module):
