@@ -22,6 +22,7 @@ from .modules import copy_module
 from .safe_names import safe_names
 from .source_lines import failing_line
 from .structure import flatten
+from .symbolic_grids import SymbolicGrids
 from .symbolic_lengths import symbolic_lengths
 
 __all__ = [
@@ -103,6 +104,7 @@ def export_program(
                 without_partial_graph(),
                 kept_tensors_allowed(),
                 symbolic_lengths(model),
+                SymbolicGrids(),
                 uncached,
                 safe_names(model),
             ):

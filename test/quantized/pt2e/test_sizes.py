@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -76,6 +77,45 @@ def test_graph_that_does_not_depend_on_sizes_is_exported_with_constants(function
     torch.testing.assert_close(exported.graph_module(OTHER)[0], model(OTHER))
 
 
+def log_rows(y: Tensor) -> Tensor:
+    return y * torch.logspace(-1, 1, y.shape[2])[:, None]
+
+
+@pytest.mark.parametrize(
+    "function", [log_rows, lambda y: torch.stack(y.unbind(2), 3), lambda y: sum(y.unbind(3)) * y.shape[2]]
+)
+def test_size_that_torch_takes_for_a_constant_is_fixed_with_a_warning(function: Callable[[Tensor], Tensor]) -> None:
+    model = with_conv(function)
+    with pytest.warns(UserWarning, match="takes images of 18 x 20 only"):
+        exported = export(model, Inputs((X,)))
+    assert exported.signature.sizes == [(None, 3, 18, 20)]
+    torch.testing.assert_close(exported.graph_module(X)[0], model(X))
+    with pytest.raises(RuntimeError, match=r"fixes dimension [23] of the input .* pass dynamic_sizes=False"):
+        export(model, Inputs((X,)), dynamic_sizes=True)
+
+
+def rows(y: Tensor) -> Tensor:
+    return y + torch.linspace(-1, 2.5, y.shape[2])[:, None]
+
+
+def columns(y: Tensor) -> Tensor:
+    return y + torch.linspace(1, 0, steps=y.shape[3], dtype=y.dtype)
+
+
+def rotate(y: Tensor, align_corners: bool = False) -> Tensor:
+    theta = torch.tensor([[0.8, -0.6, 0.1], [0.6, 0.8, 0.0]]).expand(y.shape[0], 2, 3)
+    grid = F.affine_grid(theta, list(y.shape), align_corners=align_corners)
+    return F.grid_sample(y, grid, align_corners=align_corners)
+
+
+@pytest.mark.parametrize("function", [rows, columns, rotate, partial(rotate, align_corners=True)])
+def test_grid_of_coordinates_has_the_size_of_each_image(function: Callable[[Tensor], Tensor]) -> None:
+    model = with_conv(function)
+    graph = export(model, Inputs((X,)), dynamic_sizes=True).graph_module
+    for x in (X, X[:1, :, :7], torch.cat([X, X], 3)):
+        torch.testing.assert_close(graph(x)[0], model(x), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -84,8 +124,6 @@ def test_graph_that_does_not_depend_on_sizes_is_exported_with_constants(function
         lambda y: F.interpolate(y, size=y.shape[2:]),
         lambda y: y / y[0].numel(),
         lambda y: y[..., : y.size(-1) // 2],
-        lambda y: torch.stack(y.unbind(2), 3),
-        lambda y: sum(y.unbind(3)),
     ],
 )
 def test_graph_that_depends_on_sizes_has_symbolic_ones(function: Callable[[Tensor], Tensor]) -> None:

@@ -19,6 +19,7 @@ from ..._utils.modules import copy_module
 from ..._utils.size_limit import SizeLimit
 from ..checks import check_same_results
 from .batch_sizes import export_constant_batch
+from .fixed_sizes import check_variable_images
 from .size_branches import with_best_branch
 
 __all__ = ["SizedGraph", "export_fixed", "export_sized", "output_values", "warn_fixed"]
@@ -195,7 +196,7 @@ def _depends_on_size(func: Any) -> bool:
 def _export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None) -> SizedGraph | None:
     """Exports ``model`` with symbolic sizes, or returns ``None`` if that would be slow and ``dynamic_sizes`` allows it.
 
-    Errors: ``RuntimeError`` if it cannot be exported, or only for one batch size.
+    Errors: ``RuntimeError`` if it cannot be exported, or only for one size of the batch or of images.
     """
     limit = SizeLimit()
     # A size of one may be broadcast, which no variable size could be.
@@ -205,7 +206,9 @@ def _export_symbolic(model: nn.Module, pair: Inputs, dynamic_sizes: bool | None)
         with limit if dynamic_sizes is None else nullcontext():
             program = export_program(model, pair, sizes, drops_batch_guards=True)
             program = program if model.training else with_best_branch(program, model, pair, sizes)
-        return _sized(program.module())
+        sized = _sized(program.module())
+        check_variable_images(_input_values(sized.graph_module), model, pair)
+        return sized
     except RuntimeError:
         if not limit.is_exceeded:
             raise
@@ -249,14 +252,17 @@ def export_fixed(model: nn.Module, pair: Inputs, is_single: bool) -> SizedGraph:
 
 
 def _sized(module: fx.GraphModule) -> SizedGraph:
-    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    outputs = output_values(module)
+    inputs, outputs = _input_values(module), output_values(module)
     batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
     if is_concrete_int(batch):
         raise RuntimeError("model cannot be exported for every batch: its forward depends on the size of the batch")
     sizes = [tuple(int(size) if is_concrete_int(size) else None for size in tensor.shape) for tensor in inputs]
     dims = (_symbolic_dims(batch, inputs), _symbolic_dims(batch, outputs))
     return SizedGraph(module, sizes, dims, has_guards=True)
+
+
+def _input_values(module: fx.GraphModule) -> list[Any]:
+    return [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def output_values(module: fx.GraphModule) -> list[Any]:
