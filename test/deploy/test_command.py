@@ -297,6 +297,23 @@ def test_backends_that_do_not_go_with_the_format(
     assert message in command_error(*argv, *options.split())
 
 
+def test_layers_in_float_are_allowed_by_an_option(
+    package: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    calls: dict[str, Any],
+    command_error: Callable[..., str],
+    monkeypatch,
+) -> None:
+    def quantize(*args: object, **options: object) -> nn.Module:
+        raise TypeError("fc would stay in float; pass allow_float=True to allow it")
+
+    monkeypatch.setattr(quantized, "quantize", quantize)
+    np.save(tmp_path / "inputs.npy", np.zeros((2, 3, 20, 20), np.float32))
+    options = ["--output", tmp_path / "m.pt", "--int8", "--calibration", tmp_path / "inputs.npy"]
+    assert "pass --allow-float to allow it" in command_error(f"{package}:net", checkpoint, *options)
+
+
 def test_invalid_ranges(package: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([f"{package}:net", str(checkpoint), "--output", str(tmp_path / "a.onnx"), "--int8", "--ranges", "101"])
@@ -346,6 +363,8 @@ def test_invalid_files(package: str, checkpoint: Path, tmp_path: Path, command_e
     assert "small.py:net: missing fc.bias; unexpected more" in command_error(name, wrong, *output)
     torch.save({**fields, "num_classes": 4}, wrong)
     assert "size mismatch for fc.weight" in command_error(name, wrong, *output)
+    torch.save(weights, wrong)  # without the number of classes
+    assert "; pass --num-classes if only the last layer differs" in command_error(name, wrong, *output)
     torch.save({**fields, "model": {**weights, "fc.bias": weights["fc.bias"].to(torch.complex64)}}, wrong)
     assert "small.py:net: fc.bias is complex, and real in the model" in command_error(name, wrong, *output)
     for about in ({"num_classes": 3.5}, {"settings": {"image_size": "large"}}, {"settings": {"image_size": 0}}):

@@ -99,3 +99,24 @@ def test_operators(tmp_path: Path) -> None:
     nodes = [node.op_type for node in onnx.load(path).graph.node]
     start = nodes.index("Conv")
     assert nodes[start : start + 3] == ["Conv", "Clip", "Conv"]
+
+
+def exp_of_unsqueezed(y: Tensor) -> Tensor:
+    y.squeeze(0).unsqueeze(0)[:, 0].exp_()
+    return y
+
+
+def zero_of_unfolded(y: Tensor) -> Tensor:
+    y.unfold(2, 2, 2)[..., 0].mul_(0.0)
+    return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("function", [exp_of_unsqueezed, zero_of_unfolded])
+def test_writes_that_the_converter_gets_wrong_name_another_format(
+    function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    model = Net(function).eval()
+    with pytest.raises(RuntimeError, match="format='pt2'"):
+        deploy.export(model, X, tmp_path / "m.onnx")
+    deploy.export(model, X, tmp_path / "m.pt2", lowered=False)

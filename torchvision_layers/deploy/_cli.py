@@ -172,7 +172,10 @@ def _run(args: Namespace) -> None:
             assert format.engine is not None
             backend = args.backend or format.backend
             batches = list(calibration.split(_BATCH_SIZE))
-            model = quantized.quantize(model, batches, backend=backend, engine=format.engine, **int8_options(args))
+            try:
+                model = quantized.quantize(model, batches, backend=backend, engine=format.engine, **int8_options(args))
+            except TypeError as error:
+                raise TypeError(str(error).replace("allow_float=True", "--allow-float")) from error
             print(f"int8: calibrated on {len(calibration)} inputs, for {backend}", flush=True)
             if args.report:
                 print(quantized.report(model), flush=True)

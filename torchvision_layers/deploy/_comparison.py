@@ -22,8 +22,8 @@ _MAX_AMPLIFIED = 10.0
 _DRAWS = 4
 
 _CAUSES = (
-    "A forward that draws random numbers can cause this, or one that was traced for some values or sizes only; "
-    "format='torchscript' keeps control flow"
+    "A forward that draws random numbers can cause this, or one that was traced for some values or sizes only, or an "
+    "operator that the runtime computes in another way"
 )
 
 
@@ -33,18 +33,19 @@ def compare(subject: Subject, program: Callable[..., Any], inputs: Inputs, forma
     Errors: ``RuntimeError`` if the file cannot run ``inputs``, or if rounding does not explain the difference.
     """
     expected = run_model(subject.model, inputs)
-    shown = describe_shapes(inputs)
+    shown, advice = describe_shapes(inputs), _advice(subject, format)
+    causes = f"{_CAUSES}; {advice}"
     try:
         output = plain(inputs.run(program))
     except Exception as error:  # each runtime raises its own types
         raise RuntimeError(
-            f"the file in format {format.name!r} cannot run {shown}, which the model accepts: {error}"
+            f"the file in format {format.name!r} cannot run {shown}, which the model accepts: {error}; {advice}"
         ) from error
     (tensors, template), (expected_tensors, expected_template) = flatten(output), flatten(expected)
     if template != expected_template:
         raise RuntimeError(
             f"the file in format {format.name!r} returns another structure or other constants than the model for "
-            f"{shown}: {template} in place of {expected_template}. {_CAUSES}"
+            f"{shown}: {template} in place of {expected_template}. {causes}"
         )
     has_other_kernels = format.has_int8_kernels or subject.engine == "eager"
     moved: list[list[Any]] = []
@@ -55,7 +56,7 @@ def compare(subject: Subject, program: Callable[..., Any], inputs: Inputs, forma
         if tensor.shape != original.shape or tensor.dtype != original.dtype:
             raise RuntimeError(
                 f"the file in format {format.name!r} gives {tensor.dtype} of shape {list(tensor.shape)} for {shown}"
-                f"{name}, the model {original.dtype} of shape {list(original.shape)}. {_CAUSES}"
+                f"{name}, the model {original.dtype} of shape {list(original.shape)}. {causes}"
             )
         is_number = original.is_floating_point() or original.is_complex()
         largest = float(original.abs().max()) if original.numel() and is_number else 1.0
@@ -82,7 +83,16 @@ def compare(subject: Subject, program: Callable[..., Any], inputs: Inputs, forma
             raise RuntimeError(
                 f"the file in format {format.name!r} gives other values than the model for {shown}{name}: they differ "
                 f"by {difference:.3g}, with a largest value of {largest:.3g}; rounding explains at most "
-                f"{tolerance:.3g}. {_CAUSES}"
+                f"{tolerance:.3g}. {causes}"
             )
         differences.append(difference / largest if difference else 0.0)
     return max(differences)
+
+
+def _advice(subject: Subject, format: Format) -> str:
+    """Other formats for the model, if there are any."""
+    formats = {"pt2": "runs the operators of torch", "torchscript": "keeps control flow"}
+    if subject.engine is not None:  # TorchScript is for int8 of the eager engine, which has no other
+        del formats["torchscript" if subject.engine == "pt2e" else "pt2"]
+    formats.pop(format.name, None)
+    return ", ".join(f"format={name!r} {use}" for name, use in formats.items()) or "please report the model"

@@ -72,7 +72,12 @@ def to_model(subject: Subject) -> Any:
     add_size_checks(model.graph, rules_to_check(program, subject), inputs)
     rewrite(model, has_integer_biases=subject.backend != "tensorrt")
     _duplicate_zero_points(model)
-    importlib.import_module("onnx").checker.check_model(model, full_check=True)
+    try:
+        importlib.import_module("onnx").checker.check_model(model, full_check=True)
+    except Exception as error:  # it has types of its own
+        raise RuntimeError(
+            f"torch converts the model to ONNX wrongly, use format='pt2': {root_cause(error)}"
+        ) from error
     return model
 
 

@@ -55,7 +55,8 @@ def serialize(subject: Subject, metadata: str) -> tuple[bytes, bytes]:
         model = _core().read_model(content, b"")
     except Exception as error:  # it raises plain RuntimeErrors, over many lines
         reason = str(error).strip().splitlines()[-1]
-        raise RuntimeError(f"OpenVINO cannot read the model, use format='onnx' or 'pt2': {reason}") from error
+        other = "onnx" if subject.engine is None else "onnx-qdq"
+        raise RuntimeError(f"OpenVINO cannot read the model, use format={other!r} or 'pt2': {reason}") from error
     assert subject.program is not None
     model.set_rt_info(metadata, [NAME])
     model.set_rt_info(json.dumps(rules_to_check(subject.program, subject)), [_RULES])
