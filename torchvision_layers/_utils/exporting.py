@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config as shapes
 
+from .data_reads import DataReads
 from .inputs import Inputs, accepts
 from .modules import copy_module
 from .safe_names import safe_names
@@ -118,7 +119,7 @@ def export_program(
         return programs[0] if drop_guards(programs[0], model, [single]) else programs[1]
     except Exception as error:  # torch raises many types here
         raise RuntimeError(
-            f"model cannot be exported as one graph: {_reason(error, model)}; {advice}"
+            f"model cannot be exported as one graph: {_reason(error, model, inputs)}; {advice}"
             "torch.export.export shows the full error"
         ) from error
 
@@ -146,8 +147,14 @@ def without_partial_graph() -> Iterator[None]:
     sys.stderr.write(text.getvalue())
 
 
-def _reason(error: Exception, model: nn.Module) -> str:
+def _reason(error: Exception, model: nn.Module, inputs: Inputs) -> str:
     line, is_own = failing_line(error, model)
+    if "fake tensor in the exported program" in str(error):  # torch finds it after the forward has ended
+        probe = copy_module(model)
+        with DataReads() as reads:
+            accepts(probe, inputs)
+        line = reads.line or line
+        return f"{line} uses the memory of a tensor by .data, which torch.export cannot follow; use .detach()"
     if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
         return f"{line} uses the value of a tensor as a Python number; use torch.where, or move it out of the model"
     if is_own:

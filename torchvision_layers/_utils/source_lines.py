@@ -11,6 +11,7 @@ from torch import nn
 __all__ = ["failing_line", "source_line"]
 
 _TORCH = str(Path(torch.__file__).parent)
+_UTILS = str(Path(__file__).parent)
 
 
 def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
@@ -43,5 +44,5 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def _is_own(file: str, function: str) -> bool:
-    """Whether a line belongs neither to torch nor to a mode that watches it."""
-    return not file.startswith(_TORCH) and function != "__torch_function__"
+    """Whether a line belongs neither to torch, nor to a mode that watches it, nor to the export itself."""
+    return not file.startswith((_TORCH, _UTILS)) and function != "__torch_function__"

@@ -234,3 +234,17 @@ def test_results_that_nothing_reads(forward) -> None:
     """The quantizer expects that every operator has a user."""
     model = FunctionModule(forward, first=nn.Conv2d(3, 8, 3), second=nn.Conv2d(8, 4, 3)).eval()
     assert decibels(model(X), quantize(model, [X], engine="pt2e")(X)) >= 33
+
+
+def test_write_through_data_is_an_error_with_its_line() -> None:
+    def forward(module: nn.Module, x: Tensor, read) -> Tensor:
+        y = module.first(x)
+        read(y).mul_(2)
+        return module.second(y)
+
+    layers = {"first": nn.Conv2d(3, 8, 3), "second": nn.Conv2d(8, 4, 3)}
+    model = FunctionModule(lambda module, x: forward(module, x, lambda y: y.data), **layers).eval()
+    with pytest.raises(RuntimeError, match=r"test_writes\.py:\d+: model = .* y\.data.* use \.detach\(\)"):
+        quantize(model, [X], engine="pt2e")
+    model.function = lambda module, x: forward(module, x, Tensor.detach)
+    assert decibels(model(X), quantize(model, [X], engine="pt2e")(X)) >= 33
