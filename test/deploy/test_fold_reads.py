@@ -70,7 +70,7 @@ def test_reads(name: str) -> None:
 
 
 def test_reads_of_a_module_further_up() -> None:
-    """What no ``forward`` reads is folded."""
+    """Modules that no ``forward`` reads are folded."""
 
     class Above(nn.Module):
         def __init__(self) -> None:

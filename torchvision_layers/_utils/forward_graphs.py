@@ -36,7 +36,7 @@ def graphs_of(module: nn.Module) -> ForwardGraphs:
 
 
 def _call(root: nn.Module, node: torch.fx.Node) -> Any:
-    """What a node does; other nodes in its arguments are given by their names."""
+    """The call of a node; other nodes in its arguments are given by their names."""
     arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda argument: argument.name)
     is_constant = node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
     return [node.name, node.op, getattr(root, str(node.target)) if is_constant else node.target, arguments]
