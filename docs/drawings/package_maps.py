@@ -17,12 +17,13 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
             [
                 Group(
                     "How a forward uses its modules",
-                    "tracing side_effects tensor_writes data_flow chains forward_graphs recorded_forwards source_lines",
+                    "tracing proxy side_effects tensor_writes data_flow chains forward_graphs recorded_forwards "
+                    "source_lines",
                 ),
                 Group("The same result from other modules", "plain/ folded_forms scaling row_blocks"),
             ],
             [
-                Group("Exported programs", "exporting safe_names size_limit symbolic_lengths"),
+                Group("Exported programs", "exporting safe_names size_limit symbolic_lengths symbolic_grids data_reads"),
                 Group("Files and commands", "atomic command importing progress quiet"),
                 Group("Processors", "amx"),
             ],
@@ -80,7 +81,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
         "quantized",
         [
             [Group("Public functions", "api settings batches")],
-            [Group("Find problems before calibration", "checks exclusion precision finite")],
+            [Group("Find problems before calibration", "checks state_kinds exclusion precision finite")],
             [
                 Group("An engine prepares, calibrates, converts", "engine eager/ pt2e/ wrapper"),
                 Group("Quantizable twins", "layers/ joining"),
@@ -119,7 +120,7 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
     "package_pt2e": PackageMap(
         "quantized/pt2e",
         [
-            [Group("Export for all sizes", "export signature sizes batch_sizes size_branches")],
+            [Group("Export for all sizes", "export signature sizes fixed_sizes batch_sizes size_branches")],
             [Group("Rewrite the graph", "regions passes writes constants weights nodes")],
             [Group("Refuse what cannot become int8", "problems training_checks")],
             [

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .data_flow import ForwardTrace, analyze, intersect, sequence
+from .proxy import RecordingProxy
 from .side_effects import Effects, record_reads_, writable_copy
 
 __all__ = [
@@ -37,35 +38,6 @@ Container = tuple[Callable[..., Any], tuple[Any, ...]]
 Trace = Callable[[nn.Module], ForwardTrace]
 
 
-class _Proxy(torch.fx.Proxy):
-    """A proxy that records assignments such as ``+=``; those of torch.fx record ``+``, or cannot be assigned to.
-
-    It refuses ``data``, through which writes would reach the tensor unseen.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            raise torch.fx.proxy.TraceError("a tensor is read as data")
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "data":
-            raise torch.fx.proxy.TraceError("the data of a tensor is set")
-        super().__setattr__(name, value)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-
-def _in_place_method(name: str) -> Callable[[_Proxy, Any], torch.fx.Proxy]:
-    target = getattr(operator, name)
-    return lambda self, other: self.tracer.create_proxy("call_function", target, (self, other), {})
-
-
-for _name in ("iadd", "iand", "ifloordiv", "imatmul", "imod", "imul", "ior", "ipow", "isub", "itruediv", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place_method(_name))
-
-
 class _ShallowTracer(torch.fx.Tracer):
     """Traces a single ``forward``: child modules are leaves, temporary modules such as slices are traced through."""
 
@@ -76,7 +48,7 @@ class _ShallowTracer(torch.fx.Tracer):
         self.modes: set[tuple[bool, ...]] = set()
 
     def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        proxy = _Proxy(node, self)
+        proxy = RecordingProxy(node, self)
         self.effects.watch(proxy)
         return proxy
 
