@@ -23,7 +23,9 @@ PACKAGE_MAPS: dict[str, PackageMap] = {
                 Group("The same result from other modules", "plain/ folded_forms scaling row_blocks"),
             ],
             [
-                Group("Exported programs", "exporting safe_names size_limit symbolic_lengths symbolic_grids data_reads"),
+                Group(
+                    "Exported programs", "exporting safe_names size_limit symbolic_lengths symbolic_grids data_reads"
+                ),
                 Group("Files and commands", "atomic command importing progress quiet"),
                 Group("Processors", "amx"),
             ],
