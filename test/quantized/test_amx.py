@@ -72,6 +72,7 @@ def test_int8_with_a_dilation_of_two_is_not_tried(dilation: tuple[int, ...], mon
     assert not amx.is_right(geometry, shape, torch.uint8)
     assert amx.is_right(geometry, shape, torch.bfloat16)
     assert amx.is_right(geometry, (*shape[:-1], 16), torch.uint8)
+    assert amx.is_right(geometry._replace(padding=(0,) * len(dilation)), shape, torch.uint8)
     assert amx.is_right(geometry._replace(dilation=(3,) * len(dilation)), shape, torch.uint8)
 
 
