@@ -90,7 +90,8 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
         raise ValueError(FLOAT_STATE)
     _check_backend(model.backend, packed, weights)
     int8_ours, int8_theirs = _owners(packed), _owners(key for key, weight in weights.items() if weight is not None)
-    missing, besides = (int8_ours - int8_theirs) - theirs, (int8_theirs - int8_ours) & ours
+    missing = {path for path in int8_ours - int8_theirs if path not in theirs or f"{path}.weight" in state_dict}
+    besides = (int8_theirs - int8_ours) & ours
     if strict:
         missing, besides = missing | (ours - theirs), besides | (theirs - ours)
     missing, besides = missing - {""}, besides - {""}  # keys of the model itself
@@ -100,7 +101,8 @@ def check_int8_state(model: QuantizableWrapper, state_dict: Mapping[str, Any], s
             f"without {_listed(missing)}: {_OTHER_LAYERS}"
         )
     # Int8 modules of torch cannot load a part of their state.
-    of_torch = {path for path in int8_ours if _is_of_torch(model.get_submodule(f"{model.child}.{path}".rstrip(".")))}
+    classes = {path: type(model.get_submodule(f"{model.child}.{path}".rstrip("."))) for path in int8_ours}
+    of_torch = {path for path, cls in classes.items() if cls.__module__.startswith("torch.")}
     _check_keys(own, of_torch, state_dict, strict)
     for path, other in _shared(model.get_submodule(model.child)):
         for key in (key for key in state_dict if key.startswith(f"{path}.")):
@@ -132,10 +134,6 @@ def _check_backend(backend: str, packed: list[str], weights: Mapping[str, Tensor
                 f"state_dict must be that of a model for backend={backend!r}, got the form of {others} for {path}: "
                 f"quantize the float model with the backend of the state, {others}"
             )
-
-
-def _is_of_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.")
 
 
 def _check_keys(own: Mapping[str, Any], whole: set[str], state_dict: Mapping[str, Any], strict: bool) -> None:

@@ -298,3 +298,29 @@ def test_state_of_a_model_with_other_layers() -> None:
     with pytest.raises(RuntimeError, match=r"with none besides, and without .*shared_1: .* quantize the float model"):
         first.load_state_dict(second.state_dict())
     assert torch.equal(first(X)[1], quantized.quantize(split, [X])(X)[1])
+
+
+class TwoNames(nn.Module):
+    """Calls one convolution under two names; a small shift makes the second result much smaller."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = self.first
+        nn.init.constant_(self.first.weight, 0.01)
+        nn.init.constant_(self.first.bias, shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.second(self.first(x).relu())
+        return output
+
+
+def test_state_without_the_int8_form_of_a_layer() -> None:
+    int8 = quantized.quantize(TwoNames(0.0).eval(), [X[:, :3]])
+    state = int8.state_dict()
+    key = next(key for key in state if key.startswith("second.") and key.endswith(".weight"))
+    del state["second.scale"], state["second.zero_point"]
+    state[key] = state[key].dequantize()  # as in a model in which it is in float
+    with pytest.raises(RuntimeError, match="with none besides, and without second: .* quantize the float model"):
+        int8.load_state_dict(state)
