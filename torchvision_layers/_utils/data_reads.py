@@ -1,11 +1,12 @@
 """The line of a ``forward`` that reads the memory of a tensor by ``.data``."""
 
-import linecache
 import sys
 from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from .source_lines import line_at
 
 __all__ = ["DataReads"]
 
@@ -21,6 +22,5 @@ class DataReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.data.__get__ and not self.line:  # type: ignore[attr-defined]  # a property of C
             frame = sys._getframe(1)
-            file, number = frame.f_code.co_filename, frame.f_lineno
-            self.line = f"{file}:{number}: {linecache.getline(file, number).strip()}"
+            self.line = line_at(frame.f_code.co_filename, frame.f_lineno)
         return func(*args, **(kwargs or {}))

@@ -111,8 +111,8 @@ def export_program(
             ):
                 programs.append(torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=dynamic_shapes))
             if len(contexts) == 1 or not runs_single:
-                if takes_single:
-                    _drop_broken_guards(programs[0], model, single)
+                if takes_single:  # nothing is compared: dropout in training draws other numbers in each run
+                    _drop_broken_guards(programs[0], model, [single])
                 return programs[0]
             if _accepts(programs[-1], single) or (drops_batch_guards and drop_guards(programs[-1], model, [single])):
                 return programs[-1]
@@ -192,18 +192,16 @@ def drop_guards(program: ExportedProgram, model: nn.Module, compared: Sequence[I
     Returns whether it does; otherwise the guards stay.
     """
     guards = program._guards_code
-    held = [held_guards(program, model, inputs) for inputs in compared]
-    program._guards_code = [guard for guard, *results in zip(guards, *held, strict=True) if all(results)]
+    _drop_broken_guards(program, model, compared)
     if all(gives_results_of(program, model, inputs) for inputs in compared):
         return True
     program._guards_code = guards
     return False
 
 
-def _drop_broken_guards(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> None:
-    """Drops the guards that inputs break, without a comparison: dropout in training draws other numbers in each run."""
-    held = held_guards(program, model, inputs)
-    program._guards_code = [guard for guard, holds in zip(program._guards_code, held, strict=True) if holds]
+def _drop_broken_guards(program: ExportedProgram, model: nn.Module, compared: Sequence[Inputs]) -> None:
+    held = [held_guards(program, model, inputs) for inputs in compared]
+    program._guards_code = [guard for guard, *results in zip(program._guards_code, *held, strict=True) if all(results)]
 
 
 def gives_results_of(program: ExportedProgram, model: nn.Module, inputs: Inputs) -> bool:

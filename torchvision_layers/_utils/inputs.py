@@ -12,7 +12,7 @@ from typing_extensions import Self
 from .checks import check_float32
 from .structure import flatten, map_tensors
 
-__all__ = ["Inputs", "accepts", "inputs_of", "positional_names", "takes_one_input"]
+__all__ = ["Inputs", "accepts", "binds", "inputs_of", "positional_names", "takes_one_input"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _split(batch: Any, signature: inspect.Signature, model: nn.Module) -> Inputs
 def _of_mapping(mapping: Mapping[Any, Any], signature: inspect.Signature, model: nn.Module) -> Inputs:
     positional = _positional(signature)
     is_single = len(positional) == 1 and positional[0].kind is not inspect.Parameter.VAR_POSITIONAL
-    is_keywords = all(isinstance(key, str) for key in mapping) and _binds(signature, mapping)
+    is_keywords = all(isinstance(key, str) for key in mapping) and binds(signature, mapping)
     if is_single and not is_keywords and not _takes_tensor(model):
         return Inputs((mapping,))
     return Inputs(kwargs=dict(mapping))
@@ -177,7 +177,8 @@ def _takes_tensor(model: nn.Module) -> bool:
     return annotation in (Tensor, "Tensor", "torch.Tensor")
 
 
-def _binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:
+def binds(signature: inspect.Signature, mapping: Mapping[str, Any]) -> bool:
+    """Whether a function with this signature can be called with these keywords alone."""
     try:
         signature.bind(**mapping)
     except TypeError:

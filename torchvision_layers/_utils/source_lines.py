@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["failing_line", "source_line"]
+__all__ = ["failing_line", "line_at", "source_line"]
 
 _TORCH = str(Path(torch.__file__).parent)
 _UTILS = str(Path(__file__).parent)
@@ -27,11 +27,16 @@ def failing_line(error: BaseException, model: nn.Module) -> tuple[str, bool]:
             if is_own and isinstance(module, nn.Module) and module in paths:
                 owner = f"{paths[module]} ({type(module).__name__})"
             if is_own and owner:
-                line = f"{owner}, {file}:{number}: {linecache.getline(file, number).strip()}"
+                line = f"{owner}, {line_at(file, number)}"
         if line:
             return line, is_own
         cause = cause.__cause__ or cause.__context__
     return "model", False
+
+
+def line_at(file: str, number: int) -> str:
+    """``file:line: code`` of a line."""
+    return f"{file}:{number}: {linecache.getline(file, number).strip()}"
 
 
 def source_line(stack_trace: str | None) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.inputs import binds
+
 __all__ = ["Checkpoint", "load_calibration", "load_checkpoint"]
 
 _MAX_LISTED = 5
@@ -64,7 +66,7 @@ class Checkpoint:
             keys = model.load_state_dict(self.state_dict, strict=False)
         except RuntimeError as error:  # for tensors of other shapes
             problems = [line.strip() for line in str(error).splitlines()[1:]]
-            takes_number = "num_classes" not in kwargs and _takes(function, num_classes=1)
+            takes_number = "num_classes" not in kwargs and binds(inspect.signature(function), {"num_classes": 1})
             advice = "; pass --num-classes if only the last layer differs" if takes_number else ""
             raise ValueError(f"{self.path} does not match {name}: {_join(problems, '; ')}{advice}") from error
         problems = [
@@ -82,14 +84,6 @@ class Checkpoint:
         if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{self.path} must have a positive integer as {name}, got {value!r}")
         return value
-
-
-def _takes(function: Callable[..., Any], **kwargs: object) -> bool:
-    try:
-        inspect.signature(function).bind(**kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 def _join(items: Sequence[str], separator: str) -> str:

@@ -1,7 +1,6 @@
 """Int8 convolutions that run in float for the sizes at which oneDNN's kernels on AMX are wrong."""
 
 import copy
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ...._utils.amx import LIMIT, Geometry, is_right, may_be_wrong, uses_amx
 from ..int8_modules import Int8ConvActivation2d, Int8ConvAddition2d, computed_in_float
-from .qnnpack_convs import FollowsZeroPoint, check_scriptable
+from .qnnpack_convs import FollowsZeroPoint, check_scriptable, checking_class
 
 __all__ = ["avoid_wrong_sizes", "without_checks"]
 
@@ -29,7 +28,7 @@ def avoid_wrong_sizes(model: nn.Module) -> None:
     for module in model.modules():
         is_conv = isinstance(module, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d, *_OWN))
         if is_conv and may_be_wrong(_geometry(module)):
-            module.__class__ = _checking_sizes(type(module))  # type: ignore[arg-type]
+            module.__class__ = checking_class(_ChecksSizes, type(module))  # type: ignore[arg-type]
 
 
 def without_checks(model: nn.Module) -> nn.Module:
@@ -63,14 +62,6 @@ class _ChecksSizes:
             return super().forward(input, *others)  # type: ignore[misc]
         _wrong_shapes[self] = [*input.shape]
         return _in_float(self, input, *others)
-
-
-@cache
-def _checking_sizes(cls: type[nn.Module]) -> type[nn.Module]:
-    attributes: dict[str, Any] = {"__module__": cls.__module__, "unchecked": cls}
-    if hasattr(cls, "kernel_class"):
-        attributes["kernel_class"] = cls  # whose kernel would not look at sizes
-    return type(cls.__name__, (_ChecksSizes, cls), attributes)
 
 
 def _geometry(module: Any) -> Geometry:

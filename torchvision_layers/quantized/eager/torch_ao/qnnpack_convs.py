@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 
-__all__ = ["FollowsZeroPoint", "check_scriptable", "follow_zero_points"]
+__all__ = ["FollowsZeroPoint", "check_scriptable", "checking_class", "follow_zero_points"]
 
 #: The zero point that the padding of a convolution was made for, and the convolutions that got several. TorchScript
 #: would not accept them as attributes.
@@ -22,7 +22,7 @@ def follow_zero_points(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, (nnq.Conv1d, nnq.Conv2d, nnq.Conv3d)) and any(module.padding):
-            module.__class__ = _following(type(module))  # type: ignore[assignment]
+            module.__class__ = checking_class(FollowsZeroPoint, type(module))  # type: ignore[assignment]
 
 
 def check_scriptable(path: str, module: nn.Module) -> None:
@@ -47,8 +47,9 @@ class FollowsZeroPoint:
 
 
 @cache
-def _following(cls: type[nn.Module]) -> type[nn.Module]:
+def checking_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
+    """A class with the name of ``cls`` whose ``forward`` is that of ``mixin``; ``unchecked`` is ``cls``."""
     attributes: dict[str, Any] = {"__module__": cls.__module__, "unchecked": cls}
     if hasattr(cls, "kernel_class"):
-        attributes["kernel_class"] = cls  # whose kernel would not look at zero points
-    return type(cls.__name__, (FollowsZeroPoint, cls), attributes)
+        attributes["kernel_class"] = cls  # whose kernel would not check inputs
+    return type(cls.__name__, (mixin, cls), attributes)
